@@ -1,0 +1,89 @@
+"""Minikin for a diffusers pipeline you already have.
+
+    pipe = StableDiffusionPipeline.from_pretrained(...)
+    minikin = attach(pipe)
+    minikin.add("tom.safetensors")
+    pipe(**minikin("a photo of <tom> on the beach"), num_inference_steps=25)
+
+Works with the stock text-to-image, image-to-image and inpainting pipelines. Plain prompts given to
+the pipeline itself go on working as before.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minikin.bases.base import Base
+from minikin.bases.editing import Loaded, condition, load
+from minikin.bases.prompt import parse
+from minikin.concepts.concept import Concept
+from minikin.concepts.edit import Gate
+from minikin.errors import BaseMismatch
+from minikin.recipes import KeyLock
+
+_WHY = {
+    "stranger": "the layers of its U-Net do not match",
+    "other text encoder": "its text encoder is another one",
+}
+
+
+class Concepts:
+    """The concepts in use on one base, loaded once each."""
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self.loaded: dict[str, Loaded] = {}
+
+    def add(self, concept: Concept | str | Path) -> Concept:
+        """Load a concept; raises BaseMismatch when it does not belong to this base."""
+        if not isinstance(concept, Concept):
+            concept = Concept.load(concept)
+        verdict = self.base.accepts(concept)
+        if verdict in _WHY:
+            raise BaseMismatch(
+                f"Concept '{concept.name}' was taught on {concept.origin.architecture} "
+                f"({concept.origin.fingerprint[:8]}); the open base is {self.base.name}, "
+                f"{self.base.architecture} ({self.base.fingerprint[:8]}): {_WHY[verdict]}. Open the base "
+                "it was made for, or teach it again on this one."
+            )
+        from minikin.bases.locking import category_encoding, inverse_for
+
+        category = category_encoding(self.base, concept.category)
+        c_inv = inverse_for(self.base, concept) if concept.mode == "gated" else None
+        self.loaded[concept.name] = load(self.base, concept, category, c_inv)
+        return concept
+
+    @property
+    def categories(self) -> dict[str, str]:
+        return {name: one.concept.category for name, one in self.loaded.items()}
+
+    @torch.no_grad()
+    def __call__(
+        self, prompt: str, negative: str = "", *, n: int = 1, lock: KeyLock = "local",
+        gate: Gate | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Keyword arguments for a stock pipeline call that paints `n` pictures.
+
+        Give the pipeline no num_images_per_prompt: the tensors already have n rows.
+        """
+        base = self.base
+        prompts = [parse(p, self.categories) for p in (negative, prompt)]
+        no = None if base.zeros_for_empty and not negative else prompts[0]
+        if base.has_guidance_embedding:  # full LCM has no negative prompt
+            (yes,) = condition(base, prompts[1:], self.loaded, lock=lock, gate=gate, copies=n)
+            return {"prompt_embeds": yes.kv.to(base.dtype)}
+        both = condition(base, [no, prompts[1]], self.loaded, lock=lock, gate=gate, copies=n)
+        out: dict[str, Any] = {}
+        for prefix, one in zip(("negative_", ""), both, strict=True):
+            out[f"{prefix}prompt_embeds"] = one.kv.to(base.dtype)
+            if one.pooled is not None:
+                out[f"{prefix}pooled_prompt_embeds"] = one.pooled
+        return out
+
+
+def attach(pipe: Any, name: str = "custom") -> Concepts:
+    """Put Minikin on a diffusers pipeline, in place. See the module's text."""
+    return Concepts(Base(pipe, name))

@@ -1,0 +1,331 @@
+"""One opened base: the frozen text-to-image model and what Minikin needs to know of it.
+
+A `Base` wraps a stock diffusers pipeline (Stable Diffusion 1, 2, XL, or `tiny`, which has the same
+structure) and adds four things: prompts with concepts become encodings (`encode`), encodings
+become packed keys and values (`pack`, with the concepts' edits), pictures become latents and back,
+and an identity (`fingerprint`, `text_hash`). It owns no state that a prompt could change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from minikin.bases import keysvalues
+from minikin.bases.prompt import Prompt
+from minikin.concepts.concept import Concept, Origin
+from minikin.errors import BadModelFile, BadRecipe
+
+ARCHITECTURES = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # by text width; anything else is tiny
+
+
+class Encoded(NamedTuple):
+    """Text encodings of a batch of prompts.
+
+    e          (B, N, D)
+    pooled     (B, P) of SDXL's second encoder, else None
+    positions  per prompt, per concept use: token positions of the concept's word, in order
+    valid      (B, N) bool, true from BOS to the first EOS
+    """
+
+    e: Tensor
+    pooled: Tensor | None
+    positions: tuple[tuple[tuple[int, ...], ...], ...]
+    valid: Tensor
+
+
+@dataclass
+class Base:
+    """A frozen text-to-image model, opened.
+
+    Raises BadModelFile when the pipeline is not of a family Minikin works with.
+    """
+
+    pipe: Any
+    name: str = "custom"
+    licence: str = ""
+
+    def __post_init__(self) -> None:
+        p = self.pipe
+        self.unet, self.vae = p.unet, p.vae
+        pairs = [(p.tokenizer, p.text_encoder)]
+        if getattr(p, "text_encoder_2", None) is not None:
+            pairs.append((p.tokenizer_2, p.text_encoder_2))
+        if any(t is None or m is None for t, m in pairs):
+            raise BadModelFile(
+                "This base has no text encoder or tokenizer. Minikin teaches words, so it needs them; "
+                "use the full pipeline folder, not the U-Net alone."
+            )
+        self.tokenizers = [t for t, _ in pairs]
+        self.text_encoders = [m for _, m in pairs]
+        for module in self.modules:
+            module.eval()
+        self.layout = keysvalues.attach(self.unet)
+
+    # ---- facts -------------------------------------------------------------------------------
+
+    @property
+    def architecture(self) -> str:
+        return ARCHITECTURES.get(self.layout.text_width, "tiny")
+
+    @property
+    def is_xl(self) -> bool:
+        return len(self.text_encoders) > 1
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.unet.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self.unet.dtype
+        return dtype
+
+    @property
+    def n_tokens(self) -> int:
+        return int(self.tokenizers[0].model_max_length)
+
+    @property
+    def size_px(self) -> int:
+        """The side of pictures the base was trained on."""
+        side: int = self.unet.config.sample_size * self.factor
+        return side
+
+    @property
+    def factor(self) -> int:
+        """Pixels for one latent position."""
+        return 1 << (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def prediction(self) -> str:
+        return str(self.pipe.scheduler.config.prediction_type)
+
+    @property
+    def has_guidance_embedding(self) -> bool:
+        """Whether guidance is an input of the U-Net (full LCM)."""
+        return bool(self.unet.config.get("time_cond_proj_dim"))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the cross-attention projections (in half precision) and their names.
+
+        These are the only weights a concept touches; a fine-tune has another fingerprint.
+        """
+        digest = hashlib.sha256()
+        for site in self.layout.sites:
+            attn = self.unet.get_submodule(site.path)
+            for layer in (attn.to_k, attn.to_v):
+                weight = getattr(layer, "base_layer", layer).weight
+                digest.update(site.path.encode() + _bytes(weight))
+        return digest.hexdigest()
+
+    @cached_property
+    def text_hash(self) -> str:
+        """SHA-256 of the text encoders' weights (in half precision) and the tokenizers' words."""
+        digest = hashlib.sha256()
+        for tokenizer, model in zip(self.tokenizers, self.text_encoders, strict=True):
+            for name, weight in sorted(model.state_dict().items()):
+                if weight.is_floating_point():
+                    digest.update(name.removeprefix("text_model.").encode() + _bytes(weight))
+            digest.update("\n".join(sorted(tokenizer.get_vocab())).encode())
+        return digest.hexdigest()
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.architecture, self.fingerprint, self.text_hash, self.licence)
+
+    @property
+    def modules(self) -> tuple[Any, ...]:
+        return (self.unet, self.vae, *self.text_encoders)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """No weight of the base asks for a gradient while inside.
+
+        Not for good: on a CPU, PyTorch computes with other kernels when weights need no gradient, and
+        pictures would differ from the stock pipeline's in the last bit.
+        """
+        thawed = [p for m in self.modules for p in m.parameters() if p.requires_grad]
+        for p in thawed:
+            p.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for p in thawed:
+                p.requires_grad_(True)
+
+    # ---- text --------------------------------------------------------------------------------
+
+    def encode(self, prompts: Sequence[Prompt], words: Mapping[str, Sequence[Tensor]] | None = None) -> Encoded:
+        """Encode prompts, with the concepts' word vectors in place of their category's.
+
+        words  name -> per text encoder (n, d_k); a name that is missing keeps its category's words
+        Gradients flow to the word vectors.
+        Raises BadRecipe when a concept lies beyond the prompt's last token.
+        """
+        states, pooled, positions = [], None, None
+        ids = torch.empty(0)
+        for k, (tokenizer, model) in enumerate(zip(self.tokenizers, self.text_encoders, strict=True)):
+            ids, found = self._tokenize(tokenizer, prompts)
+            positions = positions or found
+            rows = [
+                (b, at, words[use.name][k])
+                for b, prompt in enumerate(prompts)
+                for use, at in zip(prompt.uses, found[b], strict=True)
+                if words and use.name in words
+            ]
+            with _words_in_place(model, rows):
+                out = model(ids.to(self.device), output_hidden_states=self.is_xl)
+            # SD 1 and 2: last layer, normed; SDXL: the layer before the last, bare
+            states.append(out.hidden_states[-2] if self.is_xl else out[0])
+            if self.is_xl and k == len(self.text_encoders) - 1:
+                pooled = out[0]
+        e = torch.cat(states, -1)
+        if any(p.weights for p in prompts):
+            e = self._weighted(e, prompts)
+        eos = (ids == self.tokenizers[-1].eos_token_id).int().argmax(-1)
+        valid = torch.arange(e.shape[1])[None] <= eos[:, None]
+        assert positions is not None
+        return Encoded(e, pooled, tuple(positions), valid.to(self.device))
+
+    def _tokenize(
+        self, tokenizer: Any, prompts: Sequence[Prompt]
+    ) -> tuple[Tensor, list[tuple[tuple[int, ...], ...]]]:
+        batch = tokenizer(
+            [p.text for p in prompts], padding="max_length", max_length=tokenizer.model_max_length,
+            truncation=True, return_tensors="pt", return_offsets_mapping=True,
+        )  # fmt: skip
+        places = []
+        for prompt, spans in zip(prompts, batch.offset_mapping.tolist(), strict=True):
+            found = tuple(_inside(spans, use.start, use.end) for use in prompt.uses)
+            for use, at in zip(prompt.uses, found, strict=True):
+                whole = len(tokenizer(prompt.text[use.start : use.end]).input_ids) - 2
+                if len(at) < whole:
+                    raise BadRecipe(
+                        f"The prompt is longer than the {tokenizer.model_max_length - 2} tokens this base "
+                        f"reads, and <{use.name}> lies beyond them. Shorten it or name it earlier."
+                    )
+            places.append(found)
+        return batch.input_ids, places
+
+    def _weighted(self, e: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """A1111's emphasis: scale the tokens, then restore the mean of the encoding."""
+        factors = torch.ones(e.shape[:2], device=e.device, dtype=torch.float32)
+        texts = [p.text for p in prompts]
+        spans = self.tokenizers[0](
+            texts, padding="max_length", max_length=self.n_tokens, truncation=True,
+            return_offsets_mapping=True,
+        ).offset_mapping  # fmt: skip
+        for b, prompt in enumerate(prompts):
+            for w in prompt.weights:
+                for position in _inside(spans[b], w.start, w.end):
+                    factors[b, position] *= w.value
+        scaled = e.float() * factors[..., None]
+        touched = (factors != 1).any(-1)[:, None, None]
+        mean = e.float().mean((1, 2), keepdim=True) / scaled.mean((1, 2), keepdim=True)
+        return torch.where(touched, scaled * mean, e.float()).to(e.dtype)
+
+    def count_tokens(self, text: str) -> int:
+        """Tokens of a text without begin and end."""
+        return len(self.tokenizers[0](text, add_special_tokens=False).input_ids)
+
+    def word_vectors(self, text: str) -> tuple[Tensor, ...]:
+        """Per text encoder (n, d_k): the token embeddings of a text, float32."""
+        out = []
+        for tokenizer, model in zip(self.tokenizers, self.text_encoders, strict=True):
+            ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
+            table = model.get_input_embeddings().weight
+            out.append(table[ids.to(table.device)].detach().float().clone())
+        return tuple(out)
+
+    # ---- pictures ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def to_latents(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] to latents, scaled: the mean of the posterior."""
+        mean = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mean
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        latents: Tensor = (mean - shift) * self.vae.config.scaling_factor
+        return latents
+
+    def conditions(
+        self, n: int, pooled: Tensor | None = None, size: tuple[int, int] | None = None
+    ) -> dict[str, dict[str, Tensor]]:
+        """What SDXL's U-Net wants besides keys and values: pooled text and sizes; {} for others."""
+        if not self.is_xl:
+            return {}
+        if pooled is None:
+            pooled = torch.zeros(1, self.text_encoders[-1].config.projection_dim)
+        pooled = pooled.to(self.device, self.dtype)
+        h, w = size or (self.size_px, self.size_px)
+        ids = torch.tensor([[h, w, 0, 0, h, w]], device=self.device, dtype=self.dtype)
+        if len(pooled) == 1:
+            pooled = pooled.expand(n, -1)
+        return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids.expand(n, -1)}}
+
+    def zero_encoding(self) -> tuple[Tensor, Tensor]:
+        """SDXL's empty prompt: zero encodings (1, N, D) and a zero pooled embedding (1, P)."""
+        e = torch.zeros(1, self.n_tokens, self.layout.text_width, device=self.device)
+        pooled = torch.zeros(1, self.text_encoders[-1].config.projection_dim, device=self.device)
+        return e.to(self.dtype), pooled.to(self.dtype)
+
+    @property
+    def zeros_for_empty(self) -> bool:
+        """Whether an empty negative prompt is a zero encoding (SDXL)."""
+        return self.is_xl and bool(self.pipe.config.get("force_zeros_for_empty_prompt", False))
+
+    def pack(self, encodings: Tensor, **kwargs: Any) -> Tensor:
+        """Packed keys and values of these encodings; see `keysvalues.pack`."""
+        return keysvalues.pack(self.unet, encodings, **kwargs)
+
+    def accepts(self, concept: Concept) -> str:
+        """ "same", "sibling" (other weights, same text encoder and layers) or why not at all."""
+        widths = {s.path: s.width for s in self.layout.sites}
+        theirs = {path: d.numel() for path, d in concept.delta.items()}
+        if concept.origin.architecture != self.architecture or widths != theirs:
+            return "stranger"
+        if concept.origin.text_hash != self.text_hash:
+            return "other text encoder"
+        return "same" if concept.origin.fingerprint == self.fingerprint else "sibling"
+
+
+def _inside(spans: Sequence[Sequence[int]], start: int, end: int) -> tuple[int, ...]:
+    """Positions of the tokens that overlap characters [start, end)."""
+    return tuple(i for i, (a, b) in enumerate(spans) if a < end and b > start and b > a)
+
+
+def _bytes(weight: Tensor) -> bytes:
+    return weight.detach().to("cpu", torch.float16).contiguous().numpy().tobytes()
+
+
+@contextmanager
+def _words_in_place(model: Any, rows: Sequence[tuple[int, tuple[int, ...], Tensor]]) -> Iterator[None]:
+    """While inside, the token embedding gives these vectors at these places of the batch."""
+    if not rows:
+        yield
+        return
+
+    def put(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+        out = output.clone()
+        for b, positions, vectors in rows:
+            if len(positions) != len(vectors):
+                raise BadRecipe(
+                    f"The concept has {len(vectors)} word vectors, but its category takes "
+                    f"{len(positions)} tokens in this prompt."
+                )
+            out[b, list(positions)] = vectors.to(out.device, out.dtype)
+        return out
+
+    handle = model.get_input_embeddings().register_forward_hook(put)
+    try:
+        yield
+    finally:
+        handle.remove()

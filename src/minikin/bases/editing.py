@@ -1,0 +1,151 @@
+"""Prompts with concepts to packed keys and values: where base, prompt and edit meet.
+
+`Loaded` is a concept made ready for one open base (the direction's dual, the packed order of its
+value differences): milliseconds, once. `condition` turns prompts into what a pipeline is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minikin.bases.base import Base, Encoded
+from minikin.bases.keysvalues import Addition
+from minikin.bases.prompt import Prompt
+from minikin.concepts import edit
+from minikin.concepts.concept import Concept
+from minikin.concepts.edit import Direction, Gate
+from minikin.recipes import KeyLock
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A concept on one base.
+
+    direction  None in mode "row"
+    delta      (sum of widths,) value differences in packed order
+    """
+
+    concept: Concept
+    direction: Direction | None
+    delta: Tensor
+    positions: str = "all"
+
+
+class Condition(NamedTuple):
+    """Packed keys and values (B, N, W) and SDXL's pooled embedding (B, P) or None."""
+
+    kv: Tensor
+    pooled: Tensor | None
+
+
+def packed_delta(base: Base, delta: Mapping[str, Tensor]) -> Tensor:
+    """Value differences by site as one vector in packed order, on the base's device, float32."""
+    parts = [delta[site.path].float() for site in base.layout.sites]
+    return torch.cat(parts).to(base.device)
+
+
+def unpacked_delta(base: Base, flat: Tensor) -> dict[str, Tensor]:
+    """The inverse of `packed_delta`."""
+    parts = torch.split(flat, [site.width for site in base.layout.sites])
+    return {s.path: p.detach().cpu().clone() for s, p in zip(base.layout.sites, parts, strict=True)}
+
+
+def load(base: Base, concept: Concept, category: Tensor, c_inv: Tensor | None) -> Loaded:
+    """Make a concept ready. category (D,) is e_category; c_inv (D, D) is not needed in mode "row"."""
+    delta = packed_delta(base, concept.delta)
+    if concept.mode == "row":
+        return Loaded(concept, None, delta)
+    assert c_inv is not None
+    d = edit.direction(concept.i_star.to(c_inv), c_inv, category.to(c_inv))
+    on = Direction(*(t.to(base.device) for t in (d.i_star, d.m_i_star, d.category)))
+    return Loaded(concept, on, delta, str(concept.recipe.get("positions", "all")))
+
+
+@torch.no_grad()
+def condition(
+    base: Base, prompts: Sequence[Prompt | None], loaded: Mapping[str, Loaded], *,
+    lock: KeyLock = "local", gate: Gate | None = None, copies: int = 1,
+) -> list[Condition]:  # fmt: skip
+    """What the U-Net is given for each of these prompts, repeated for `copies` pictures.
+
+    A prompt without concepts is not edited at all. None stands for SDXL's empty prompt, whose
+    encodings are zero. Prompts are encoded one by one and packed all together, in this order, as
+    the stock pipelines do (negative first): matrix products are then of the same shapes, and
+    results agree with theirs to the bit.
+    gate  overrides every concept's own operating point (for its lock and its value difference)
+    """
+    rows = [_row(base, p, loaded, lock, gate) for p in prompts]
+    e = torch.cat([r.values_from for r in rows]).repeat_interleave(copies, 0)
+    keys = torch.cat([r.keys_from for r in rows]).repeat_interleave(copies, 0)
+    additions = []
+    for name in dict.fromkeys(n for r in rows for n in r.openings):
+        nothing = torch.zeros(1, e.shape[1], device=e.device)
+        opening = torch.cat([r.openings.get(name, nothing) for r in rows])
+        additions.append(Addition(opening.repeat_interleave(copies, 0), loaded[name].delta))
+    same = all(r.keys_from is r.values_from for r in rows)
+    kv = base.pack(e, keys_from=None if same else keys, additions=additions)
+    pooled = [None if r.pooled is None else r.pooled.expand(copies, -1) for r in rows]
+    return [Condition(part, p) for part, p in zip(kv.chunk(len(rows)), pooled, strict=True)]
+
+
+class _Row(NamedTuple):
+    """One prompt: encodings (1, N, D) for values and keys, and how far each concept opens (1, N)."""
+
+    values_from: Tensor
+    keys_from: Tensor
+    openings: dict[str, Tensor]
+    pooled: Tensor | None
+
+
+def _row(
+    base: Base, prompt: Prompt | None, loaded: Mapping[str, Loaded], lock: KeyLock, gate: Gate | None
+) -> _Row:  # fmt: skip
+    if prompt is None:
+        e, pooled = base.zero_encoding()
+        return _Row(e, e, {}, pooled)
+    gated = [n for n in prompt.names if loaded[n].direction is not None]
+    out = base.encode([prompt], {n: loaded[n].concept.words for n in gated})
+    e = out.e
+    openings: dict[str, Tensor] = {}
+    if gated:
+        e, openings = _gated(out, prompt, loaded, gated, gate)
+    for use, at in zip(prompt.uses, out.positions[0], strict=True):
+        if loaded[use.name].direction is None:  # mode "row": the category's last token alone
+            opening = openings.setdefault(use.name, torch.zeros(e.shape[:2], device=e.device))
+            opening[0, at[-1]] = use.strength
+    keys = base.encode([prompt]).e if gated and lock == "global" else e
+    return _Row(e, keys, openings, out.pooled)
+
+
+def _gated(
+    out: Encoded, prompt: Prompt, loaded: Mapping[str, Loaded], names: list[str], gate: Gate | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """e' (1, N, D) and how far each concept's value difference opens (1, N)."""
+    strengths = {u.name: u.strength for u in prompt.uses}
+    directions = [d for n in names if (d := loaded[n].direction) is not None]
+    locks = [gate or loaded[n].concept.gate for n in names]
+    mask = _own_rows(out, prompt, loaded, names)
+    done = edit.edit_encodings(out.e, directions, locks, mask)
+    openings = {}
+    for n, d, own in zip(names, directions, locks, strict=True):
+        opening = edit.gate(edit.similarity(out.e.float(), d), edit.strength_gate(own, strengths[n]))
+        openings[n] = opening if mask is None else opening * mask
+    return done.encodings, openings
+
+
+def _own_rows(
+    out: Encoded, prompt: Prompt, loaded: Mapping[str, Loaded], names: list[str]
+) -> Tensor | None:  # fmt: skip
+    """(1, N) mask of the concepts' own positions, or None when any may open everywhere."""
+    if any(loaded[n].positions == "all" for n in names):
+        return None
+    mask = torch.zeros(out.e.shape[:2], device=out.e.device)
+    for use, at in zip(prompt.uses, out.positions[0], strict=True):
+        if use.name in names:
+            mask[0, list(at)] = 1
+    return mask

@@ -1,0 +1,182 @@
+"""Prompt syntax: what people already type, and concepts in angle brackets.
+
+    a photo of <tom> on the beach        a concept, at its operating point
+    <tom:0.8>  <concept:tom:0.8>         with a strength
+    (word:1.2)  ((word))  [word]         more or less attention (x1.1 a bracket, /1.1 a square one)
+    \\(  \\)  \\[  \\]  \\<               the characters themselves
+    <lora:style:0.8>                     an adapter; taken out of the text
+
+`parse` turns this into plain text in which every concept stands as its category, with the places
+of concepts and weights in characters: the *twin prompt*. Tokens are found by these places, never
+by splitting at blanks. Linear in the length of the prompt.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from minikin.concepts.edit import MAX_STRENGTH
+from minikin.errors import BadRecipe, UnknownName
+
+MAX_PROMPT = 32_000  # characters, OpenAI's own limit
+MAX_CONCEPTS = 8
+
+_TOKEN = re.compile(
+    r"\\(?P<escaped>[()\[\]<>\\])"
+    r"|<(?P<tag>(?:[a-z]+:)?[^<>:]{1,80}(?::[^<>:]{0,20})?)>"
+    r"|(?P<open>[(\[])"
+    r"|:(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)"
+    r"|(?P<close>[)\]])"
+    r"|(?P<text>[^\\()\[\]<>:]+|[\\<>:])"
+)
+
+
+@dataclass(frozen=True)
+class ConceptUse:
+    """A concept's word in the twin prompt: characters [start, end) are its category."""
+
+    name: str
+    strength: float
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Characters [start, end) of the twin prompt get this attention."""
+
+    start: int
+    end: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A parsed prompt. `text` is the twin: the category stands where a concept was named."""
+
+    source: str
+    text: str
+    uses: tuple[ConceptUse, ...] = ()
+    weights: tuple[Weight, ...] = ()
+    loras: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The concepts used, each once, in order."""
+        return tuple(dict.fromkeys(u.name for u in self.uses))
+
+
+def parse(source: str, categories: Mapping[str, str]) -> Prompt:
+    """Read a prompt. `categories` maps the names of known concepts to their categories.
+
+    Raises UnknownName for a concept that is not known, BadRecipe for a strength or weight that is
+    not a number in range, or a prompt with too many concepts or characters.
+    """
+    if len(source) > MAX_PROMPT:
+        raise BadRecipe(f"The prompt has {len(source)} characters; at most {MAX_PROMPT} are allowed.")
+    reader = _Reader(source, categories)
+    for m in _TOKEN.finditer(source):
+        reader.take(m)
+    return reader.finish()
+
+
+def concept_tags(source: str) -> list[str]:
+    """The names in `<...>` tags that ask for concepts, known or not."""
+    tags = (m["tag"] for m in _TOKEN.finditer(source) if m["tag"])
+    parts = [t.split(":") for t in tags if not t.startswith("lora:")]
+    return list(dict.fromkeys(p[1] if p[0] == "concept" and len(p) > 1 else p[0] for p in parts))
+
+
+class _Reader:
+    """Collects plain text, concept places and bracket weights while tokens go by."""
+
+    def __init__(self, source: str, categories: Mapping[str, str]) -> None:
+        self.source, self.categories = source, categories
+        self.out: list[str] = []
+        self.length = 0
+        self.uses: list[ConceptUse] = []
+        self.loras: list[tuple[str, float]] = []
+        self.open: list[tuple[str, int]] = []  # brackets not closed yet: kind, place
+        self.factors: list[Weight] = []
+
+    def take(self, m: re.Match[str]) -> None:
+        if m["tag"] is not None:
+            self._tag(m["tag"])
+        elif m["open"]:
+            self.open.append((m["open"], self.length))
+        elif m["weight"] is not None:
+            if self.open and self.open[-1][0] == "(":
+                self._close("(", float(m["weight"]))
+            else:
+                self._add(m.group())
+        elif m["close"]:
+            kind = "(" if m["close"] == ")" else "["
+            self._close(kind, 1.1 if kind == "(" else 1 / 1.1)
+        else:
+            self._add(m["escaped"] or m["text"])
+
+    def _add(self, text: str) -> None:
+        self.out.append(text)
+        self.length += len(text)
+
+    def _close(self, kind: str, factor: float) -> None:
+        if not self.open or self.open[-1][0] != kind:
+            self._add(")" if kind == "(" else "]")
+            return
+        if not 0 <= factor <= 10:
+            raise BadRecipe(f"The attention weight {factor:g} is outside 0 to 10.")
+        self.factors.append(Weight(self.open.pop()[1], self.length, factor))
+
+    def _tag(self, tag: str) -> None:
+        parts = tag.split(":")
+        kind = parts.pop(0) if parts[0] in ("lora", "concept") and len(parts) > 1 else "concept"
+        name, *rest = (p.strip() for p in parts)
+        amount = _number(rest[0], tag) if rest and rest[0] else 1.0
+        if kind == "lora":
+            self.loras.append((name, amount))
+            return
+        if name not in self.categories:
+            raise UnknownName(
+                "concept", name, self.categories,
+                "Teach it with `minikin teach`, put its file into this folder, or write \\< for a "
+                "plain angle bracket.",
+            )  # fmt: skip
+        if not 0 <= amount <= MAX_STRENGTH:
+            raise BadRecipe(
+                f"The strength in <{tag}> must lie between 0 and {MAX_STRENGTH:g}; 1 is the concept's "
+                "own operating point."
+            )
+        start = self.length
+        self._add(self.categories[name])
+        self.uses.append(ConceptUse(name, amount, start, self.length))
+
+    def finish(self) -> Prompt:
+        for kind, start in self.open:  # A1111: an open bracket counts to the end
+            self.factors.append(Weight(start, self.length, 1.1 if kind == "(" else 1 / 1.1))
+        if len({u.name for u in self.uses}) > MAX_CONCEPTS:
+            raise BadRecipe(f"At most {MAX_CONCEPTS} concepts fit in one prompt.")
+        text = "".join(self.out)
+        if self.loras:  # a tag that was taken out leaves no double blank
+            text, moved = _squeeze(text)
+            self.uses = [ConceptUse(u.name, u.strength, moved[u.start], moved[u.end]) for u in self.uses]
+            self.factors = [Weight(moved[w.start], moved[w.end], w.value) for w in self.factors]
+        return Prompt(self.source, text, tuple(self.uses), tuple(self.factors), tuple(self.loras))
+
+
+def _squeeze(text: str) -> tuple[str, list[int]]:
+    out, moved = "", []
+    for c in text:
+        moved.append(len(out))
+        if c != " " or (out and not out.endswith(" ")):
+            out += c
+    moved.append(len(out))
+    return out, moved
+
+
+def _number(text: str, tag: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise BadRecipe(f"'{text}' in <{tag}> is not a number; write for example <tom:0.8>.") from None

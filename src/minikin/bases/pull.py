@@ -1,0 +1,193 @@
+"""Downloading published models: size and licence first, resumable, every file checked.
+
+The only place of Minikin that talks to a model hub, and only when `models pull` asks it to. The
+endpoint is $HF_ENDPOINT or the Hugging Face hub; tests run against a stand-in on this machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from minikin import events
+from minikin.bases.registry import KNOWN, add, models_folder
+from minikin.errors import BadModelFile, NoNetwork, StorageError, UnknownName
+
+CHUNK = 1 << 20
+TIMEOUT_S = 30
+_PARTS = (
+    "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "",
+)  # fmt: skip
+EXTRA = {"clipseg": "CIDAS/clipseg-rd64-refined"}  # not bases; kept in the hub's own cache layout
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """One file of a repository: its size and, for large files, its SHA-256."""
+
+    name: str
+    size: int
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a pull would fetch."""
+
+    name: str
+    repo: str
+    licence: str
+    revision: str
+    files: tuple[RemoteFile, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(f.size for f in self.files)
+
+
+def endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def plan(name: str) -> Plan:
+    """Ask the hub what a known model (or owner/name) consists of.
+
+    Raises UnknownName, NoNetwork, or BadModelFile when the repository has no safetensors weights.
+    """
+    if name not in KNOWN and name.count("/") != 1:
+        raise UnknownName("model", name, KNOWN, "A hub id (owner/name) works too.")
+    known = KNOWN.get(name)
+    repo = known.repo if known else name
+    facts = json.loads(_get(f"{endpoint()}/api/models/{repo}?blobs=true", repo))
+    card = facts.get("cardData") or {}
+    licence = known.licence if known else str(card.get("license", "unknown"))
+    files = [
+        RemoteFile(s["rfilename"], int(s.get("size") or 0), (s.get("lfs") or {}).get("sha256", ""))
+        for s in facts.get("siblings", [])
+    ]
+    wanted = tuple(_wanted(files))
+    if not any(f.name.endswith(".safetensors") for f in wanted):
+        raise BadModelFile(f"{repo} has no .safetensors weights in diffusers layout; pickles are not fetched.")
+    return Plan(name, repo, licence, str(facts.get("sha", "main")), wanted)
+
+
+def _wanted(files: list[RemoteFile]) -> Iterator[RemoteFile]:
+    """Configurations, tokenizers, and one set of safetensors weights per part (half if there is one)."""
+    names = {f.name for f in files}
+    for f in files:
+        path = PurePosixPath(f.name)
+        if ".." in path.parts or path.is_absolute():
+            continue
+        part = "" if len(path.parts) == 1 else path.parts[0]
+        if part not in _PARTS or len(path.parts) > 2:
+            continue
+        if path.suffix in (".json", ".txt"):
+            yield f
+        elif path.suffix == ".safetensors" and part and "non_ema" not in f.name:
+            half = f.name.replace(".safetensors", ".fp16.safetensors")
+            if f.name.endswith(".fp16.safetensors") or half not in names:
+                yield f
+
+
+def pull(p: Plan) -> Iterator[events.Event]:
+    """Fetch every file of a plan, resuming what is half there; the last event is Done(Entry)."""
+    folder = models_folder() / p.name.replace("/", "--")
+    total, before = p.size, 0
+    for f in p.files:
+        target = folder / f.name
+        if not (target.is_file() and target.stat().st_size == f.size and _is_right(target, f)):
+            for got in _fetch(p, f, target):
+                yield events.Progress("download", (before + got) >> 20, max(total >> 20, 1), f.name)
+        before += f.size
+    entry = add(folder, p.name.replace("/", "--") if "/" in p.name else f"{p.name}-local")
+    yield events.Done(entry, {"bytes": total, "folder": str(folder)})
+
+
+def _fetch(p: Plan, f: RemoteFile, target: Path) -> Iterator[int]:
+    part = target.with_name(target.name + ".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        done = part.stat().st_size if part.exists() else 0
+        if done > f.size:
+            part.unlink()
+            done = 0
+        if done < f.size or f.size == 0:
+            url = f"{endpoint()}/{p.repo}/resolve/{p.revision}/{f.name}"
+            with _open(url, p.repo, done) as answer, open(part, "ab" if answer.status == 206 else "wb") as out:
+                done = done if answer.status == 206 else 0
+                while chunk := answer.read(CHUNK):
+                    out.write(chunk)
+                    done += len(chunk)
+                    yield done
+                out.flush()
+                os.fsync(out.fileno())
+    except urllib.error.URLError as e:
+        raise NoNetwork(_offline(p.repo, e)) from e
+    except (TimeoutError, ConnectionError) as e:
+        raise NoNetwork(
+            f"{_offline(p.repo, e)} What has arrived is kept; run the same command to go on."
+        ) from e
+    except OSError as e:
+        raise StorageError(f"{part} cannot be written: {e.strerror or e}. What has arrived is kept.") from e
+    if part.stat().st_size != f.size:
+        raise NoNetwork(
+            f"The connection ended after {part.stat().st_size} of {f.size} bytes of {f.name}. What has arrived "
+            "is kept; run the same command to go on."
+        )
+    if not _is_right(part, f):
+        part.unlink()
+        raise BadModelFile(
+            f"{f.name} arrived damaged (its SHA-256 is not the one the hub states) and was removed. "
+            "Run the same command to fetch it again."
+        )
+    os.replace(part, target)
+
+
+def _is_right(path: Path, f: RemoteFile) -> bool:
+    if not f.sha256:
+        return True
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest() == f.sha256
+
+
+def _open(url: str, repo: str, start: int = 0) -> Any:
+    headers = {"User-Agent": "minikin"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    if token := os.environ.get("HF_TOKEN"):
+        headers["Authorization"] = f"Bearer {token}"
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
+    except urllib.error.HTTPError as e:
+        if e.code in (401, 403):
+            raise NoNetwork(
+                f"{repo} asks for an account: accept its licence on its page, then set HF_TOKEN."
+            ) from e
+        raise NoNetwork(f"{endpoint()} answered {e.code} for {repo}. Is the name right?") from e
+
+
+def _get(url: str, repo: str) -> bytes:
+    try:
+        with _open(url, repo) as answer:
+            data: bytes = answer.read()
+            return data
+    except (urllib.error.URLError, TimeoutError, ConnectionError) as e:
+        raise NoNetwork(_offline(repo, e)) from e
+
+
+def _offline(repo: str, e: Exception) -> str:
+    why = getattr(e, "reason", e)
+    return (
+        f"{repo} cannot be fetched: no connection to {endpoint()} ({why}). Without a network, add a file "
+        "you have: minikin models add FILE. The embedded base `tiny` works offline."
+    )

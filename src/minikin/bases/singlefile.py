@@ -1,0 +1,134 @@
+"""Single-file checkpoints: recognise the architecture from tensor names and shapes, open offline.
+
+Community fine-tunes come as one .safetensors file in the original (LDM, SGM) layout, without any
+configuration. The header alone tells the family; diffusers converts the weights; the configuration
+comes from `architectures`.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from minikin.bases.architectures import (
+    LCM15,
+    SD15,
+    SD21,
+    SD_TURBO,
+    SDXL,
+    Architecture,
+    write_configs,
+)
+from minikin.errors import BadModelFile
+
+MAX_HEADER = 100_000_000  # bytes; the format's own limit
+_UNET = "model.diffusion_model."
+_CONTEXT = "attn2.to_k.weight"
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What a checkpoint's header says: family, prediction, inpainting or not."""
+
+    architecture: Architecture
+    prediction: str
+    inpainting: bool
+    title: str = ""
+
+
+def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Names and shapes of all tensors, and the metadata. Reads the header only.
+
+    Raises BadModelFile when the file is not safetensors (pickles are never opened).
+    """
+    try:
+        with open(path, "rb") as f:
+            (n,) = struct.unpack("<Q", f.read(8))
+            if not 2 <= n <= MAX_HEADER:
+                raise ValueError(f"header of {n} bytes")
+            header = json.loads(f.read(n))
+        metadata = header.pop("__metadata__", {}) or {}
+        return {k: tuple(v["shape"]) for k, v in header.items()}, metadata
+    except FileNotFoundError:
+        raise BadModelFile(f"There is no file {path}.") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as e:
+        raise BadModelFile(
+            f"{path} is not a safetensors checkpoint ({e}). Minikin opens .safetensors files and "
+            "diffusers folders; convert a .ckpt or .bin with its own tools first (pickles can run code)."
+        ) from None
+
+
+def recognise(path: Path, prediction: str | None = None) -> Recognised:
+    """Which family a single-file checkpoint belongs to; raises BadModelFile if none."""
+    shapes, metadata = read_header(path)
+    contexts = {s[1] for k, s in shapes.items() if k.startswith(_UNET) and k.endswith(_CONTEXT)}
+    if not contexts:
+        hint = "It looks like a LoRA." if any("lora" in k.lower() for k in shapes) else ""
+        raise BadModelFile(
+            f"{path.name} holds no U-Net of the Stable Diffusion 1, 2 or XL families (no "
+            f"{_UNET}...{_CONTEXT} among its {len(shapes)} tensors). {hint}".strip()
+        )
+    name = (metadata.get("modelspec.title") or path.stem).lower()
+    family = _family(max(contexts), shapes, path, name)
+    first = shapes.get(_UNET + "input_blocks.0.0.weight", (0, 4))
+    missing = [p for p in _parts(family) if not any(k.startswith(p) for k in shapes)]
+    if missing:
+        raise BadModelFile(
+            f"{path.name} is incomplete: it has no tensors named {', '.join(p + '...' for p in missing)}. "
+            "Minikin needs the full checkpoint with text encoder and VAE."
+        )
+    guess = prediction or _prediction(family, shapes, metadata, name)
+    return Recognised(family, guess, first[1] == 9, metadata.get("modelspec.title", path.stem))
+
+
+def open_file(path: Path, dtype: Any, prediction: str | None = None) -> Any:
+    """A stock diffusers pipeline of this checkpoint; never touches the network."""
+    import diffusers
+
+    found = recognise(path, prediction)
+    family = found.architecture
+    with tempfile.TemporaryDirectory() as folder:
+        if found.inpainting:
+            from dataclasses import replace
+
+            family = replace(family, unet=family.unet | {"in_channels": 9})
+        configs = write_configs(family, Path(folder), found.prediction)
+        cls = getattr(diffusers, family.pipeline)
+        try:
+            return cls.from_single_file(str(path), config=str(configs), local_files_only=True, dtype=dtype)
+        except Exception as e:
+            raise BadModelFile(f"{path.name} looks like {family.name}, but could not be opened: {e}") from e
+
+
+def _family(context: int, shapes: dict[str, Any], path: Path, name: str) -> Architecture:
+    if context == 768:
+        return LCM15 if _UNET + "time_embed.cond_proj.weight" in shapes else SD15
+    if context == 1024:
+        return SD_TURBO if "turbo" in name else SD21
+    if context == 2048:
+        return SDXL
+    raise BadModelFile(
+        f"{path.name} reads text {context} numbers wide; Stable Diffusion 1 reads 768, 2 reads 1024 and "
+        "XL reads 2048. This family is not supported."
+    )
+
+
+def _parts(family: Architecture) -> tuple[str, ...]:
+    if family.name == "sdxl":
+        return ("first_stage_model.", "conditioner.embedders.0.", "conditioner.embedders.1.")
+    return ("first_stage_model.", "cond_stage_model.")
+
+
+def _prediction(family: Architecture, shapes: dict[str, Any], metadata: dict[str, str], name: str) -> str:
+    stated = metadata.get("modelspec.prediction_type", "").lower()
+    if stated in ("v", "v_prediction") or "v_pred" in shapes:
+        return "v_prediction"
+    if stated in ("epsilon", "eps"):
+        return "epsilon"
+    if family is SD21 and ("512" in name or "base" in name):
+        return "epsilon"
+    return str(family.scheduler["prediction_type"])

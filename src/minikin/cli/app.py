@@ -1,0 +1,140 @@
+"""The command line: verbs to recipes to the Studio, and nothing else.
+
+Models and libraries are imported inside the verbs, so that `minikin --help` is quick.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from minikin import __version__
+from minikin.cli import concepts, models
+from minikin.cli.flags import with_recipe
+from minikin.errors import MinikinError
+from minikin.recipes import Paint, Teach
+
+app = typer.Typer(
+    name="minikin", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Teach a text-to-image model a personal concept from a few photos, and paint it into any scene.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)  # fmt: skip
+app.add_typer(concepts.app, name="concepts")
+app.add_typer(models.app, name="models")
+
+Json = Annotated[bool, typer.Option("--json", help="one JSON object a line, for programs")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"minikin {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+) -> None:
+    """Options of every verb."""
+    if debug:
+        os.environ["MINIKIN_DEBUG"] = "1"
+
+
+@app.command()
+@with_recipe(Teach)
+def teach(
+    photos: Annotated[Path, typer.Argument(help="folder with 3 to 6 photos, or one photo")],
+    out: Annotated[Path | None, typer.Option(help="the concept file [NAME.safetensors]")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on where an earlier run stopped")] = False,
+    as_json: Json = False, *, values: dict[str, Any],
+) -> None:  # fmt: skip
+    """Teach a concept from photos: minikin teach photos/ --name tom --category cat"""
+    from minikin.cli import verbs
+
+    verbs.teach(photos, Teach.make(**values), out, resume=resume, as_json=as_json)
+
+
+@app.command()
+@with_recipe(Paint, skip=("prompt",))
+def paint(
+    prompt: Annotated[str, typer.Argument(help="what to paint; <tom> stands for the concept tom")],
+    out: Annotated[Path, typer.Option(help="folder, or a .png file for one picture")] = Path("out"),
+    metadata: Annotated[bool, typer.Option("--metadata/--no-metadata", help="recipes inside pictures")] = True,
+    as_json: Json = False, *, values: dict[str, Any],
+) -> None:  # fmt: skip
+    """Paint pictures: minikin paint "a photo of <tom> on the beach" -n 4 --seed 7"""
+    from minikin.cli import verbs
+
+    recipe = Paint.make(prompt=prompt, **values)
+    verbs.paint(recipe, out, metadata=metadata, as_json=as_json)
+
+
+@app.command()
+def show(picture: Path, as_json: Json = False) -> None:
+    """Show the recipe inside a picture."""
+    from minikin.cli import verbs
+
+    verbs.show(picture, as_json=as_json)
+
+
+@app.command()
+def redo(
+    picture: Path,
+    out: Annotated[Path, typer.Option(help="folder, or a .png file")] = Path("out"),
+    as_json: Json = False,
+) -> None:
+    """Paint a picture again from the recipe inside it, and say how much it differs."""
+    from minikin.cli import verbs
+
+    verbs.redo(picture, out, as_json=as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: versions, device, memory, models; one repair line for each problem."""
+    from minikin.cli import doctor as checks
+
+    raise typer.Exit(checks.report(as_json=as_json))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("demo"),
+    as_json: Json = False,
+) -> None:
+    """Teach two example concepts on the embedded model and paint them, offline."""
+    from minikin.cli import demo as show_case
+
+    show_case.run(out, as_json=as_json)
+
+
+def main() -> None:
+    """The entry point: errors become one message and an exit code, never a traceback."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    debug = "--debug" in sys.argv or bool(os.environ.get("MINIKIN_DEBUG"))
+    try:
+        app()
+    except MinikinError as e:
+        if debug:
+            raise
+        print(f"minikin: {e}", file=sys.stderr)
+        sys.exit(e.exit_code)
+    except KeyboardInterrupt:
+        print("\nminikin: interrupted.", file=sys.stderr)
+        sys.exit(130)
+    except Exception as e:
+        if debug:
+            raise
+        print(
+            f"minikin: something unexpected went wrong: {type(e).__name__}: {e}. Run again with --debug "
+            "for the traceback; please report it with the output of `minikin doctor`.",
+            file=sys.stderr,
+        )
+        sys.exit(1)

@@ -1,0 +1,120 @@
+"""minikin concepts: list, show, check, export, import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="List, inspect, check, export and import concepts.")
+Json = Annotated[bool, typer.Option("--json", help="JSON, for programs")]
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """Concepts in this folder and in your library."""
+    from minikin.cli import display
+    from minikin.concepts import library
+    from minikin.concepts.file import load
+    from minikin.errors import MinikinError
+
+    for name, path in sorted(library.names().items()):
+        try:
+            facts: dict[str, Any] = _facts(load(path), path)
+        except MinikinError as e:
+            facts = {"name": name, "path": str(path), "problem": str(e)}
+        if as_json:
+            display.emit(facts)
+        elif "problem" in facts:
+            display.out.print(f"{name:16} [red]{facts['problem']}[/]")
+        else:
+            display.out.print(
+                f"{name:16} {facts['category']:14} {facts['architecture']:6} {facts['mode']:6} "
+                f"{facts['bytes']:>8,} bytes  {path}"
+            )
+
+
+@app.command()
+def show(concept: str, as_json: Json = False) -> None:
+    """Everything a concept file says about itself. Give a name or a file."""
+    from minikin.cli import display
+    from minikin.concepts import library
+    from minikin.concepts.file import load
+
+    path = library.resolve(concept)
+    facts = _facts(load(path), path)
+    if as_json:
+        display.emit(facts)
+        return
+    for key, value in facts.items():
+        display.out.print(f"{key:14} {value}", markup=False)
+
+
+@app.command()
+def check(
+    concept: str,
+    base: Annotated[str | None, typer.Option(help="also check that it fits this base")] = None,
+) -> None:
+    """Check a concept file, and with --base whether it can be used there."""
+    from minikin.cli import display
+    from minikin.concepts import library
+    from minikin.concepts.file import load
+
+    path = library.resolve(concept)
+    found = load(path)
+    verdict = "sound"
+    if base:
+        from minikin.studio import Studio
+
+        studio = Studio.open(base)
+        studio.add(found)
+        verdict += f"; fits {base} ({studio.base.accepts(found)} base)"
+    display.out.print(f"{path}: {verdict}")
+
+
+@app.command()
+def export(
+    concept: str,
+    to: Annotated[str, typer.Option(help="peft, kohya or textual-inversion")],
+    base: Annotated[str, typer.Option(help="the base it was taught on")] = "tiny",
+    out: Annotated[Path | None, typer.Option(help="the file to write")] = None,
+) -> None:
+    """Write a concept as an ordinary LoRA or embedding for other tools; says what is lost."""
+    from minikin.bases.exchange import export as write
+    from minikin.cli import display
+    from minikin.concepts import library
+    from minikin.concepts.file import load
+    from minikin.studio import Studio
+
+    found = load(library.resolve(concept))
+    path = out or Path(f"{found.name}-{to}.safetensors")
+    lost = write(Studio.open(base).base, found, to, path)
+    display.out.print(f"{path}  {path.stat().st_size:,} bytes\n{lost}")
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="a textual-inversion embedding (.safetensors)")],
+    name: Annotated[str, typer.Option(help="the concept's word in prompts")],
+    category: Annotated[str, typer.Option(help="what kind of thing it is")],
+    base: Annotated[str, typer.Option(help="the base it was made for")] = "tiny",
+    out: Annotated[Path | None, typer.Option(help="the concept file")] = None,
+) -> None:
+    """Turn a textual-inversion embedding into a concept's word."""
+    from minikin.bases.exchange import import_embedding
+    from minikin.cli import display
+    from minikin.studio import Studio
+
+    concept = import_embedding(Studio.open(base).base, file, name, category)
+    path = concept.save(out or Path(f"{name}.safetensors"))
+    display.out.print(f"{path}  {path.stat().st_size:,} bytes")
+
+
+def _facts(c: Any, path: Path) -> dict[str, Any]:
+    return {
+        "name": c.name, "path": str(path), "category": c.category, "mode": c.mode,
+        "architecture": c.origin.architecture, "fingerprint": c.origin.fingerprint[:16],
+        "bytes": path.stat().st_size, "values": c.n_values, "gate": f"beta {c.gate.beta:g}, tau {c.gate.tau:g}",
+        "points": c.points, "licence": c.origin.licence, "recipe": c.recipe,
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""minikin demo: placeholder until the examples are in."""

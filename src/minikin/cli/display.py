@@ -1,0 +1,72 @@
+"""Showing events to a person (one progress line) or a program (one JSON object a line)."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from minikin import events
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def run(
+    work: Iterator[events.Event], *, as_json: bool = False,
+    on_picture: Callable[[events.Picture], Any] | None = None,
+) -> events.Done:  # fmt: skip
+    """Drive a verb to its end, showing what it tells; returns its Done."""
+    done: events.Done | None = None
+    with _line(as_json) as line:
+        tasks: dict[str, TaskID] = {}
+        for event in work:
+            if isinstance(event, events.Done):
+                done = event
+            elif isinstance(event, events.Picture):
+                if on_picture:
+                    on_picture(event)
+            elif as_json:
+                emit(_plain(event))
+            elif isinstance(event, events.Note):
+                err.print(f"[yellow]{event.text}[/]" if event.warning else event.text)
+            else:
+                if event.stage not in tasks:
+                    for task in tasks.values():
+                        line.remove_task(task)
+                    tasks = {event.stage: line.add_task(event.stage, total=event.total)}
+                line.update(tasks[event.stage], completed=event.done, info=event.info)
+    assert done is not None
+    return done
+
+
+def emit(value: dict[str, Any]) -> None:
+    """One JSON object on standard output."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.flush()
+
+
+def _plain(event: events.Event) -> dict[str, Any]:
+    kind = type(event).__name__.lower()
+    if isinstance(event, events.Progress):
+        return {
+            "event": kind,
+            "stage": event.stage,
+            "done": event.done,
+            "total": event.total,
+            "info": event.info,
+        }
+    assert isinstance(event, events.Note)
+    return {"event": kind, "text": event.text, "warning": event.warning}
+
+
+def _line(as_json: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.completed}/{task.total}"),
+        TimeRemainingColumn(), TextColumn("{task.fields[info]}"), console=err, transient=True,
+        disable=as_json or not err.is_terminal,
+    )  # fmt: skip

@@ -1,0 +1,122 @@
+"""minikin doctor: what this machine has, and one repair line for each problem."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from minikin.cli import display
+from minikin.files import cache_folder, data_folder
+
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "pydantic", "pillow")
+_LEAST_GB = 2.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report; `repair` is the command or step that mends it."""
+
+    what: str
+    found: str
+    ok: bool = True
+    repair: str = ""
+
+
+def report(*, as_json: bool) -> int:
+    """Print every check; returns 1 when something needs repair, else 0."""
+    checks = [*_python(), *_libraries(), *_device(), *_room(), *_models()]
+    if as_json:
+        rows = [c.__dict__ for c in checks]
+        print(json.dumps({"ok": all(c.ok for c in checks), "checks": rows}, indent=1))
+    else:
+        for c in checks:
+            mark = "[green]ok[/]  " if c.ok else "[red]bad[/] "
+            display.out.print(f"{mark} {c.what:16} {c.found}", soft_wrap=True)
+            if not c.ok:
+                display.out.print(f"     repair: {c.repair}", markup=False, soft_wrap=True)
+    return 0 if all(c.ok for c in checks) else 1
+
+
+def _python() -> list[Check]:
+    version = platform.python_version()
+    ok = sys.version_info >= (3, 11)
+    return [Check("python", f"{version} on {platform.platform()}", ok, "install Python 3.11 or newer")]
+
+
+def _libraries() -> list[Check]:
+    out = []
+    for name in ("minikin", *LIBRARIES):
+        try:
+            out.append(Check(name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            out.append(Check(name, "missing", False, f"pip install {name}"))
+    return out
+
+
+def _device() -> list[Check]:
+    try:
+        import torch
+
+        from minikin.bases.runtime import devices, resolve
+    except ImportError as e:
+        return [Check("torch", f"does not import: {e}", False, "pip install --force-reinstall torch")]
+    have = devices()
+    _, dtype = resolve()
+    out = [Check("device", f"{have[0]} ({str(dtype).removeprefix('torch.')}); all: {', '.join(have)}")]
+    if have[0] == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        out.append(Check("gpu memory", f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"))
+    elif have[0] == "cpu" and shutil.which("nvidia-smi"):
+        out.append(
+            Check("gpu", "an NVIDIA card, but this torch cannot use it", False, "pip install --upgrade torch")
+        )
+    out.append(Check("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores"))
+    return out
+
+
+def _room() -> list[Check]:
+    out = []
+    free = _memory_gb()
+    if free is not None:
+        out.append(
+            Check("memory", f"{free:.1f} GB free", free >= _LEAST_GB, "close other programs; tiny needs 2 GB")
+        )
+    for what, folder in (("data folder", data_folder()), ("cache folder", cache_folder())):
+        there = next(p for p in (folder, *folder.parents) if p.exists())
+        disk = shutil.disk_usage(there).free / 1e9
+        ok = os.access(there, os.W_OK) and disk > 0.5
+        home = "MINIKIN_HOME" if what.startswith("data") else "MINIKIN_CACHE"
+        out.append(Check(what, f"{folder}, {disk:.0f} GB free", ok, f"set {home} to a folder you can write to"))
+    return out
+
+
+def _memory_gb() -> float | None:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    kb = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    return kb.get("MemAvailable", 0) / 1e6
+
+
+def _models() -> list[Check]:
+    from minikin.bases.registry import entries, models_folder, tiny_folder
+
+    weights = tiny_folder() / "unet" / "diffusion_pytorch_model.safetensors"
+    out = [Check("tiny", "embedded", weights.is_file(), "pip install --force-reinstall minikin")]
+    mine = entries()
+    for path in sorted(models_folder().glob("*.json")):
+        if path.stem not in mine:
+            out.append(Check("model", f"{path} is damaged", False, f"rm {path}"))
+    for e in mine.values():
+        out.append(
+            Check("model", f"{e.name} ({e.architecture}) at {e.path}", e.path.exists(),
+                  f"minikin models add FILE --name {e.name}")
+        )  # fmt: skip
+    return out

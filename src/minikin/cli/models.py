@@ -1,0 +1,101 @@
+"""minikin models: list, add, pull, show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="List, add, download and inspect base models.")
+Json = Annotated[bool, typer.Option("--json", help="JSON, for programs")]
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """Bases on this machine, and published ones you can pull."""
+    from minikin.bases.registry import KNOWN, entries
+    from minikin.cli import display
+
+    rows = [{"name": "tiny", "architecture": "tiny", "where": "embedded", "licence": "see the model card"}]
+    rows += [
+        {"name": e.name, "architecture": e.architecture, "where": str(e.path), "licence": e.licence}
+        for e in entries().values()
+    ]
+    rows += [
+        {"name": name, "architecture": k.architecture, "licence": k.licence,
+         "where": f"minikin models pull {name} ({k.gb:g} GB)"}
+        for name, k in KNOWN.items()
+    ]  # fmt: skip
+    for row in rows:
+        if as_json:
+            display.emit(row)
+        else:
+            display.out.print(
+                f"{row['name']:18} {row['architecture']:6} {row['where']}  [{row['licence']}]",
+                markup=False, soft_wrap=True,
+            )  # fmt: skip
+
+
+@app.command()
+def add(
+    path: Annotated[Path, typer.Argument(help="a .safetensors checkpoint or a diffusers folder")],
+    name: Annotated[str | None, typer.Option(help="the name to use [the file's]")] = None,
+    prediction: Annotated[str | None, typer.Option(help="epsilon or v_prediction, if not recognised")] = None,
+) -> None:
+    """Use a model you already have. Never needs the network."""
+    from minikin.bases import registry
+    from minikin.cli import display
+
+    entry = registry.add(path, name, prediction)
+    display.out.print(
+        f"{entry.name}: {entry.architecture}{', ' + entry.prediction if entry.prediction else ''} from "
+        f"{entry.path}\ntry: minikin paint \"a cat\" --base {entry.name}",
+        soft_wrap=True,
+    )  # fmt: skip
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="a published model, see `models list`, or owner/name")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    as_json: Json = False,
+) -> None:
+    """Download a published model: shows size and licence first, resumes, checks every file."""
+    from minikin.bases import pull as hub
+    from minikin.cli import display
+
+    p = hub.plan(name)
+    display.err.print(
+        f"{p.repo} at {p.revision[:8]}: {len(p.files)} files, {p.size / 1e9:.2f} GB\nlicence: {p.licence}"
+    )
+    if not yes and not typer.confirm("Download under this licence?"):
+        raise typer.Exit(2)
+    done = display.run(hub.pull(p), as_json=as_json)
+    facts = {"event": "done", "name": done.result.name, **done.facts}
+    if as_json:
+        display.emit(facts)
+    else:
+        display.out.print(f"{done.result.name}: {done.result.architecture}, in {done.facts['folder']}")
+
+
+@app.command()
+def show(name: str, as_json: Json = False) -> None:
+    """What a base is: architecture, sizes, sites, fingerprint, hashes."""
+    from minikin.bases.registry import open_base
+    from minikin.cli import display
+
+    base = open_base(name, device="cpu")
+    facts = {
+        "name": base.name, "architecture": base.architecture, "prediction": base.prediction,
+        "picture_px": base.size_px, "sites": len(base.layout.sites), "text_width": base.layout.text_width,
+        "packed_width": base.layout.width, "tokens": base.n_tokens,
+        "guidance_embedding": base.has_guidance_embedding,
+        "concept_bytes_fp16": 2 * base.layout.n_values, "fingerprint": base.fingerprint,
+        "text_hash": base.text_hash, "licence": base.licence,
+    }  # fmt: skip
+    if as_json:
+        display.emit(facts)
+        return
+    for key, value in facts.items():
+        display.out.print(f"{key:20} {value}", markup=False, soft_wrap=True)

@@ -1,0 +1,146 @@
+"""What the verbs teach, paint, show and redo do, around one call into the Studio each."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from minikin import events, files
+from minikin.cli import display
+from minikin.concepts.concept import check_category, check_name
+from minikin.concepts.file import save as save_concept
+from minikin.errors import BadRecipe
+from minikin.painting import metadata as recipes_inside
+from minikin.painting.output import save_pictures
+from minikin.painting.sheet import contact_sheet
+from minikin.recipes import Paint, Teach
+from minikin.studio import Studio
+
+
+def teach(photos: Path, recipe: Teach, out: Path | None, *, resume: bool, as_json: bool) -> Path:
+    """Teach and write the concept; what happens on the way goes into a folder beside it."""
+    check_name(recipe.name)
+    check_category(recipe.category)
+    path = out or Path(f"{recipe.name}.safetensors")
+    if path.suffix != ".safetensors":
+        raise BadRecipe(f"--out must end in .safetensors, but it is {path}.")
+    from minikin.teaching.photos import load_photos
+
+    loaded = load_photos(photos)
+    beside = path.with_name(f"{path.stem}-teaching")
+    checkpoint = beside / "checkpoint.safetensors"
+    with files.lock(path.with_name(f".{path.name}.lock"), str(path)), _stop_on_ctrl_c() as stop:
+        studio = Studio.open(recipe.base, device=recipe.device, dtype=recipe.dtype)
+
+        def keep(picture: events.Picture) -> None:
+            beside.mkdir(parents=True, exist_ok=True)
+            files.save_image(picture.image, beside / f"{picture.caption}.png")
+
+        work = studio.teaching(loaded, recipe, checkpoint=checkpoint, resume=resume, stop=stop)
+        done = display.run(work, as_json=as_json, on_picture=keep)
+        save_concept(done.result, path, int8=recipe.int8)
+    interrupted = done.facts["interrupted"]
+    if not interrupted:
+        checkpoint.unlink(missing_ok=True)
+    facts = {"event": "done", "concept": str(path), "bytes": path.stat().st_size, **done.facts}
+    if as_json:
+        display.emit(facts)
+    else:
+        steps, seconds = done.facts["steps"], done.facts["seconds"]
+        display.out.print(
+            f"{path}  {facts['bytes']:,} bytes  {steps} steps in {seconds:.0f} s  "
+            f"(best at {done.facts['best_step']})\nsamples and masks: {beside}/\n"
+            f'try: minikin paint "a photo of <{recipe.name}> on the beach"'
+        )
+        if interrupted:
+            display.out.print("Stopped early; the concept is usable. Go on with --resume.")
+    if interrupted:
+        raise SystemExit(130)
+    return path
+
+
+def paint(recipe: Paint, out: Path, *, metadata: bool, as_json: bool) -> list[Path]:
+    """Paint and save, with a contact sheet for more than one picture."""
+    studio = Studio.open(recipe.base, device=recipe.device, dtype=recipe.dtype)
+    done = display.run(studio.painting(recipe), as_json=as_json)
+    paths = save_pictures(done.result, recipe, done.facts, out, metadata=metadata)
+    sheet = None
+    if len(paths) > 1:
+        sheet = paths[0].with_name(paths[0].stem.rsplit("-", 1)[0] + "-sheet.png")
+        seeds = [f"seed {p.seed}" for p in done.result]
+        files.save_image(contact_sheet([p.image for p in done.result], seeds), sheet)
+    if as_json:
+        for path, one in zip(paths, done.result, strict=True):
+            display.emit({"event": "picture", "path": str(path), "seed": one.seed})
+        display.emit({"event": "done", "pictures": len(paths), "sheet": str(sheet) if sheet else None})
+    else:
+        for path, one in zip(paths, done.result, strict=True):
+            display.out.print(f"{path}  seed {one.seed}")
+        if sheet:
+            display.out.print(f"{sheet}  contact sheet")
+    return paths
+
+
+def show(picture: Path, *, as_json: bool) -> None:
+    """Print what a picture records about itself."""
+    found = recipes_inside.read(picture)
+    if as_json:
+        display.emit({"recipe": found.recipe, "prompt": found.prompt, "negative": found.negative,
+                      "settings": found.settings})  # fmt: skip
+        return
+    display.out.print(found.prompt or found.recipe.get("recipe", {}).get("prompt", ""), markup=False)
+    if found.negative:
+        display.out.print(f"negative: {found.negative}", markup=False)
+    for key, value in found.settings.items():
+        display.out.print(f"  {key}: {value}", markup=False)
+
+
+def redo(picture: Path, out: Path, *, as_json: bool) -> Path:
+    """Paint a picture again; prints the largest difference of any pixel."""
+    found = recipes_inside.read(picture)
+    if "recipe" not in found.recipe:
+        raise BadRecipe(
+            f"{picture} was not painted by Minikin, so it cannot be repeated exactly. `minikin show` prints "
+            "its prompt and settings; give them to `minikin paint`."
+        )
+    recipe = Paint.make(**{**found.recipe["recipe"], "n": 1, "seed": found.recipe["seed"]})
+    if out.suffix != ".png":
+        out = out / f"{picture.stem}-again.png"
+    (path,) = paint(recipe, out, metadata=True, as_json=as_json)
+    before, after = (np.asarray(Image.open(p).convert("RGB"), np.int16) for p in (picture, path))
+    difference = int(np.abs(before - after).max()) if before.shape == after.shape else 255
+    if as_json:
+        display.emit({"event": "redo", "largest_difference": difference})
+    else:
+        display.out.print(
+            "identical" if difference == 0 else f"largest difference of any pixel: {difference} of 255"
+        )
+    return path
+
+
+@contextmanager
+def _stop_on_ctrl_c() -> Iterator[threading.Event]:
+    """While inside, the first Ctrl-C sets the event; the second interrupts at once."""
+    stop = threading.Event()
+
+    def first(_signal: int, _frame: Any) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, before)
+        display.err.print("Finishing this step and saving; press Ctrl-C again to stop at once.")
+
+    try:
+        before = signal.signal(signal.SIGINT, first)
+    except ValueError:  # not in the main thread
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)

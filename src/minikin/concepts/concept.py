@@ -1,0 +1,113 @@
+"""What a minikin is: one personal concept as a handful of tensors and facts. Knows no model."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from minikin.concepts.edit import Gate
+from minikin.errors import BadRecipe
+
+EditMode = Literal["gated", "row"]
+
+NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
+PAINTING_GATE = Gate(0.70, 0.15)  # Perfusion's usual painting-time values
+TEACHING_GATE = Gate(0.75, 0.10)  # and its training-time values
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The base a concept was taught on: enough to recognise it, its siblings and strangers."""
+
+    architecture: str  # tiny, sd1, sd2, sdxl
+    fingerprint: str  # of the U-Net's cross-attention projections
+    text_hash: str  # of the text encoders and tokenizers
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class Concept:
+    """One taught concept.
+
+    name, category   the word in prompts (`<name>`) and the word it is locked to
+    mode             "gated" (Perfusion) or "row" (value difference on the category's own row)
+    words            per text encoder (n, d_k): n word vectors, n = tokens of the category
+    i_star           (D,) the direction, float32; zeros in mode "row"
+    delta            per site (width,): value target minus the category's own value
+    c_hash           hash of the covariance i_star was used with; "" in mode "row"
+    gate             the operating point for painting
+    points           measured operating points by name (faithful, balanced, creative)
+    """
+
+    name: str
+    category: str
+    mode: EditMode
+    origin: Origin
+    words: tuple[Tensor, ...]
+    i_star: Tensor
+    delta: dict[str, Tensor]
+    c_hash: str = ""
+    gate: Gate = PAINTING_GATE
+    points: dict[str, dict[str, float]] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    preview: bytes = b""  # a small JPEG, or nothing
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_category(self.category)
+
+    @property
+    def n_values(self) -> int:
+        return sum(d.numel() for d in self.delta.values())
+
+    def is_finite(self) -> bool:
+        tensors = (*self.words, self.i_star, *self.delta.values())
+        return all(bool(torch.isfinite(t).all()) for t in tensors)
+
+    def renamed(self, name: str) -> Concept:
+        return replace(self, name=name)
+
+    def save(self, path: str | Path, **options: Any) -> Path:
+        """Write the concept file; see `concepts.file.save`."""
+        from minikin.concepts import file
+
+        return file.save(self, path, **options)
+
+    @staticmethod
+    def load(path: str | Path) -> Concept:
+        """Read and check a concept file; see `concepts.file.load`."""
+        from minikin.concepts import file
+
+        return file.load(path)
+
+
+def check_name(name: str) -> str:
+    """A concept's name: a lower-case letter, then at most 39 letters, digits, `_` or `-`."""
+    if not NAME.fullmatch(name):
+        raise BadRecipe(
+            f"'{name[:60]}' cannot be a concept's name. Use a lower-case letter followed by up to 39 "
+            "lower-case letters, digits, '_' or '-', for example 'tom' or 'my_cat2'."
+        )
+    return name
+
+
+def check_category(category: str) -> str:
+    """A category: 1 to 60 characters of letters, digits, spaces, hyphens and apostrophes."""
+    if not category.strip():
+        raise BadRecipe("The category is empty. Name the kind of thing, for example --category cat.")
+    if len(category) > 60:
+        raise BadRecipe(
+            f"The category is {len(category)} characters long; at most 60 are allowed. Use a short "
+            "everyday word such as 'cat' or 'teddy bear'."
+        )
+    if not re.fullmatch(r"[^\W_]+(?:[ '’-][^\W_]+)*", category):
+        raise BadRecipe(
+            f"The category '{category}' has characters that no word has. Use words such as 'cat' "
+            "or 'teddy bear'."
+        )
+    return category

@@ -1,0 +1,208 @@
+"""The concept file: one small safetensors file, all of a minikin and nothing else.
+
+Tensors:   delta (N,) value differences of all sites, float16, or int8 with scale (sites,) float32;
+           i_star (D,) float16 in mode "gated"; word.K (n, d_k) float16, word vectors per encoder.
+Metadata:  minikin.* (format, name, category, mode, base, hashes, gate, points, recipe, index) and
+           ModelSpec keys, so that other tools show a title, a trigger phrase and a preview.
+Not in it: C, keys (they follow from the base and the category), paths, captions, names of photos.
+
+Sizes: SD 1.5 28 KB in float16, 16 KB in int8; SDXL 92 KB in int8.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minikin.concepts import tensors as io
+from minikin.concepts.concept import Concept, Origin
+from minikin.concepts.edit import Gate
+from minikin.errors import BadConceptFile, MinikinError
+from minikin.files import atomic_write
+
+FORMAT = 1
+MAX_BYTES = 100_000  # of the whole file, with its preview
+MAX_VALUES = 400_000  # value differences; SDXL has 83,200
+MAX_ABS = 1e4
+SPEC = {
+    "tiny": "minikin-tiny/minikin", "sd1": "stable-diffusion-v1/minikin",
+    "sd2": "stable-diffusion-v2-768-v/minikin", "sdxl": "stable-diffusion-xl-v1-base/minikin",
+}  # fmt: skip
+
+_PATH = re.compile(
+    r"(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.transformer_blocks\.(\d+)\.attn2"
+)
+_SHORT = re.compile(r"(?:([du])(\d+)|m)\.(\d+)\.(\d+)")
+
+
+def save(
+    concept: Concept, path: str | Path, *, int8: bool | None = None, metadata: dict[str, str] | None = None
+) -> Path:
+    """Write a concept. int8 is the default for SDXL only.
+
+    Raises BadConceptFile when it is not finite, StorageError when it cannot be written; an older
+    file of that name survives both.
+    """
+    data = to_bytes(concept, int8=int8, metadata=metadata)
+    return atomic_write(path, data)
+
+
+def load(path: str | Path) -> Concept:
+    """Read and check a concept; raises BadConceptFile with what, why and what to do."""
+    path = Path(path)
+    try:
+        if path.stat().st_size > io.MAX_FILE:
+            raise BadConceptFile(f"{path.name} is {path.stat().st_size} bytes; a concept is under 100 KB.")
+        data = path.read_bytes()
+    except OSError as e:
+        raise BadConceptFile(f"The concept file {path} cannot be read: {e.strerror}.") from e
+    return from_bytes(data, path.name)
+
+
+def to_bytes(concept: Concept, *, int8: bool | None = None, metadata: dict[str, str] | None = None) -> bytes:
+    """The file as bytes; equal concepts give equal bytes."""
+    if not concept.is_finite():
+        raise BadConceptFile(f"Concept '{concept.name}' holds numbers that are not finite; it was not written.")
+    flat = torch.cat([d.float().flatten() for d in concept.delta.values()])
+    tensors: dict[str, Tensor] = {}
+    if int8 if int8 is not None else concept.origin.architecture == "sdxl":
+        tensors["delta"], tensors["scale"] = _quantize(concept.delta)
+    else:
+        tensors["delta"] = flat.half()
+    if concept.mode == "gated":
+        tensors["i_star"] = concept.i_star.half()
+        tensors |= {f"word.{k}": w.half() for k, w in enumerate(concept.words)}
+    for name, t in tensors.items():
+        if t.dtype is torch.float16 and not bool(torch.isfinite(t).all()):
+            raise BadConceptFile(f"'{name}' of concept '{concept.name}' is too large for half precision.")
+    facts = _metadata(concept) | (metadata or {})
+    body = io.serialize(tensors, {})
+    digest = hashlib.sha256(body[8 + int.from_bytes(body[:8], "little") :]).hexdigest()
+    facts["modelspec.hash_sha256"] = "0x" + digest
+    data = io.serialize(tensors, facts)
+    if concept.preview:
+        shown = "data:image/jpeg;base64," + base64.b64encode(concept.preview).decode()
+        bigger = io.serialize(tensors, facts | {"modelspec.thumbnail": shown})
+        data = bigger if len(bigger) <= MAX_BYTES else data  # a preview is welcome, never needed
+    return data
+
+
+def from_bytes(data: bytes, what: str = "the concept") -> Concept:
+    """A concept from bytes, checked."""
+    tensors, meta = io.parse(data, what)
+    try:
+        version = int(meta["minikin.format"])
+    except (KeyError, ValueError):
+        raise BadConceptFile(
+            f"{what} is a safetensors file, but not a Minikin concept (no minikin.format in its metadata). "
+            "To use a textual-inversion embedding, import it: minikin concepts import FILE."
+        ) from None
+    if version > FORMAT:
+        raise BadConceptFile(
+            f"{what} has format {version}; this Minikin reads up to {FORMAT}. Update Minikin to use it."
+        )
+    try:
+        return _build(tensors, meta)
+    except MinikinError as e:
+        raise BadConceptFile(f"{what} is not a sound concept file: {e}") from None
+    except (KeyError, ValueError, TypeError, IndexError) as e:
+        raise BadConceptFile(
+            f"{what} is not a sound concept file: {type(e).__name__} at {e}. Get the file again."
+        ) from None
+
+
+def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
+    m = {k.removeprefix("minikin."): v for k, v in meta.items() if k.startswith("minikin.")}
+    if m["mode"] not in ("gated", "row"):
+        raise ValueError(f"mode {m['mode'][:20]!r}")
+    gated = m["mode"] == "gated"
+    words = tuple(tensors[k].float() for k in sorted(tensors) if k.startswith("word."))
+    expected = {"delta", *(["i_star", *(f"word.{k}" for k in range(len(words)))] if gated else [])}
+    unexpected = set(tensors) - expected - ({"scale"} if tensors["delta"].dtype is torch.int8 else set())
+    if unexpected or (gated and not words):
+        raise ValueError(f"unexpected tensors {sorted(unexpected)[:5]}")
+    delta = _deltas(tensors, json.loads(m["index"]))
+    gate = json.loads(m["gate"])
+    preview = meta.get("modelspec.thumbnail", "").removeprefix("data:image/jpeg;base64,")
+    concept = Concept(
+        name=m["name"], category=m["category"], mode="gated" if gated else "row",
+        origin=Origin(m["architecture"], m["fingerprint"], m["text_hash"], m.get("licence", "")),
+        words=words, i_star=tensors["i_star"].float() if gated else torch.zeros(1),
+        delta=delta, c_hash=m.get("c_hash", ""), gate=Gate(float(gate["beta"]), float(gate["tau"])),
+        points=json.loads(m.get("points", "{}")), recipe=json.loads(m.get("recipe", "{}")),
+        preview=base64.b64decode(preview) if preview else b"",
+    )  # fmt: skip
+    largest = max(float(t.abs().max()) for t in (*concept.delta.values(), concept.i_star, *words))
+    if largest > MAX_ABS:
+        raise ValueError(f"a value of {largest:.3g} (at most {MAX_ABS:g} is plausible)")
+    return concept
+
+
+def _metadata(c: Concept) -> dict[str, str]:
+    index = [[_short(path), d.numel()] for path, d in c.delta.items()]
+    own = {
+        "format": str(FORMAT), "name": c.name, "category": c.category, "mode": c.mode,
+        "architecture": c.origin.architecture, "fingerprint": c.origin.fingerprint,
+        "text_hash": c.origin.text_hash, "licence": c.origin.licence, "c_hash": c.c_hash,
+        "gate": _json({"beta": c.gate.beta, "tau": c.gate.tau}), "points": _json(c.points),
+        "recipe": _json(c.recipe), "index": _json(index),
+    }  # fmt: skip
+    return {f"minikin.{k}": v for k, v in own.items()} | {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": SPEC.get(c.origin.architecture, "unknown/minikin"),
+        "modelspec.implementation": "minikin", "modelspec.title": c.name,
+        "modelspec.trigger_phrase": f"<{c.name}>", "modelspec.license": c.origin.licence,
+    }  # fmt: skip
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True)
+
+
+def _quantize(delta: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    scales = torch.tensor([float(d.abs().max().clamp(min=1e-12)) / 127 for d in delta.values()])
+    flat = [
+        (d.float() / s).round().clamp(-127, 127).to(torch.int8)
+        for d, s in zip(delta.values(), scales, strict=True)
+    ]
+    return torch.cat(flat), scales
+
+
+def _deltas(tensors: dict[str, Tensor], index: list[list[Any]]) -> dict[str, Tensor]:
+    widths = [int(w) for _, w in index]
+    flat = tensors["delta"]
+    if flat.ndim != 1 or sum(widths) != flat.numel() or min(widths) < 1 or flat.numel() > MAX_VALUES:
+        raise ValueError(f"{sum(widths)} value differences announced, {flat.numel()} there")
+    parts = list(torch.split(flat.float(), widths))
+    if flat.dtype is torch.int8:
+        scale = tensors["scale"]
+        if scale.shape != (len(parts),):
+            raise ValueError("scale does not fit the sites")
+        parts = [p * s for p, s in zip(parts, scale, strict=True)]
+    paths = [_long(str(name)) for name, _ in index]
+    if len(set(paths)) != len(paths):
+        raise ValueError("a site occurs twice")
+    return dict(zip(paths, parts, strict=True))
+
+
+def _short(path: str) -> str:
+    m = _PATH.fullmatch(path)
+    if not m:
+        return path
+    where = f"{m[1][0]}{m[2]}" if m[1] else "m"
+    return f"{where}.{m[3]}.{m[4]}"
+
+
+def _long(short: str) -> str:
+    m = _SHORT.fullmatch(short)
+    if not m:
+        raise ValueError(f"a site named {short[:40]!r}")
+    where = f"{'down' if m[1] == 'd' else 'up'}_blocks.{m[2]}" if m[1] else "mid_block"
+    return f"{where}.attentions.{m[3]}.transformer_blocks.{m[4]}.attn2"

@@ -1,0 +1,111 @@
+"""Every error a user can meet: what happened, what was expected, what to do.
+
+The command line prints the message alone and leaves with `exit_code`; `--debug` shows the
+traceback too. The HTTP faces map `code` to a status.
+
+Exit codes: 2 usage, 3 bad input file, 4 another base, 5 out of memory, 6 diverged, 7 storage,
+8 busy, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class MinikinError(Exception):
+    """The root of all errors that are the user's to read."""
+
+    exit_code = 2
+    code = "error"
+
+
+class BadRecipe(MinikinError):
+    """A request that cannot be carried out as asked."""
+
+    code = "bad_recipe"
+
+
+class UnknownName(BadRecipe):
+    """A name of something that does not exist; says which names come nearest."""
+
+    code = "unknown_name"
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
+        known = sorted(known)
+        near = get_close_matches(name, known, n=3, cutoff=0.5)
+        message = f"Unknown {kind} '{name}'."
+        if near:
+            message += f" Did you mean {' or '.join(repr(n) for n in near)}?"
+        message += f" Known: {', '.join(known)}." if known else f" No {kind} is known yet."
+        super().__init__(f"{message} {hint}".strip())
+
+
+class AssetError(MinikinError):
+    """A file that belongs to Minikin itself is missing or damaged."""
+
+    exit_code = 3
+    code = "asset_damaged"
+
+
+class BadPhoto(MinikinError):
+    """A photo, mask or folder of photos that cannot be used."""
+
+    exit_code = 3
+    code = "bad_photo"
+
+
+class BadConceptFile(MinikinError):
+    """A concept file that is damaged, foreign or absurd."""
+
+    exit_code = 3
+    code = "concept_corrupt"
+
+
+class BadModelFile(MinikinError):
+    """A base that cannot be recognised or read."""
+
+    exit_code = 3
+    code = "model_unreadable"
+
+
+class BaseMismatch(MinikinError):
+    """A concept meets a base it was not made for."""
+
+    exit_code = 4
+    code = "concept_base_mismatch"
+
+
+class NoNetwork(MinikinError):
+    """Something would have to be downloaded and cannot be."""
+
+    exit_code = 3
+    code = "no_network"
+
+
+class OutOfMemory(MinikinError):
+    """The device has too little memory for the request."""
+
+    exit_code = 5
+    code = "out_of_memory"
+
+
+class Diverged(MinikinError):
+    """Teaching produced numbers that are not finite and could not be saved by going back."""
+
+    exit_code = 6
+    code = "diverged"
+
+
+class StorageError(MinikinError):
+    """A file cannot be written: full disk, missing rights."""
+
+    exit_code = 7
+    code = "storage"
+
+
+class Busy(MinikinError):
+    """Another process works on the same output."""
+
+    exit_code = 8
+    code = "busy"

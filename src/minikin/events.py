@@ -1,0 +1,50 @@
+"""What long work tells while it runs. Every verb is a generator of these; faces show them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something a person should read; `warning` when it may not be what they wanted."""
+
+    text: str
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` units of `stage`, with what there is to say about it (loss, ...)."""
+
+    stage: str
+    done: int
+    total: int
+    info: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture was made: a sample, a preview or a result."""
+
+    path: Path | None
+    image: Any
+    caption: str = ""
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """The end: the result, and facts about the run."""
+
+    result: Any
+    facts: dict[str, Any]
+
+
+class Cancelled(Exception):
+    """Raised inside work when nobody wants its result any more."""
+
+
+Event = Note | Progress | Picture | Done

@@ -1,0 +1,120 @@
+"""Recipes inside pictures: A1111's `parameters` text that every tool reads, and our JSON.
+
+PNG carries both as text chunks. `read` takes pictures of A1111, Forge, Fooocus and others too:
+whatever has a `parameters` text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from minikin import __version__
+from minikin.errors import BadPhoto
+
+JSON_KEY = "minikin"
+_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a picture says about itself.
+
+    recipe    our JSON, or {} for pictures of other tools
+    prompt, negative, settings   from the `parameters` text
+    """
+
+    recipe: dict[str, Any]
+    prompt: str = ""
+    negative: str = ""
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+def parameters_text(prompt: str, negative: str, settings: dict[str, Any]) -> str:
+    """A1111's infotext: prompt, negative prompt, then `Key: value` pairs, Steps first."""
+    lines = [prompt]
+    if negative:
+        lines.append(f"Negative prompt: {negative}")
+    lines.append(", ".join(f"{k}: {_quoted(v)}" for k, v in settings.items() if v not in (None, "")))
+    return "\n".join(lines)
+
+
+def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:
+    """The inverse of `parameters_text`: prompt, negative prompt, settings."""
+    *lines, last = text.strip().split("\n")
+    pairs = _PAIR.findall(last)
+    if len(pairs) < 3:  # A1111's rule: fewer are part of the prompt
+        lines, pairs = [*lines, last], []
+    prompt: list[str] = []
+    negative: list[str] = []
+    target = prompt
+    for line in lines:
+        if line.startswith("Negative prompt:"):
+            target = negative
+        target.append(line.removeprefix("Negative prompt:").lstrip() if target is negative else line)
+    return "\n".join(prompt), "\n".join(negative), {k: _unquoted(v) for k, v in pairs}
+
+
+def png_info(recipe: dict[str, Any], prompt: str, negative: str, settings: dict[str, Any]) -> PngInfo:
+    """Both texts, ready to be saved with a PNG."""
+    info = PngInfo()
+    info.add_text("parameters", parameters_text(prompt, negative, settings))
+    info.add_itxt(JSON_KEY, json.dumps({"version": __version__, **recipe}, ensure_ascii=False))
+    return info
+
+
+def read(path: str | Path) -> Recorded:
+    """What a picture records; raises BadPhoto when it is no picture or says nothing."""
+    path = Path(path)
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+            texts = {k: v for k, v in image.info.items() if isinstance(v, str)}
+            if "parameters" not in texts and (comment := _exif_comment(image)):
+                texts["parameters"] = comment
+    except (OSError, ValueError, SyntaxError) as e:
+        raise BadPhoto(f"{path} cannot be read as a picture: {e}.") from e
+    recipe: dict[str, Any] = {}
+    if JSON_KEY in texts:
+        try:
+            recipe = json.loads(texts[JSON_KEY])
+        except ValueError:
+            recipe = {}
+    if not recipe and "parameters" not in texts:
+        raise BadPhoto(
+            f"{path} carries no recipe. It was made with --no-metadata, by another program, or its "
+            "metadata was removed on the way."
+        )
+    prompt, negative, settings = parse_parameters(texts.get("parameters", ""))
+    return Recorded(recipe, prompt, negative, settings)
+
+
+def _exif_comment(image: Image.Image) -> str:
+    """EXIF UserComment (JPEG, WebP), in any of the encodings tools write."""
+    raw = image.getexif().get_ifd(0x8769).get(0x9286, b"")
+    if isinstance(raw, str):
+        return raw
+    head, body = bytes(raw[:8]), bytes(raw[8:])
+    if head.startswith(b"UNICODE"):
+        big = body[:1] == b"\0" or body[:2] == b"\xfe\xff"
+        return body.decode("utf-16-be" if big else "utf-16-le", errors="replace").lstrip("\ufeff")
+    return body.decode("utf-8", errors="replace").strip("\0")
+
+
+def _quoted(value: Any) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if re.search(r"[,:\n\"]", text) else text
+
+
+def _unquoted(text: str) -> str:
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        try:
+            return str(json.loads(text))
+        except ValueError:
+            return text
+    return text

@@ -1,0 +1,120 @@
+"""Paint: a recipe and loaded concepts to pictures, through the stock diffusers pipeline.
+
+Each picture has its own CPU generator, seeded seed + i, so that it does not depend on the batch it
+was computed in. The pipeline is given packed keys and values as `prompt_embeds`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from minikin.bases.base import Base
+from minikin.bases.editing import Condition, Loaded, condition
+from minikin.bases.prompt import Prompt, parse
+from minikin.concepts.concept import PAINTING_GATE
+from minikin.concepts.edit import Gate
+from minikin.errors import BadRecipe, OutOfMemory
+from minikin.painting import schedulers
+from minikin.recipes import Paint
+
+TINY_GUIDANCE, LCM_GUIDANCE, GUIDANCE = 4.0, 8.0, 6.0
+
+
+@dataclass(frozen=True)
+class Painted:
+    """One picture and the seed it grew from."""
+
+    image: Image.Image
+    seed: int
+
+
+def guidance_for(base: Base, asked: float | None) -> float:
+    """The guidance scale asked for, or what suits the base."""
+    if asked is not None:
+        return asked
+    if base.architecture == "tiny":
+        return TINY_GUIDANCE
+    if base.has_guidance_embedding:
+        return LCM_GUIDANCE
+    return 0.0 if "turbo" in base.name else GUIDANCE
+
+
+def conditions(
+    base: Base, recipe: Paint, prompt: Prompt, loaded: Mapping[str, Loaded], copies: int
+) -> tuple[Condition, Condition | None]:  # fmt: skip
+    """Packed prompt and, where guidance needs it, packed negative prompt, for `copies` pictures."""
+    gate = None
+    if recipe.beta is not None or recipe.tau is not None:
+        usual = PAINTING_GATE
+        gate = Gate(usual.beta if recipe.beta is None else recipe.beta, recipe.tau or usual.tau)
+    guided = guidance_for(base, recipe.guidance) > 1 and not base.has_guidance_embedding
+    prompts: list[Prompt | None] = [prompt]
+    if guided:
+        categories = {n: one.concept.category for n, one in loaded.items()}
+        empty = base.zeros_for_empty and not recipe.negative
+        prompts.insert(0, None if empty else parse(recipe.negative, categories))
+    made = condition(base, prompts, loaded, lock=recipe.lock, gate=gate, copies=copies)
+    return made[-1], made[0] if guided else None
+
+
+@torch.no_grad()
+def paint_batch(
+    base: Base, recipe: Paint, prompt: Prompt, loaded: Mapping[str, Loaded], seeds: list[int], *,
+    on_step: Callable[[int], None] | None = None,
+) -> list[Painted]:  # fmt: skip
+    """Paint one batch. `on_step(done)` is called after every step and may raise events.Cancelled."""
+    guidance = guidance_for(base, recipe.guidance)
+    yes, no = conditions(base, recipe, prompt, loaded, len(seeds))
+    side = base.size_px
+    kwargs: dict[str, Any] = {
+        "prompt_embeds": yes.kv, "num_inference_steps": recipe.steps, "guidance_scale": guidance,
+        "width": recipe.width or side, "height": recipe.height or side,
+        "generator": [torch.Generator().manual_seed(s) for s in seeds],
+    }  # fmt: skip
+    if no is not None:
+        kwargs["negative_prompt_embeds"] = no.kv
+    if base.is_xl:
+        kwargs["pooled_prompt_embeds"] = yes.pooled
+        if no is not None:
+            kwargs["negative_pooled_prompt_embeds"] = no.pooled
+    if on_step:
+
+        def after(_pipe: Any, index: int, _t: Any, state: dict[str, Any]) -> dict[str, Any]:
+            on_step(index + 1)
+            return state
+
+        kwargs["callback_on_step_end"] = after
+    pipe = base.pipe
+    own = pipe.scheduler
+    try:
+        pipe.scheduler = schedulers.build(recipe.scheduler, own) if recipe.scheduler else _fresh(own)
+        images = pipe(**kwargs).images
+    except torch.OutOfMemoryError as e:
+        raise OutOfMemory(
+            f"Not enough memory on {base.device} for {len(seeds)} pictures at once. Try --batch "
+            f"{max(1, len(seeds) // 2)} or a smaller size."
+        ) from e
+    finally:
+        pipe.scheduler = own
+    return [Painted(image, seed) for image, seed in zip(images, seeds, strict=True)]
+
+
+def _fresh(scheduler: Any) -> Any:
+    return type(scheduler).from_config(scheduler.config)
+
+
+def check_size(base: Base, recipe: Paint) -> None:
+    """Raise BadRecipe when the base cannot paint pictures of this size."""
+    step = base.factor * 2 ** (len(base.unet.config.block_out_channels) - 1)
+    for name in ("width", "height"):
+        value = getattr(recipe, name)
+        if value is not None and value % step:
+            near = step * max(1, round(value / step))
+            raise BadRecipe(
+                f"{name} must be a multiple of {step} for this base, but it is {value}; use {near}."
+            )

@@ -1,0 +1,68 @@
+"""Schedulers by the names people know: A1111's, ComfyUI's, and diffusers' class names."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from minikin.errors import UnknownName
+
+# the name shown -> (diffusers class, configuration)
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "DDIM": ("DDIMScheduler", {}),
+    "Euler": ("EulerDiscreteScheduler", {}),
+    "Euler Karras": ("EulerDiscreteScheduler", {"use_karras_sigmas": True}),
+    "Euler a": ("EulerAncestralDiscreteScheduler", {}),
+    "Heun": ("HeunDiscreteScheduler", {}),
+    "DPM++ 2M": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "DPM++ 2M Karras": (
+        "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
+    ),
+    "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "DPM++ 2S a": ("DPMSolverSinglestepScheduler", {}),
+    "UniPC": ("UniPCMultistepScheduler", {}),
+    "DEIS": ("DEISMultistepScheduler", {}),
+    "PNDM": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "DDPM": ("DDPMScheduler", {}),
+    "LCM": ("LCMScheduler", {}),
+    "TCD": ("TCDScheduler", {}),
+}  # fmt: skip
+
+_ALIASES = {
+    "k_euler": "Euler", "euler_ancestral": "Euler a", "k_euler_a": "Euler a", "eulera": "Euler a",
+    "dpmpp_2m": "DPM++ 2M", "dpmpp_2m_karras": "DPM++ 2M Karras", "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_2s_ancestral": "DPM++ 2S a", "plms": "PNDM", "uni_pc": "UniPC", "dpm++": "DPM++ 2M",
+}  # fmt: skip
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[\s_\-]+", "", name.lower().removesuffix("scheduler"))
+
+
+_BY_KEY = {
+    **{_key(name): name for name in SCHEDULERS},
+    **{_key(alias): name for alias, name in _ALIASES.items()},
+    **{_key(cls): name for name, (cls, extra) in reversed(SCHEDULERS.items()) if not extra},
+}
+
+
+def scheduler_name(name: str) -> str:
+    """The shown name for any spelling of it; raises UnknownName with the nearest ones."""
+    found = _BY_KEY.get(_key(name))
+    if found is None:
+        raise UnknownName("scheduler", name, SCHEDULERS)
+    return found
+
+
+def build(name: str, base_scheduler: Any) -> Any:
+    """A scheduler with the base's noise schedule and prediction type."""
+    import diffusers
+
+    cls, extra = SCHEDULERS[scheduler_name(name)]
+    config = {k: v for k, v in base_scheduler.config.items() if not k.startswith("_")}
+    if config.get("rescale_betas_zero_snr") and cls in (
+        "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler",
+        "DEISMultistepScheduler",
+    ):  # fmt: skip
+        extra = extra | {"final_sigmas_type": "zero"}
+    return getattr(diffusers, cls).from_config(config | extra)

@@ -1,0 +1,130 @@
+"""Where the subject is: soft masks for the loss, so that backgrounds are not learned.
+
+`attention` needs nothing but the base: where, over several noise levels, the category's word is
+looked at. `clipseg` uses CLIPSeg when its weights are on this machine. A photo's own mask (alpha
+channel or masks/ folder) always wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from minikin.bases.base import Base
+from minikin.bases.keysvalues import PackedAttention
+from minikin.bases.locking import prompt_for
+from minikin.errors import NoNetwork
+from minikin.recipes import MaskKind
+from minikin.teaching.photos import Fit
+
+CLIPSEG = "CIDAS/clipseg-rd64-refined"
+LEVELS = (300, 500, 700)  # timesteps at which attention is read
+
+
+@torch.no_grad()
+def attention_masks(base: Base, latents: Tensor, category: str, seed: int = 0) -> Tensor:
+    """Soft masks (B, h, w) in [0, 1] at latent size from the base's own cross-attention.
+
+    The attention to the category's last token is compared with the attention to the article before
+    it, averaged over sites (all but the coarsest) and noise levels, smoothed, and stretched so that
+    the background is near 0 and the subject near 1.
+    """
+    prompt = prompt_for("a photo of {}", "x", category)
+    encoded = base.encode([prompt])
+    position = encoded.positions[0][0][-1]
+    kv = base.pack(encoded.e).expand(len(latents), -1, -1)
+    h, w = latents.shape[-2:]
+    total = torch.zeros(len(latents), h, w, device=latents.device)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
+    scheduler = base.pipe.scheduler
+    for level in LEVELS:
+        t = torch.full((len(latents),), level, device=latents.device)
+        noisy = scheduler.add_noise(latents, noise, t)
+        for weights in _record(base, noisy, t, kv):
+            n = weights.shape[1]
+            side_h = round((n * h / w) ** 0.5)
+            if side_h * round(n / side_h) != n or n < h * w / 16:
+                continue  # the coarsest maps say little about where
+            own = weights[..., position]
+            rest = weights[..., 1 : position + 1].mean(-1) + 1e-6
+            share = (own / (own + rest)).view(len(latents), 1, side_h, n // side_h).float()
+            total += F.interpolate(share, (h, w), mode="bilinear", align_corners=False)[:, 0]
+    return _stretched(total)
+
+
+def _record(base: Base, noisy: Tensor, t: Tensor, kv: Tensor) -> list[Tensor]:
+    processors = [p for p in base.unet.attn_processors.values() if isinstance(p, PackedAttention)]
+    store: list[Tensor] = []
+    for p in processors:
+        p.record = store
+    try:
+        base.unet(noisy.to(base.dtype), t, kv, **base.conditions(len(noisy)))
+    finally:
+        for p in processors:
+            p.record = None
+    return store
+
+
+def _stretched(total: Tensor) -> Tensor:
+    smooth = F.avg_pool2d(total[:, None], 3, 1, 1, count_include_pad=False)[:, 0].flatten(1)
+    low = smooth.quantile(0.25, dim=1, keepdim=True)
+    high = smooth.quantile(0.95, dim=1, keepdim=True)
+    return ((smooth - low) / (high - low).clamp(min=1e-6)).clamp(0, 1).view_as(total)
+
+
+def clipseg_masks(pixels: Sequence[np.ndarray], category: str, latent_hw: tuple[int, int]) -> Tensor:
+    """Soft masks (B, h, w) from CLIPSeg (ViT-B/16, rd64 refined): sigmoid over its per-image maximum.
+
+    Raises NoNetwork when its weights are not on this machine.
+    """
+    try:
+        from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
+
+        processor = CLIPSegProcessor.from_pretrained(CLIPSEG, local_files_only=True)
+        model = CLIPSegForImageSegmentation.from_pretrained(CLIPSEG, local_files_only=True).eval()
+    except (OSError, ImportError) as e:
+        raise NoNetwork(
+            f"--mask clipseg needs the weights of {CLIPSEG} (600 MB, Apache-2.0), which are not on this "
+            "machine. Fetch them with `minikin models pull clipseg`, or use --mask attention."
+        ) from e
+    out = []
+    for image in pixels:
+        inputs = processor(text=[category], images=[Image.fromarray(image)], return_tensors="pt")
+        with torch.no_grad():
+            p = model(**inputs).logits.sigmoid().view(1, 1, 352, 352)
+        p = F.interpolate(p / p.amax().clamp(min=1e-6), latent_hw, mode="bilinear", antialias=True)
+        out.append(p[0, 0])
+    return torch.stack(out)
+
+
+def subject_masks(base: Base, fits: Sequence[Fit], latents: Tensor, category: str, kind: MaskKind) -> Tensor:
+    """The masks (B, h, w) the loss will use; a photo's own mask wins over `kind`."""
+    h, w = latents.shape[-2:]
+    if kind == "none" or all(f.mask is not None for f in fits):
+        masks = torch.ones(len(latents), h, w)
+    elif kind == "attention":
+        masks = attention_masks(base, latents, category).cpu()
+    else:
+        masks = clipseg_masks([f.pixels for f in fits], category, (h, w))
+    for i, f in enumerate(fits):
+        own = f.valid if f.mask is None else f.mask * f.valid
+        covered = F.interpolate(torch.from_numpy(own)[None, None], (h, w), mode="area")[0, 0]
+        masks[i] = covered if f.mask is not None else masks[i] * covered
+    return masks
+
+
+def overlay_sheet(pixels: Sequence[np.ndarray], masks: Tensor) -> Image.Image:
+    """The photos above themselves with what is masked out dimmed to red: for the user to check."""
+    side = pixels[0].shape[0]
+    sheet = Image.new("RGB", (side * len(pixels), side * 2), "white")
+    for i, (image, mask) in enumerate(zip(pixels, masks, strict=True)):
+        m = F.interpolate(mask[None, None].float(), (side, side), mode="bilinear")[0, 0].numpy()[..., None]
+        dim = image * m + (1 - m) * (0.35 * image + np.array([120, 20, 30]))
+        sheet.paste(Image.fromarray(image), (i * side, 0))
+        sheet.paste(Image.fromarray(dim.clip(0, 255).astype(np.uint8)), (i * side, side))
+    return sheet

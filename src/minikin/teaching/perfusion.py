@@ -1,0 +1,144 @@
+"""Teaching a concept: the two edit modes as objectives for the loop.
+
+What is learned is small: the value differences of all sites (one vector each) and, in mode
+"gated", the word vectors that stand in the prompt. Everything else is frozen, and everything that
+does not change is computed once: latents, masks, the category's encoding, C^-1.
+
+    gated   Perfusion: Tewel et al. 2023, arXiv:2305.01644. i* is a running average of the concept's
+            encoding, 0.99 i* + 0.01 e, with a straight-through gradient; weight decay 0.
+    row     Keys locked, one value difference on the category's own row, no gate, no C, no word
+            vector (Infusion, arXiv:2404.14007, in the form of docs/measurements.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minikin.bases.base import Base
+from minikin.bases.editing import unpacked_delta
+from minikin.bases.keysvalues import Addition
+from minikin.bases.prompt import Prompt
+from minikin.concepts import edit
+from minikin.concepts.concept import Concept
+from minikin.concepts.edit import Direction, Gate
+from minikin.recipes import Teach
+
+AVERAGE = 0.99  # of i*; Perfusion section 4.4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's pictures: noisy latents, their targets, masks, prompts."""
+
+    x_t: Tensor  # (B, C, h, w)
+    t: Tensor  # (B,)
+    target: Tensor  # (B, C, h, w) noise or v
+    mask: Tensor  # (B, 1, h, w) in [0, 1]
+    prompts: Sequence[Prompt]
+
+
+class Student:
+    """The learnable part of one concept on one base, and the loss that teaches it."""
+
+    def __init__(self, base: Base, recipe: Teach, category: Tensor, c_inv: Tensor | None) -> None:
+        self.base, self.recipe = base, recipe
+        self.category, self.c_inv = category.to(base.device), c_inv
+        self.gated = recipe.mode == "gated"
+        self.gate = Gate(recipe.beta, recipe.tau)
+        self.delta = torch.zeros(base.layout.n_values, device=base.device, requires_grad=True)
+        self.words: list[Tensor] = []
+        self.i_star = torch.zeros(base.layout.text_width, device=base.device)
+        if self.gated:
+            assert c_inv is not None
+            self.c_inv = c_inv.to(base.device)
+            self.words = [w.requires_grad_() for w in base.word_vectors(recipe.category)]
+            self.i_star = self.category.clone()  # the word starts as the category's
+        self.encodings: dict[str, Tensor] = {}  # mode "row": encodings by prompt, computed once
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups for the optimiser: the only trainable tensors there are."""
+        groups: list[dict[str, Any]] = [{"params": [self.delta], "lr": self.recipe.value_rate}]
+        if self.words:
+            groups.append({"params": self.words, "lr": self.recipe.word_rate})
+        return groups
+
+    def condition(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Packed keys and values (B, N, W), pooled, and the concept's mean encoding (D,) or None."""
+        if not self.gated:
+            return self._row(prompts)
+        out = self.base.encode(prompts, {p.uses[0].name: self.words for p in prompts})
+        last = [at[0][-1] for at in out.positions]
+        e = out.e.float()
+        e_concept = torch.stack([e[b, p] for b, p in enumerate(last)]).mean(0)
+        i_star = self.i_star + e_concept - e_concept.detach()  # straight through
+        assert self.c_inv is not None
+        d = Direction(i_star, self.c_inv @ i_star, self.category)
+        mask = None
+        if self.recipe.positions == "own":
+            mask = torch.zeros(e.shape[:2], device=e.device)
+            for b, at in enumerate(out.positions):
+                mask[b, list(at[0])] = 1
+        done = edit.edit_encodings(e, [d], [self.gate], mask)
+        kv = self.base.pack(done.encodings, additions=[Addition(done.gates[0], self.delta)])
+        return kv, out.pooled, e_concept.detach()
+
+    def _row(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None, None]:
+        with torch.no_grad():
+            out = self.base.encode(prompts)
+        opening = torch.zeros(out.e.shape[:2], device=out.e.device)
+        for b, at in enumerate(out.positions):
+            opening[b, at[0][-1]] = 1
+        return self.base.pack(out.e, additions=[Addition(opening, self.delta)]), out.pooled, None
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Masked error, mean over all pixels, and the concept's encoding for i*."""
+        kv, pooled, e_concept = self.condition(batch.prompts)
+        more = self.base.conditions(len(batch.x_t), pooled)
+        predicted = self.base.unet(batch.x_t.to(self.base.dtype), batch.t, kv, **more).sample
+        error = (predicted.float() - batch.target).square()
+        return (error * batch.mask).mean(), e_concept
+
+    @torch.no_grad()
+    def averaged(self, e_concept: Tensor | None) -> None:
+        """Move i* towards the concept's encoding of this step."""
+        if e_concept is not None:
+            self.i_star = AVERAGE * self.i_star + (1 - AVERAGE) * e_concept
+
+    # ---- state -------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        words = {f"word.{k}": w for k, w in enumerate(self.words)}
+        return {
+            k: v.detach().cpu().clone()
+            for k, v in {"delta": self.delta, "i_star": self.i_star, **words}.items()
+        }
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Tensor]) -> None:
+        self.delta.copy_(state["delta"])
+        self.i_star = state["i_star"].to(self.base.device)
+        for k, w in enumerate(self.words):
+            w.copy_(state[f"word.{k}"])
+
+    def is_finite(self) -> bool:
+        return all(bool(torch.isfinite(v).all()) for v in (self.delta, self.i_star, *self.words))
+
+    def concept(self, c_hash: str, facts: dict[str, Any]) -> Concept:
+        """What has been learned so far, as a concept."""
+        words = tuple(w.detach().cpu().clone() for w in self.words)
+        return Concept(
+            name=self.recipe.name,
+            category=self.recipe.category,
+            mode=self.recipe.mode,
+            origin=self.base.origin,
+            words=words,
+            i_star=self.i_star.detach().cpu().clone(),
+            delta=unpacked_delta(self.base, self.delta),
+            c_hash=c_hash if self.gated else "",
+            recipe=facts,
+        )

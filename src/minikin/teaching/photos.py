@@ -1,0 +1,142 @@
+"""The user's photos: found, checked, stripped of everything but their pixels.
+
+Any size and ratio; orientation honoured; metadata dropped by rebuilding the pixels. An alpha
+channel, or a file of the same name in `masks/`, is the subject's mask. `NAME.txt` beside a photo
+is its caption.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from minikin.errors import BadPhoto
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+MAX_PIXELS = 50_000_000
+MAX_BYTES = 50_000_000
+MAX_PHOTOS = 200
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo: RGB uint8 (H, W, 3), its mask (H, W) in [0, 1] or None, its caption or ""."""
+
+    name: str
+    pixels: np.ndarray
+    mask: np.ndarray | None = None
+    caption: str = ""
+
+
+def load_photos(where: str | Path) -> list[Photo]:
+    """All photos of a folder, in the order of their names, or one photo file.
+
+    Raises BadPhoto for an empty folder or a picture that cannot be used; says which and why.
+    """
+    where = Path(where)
+    if where.is_file():
+        return [load_photo(where)]
+    if not where.is_dir():
+        raise BadPhoto(f"There is no folder or file {where}. Give a folder with 1 to {MAX_PHOTOS} photos.")
+    files = sorted(f for f in where.iterdir() if f.suffix.lower() in ENDINGS and f.is_file())
+    if not files:
+        raise BadPhoto(
+            f"{where} holds no photos. Put 3 to 6 pictures ({', '.join(ENDINGS)}) of the same thing into it."
+        )
+    if len(files) > MAX_PHOTOS:
+        raise BadPhoto(
+            f"{where} holds {len(files)} photos; at most {MAX_PHOTOS} are used to teach one concept, and "
+            "3 to 6 are usual."
+        )
+    return [load_photo(f) for f in files]
+
+
+def load_photo(path: Path) -> Photo:
+    """One photo with its mask and caption, if there are any beside it."""
+    image = open_image(path)
+    mask = None
+    if "A" in image.getbands():
+        alpha = np.asarray(image.getchannel("A"), np.float32) / 255
+        if alpha.min() < 0.99:
+            mask = alpha
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    pixels = np.asarray(image.convert("RGB")).copy()
+    beside = path.parent / "masks" / f"{path.stem}.png"
+    if beside.is_file():
+        mask = _mask(beside, pixels.shape[:2])
+    text = path.with_suffix(".txt")
+    caption = text.read_text(encoding="utf-8", errors="replace").strip() if text.is_file() else ""
+    return Photo(path.name, pixels, mask, caption)
+
+
+def open_image(path: Path) -> Image.Image:
+    """Decode a picture from an untrusted file: only known formats, one frame, bounded size."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise BadPhoto(
+                f"{path.name} is {size / 1e6:.0f} MB; photos up to {MAX_BYTES / 1e6:.0f} MB are read. "
+                "Save a smaller copy."
+            )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:
+                    raise BadPhoto(
+                        f"{path.name} has {width}x{height} pixels; at most {MAX_PIXELS / 1e6:.0f} million "
+                        "are read. Save a smaller copy."
+                    )
+                if min(width, height) < 16:
+                    raise BadPhoto(f"{path.name} is only {width}x{height} pixels; at least 16x16 are needed.")
+                if getattr(image, "n_frames", 1) > 1:
+                    raise BadPhoto(f"{path.name} is animated. Save the frame you want as a still picture.")
+                keep = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
+                return ImageOps.exif_transpose(image).convert(keep)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as e:
+        raise BadPhoto(f"{path.name} has too many pixels. Save a smaller copy.") from e
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as e:
+        raise BadPhoto(
+            f"{path.name} cannot be read as a JPEG, PNG or WebP picture ({e}). Save it again, or take it "
+            "out of the folder."
+        ) from e
+
+
+def _mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    image = open_image(path)
+    grey = image.getchannel("A") if "A" in image.getbands() else image.convert("L")
+    if (grey.height, grey.width) != shape:
+        grey = grey.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
+    return np.asarray(grey, np.float32) / 255
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A photo as a square: pixels (S, S, 3) uint8; mask (S, S) or None; valid (S, S), 0 in margins."""
+
+    pixels: np.ndarray
+    mask: np.ndarray | None
+    valid: np.ndarray
+
+
+def fitted(photo: Photo, side: int) -> Fit:
+    """The photo shrunk or grown to fit a square of `side` pixels: nothing cropped, edges stretched."""
+    h, w = photo.pixels.shape[:2]
+    scale = side / max(h, w)
+    size = (max(1, round(w * scale)), max(1, round(h * scale)))
+    top, left = (side - size[1]) // 2, (side - size[0]) // 2
+    margins = ((top, side - size[1] - top), (left, side - size[0] - left))
+    small = np.asarray(Image.fromarray(photo.pixels).resize(size, Image.Resampling.LANCZOS))
+    valid = np.pad(np.ones((size[1], size[0]), np.float32), margins)
+    mask = None
+    if photo.mask is not None:
+        grey = Image.fromarray((photo.mask * 255).astype(np.uint8))
+        grey = grey.resize(size, Image.Resampling.BILINEAR)
+        mask = np.pad(np.asarray(grey, np.float32) / 255, margins)
+    return Fit(np.pad(small, (*margins, (0, 0)), mode="edge"), mask, valid)

@@ -1,0 +1,160 @@
+"""Captions of varied wording and length, every word of them true of the scene.
+
+The subject's noun is known by its place: `Caption.nouns` gives the character span of every
+object's noun, which text training needs to say the same thing of another object.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from minikin.tiny import vocabulary as words
+from minikin.tiny.world import Look, Rng, Scene, Thing, _pick
+
+_NOUN = re.compile(r"\{([^|}]*)\|([^}]*)\}")
+
+
+@dataclass(frozen=True)
+class Caption:
+    """text, and for every object's noun (category, start, end) in characters."""
+
+    text: str
+    nouns: tuple[tuple[str, int, int], ...]
+
+
+def caption(scene: Scene, rng: Rng) -> Caption:
+    """One true caption; the generator chooses the wording."""
+    return _unmark(_finish(scene, rng, _subject(scene, rng)))
+
+
+def plain_caption(scene: Scene) -> str:
+    """The shortest caption that says what and where: for evaluation."""
+    text = " and ".join(_article(t.category) for t in scene.things) or "nothing"
+    if scene.layout == "count":
+        text = f"{'two' if scene.count == 2 else 'three'} {words.CATEGORIES[scene.objects[0]].plural}"
+    elif scene.layout == "hat":
+        text = " wearing ".join(_article(t.category) for t in scene.things)
+    where = (
+        f"on {_article(scene.background[6:])} background"
+        if scene.is_plain
+        else words.BACKGROUNDS[scene.background][0]
+    )
+    return f"{text} {where}"
+
+
+def _unmark(marked: str) -> Caption:
+    out, nouns, last = "", [], 0
+    for m in _NOUN.finditer(marked):
+        out += marked[last : m.start()]
+        nouns.append((m.group(1), len(out), len(out) + len(m.group(2))))
+        out += m.group(2)
+        last = m.end()
+    return Caption(out + marked[last:], tuple(nouns))
+
+
+def _article(phrase: str) -> str:
+    bare = _NOUN.sub(lambda m: m.group(2), phrase)
+    vowel = bare[0] in "aeiou" and not bare.startswith("uni")
+    return ("an " if vowel else "a ") + phrase
+
+
+def _noun(rng: Rng, category: str, plural: bool = False) -> str:
+    c = words.CATEGORIES[category]
+    if plural:
+        word = c.plural
+    else:
+        word = _pick(rng, c.synonyms) if c.synonyms and rng.random() < 0.15 else c.name
+    return f"{{{category}|{word}}}"
+
+
+def _look_words(rng: Rng, look: Look) -> str:
+    if look.colour:
+        return "dark" if look.colour == "black" and rng.random() < 0.2 else look.colour
+    if look.pattern:
+        adjective = _pick(rng, words.PATTERNS[look.pattern])
+        return f"{look.named[0]} and {look.named[1]} {adjective}" if look.named else adjective
+    return ""
+
+
+def _phrase(rng: Rng, thing: Thing, size: str | None = None) -> str:
+    parts = []
+    if size and rng.random() < 0.95:
+        parts.append(_pick(rng, words.SIZES[size]))
+    parts += [_look_words(rng, thing.look), _noun(rng, thing.category)]
+    return _article(" ".join(p for p in parts if p))
+
+
+def _subject(scene: Scene, rng: Rng) -> str | None:
+    things = scene.things
+    if scene.layout == "single":
+        return _phrase(rng, things[0], scene.size)
+    if scene.layout == "pair":
+        a, b = (_phrase(rng, t) for t in things)
+        return _pick(rng, (
+            f"{a} and {b}", f"{b} and {a}", f"{a} next to {b}", f"{b} beside {a}",
+            f"{a} to the left of {b}", f"{b} to the right of {a}",
+            f"{a} on the left and {b} on the right", f"{a} with {b}",
+        ))  # fmt: skip
+    if scene.layout == "hat":
+        a, b = (_phrase(rng, t) for t in things)
+        return _pick(rng, (f"{a} wearing {b}", f"{a} wearing {b}", f"{a} with {b} on its head"))
+    if scene.layout == "top":
+        below, above = (_phrase(rng, t) for t in things)
+        how = _pick(rng, ("on top of", "sitting on", "on", "standing on"))
+        return f"{above} {how} {below}"
+    if scene.layout == "hold":
+        a, b = (_phrase(rng, t) for t in things)
+        return f"{a} {_pick(rng, ('holding', 'holding', 'carrying'))} {b}"
+    if scene.layout == "count":
+        parts = (
+            "two" if scene.count == 2 else "three",
+            _look_words(rng, things[0].look),
+            _noun(rng, things[0].category, plural=True),
+        )
+        return " ".join(p for p in parts if p)
+    return None
+
+
+def _finish(scene: Scene, rng: Rng, text: str | None) -> str:
+    colour = scene.background[6:] if scene.is_plain else None
+    if text is None:
+        if colour:
+            text = f"{_article(colour)} background"
+        else:
+            where = _pick(rng, words.BACKGROUNDS[scene.background])
+            text = f"{_pick(rng, ('nothing', 'an empty scene'))} {where}"
+    elif rng.random() < 0.90:
+        if colour:
+            text += " " + _pick(rng, (
+                f"on {_article(colour)} background", f"on a plain {colour} background",
+                f"against {_article(colour)} background", f"with {_article(colour)} background",
+            ))  # fmt: skip
+        else:
+            where = _pick(rng, words.BACKGROUNDS[scene.background])
+            if rng.random() < 0.05 and not scene.treatment:
+                return f"{where}, {text}"
+            text = f"{text} {where}"
+    return _style(scene, rng, text)
+
+
+def _style(scene: Scene, rng: Rng, text: str) -> str:
+    if scene.treatment:
+        w = _pick(rng, words.TREATMENTS[scene.treatment])
+        return _pick(rng, (
+            f"{w} of {text}", f"{_article(w)} picture of {text}", f"{text}, {w}", f"{text} in {w} style",
+        ))  # fmt: skip
+    roll = rng.random()
+    if scene.sticker and roll < 0.7:
+        return _pick(rng, (
+            f"a sticker of {text}", f"a cute sticker of {text}", f"{text}, sticker",
+            f"{text}, sticker with a white border",
+        ))  # fmt: skip
+    if roll < 0.30:
+        w = _pick(rng, words.ART_SETS[scene.art].words)
+        return _pick(rng, (
+            f"{_article(w)} of {text}", f"{_article(w)} of {text}", f"{text}, {w}", f"{text} in {w} style",
+        ))  # fmt: skip
+    if roll < 0.66:
+        return f"{_pick(rng, words.GENERIC)} {text}"
+    return text

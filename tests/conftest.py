@@ -1,0 +1,113 @@
+"""Fixtures: miniatures of every architecture, the embedded base, private folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from minikin.bases.architectures import ARCHITECTURES, shrunk, write_configs
+from minikin.bases.base import Base
+from minikin.teaching.photos import Photo
+
+torch.set_num_threads(2)
+FAMILIES = tuple(ARCHITECTURES)
+
+
+@pytest.fixture(autouse=True)
+def _own_folders(tmp_path_factory: Any, monkeypatch: Any) -> None:
+    """Every test has its own data folder; the cache is shared within a run (C of tiny is in it)."""
+    monkeypatch.setenv("MINIKIN_HOME", str(tmp_path_factory.mktemp("home")))
+    shared = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("MINIKIN_CACHE", str(shared))
+
+
+def build_pipeline(name: str, folder: Path, seed: int = 0) -> Any:
+    """A miniature pipeline with random weights, as a diffusers folder and opened."""
+    import diffusers
+    import transformers
+
+    configs = write_configs(shrunk(ARCHITECTURES[name]), folder)
+    torch.manual_seed(seed)
+    unet = diffusers.UNet2DConditionModel.from_config(
+        diffusers.UNet2DConditionModel.load_config(configs / "unet")
+    )
+    for p in unet.parameters():  # away from symmetric starts, so that every path matters
+        if p.ndim == 1:
+            p.data.add_(0.1 * torch.randn_like(p))
+    parts: dict[str, Any] = {"unet": unet}
+    parts["vae"] = diffusers.AutoencoderKL.from_config(diffusers.AutoencoderKL.load_config(configs / "vae"))
+    parts["scheduler"] = diffusers.DDIMScheduler.from_config(
+        diffusers.DDIMScheduler.load_config(configs / "scheduler")
+    )
+    for k, tail in enumerate(["", "_2"][: len(ARCHITECTURES[name].texts)]):
+        config = transformers.CLIPTextConfig.from_pretrained(configs / f"text_encoder{tail}")
+        cls = transformers.CLIPTextModelWithProjection if k else transformers.CLIPTextModel
+        parts[f"text_encoder{tail}"] = cls(config)
+        parts[f"tokenizer{tail}"] = transformers.CLIPTokenizer.from_pretrained(configs / f"tokenizer{tail}")
+    cls = getattr(diffusers, ARCHITECTURES[name].pipeline)
+    if name != "sdxl":
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    if cls.__name__ == "LatentConsistencyModelPipeline":
+        parts["scheduler"] = diffusers.LCMScheduler.from_config(parts["scheduler"].config)
+    for part in parts.values():
+        if isinstance(part, torch.nn.Module):
+            part.eval()  # as from_pretrained leaves it
+    pipe = cls(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="session")
+def pipelines(tmp_path_factory: Any) -> dict[str, Any]:
+    """One miniature pipeline of every architecture, without Minikin on it."""
+    return {n: build_pipeline(n, tmp_path_factory.mktemp(f"mini-{n}")) for n in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def bases(tmp_path_factory: Any) -> dict[str, Base]:
+    """The same miniatures as bases (same weights: same seeds)."""
+    return {n: Base(build_pipeline(n, tmp_path_factory.mktemp(f"base-{n}")), n) for n in FAMILIES}
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Base:
+    """The embedded base."""
+    from minikin.bases.registry import open_base
+
+    return open_base("tiny", device="cpu")
+
+
+@pytest.fixture
+def photos() -> list[Photo]:
+    """Three small pictures with a coloured square as the subject, and its mask."""
+    rng = np.random.default_rng(0)
+    made = []
+    for k in range(3):
+        pixels = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+        mask = np.zeros((64, 64), np.float32)
+        mask[16:48, 16:48] = 1
+        pixels[16:48, 16:48] = (220, 60, 90)
+        made.append(Photo(f"{k}.png", pixels, mask))
+    return made
+
+
+@pytest.fixture
+def photo_folder(tmp_path: Path, photos: list[Photo]) -> Path:
+    """The photos as files with masks beside them."""
+    folder = tmp_path / "photos"
+    (folder / "masks").mkdir(parents=True)
+    for p in photos:
+        Image.fromarray(p.pixels).save(folder / p.name)
+        assert p.mask is not None
+        Image.fromarray((p.mask * 255).astype(np.uint8)).save(folder / "masks" / p.name)
+    return folder

@@ -1,0 +1,183 @@
+"""One contract over all architectures: packed keys and values change nothing until a concept does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import FAMILIES, build_pipeline
+from minikin import Studio, attach
+from minikin.bases.base import Base
+from minikin.bases.keysvalues import detach, layout
+from minikin.recipes import Teach
+from minikin.teaching.photos import Photo
+
+PROMPT, NEGATIVE = "a photo of a cat on the beach", "blurry"
+STEPS = 3
+
+
+def call(pipe: Any, n: int = 2, **kwargs: Any) -> np.ndarray:
+    """Pictures of a pipeline call as floats (n, H, W, 3)."""
+    generators = [torch.Generator().manual_seed(k) for k in range(n)]
+    size = {} if "image" in kwargs else {"height": 64, "width": 64}
+    if "prompt" in kwargs:
+        kwargs["num_images_per_prompt"] = n
+    out = pipe(num_inference_steps=STEPS, generator=generators, output_type="np", **size, **kwargs)
+    return out.images
+
+
+def add_lora(pipe: Any) -> None:
+    """An active random LoRA on all attention projections, to_k and to_v of attn2 among them."""
+    from peft import LoraConfig
+
+    pipe.unet.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), "style")
+    pipe.unet.eval()
+    g = torch.Generator().manual_seed(5)
+    for name, p in pipe.unet.named_parameters():
+        if "lora_" in name:
+            p.data.copy_(0.3 * torch.randn(p.shape, generator=g))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("lora", [False, True], ids=["plain", "lora"])
+def test_no_concept_means_bit_identical(family: str, lora: bool, tmp_path: Any) -> None:
+    """Text-to-image with packed prompts equals the stock pipeline to the bit."""
+    stock, ours = (build_pipeline(family, tmp_path / str(k)) for k in range(2))
+    if lora:
+        add_lora(stock)
+        add_lora(ours)
+    guidance = 8.0 if family.startswith("lcm") else 5.0
+    reference = call(stock, prompt=PROMPT, guidance_scale=guidance, **negative(family, NEGATIVE))
+    packed = attach(ours)(PROMPT, NEGATIVE, n=2)
+    assert np.array_equal(call(ours, guidance_scale=guidance, **packed), reference)
+
+
+def negative(family: str, text: str) -> dict[str, str]:
+    return {} if family.startswith("lcm") else {"negative_prompt": text}
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"])
+@pytest.mark.parametrize("task", ["Img2Img", "Inpaint"])
+def test_other_stock_pipelines_accept_packed(family: str, task: str, tmp_path: Any) -> None:
+    """Image-to-image and inpainting take packed prompts unchanged, and agree to the bit."""
+    import diffusers
+
+    kind = "StableDiffusionXL" if family == "sdxl" else "StableDiffusion"
+    cls = getattr(diffusers, f"{kind}{task}Pipeline")
+    stock, ours = (cls.from_pipe(build_pipeline(family, tmp_path / str(k))) for k in range(2))
+    rng = np.random.default_rng(1)
+    kwargs: dict[str, Any] = {"image": Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))}
+    kwargs["strength"] = 0.7
+    if task == "Inpaint":
+        kwargs |= {"mask_image": Image.fromarray(np.eye(64, dtype=np.uint8) * 255), "height": 64, "width": 64}
+    for pipe in (stock, ours):
+        pipe.set_progress_bar_config(disable=True)
+    reference = call(stock, n=1, prompt=PROMPT, negative_prompt=NEGATIVE, guidance_scale=5.0, **kwargs)
+    packed = attach(ours)(PROMPT, NEGATIVE)
+    assert np.array_equal(call(ours, n=1, guidance_scale=5.0, **packed, **kwargs), reference)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_facts(family: str, bases: dict[str, Base]) -> None:
+    """Architecture, packed width, hashes; the state dict keeps its names."""
+    base = bases[family]
+    expected = {"sd15": "sd1", "lcm-sd15": "sd1", "sd21": "sd2", "sd-turbo": "sd2", "sdxl": "sdxl"}
+    true_width = {"sd1": 768, "sd2": 1024, "sdxl": 2048}
+    assert base.layout.width == 2 * sum(s.width for s in base.layout.sites)
+    assert len(base.fingerprint) == len(base.text_hash) == 64
+    assert not any("processor" in k for k in base.unet.state_dict())
+    assert base.is_xl == (family == "sdxl")
+    assert base.has_guidance_embedding == family.startswith("lcm")
+    from minikin.bases.architectures import ARCHITECTURES as full
+
+    assert full[family].name == expected[family]
+    assert full[family].unet["cross_attention_dim"] == true_width[expected[family]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_true_sites(family: str) -> None:
+    """The full-size U-Nets have the sites and widths of algorithms 1.9: 16 and 12,480; 70 and 83,200."""
+    from diffusers import UNet2DConditionModel
+
+    from minikin.bases.architectures import ARCHITECTURES as full
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(full[family].unet)
+    sites = layout(unet).sites
+    n, total = (70, 83_200) if family == "sdxl" else (16, 12_480)
+    assert len(sites) == n
+    assert sum(s.width for s in sites) == total
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("mode", ["gated", "row"])
+def test_teach_and_paint(family: str, mode: str, bases: dict[str, Base], photos: list[Photo]) -> None:
+    """Teaching moves the concept, and nothing but the concept's prompts."""
+    studio = Studio(bases[family])
+    before = {k: v.clone() for k, v in studio.base.unet.state_dict().items()}
+    plain = studio.paint("a photo of a cat", steps=2, seed=3)[0]
+    studio.teach(photos, name="tom", category="cat", mode=mode, steps=4, batch=2, captions=_few_captions())
+    after = studio.base.unet.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert np.array_equal(plain, studio.paint("a photo of a cat", steps=2, seed=3)[0])
+    with_tom = studio.paint("a photo of <tom>", steps=2, seed=3, width=64, height=64)[0]
+    assert not np.array_equal(plain, with_tom)
+    both = studio.paint("<tom:0.5> and a dog", steps=2, lock="global")[0]
+    assert both.size == (64, 64)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_words_and_values_are_trainable(family: str, bases: dict[str, Base], photos: list[Photo]) -> None:
+    """Gradient reaches o*_V and v*, and nothing of the base (lucidrains trained the frozen keys instead)."""
+    from minikin.bases.covariance import Covariance
+    from minikin.bases.locking import category_encoding
+    from minikin.teaching.perfusion import Student
+    from minikin.teaching.teach import Batches, prepare
+
+    base = bases[family]
+    recipe = Teach(name="tom", category="teddy bear", batch=2)
+    prepared = prepare(base, photos, recipe)
+    c = Covariance(torch.eye(base.layout.text_width, dtype=torch.float64), 1, 1)
+    student = Student(base, recipe, category_encoding(base, "teddy bear"), c.inverse)
+    with base.frozen():
+        loss, _ = student.loss(Batches(base, prepared, recipe).at(0))
+        loss.backward()
+    assert student.delta.grad is not None and student.delta.grad.abs().max() > 0
+    assert all(w.grad is not None and w.grad.abs().max() > 0 for w in student.words)
+    assert len(student.words) == len(base.text_encoders)
+    for module in (base.unet, base.vae, *base.text_encoders):
+        assert all(p.grad is None for p in module.parameters())
+    trainable = [p for g in student.groups() for p in g["params"]]
+    assert {p.numel() for p in trainable} == {base.layout.n_values, *(w.numel() for w in student.words)}
+
+
+def test_detach_gives_the_stock_pipeline_back(tmp_path: Any) -> None:
+    stock, ours = (build_pipeline("sd15", tmp_path / str(k)) for k in range(2))
+    attach(ours)
+    detach(ours.unet)
+    kwargs = {"prompt": PROMPT, "guidance_scale": 5.0}
+    assert np.array_equal(call(ours, **kwargs), call(stock, **kwargs))
+    assert all(p.requires_grad for p in ours.unet.parameters())
+    assert type(next(iter(ours.unet.attn_processors.values()))).__name__ == "AttnProcessor2_0"
+
+
+def test_plain_prompts_still_work_while_attached(tmp_path: Any) -> None:
+    stock, ours = (build_pipeline("sd15", tmp_path / str(k)) for k in range(2))
+    attach(ours)
+    kwargs = {"prompt": PROMPT, "guidance_scale": 5.0}
+    assert np.array_equal(call(ours, **kwargs), call(stock, **kwargs))
+
+
+def _few_captions() -> str:
+    """A captions file small enough for miniatures."""
+    import tempfile
+
+    from minikin.bases.corpus import captions
+
+    with tempfile.NamedTemporaryFile("w", suffix=".txt", delete=False) as f:
+        f.write("\n".join(captions(200)))
+    return f.name
