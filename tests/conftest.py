@@ -46,9 +46,8 @@ def build_pipeline(name: str, folder: Path, seed: int = 0) -> Any:
             p.data.add_(0.1 * torch.randn_like(p))
     parts: dict[str, Any] = {"unet": unet}
     parts["vae"] = diffusers.AutoencoderKL.from_config(diffusers.AutoencoderKL.load_config(configs / "vae"))
-    parts["scheduler"] = diffusers.DDIMScheduler.from_config(
-        diffusers.DDIMScheduler.load_config(configs / "scheduler")
-    )
+    config = diffusers.DDIMScheduler.load_config(configs / "scheduler")
+    parts["scheduler"] = getattr(diffusers, config["_class_name"]).from_config(config)
     for k, tail in enumerate(["", "_2"][: len(ARCHITECTURES[name].texts)]):
         config = transformers.CLIPTextConfig.from_pretrained(configs / f"text_encoder{tail}")
         cls = transformers.CLIPTextModelWithProjection if k else transformers.CLIPTextModel
@@ -57,8 +56,6 @@ def build_pipeline(name: str, folder: Path, seed: int = 0) -> Any:
     cls = getattr(diffusers, ARCHITECTURES[name].pipeline)
     if name != "sdxl":
         parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
-    if cls.__name__ == "LatentConsistencyModelPipeline":
-        parts["scheduler"] = diffusers.LCMScheduler.from_config(parts["scheduler"].config)
     for part in parts.values():
         if isinstance(part, torch.nn.Module):
             part.eval()  # as from_pretrained leaves it

@@ -128,7 +128,7 @@ class Studio:
         prompt = parse(recipe.prompt, self.concepts.categories)
         if prompt.loras:
             raise BadRecipe("<lora:...> tags are not supported yet; remove them from the prompt.")
-        painting.check_size(self.base, recipe)
+        painting.check(self.base, recipe)
         with self._lock:
             made: list[Painted] = []
             total = recipe.n * recipe.steps

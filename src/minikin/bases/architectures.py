@@ -103,7 +103,7 @@ def shrunk(a: Architecture) -> Architecture:
     levels = len(a.unet["block_out_channels"])
     channels = [32, 64, 64, 64][:levels] if levels == 4 else [32, 64, 64]
     heads = a.unet["attention_head_dim"]
-    dims = [32, 32]  # per text encoder
+    dims = [32, 64]  # per text encoder; diffusers tells them apart by width
     texts = tuple(
         t | {"hidden_size": d, "intermediate_size": 64, "num_hidden_layers": 2,
              "num_attention_heads": 2, "projection_dim": d}
@@ -129,8 +129,9 @@ def shrunk(a: Architecture) -> Architecture:
 def write_configs(a: Architecture, folder: Path, prediction: str | None = None) -> Path:
     """A diffusers folder without weights: every configuration and tokenizer of an architecture."""
     scheduler = a.scheduler | ({"prediction_type": prediction} if prediction else {})
+    sampler = "LCMScheduler" if "Consistency" in a.pipeline else "DDIMScheduler"
     kinds = {"unet": ("diffusers", "UNet2DConditionModel"), "vae": ("diffusers", "AutoencoderKL"),
-             "scheduler": ("diffusers", "DDIMScheduler")}  # fmt: skip
+             "scheduler": ("diffusers", sampler)}  # fmt: skip
     parts: dict[str, tuple[str, dict[str, Any]]] = {
         "unet": ("config.json", a.unet), "vae": ("config.json", a.vae),
         "scheduler": ("scheduler_config.json", scheduler),

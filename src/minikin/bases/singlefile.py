@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import struct
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,17 +91,33 @@ def open_file(path: Path, dtype: Any, prediction: str | None = None) -> Any:
 
     found = recognise(path, prediction)
     family = found.architecture
-    with tempfile.TemporaryDirectory() as folder:
-        if found.inpainting:
-            from dataclasses import replace
+    # the converter knows no guidance embedding: it is put in afterwards
+    plain = family.unet | {"time_cond_proj_dim": None} | ({"in_channels": 9} if found.inpainting else {})
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            configs = write_configs(replace(family, unet=plain), Path(folder), found.prediction)
+            pipe = getattr(diffusers, family.pipeline).from_single_file(
+                str(path), config=str(configs), local_files_only=True, dtype=dtype
+            )
+        if family.unet.get("time_cond_proj_dim"):
+            _add_guidance_embedding(pipe, path, family.unet["time_cond_proj_dim"])
+    except Exception as e:
+        raise BadModelFile(f"{path.name} looks like {family.name}, but could not be opened: {e}") from e
+    return pipe
 
-            family = replace(family, unet=family.unet | {"in_channels": 9})
-        configs = write_configs(family, Path(folder), found.prediction)
-        cls = getattr(diffusers, family.pipeline)
-        try:
-            return cls.from_single_file(str(path), config=str(configs), local_files_only=True, dtype=dtype)
-        except Exception as e:
-            raise BadModelFile(f"{path.name} looks like {family.name}, but could not be opened: {e}") from e
+
+def _add_guidance_embedding(pipe: Any, path: Path, width: int) -> None:
+    """Replace the U-Net of a full LCM by one with its guidance embedding."""
+    from diffusers import UNet2DConditionModel
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as f:
+        weight = f.get_tensor(_UNET + "time_embed.cond_proj.weight")
+    config = dict(pipe.unet.config) | {"time_cond_proj_dim": width}
+    unet = UNet2DConditionModel.from_config(config)
+    state = pipe.unet.state_dict() | {"time_embedding.cond_proj.weight": weight}
+    unet.load_state_dict(state)
+    pipe.register_modules(unet=unet.to(pipe.unet.dtype).eval())
 
 
 def _family(context: int, shapes: dict[str, Any], path: Path, name: str) -> Architecture:

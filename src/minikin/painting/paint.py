@@ -108,8 +108,14 @@ def _fresh(scheduler: Any) -> Any:
     return type(scheduler).from_config(scheduler.config)
 
 
-def check_size(base: Base, recipe: Paint) -> None:
-    """Raise BadRecipe when the base cannot paint pictures of this size."""
+def check(base: Base, recipe: Paint) -> None:
+    """Raise BadRecipe when the base cannot paint pictures of this size or with this scheduler."""
+    named = schedulers.scheduler_name(recipe.scheduler) if recipe.scheduler else ""
+    if base.has_guidance_embedding and named not in ("", "LCM"):
+        raise BadRecipe(
+            f"'{base.name}' is a latent consistency model and paints with the LCM scheduler only, not "
+            f"'{recipe.scheduler}'. Leave --scheduler out."
+        )
     step = base.factor * 2 ** (len(base.unet.config.block_out_channels) - 1)
     for name in ("width", "height"):
         value = getattr(recipe, name)

@@ -1,0 +1,210 @@
+"""The concept file: sizes at true scale, round trips, and every refusal with its words."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from minikin import Concept
+from minikin.bases.architectures import ARCHITECTURES
+from minikin.bases.keysvalues import layout
+from minikin.concepts import file
+from minikin.concepts import tensors as io
+from minikin.concepts.concept import Origin, check_category, check_name
+from minikin.errors import BadConceptFile, BadRecipe, StorageError
+
+
+def concept(family: str = "sd15", mode: str = "gated", words: int = 1) -> Concept:
+    """A random concept with the true layer widths of a family."""
+    a = ARCHITECTURES[family]
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(a.unet)
+    g = torch.Generator().manual_seed(0)
+    delta = {s.path: torch.randn(s.width, generator=g) for s in layout(unet).sites}
+    gated = mode == "gated"
+    width = a.unet["cross_attention_dim"]
+    return Concept(
+        name="tom", category="cat", mode=mode,  # type: ignore[arg-type]
+        origin=Origin(a.name, "f" * 64, "e" * 64, "CreativeML OpenRAIL-M"),
+        words=tuple(torch.randn(words, t["hidden_size"], generator=g) for t in a.texts) if gated else (),
+        i_star=torch.randn(width, generator=g) if gated else torch.zeros(1),
+        delta=delta, c_hash="c" * 64 if gated else "",
+        recipe={"mode": mode, "steps": 200, "batch": 8, "value_rate": 0.03, "seed": 0, "photos": 5},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "int8", "cap"),
+    [("sd15", False, 32_000), ("sd15", True, 20_000), ("sd21", False, 32_000), ("sdxl", None, 100_000)],
+)
+def test_size_caps(family: str, int8: bool | None, cap: int) -> None:
+    """Header included: SD 1.5 <= 32,000 bytes in half precision, <= 20,000 in int8; SDXL <= 100,000."""
+    assert len(file.to_bytes(concept(family), int8=int8)) <= cap
+
+
+def test_preview_fits_or_is_left_out() -> None:
+    small, large = b"\xff\xd8" + bytes(12_000), b"\xff\xd8" + bytes(90_000)
+    with_small = file.to_bytes(replace(concept(), preview=small))
+    assert len(with_small) <= file.MAX_BYTES and file.from_bytes(with_small).preview == small
+    with_large = file.to_bytes(replace(concept(), preview=large))
+    assert len(with_large) <= file.MAX_BYTES and file.from_bytes(with_large).preview == b""
+
+
+@pytest.mark.parametrize("mode", ["gated", "row"])
+@pytest.mark.parametrize("int8", [False, True])
+def test_round_trip(mode: str, int8: bool, tmp_path: Path) -> None:
+    """What is read is what was written, to half precision (or half a step of int8)."""
+    c = concept("sdxl", mode, words=2)
+    found = Concept.load(c.save(tmp_path / "tom.safetensors", int8=int8))
+    assert (found.name, found.category, found.mode, found.origin) == (c.name, c.category, c.mode, c.origin)
+    assert found.gate == c.gate and found.recipe == c.recipe and found.c_hash == c.c_hash
+    assert list(found.delta) == list(c.delta)
+    step = max(float(d.abs().max()) for d in c.delta.values()) / 127
+    for path, d in c.delta.items():
+        assert torch.allclose(found.delta[path], d, atol=0.51 * step if int8 else 2e-3)
+    for a, b in zip(found.words, c.words, strict=True):
+        assert torch.allclose(a, b, atol=2e-3)
+
+
+def test_equal_concepts_give_equal_files() -> None:
+    assert file.to_bytes(concept()) == file.to_bytes(concept())
+
+
+def test_the_safetensors_library_reads_it(tmp_path: Path) -> None:
+    from safetensors import safe_open
+
+    path = concept().save(tmp_path / "tom.safetensors")
+    with safe_open(path, "pt") as f:
+        meta = f.metadata()
+        assert set(f.keys()) == {"delta", "i_star", "word.0"}
+        assert f.get_tensor("delta").shape == (12_480,)
+    assert meta["modelspec.trigger_phrase"] == "<tom>"
+    assert meta["modelspec.architecture"] == "stable-diffusion-v1/minikin"
+    assert meta["modelspec.sai_model_spec"] == "1.0.1"
+
+
+def rebuilt(change: Any) -> bytes:
+    """A valid file with its header changed by `change(header)`."""
+    data = file.to_bytes(concept())
+    (n,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + n])
+    body = change(header) or data[8 + n :]
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def edited(**values: str) -> bytes:
+    return rebuilt(lambda h: h["__metadata__"].update({f"minikin.{k}": v for k, v in values.items()}))
+
+
+def entry(**values: Any) -> bytes:
+    return rebuilt(lambda h: h["delta"].update(values))
+
+
+DAMAGE: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "not in the safetensors format"),
+    "pickle": (b"\x80\x04\x95" + bytes(200), "Pickle-based files"),
+    "zip": (b"PK\x03\x04" + bytes(200), "Pickle-based files"),
+    "cut in the header": (file.to_bytes(concept())[:300], "incomplete"),
+    "cut in the body": (file.to_bytes(concept())[:-100], "lies at bytes"),
+    "trailing bytes": (file.to_bytes(concept()) + b"xx", "belong to nothing"),
+    "huge header": (struct.pack("<Q", 2**40) + b"{}", "header claims"),
+    "not JSON": (struct.pack("<Q", 4) + b"{a:1" + bytes(4), "not valid JSON"),
+    "deep JSON": (struct.pack("<Q", 60_000) + b'{"a":' * 12_000, "not valid JSON"),
+    "twice": (struct.pack("<Q", 13) + b'{"a":1,"a":2}', "a key occurs twice"),
+    "other version": (edited(format="7"), "has format 7; this Minikin reads up to 1"),
+    "foreign": (io.serialize({"lora": torch.zeros(3)}, {}), "not a Minikin concept"),
+    "bad mode": (edited(mode="evil"), "mode 'evil'"),
+    "bad name": (edited(name="../../etc"), "cannot be a concept's name"),
+    "bad gate": (edited(gate='{"beta":0.5,"tau":-1}'), "tau must be greater than 0"),
+    "bad index": (edited(index='[["d0.0.0",5]]'), "value differences announced"),
+    "bad site": (edited(index='[["vae",12480]]'), "a site named"),
+    "odd dtype": (entry(dtype="F64"), "has the type 'F64'"),
+    "odd shape": (entry(shape=[2**60, 0]), "has the shape"),
+    "wrong shape": (entry(shape=[7]), "does not fill"),
+    "overlap": (entry(data_offsets=[4, 24_964]), "lies at bytes"),
+    "negative": (entry(data_offsets=[-4, 24_956]), "no valid place"),
+    "path name": (rebuilt(lambda h: h.update({"../x": h.pop("delta")})), "a tensor is named"),
+    "shared state": (rebuilt(lambda h: h.update({"c_inv": h.pop("i_star")})), "not a sound concept file"),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_damaged_files_are_refused_in_words(case: str) -> None:
+    data, words = DAMAGE[case]
+    with pytest.raises(BadConceptFile) as e:
+        file.from_bytes(data, "tom.safetensors")
+    assert words in str(e.value) and "tom.safetensors" in str(e.value)
+
+
+def test_numbers_that_are_not_finite() -> None:
+    c = concept()
+    broken = replace(c, i_star=torch.full((768,), float("nan")))
+    with pytest.raises(BadConceptFile, match="not finite; it was not written"):
+        file.to_bytes(broken)
+    good = file.to_bytes(c)
+    half_nan = bytes(good[:-2]) + b"\xff\x7f"
+    with pytest.raises(BadConceptFile, match="not finite"):
+        file.from_bytes(half_nan)
+
+
+def test_absurd_magnitude_is_refused() -> None:
+    c = concept()
+    loud = replace(c, delta={k: d * 0 + 3e4 for k, d in c.delta.items()})
+    with pytest.raises(BadConceptFile, match="plausible"):
+        file.from_bytes(file.to_bytes(loud))
+
+
+def test_too_large_for_half_precision() -> None:
+    c = concept()
+    loud = replace(c, delta={k: d * 0 + 1e6 for k, d in c.delta.items()})
+    with pytest.raises(BadConceptFile, match="half precision"):
+        file.to_bytes(loud, int8=False)
+
+
+def test_disk_full_keeps_the_old_file(tmp_path: Path, monkeypatch: Any) -> None:
+    """ENOSPC in the middle of a write: a message, the old file whole, no litter."""
+    import errno
+    import os
+
+    path = concept().save(tmp_path / "tom.safetensors")
+    before = path.read_bytes()
+
+    def full(_fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="the disk is full"):
+        replace(concept(), category="dog").save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["tom.safetensors"]
+
+
+def test_read_only_folder(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="was not written"):
+        concept().save(Path("/proc/nowhere/tom.safetensors"))
+
+
+@pytest.mark.parametrize("name", ["", "Tom", "1tom", "to m", "../x", "a" * 41, "töm", "tom:1", "<tom>"])
+def test_odd_names(name: str) -> None:
+    with pytest.raises(BadRecipe, match="cannot be a concept's name"):
+        check_name(name)
+
+
+@pytest.mark.parametrize(
+    ("category", "words"),
+    [("", "is empty"), ("  ", "is empty"), ("x" * 61, "61 characters long"),
+     ("cat\n", "characters that no word"),
+     ("<cat>", "characters that no word"), ("a,b", "characters that no word")],
+)  # fmt: skip
+def test_odd_categories(category: str, words: str) -> None:
+    with pytest.raises(BadRecipe) as e:
+        check_category(category)
+    assert words in str(e.value)

@@ -1,0 +1,278 @@
+"""Teaching: deterministic, resumable bit for bit, safe to interrupt, honest when it diverges."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minikin import events
+from minikin.bases.base import Base
+from minikin.bases.covariance import Covariance
+from minikin.bases.locking import LOCK_TEMPLATES, category_encoding, prompt_for
+from minikin.bases.prompt import parse
+from minikin.concepts import file
+from minikin.errors import BadRecipe, Diverged
+from minikin.recipes import Teach
+from minikin.teaching import loop as loops
+from minikin.teaching.perfusion import Student
+from minikin.teaching.photos import Photo
+from minikin.teaching.teach import Batches, prepare, teach
+
+
+def identity(base: Base) -> Covariance:
+    return Covariance(torch.eye(base.layout.text_width, dtype=torch.float64), 1, 1)
+
+
+def run(base: Base, photos: list[Photo], **kwargs: Any) -> events.Done:
+    """Teach with a unit covariance; the Done event."""
+    how = {k: kwargs.pop(k) for k in ("checkpoint", "resume", "stop", "save_every") if k in kwargs}
+    recipe = Teach(name="tom", category=kwargs.pop("category", "cat"), batch=2, **kwargs)
+    c = identity(base) if recipe.mode == "gated" else None
+    done = None
+    for done in teach(base, photos, recipe, c, **how):
+        pass
+    assert isinstance(done, events.Done)
+    return done
+
+
+@pytest.mark.parametrize("mode", ["gated", "row"])
+def test_equal_seeds_give_equal_files(bases: dict[str, Base], photos: list[Photo], mode: str) -> None:
+    a, b, other = (
+        file.to_bytes(run(bases["sd15"], photos, mode=mode, steps=6, seed=s).result) for s in (1, 1, 2)
+    )
+    assert a == b
+    assert a != other
+
+
+def test_resume_is_bit_exact(bases: dict[str, Base], photos: list[Photo], tmp_path: Path) -> None:
+    """12 steps = 5 + interruption + resume, also after evaluations and with the average of i*."""
+    base, checkpoint = bases["sd15"], tmp_path / "c.safetensors"
+    whole = run(base, photos, max_steps=24).result
+    stop = threading.Event()
+    recipe = Teach(name="tom", category="cat", batch=2, max_steps=24)
+    for event in teach(base, photos, recipe, identity(base), checkpoint=checkpoint, stop=stop):
+        if isinstance(event, events.Progress) and event.done == 13:
+            stop.set()
+    assert checkpoint.exists()
+    resumed = run(base, photos, max_steps=24, checkpoint=checkpoint, resume=True)
+    assert resumed.facts["steps"] == 24
+    assert file.to_bytes(resumed.result) == file.to_bytes(whole)
+
+
+def test_checkpoint_of_another_run_is_refused(
+    bases: dict[str, Base], photos: list[Photo], tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "c.safetensors"
+    run(bases["sd15"], photos, steps=4, checkpoint=checkpoint, save_every=2)
+    with pytest.raises(BadRecipe, match="another run .seed differ"):
+        run(bases["sd15"], photos, steps=4, seed=9, checkpoint=checkpoint, resume=True)
+
+
+def test_interrupting_leaves_a_usable_concept(bases: dict[str, Base], photos: list[Photo]) -> None:
+    stop = threading.Event()
+    stop.set()
+    done = run(bases["sd15"], photos, steps=50, stop=stop)
+    assert done.facts["interrupted"] and done.facts["steps"] == 1
+    assert done.result.is_finite()
+
+
+@pytest.mark.slow
+def test_killed_teaching_resumes_to_the_same_file(photo_folder: Path, tmp_path: Path) -> None:
+    """kill -9 in the middle of `minikin teach`; `--resume` ends with the file of an unbroken run."""
+
+    def command(out: str, *more: str) -> list[str]:
+        code = "import sys; from minikin.cli.app import main; sys.argv[0] = 'minikin'; main()"
+        return [
+            sys.executable, "-c", code, "teach", str(photo_folder), "--name", "tom", "--category", "cat",
+            "--mode", "row", "--steps", "60", "--sample-every", "0", "--out", out, *more,
+        ]  # fmt: skip
+
+    whole, broken = str(tmp_path / "whole.safetensors"), str(tmp_path / "broken.safetensors")
+    subprocess.run(command(whole), check=True, capture_output=True)
+    process = subprocess.Popen(command(broken), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoint = tmp_path / "broken-teaching" / "checkpoint.safetensors"
+    for _ in range(1200):
+        if checkpoint.exists() or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert checkpoint.exists() and not Path(broken).exists()
+    subprocess.run(command(broken, "--resume"), check=True, capture_output=True)
+    assert Path(broken).read_bytes() == Path(whole).read_bytes()
+    assert not checkpoint.exists()
+
+
+def test_concept_at_any_position_uses_one_target(bases: dict[str, Base]) -> None:
+    """Position 5 or 40 of the prompt: the same value difference (CDY stores one per position)."""
+    base = bases["sd15"]
+    recipe = Teach(name="tom", category="cat", mode="row")
+    student = Student(base, recipe, category_encoding(base, "cat"), None)
+    with torch.no_grad():
+        student.delta += torch.randn(student.delta.shape, generator=torch.Generator().manual_seed(0))
+    early = parse("a photo of <tom>", {"tom": "cat"})
+    late = parse("a " + "very " * 36 + "old photo of <tom>", {"tom": "cat"})
+    for prompt in (early, late):
+        out = base.encode([prompt])
+        (at,) = out.positions[0]
+        plain = base.pack(out.e)
+        moved = student.condition([prompt])[0] - plain
+        rows = moved.detach().abs().sum(-1)[0].nonzero().flatten().tolist()
+        assert rows == [at[-1]]
+        values = torch.cat([moved[0, at[-1], s.value] for s in base.layout.sites])
+        assert torch.allclose(values, student.delta, atol=1e-5)
+    assert at[-1] == 41
+
+
+def test_several_tokens(bases: dict[str, Base]) -> None:
+    """A two-token category: two word vectors, positions aligned with the twin, last one edited."""
+    base = bases["sdxl"]
+    prompt = prompt_for("a photo of {}", "rex", "teddy bear")
+    out = base.encode([prompt])
+    assert out.positions[0][0] == (5, 6) and prompt.text == "a photo of a teddy bear"
+    words = base.word_vectors("teddy bear")
+    assert [len(w) for w in words] == [2, 2]
+    same = base.encode([prompt], {"rex": words})
+    assert torch.allclose(same.e, out.e, atol=1e-6)
+    other = base.encode([prompt], {"rex": [w + 1 for w in words]})
+    assert torch.equal(other.e[0, :5], out.e[0, :5]) and not torch.allclose(other.e[0, 5:], out.e[0, 5:])
+
+
+def test_category_encoding_is_a_fixed_mean(bases: dict[str, Base]) -> None:
+    """Deterministic template mean, not the first random batch."""
+    base = bases["sd15"]
+    a, b = (category_encoding(base, "cat") for _ in range(2))
+    assert torch.equal(a, b)
+    rows = [base.encode([p := prompt_for(t, "x", "cat")]).e[0, base.encode([p]).positions[0][0][-1]]
+            for t in LOCK_TEMPLATES]  # fmt: skip
+    assert torch.allclose(a, torch.stack(rows).mean(0), atol=1e-5)
+
+
+def test_i_star_is_a_running_average(bases: dict[str, Base], photos: list[Photo]) -> None:
+    """i* <- 0.99 i* + 0.01 e, starting at the category's encoding."""
+    base = bases["sd15"]
+    student = Student(
+        base, Teach(name="t", category="cat"), category_encoding(base, "cat"), identity(base).inverse
+    )
+    start = student.i_star.clone()
+    e = torch.ones_like(start)
+    student.averaged(e)
+    assert torch.allclose(student.i_star, 0.99 * start + 0.01)
+
+
+def test_values_start_at_the_category(bases: dict[str, Base], photos: list[Photo]) -> None:
+    """o*_V starts as W_V e_category: delta is zero; and no weight decay pulls it back later."""
+    base = bases["sd15"]
+    recipe = Teach(name="tom", category="cat", batch=2)
+    student = Student(base, recipe, category_encoding(base, "cat"), identity(base).inverse)
+    assert student.delta.abs().max() == 0
+    prepared = prepare(base, photos, recipe)
+    batches = Batches(base, prepared, recipe)
+    one = loops.Loop(student, batches.at, batches.evaluation(), max_steps=1)
+    assert all(g["weight_decay"] == 0 for g in one.optimizer.param_groups)
+    assert [g["lr"] for g in one.optimizer.param_groups] == [0.03, 0.006]
+
+
+def test_batches_do_not_depend_on_history(bases: dict[str, Base], photos: list[Photo]) -> None:
+    base = bases["sd21"]
+    recipe = Teach(name="tom", category="cat", batch=4)
+    batches = Batches(base, prepare(base, photos, recipe), recipe)
+    first = batches.at(7)
+    batches.at(3)
+    again = batches.at(7)
+    assert torch.equal(first.x_t, again.x_t) and torch.equal(first.t, again.t)
+    assert len(set((first.t // 250).tolist())) == 4  # one timestep from each quarter
+
+
+def test_targets_follow_the_prediction_type(bases: dict[str, Base], photos: list[Photo]) -> None:
+    """epsilon: the noise; v: alpha eps - sigma x0. A perfect prediction must cost nothing."""
+    for family in ("sd15", "sd21"):
+        base = bases[family]
+        recipe = Teach(name="tom", category="cat", batch=3)
+        prepared = prepare(base, photos, recipe)
+        b = Batches(base, prepared, recipe).at(0)
+        abar = base.pipe.scheduler.alphas_cumprod[b.t].view(-1, 1, 1, 1)
+        x0 = (b.x_t - (1 - abar).sqrt() * b.target) / abar.sqrt()
+        if base.prediction == "v_prediction":
+            x0 = abar.sqrt() * b.x_t - (1 - abar).sqrt() * b.target
+        known = prepared.latents.flatten(0, 1)
+        nearest = (x0[:, None] - known[None]).abs().amax((2, 3, 4)).amin(1)
+        assert nearest.max() < 2e-2
+
+
+class _Nan:
+    """A student whose loss is not finite at chosen calls."""
+
+    def __init__(self, student: Student, bad: set[int]) -> None:
+        self.student, self.bad, self.calls = student, bad, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.student, name)
+
+    def loss(self, batch: Any) -> Any:
+        value, e = self.student.loss(batch)
+        if torch.is_grad_enabled():
+            self.calls += 1
+            if self.calls in self.bad:
+                value = value * float("nan")
+        return value, e
+
+
+def sick_loop(base: Base, photos: list[Photo], bad: set[int], steps: int) -> loops.Loop:
+    recipe = Teach(name="tom", category="cat", batch=2)
+    student = Student(base, recipe, category_encoding(base, "cat"), identity(base).inverse)
+    batches = Batches(base, prepare(base, photos, recipe), recipe)
+    return loops.Loop(
+        _Nan(student, bad), batches.at, batches.evaluation(), max_steps=steps, fixed=True  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def test_one_bad_step_is_skipped(bases: dict[str, Base], photos: list[Photo]) -> None:
+    loop = sick_loop(bases["sd15"], photos, {3}, 6)
+    steps = [s.step for s in loop]
+    assert steps == [1, 2, 4, 5, 6] and loop.progress.skipped == 1 and loop.progress.rollbacks == 0
+    assert loop.student.is_finite()
+
+
+def test_three_bad_steps_roll_back_at_half_the_rate(bases: dict[str, Base], photos: list[Photo]) -> None:
+    loop = sick_loop(bases["sd15"], photos, {3, 4, 5}, 8)
+    list(loop)
+    assert loop.progress.rollbacks == 1 and loop.progress.rate == 0.5
+    assert loop.student.is_finite()
+
+
+def test_hopeless_run_fails_clearly(bases: dict[str, Base], photos: list[Photo]) -> None:
+    with pytest.raises(Diverged, match="diverged at step"):
+        list(sick_loop(bases["sd15"], photos, set(range(2, 99)), 50))
+
+
+def test_stops_by_itself_and_keeps_the_best(bases: dict[str, Base], photos: list[Photo]) -> None:
+    """A flat evaluation ends the run; an improving one does not."""
+    loop = sick_loop(bases["sd15"], photos, set(), 500)
+    loop.fixed = False
+    loop.progress.history = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.09, 0.08, 0.07, 0.06]
+    assert not loop.converged()
+    loop.progress.history += [0.06, 0.0601, 0.0599, 0.06, 0.0602, 0.06]
+    assert loop.converged()
+
+
+def test_mask_weights_the_loss_once(bases: dict[str, Base], photos: list[Photo]) -> None:
+    """Mask times squared error, not (Mask times error) squared as in CDY."""
+    base = bases["sd15"]
+    recipe = Teach(name="tom", category="cat", batch=2)
+    student = Student(base, recipe, category_encoding(base, "cat"), identity(base).inverse)
+    b = Batches(base, prepare(base, photos, recipe), recipe).at(0)
+    with torch.no_grad():
+        full = float(student.loss(replace(b, mask=torch.ones_like(b.mask)))[0])
+        half = float(student.loss(replace(b, mask=0.5 * torch.ones_like(b.mask)))[0])
+    assert abs(half - 0.5 * full) < 1e-5 * full
