@@ -20,11 +20,11 @@ from minikin import events
 from minikin.bases.attached import Concepts
 from minikin.bases.base import Base
 from minikin.bases.covariance import Covariance, covariance, read_captions
-from minikin.bases.prompt import concept_tags, parse
+from minikin.bases.prompt import UNKNOWN_HINT, concept_tags, parse
 from minikin.bases.registry import open_base
 from minikin.concepts import library
 from minikin.concepts.concept import Concept, check_category, check_name
-from minikin.errors import BadRecipe
+from minikin.errors import BadRecipe, UnknownName
 from minikin.painting import paint as painting
 from minikin.painting.paint import Painted
 from minikin.painting.sheet import contact_sheet
@@ -57,9 +57,13 @@ class Studio:
 
     def _need(self, prompt: str) -> None:
         """Load the concepts a prompt names, from the library if they are not in use yet."""
+        here = library.names()
         for name in concept_tags(prompt):
-            if name not in self.concepts.loaded and name in library.names():
-                self.add(name)
+            if name in self.concepts.loaded:
+                continue
+            if name not in here:
+                raise UnknownName("concept", name, {*self.concepts.loaded, *here}, UNKNOWN_HINT)
+            self.add(name)
 
     # ---- teaching ----------------------------------------------------------------------------
 

@@ -23,6 +23,10 @@ from minikin.errors import BadRecipe, UnknownName
 MAX_PROMPT = 32_000  # characters, OpenAI's own limit
 MAX_CONCEPTS = 8
 
+UNKNOWN_HINT = (
+    "Teach it with `minikin teach`, put its file into this folder, or write \\< for a plain angle bracket."
+)
+
 _TOKEN = re.compile(
     r"\\(?P<escaped>[()\[\]<>\\])"
     r"|<(?P<tag>(?:[a-z]+:)?[^<>:]{1,80}(?::[^<>:]{0,20})?)>"
@@ -138,11 +142,7 @@ class _Reader:
             self.loras.append((name, amount))
             return
         if name not in self.categories:
-            raise UnknownName(
-                "concept", name, self.categories,
-                "Teach it with `minikin teach`, put its file into this folder, or write \\< for a "
-                "plain angle bracket.",
-            )  # fmt: skip
+            raise UnknownName("concept", name, self.categories, UNKNOWN_HINT)
         if not 0 <= amount <= MAX_STRENGTH:
             raise BadRecipe(
                 f"The strength in <{tag}> must lie between 0 and {MAX_STRENGTH:g}; 1 is the concept's "

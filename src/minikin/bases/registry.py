@@ -101,6 +101,7 @@ def open_base(
     from minikin.bases import runtime
 
     where, how = runtime.resolve(device, dtype)
+    _quiet()
     kwargs: dict[str, Any] = {"dtype": how}
     name, licence = ref, ""
     mine = entries()
@@ -125,6 +126,15 @@ def open_base(
     pipe.set_progress_bar_config(disable=True)
     runtime.to_device(pipe, where)
     return Base(pipe, name, licence)
+
+
+def _quiet() -> None:
+    """No progress bars of other libraries between the user's own."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def tiny_folder() -> Path:

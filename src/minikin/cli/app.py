@@ -120,7 +120,7 @@ def main() -> None:
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     debug = "--debug" in sys.argv or bool(os.environ.get("MINIKIN_DEBUG"))
     try:
-        app()
+        app(prog_name="minikin")
     except MinikinError as e:
         if debug:
             raise

@@ -1,0 +1,224 @@
+"""The command line as people use it and misuse it: one message, the right exit code, nothing lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from minikin import Concept
+from minikin.cli.app import main
+
+QUICK = ["--mode", "row", "--steps", "2", "--batch", "2", "--sample-every", "0"]
+
+
+@pytest.fixture(autouse=True)
+def in_own_folder(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def minikin(monkeypatch: Any, capsys: Any, *args: object) -> tuple[int, str, str]:
+    """Run the command; exit code, standard output, standard error."""
+    monkeypatch.setattr("sys.argv", ["minikin", *(str(a) for a in args)])
+    code = 0
+    try:
+        main()
+    except SystemExit as e:
+        code = int(e.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def cli(monkeypatch: Any, capsys: Any) -> Any:
+    return lambda *args: minikin(monkeypatch, capsys, *args)
+
+
+@pytest.fixture
+def tom(cli: Any, photo_folder: Path) -> Path:
+    code, _, err = cli("teach", photo_folder, "--name", "tom", "--category", "cat", *QUICK)
+    assert code == 0, err
+    return Path("tom.safetensors")
+
+
+def test_teach_paint_show_redo(cli: Any, tom: Path) -> None:
+    """The whole path of a newcomer."""
+    assert tom.stat().st_size < 100_000
+    assert (Path("tom-teaching") / "masks.png").exists()
+    code, *_ = cli("paint", "a photo of <tom> on the beach", "-n", 2, "--seed", 7, "--steps", 2)
+    assert code == 0
+    files = sorted(Path("out").glob("*.png"))
+    assert [f.name for f in files] == [
+        "a-photo-of-tom-on-the-beach-7.png", "a-photo-of-tom-on-the-beach-8.png",
+        "a-photo-of-tom-on-the-beach-sheet.png",
+    ]  # fmt: skip
+    code, out, _ = cli("show", files[0])
+    assert "<tom>" in out
+    assert "Seed: 7" in out
+    code, out, _ = cli("redo", files[1])
+    assert "identical" in out
+    code, out, _ = cli("concepts", "list", "--json")
+    assert json.loads(out)["category"] == "cat"
+    code, out, _ = cli("concepts", "check", "tom", "--base", "tiny")
+    assert "sound; fits tiny (same base)" in out
+
+
+def test_json_is_one_object_a_line(cli: Any, tom: Path) -> None:
+    _, out, _ = cli("paint", "<tom>", "--steps", 1, "--json")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert lines[-1] == {"event": "done", "pictures": 1, "sheet": None}
+    assert any(line["event"] == "progress" for line in lines)
+
+
+def test_samples_go_beside_the_concept(cli: Any, photo_folder: Path) -> None:
+    code, *_ = cli("teach", photo_folder, "--name", "kim", "--category", "dog",
+                   "--out", "deep/er/kim.safetensors",
+                   "--mode", "row", "--steps", 4, "--batch", 2, "--sample-every", 2)  # fmt: skip
+    assert code == 0
+    made = sorted(p.name for p in Path("deep/er/kim-teaching").iterdir())
+    assert made == ["masks.png", "step-0002.png", "step-0004.png"]
+    assert Image.open("deep/er/kim-teaching/step-0004.png").width > 384
+
+
+def bad(cli: Any, *args: object, code: int, words: str) -> None:
+    got, out, err = cli(*args)
+    assert got == code, (got, out, err)
+    assert words in " ".join(err.split()), err
+    assert "Traceback" not in err + out
+
+
+TEACH = ("--name", "kim", "--category", "cat")
+
+
+def test_teaching_from_nothing(cli: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    bad(cli, "teach", "empty", *TEACH, code=3, words="holds no photos")
+    bad(cli, "teach", "nowhere", *TEACH, code=3, words="There is no folder")
+
+
+def test_teaching_from_an_unreadable_photo(cli: Any, photo_folder: Path) -> None:
+    (photo_folder / "zz.jpg").write_bytes(b"no picture")
+    bad(cli, "teach", photo_folder, *TEACH, code=3, words="zz.jpg cannot be read")
+
+
+def test_animated_photo(cli: Any, photo_folder: Path) -> None:
+    frames = [Image.new("RGB", (32, 32), c) for c in ("red", "blue")]
+    frames[0].save(photo_folder / "zz.png", save_all=True, append_images=frames[1:])
+    bad(cli, "teach", photo_folder, *TEACH, code=3, words="zz.png is animated")
+
+
+@pytest.mark.parametrize(
+    ("name", "category", "words"),
+    [("Tom!", "cat", "cannot be a concept's name"), ("tom", "", "The category is empty"),
+     ("tom", "x" * 99, "99 characters long"), ("cat", "cat", "is its category's own word"),
+     ("tom", "supercalifragilisticexpialidocious antidisestablishmentarianism", "characters long"),
+     ("tom", "qzxj vwkq zxqj", "tokens; use a shorter everyday word")],
+)  # fmt: skip
+def test_names_and_categories(cli: Any, photo_folder: Path, name: str, category: str, words: str) -> None:
+    bad(cli, "teach", photo_folder, "--name", name, "--category", category, *QUICK, code=2, words=words)
+
+
+def test_output_must_be_safetensors(cli: Any, photo_folder: Path) -> None:
+    bad(cli, "teach", photo_folder, *TEACH, "--out", "x.pt", code=2, words="must end in .safetensors")
+
+
+def test_two_teachings_into_the_same_output(cli: Any, photo_folder: Path) -> None:
+    from minikin import files
+
+    with files.lock(Path(".kim.safetensors.lock"), "kim"):
+        bad(cli, "teach", photo_folder, *TEACH, *QUICK, code=8, words="Another process is already working on")
+
+
+def test_disk_full_while_saving(cli: Any, photo_folder: Path, monkeypatch: Any) -> None:
+    """The old concept survives, and the message says so."""
+    import errno
+
+    code, *_ = cli("teach", photo_folder, *TEACH, *QUICK)
+    assert code == 0
+    before = Path("kim.safetensors").read_bytes()
+    import minikin.files as f
+
+    real = f.os.replace
+
+    def full(source: str, target: Any) -> None:
+        if str(target).endswith("kim.safetensors"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(f.os, "replace", full)
+    bad(cli, "teach", photo_folder, *TEACH, *QUICK, "--seed", 5, code=7, words="the disk is full")
+    assert Path("kim.safetensors").read_bytes() == before
+
+
+def test_corrupt_and_foreign_concepts(cli: Any, tom: Path) -> None:
+    data = tom.read_bytes()
+    tom.write_bytes(data[:-40])
+    bad(cli, "paint", "<tom>", code=3, words="is not a sound concept file")
+    bad(cli, "concepts", "show", "tom", code=3, words="is not a sound concept file")
+    tom.write_bytes(data)
+    bad(cli, "concepts", "show", "gone.safetensors", code=3, words="There is no concept file")
+
+
+def test_concept_of_another_base(cli: Any, tom: Path, pipelines: Any, tmp_path: Path) -> None:
+    pipelines["sd15"].save_pretrained(tmp_path / "mini")
+    bad(cli, "paint", "<tom>", "--base", tmp_path / "mini", code=4, words="Open the base it was made for")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [(["<toom>"], "Did you mean 'tom'"), (["<tom:9>"], "must lie between 0 and 2"),
+     (["a", "--scheduler", "eulr"], "Did you mean 'Euler'"),
+     (["a", "--width", "100"], "must be divisible by 8"),
+     (["a", "--base", "sd-15"], "Did you mean 'sd15'"), (["a", "--steps", "0"], "greater than or equal to 1"),
+     (["a <lora:x:1>"], "are not supported yet"), (["a", "--device", "tpu"], "There is no device")],
+)  # fmt: skip
+def test_paint_misuse(cli: Any, tom: Path, args: list[str], words: str) -> None:
+    bad(cli, "paint", *args, code=2, words=words)
+
+
+def test_base_that_is_not_here(cli: Any) -> None:
+    bad(cli, "paint", "a", "--base", "sdxl", code=3, words="minikin models pull sdxl")
+
+
+def test_show_without_a_recipe(cli: Any) -> None:
+    Image.new("RGB", (8, 8)).save("plain.png")
+    bad(cli, "show", "plain.png", code=3, words="carries no recipe")
+    bad(cli, "redo", "plain.png", code=3, words="carries no recipe")
+
+
+def test_models_and_doctor(cli: Any) -> None:
+    code, out, _ = cli("models", "list")
+    assert "tiny" in out
+    assert "sdxl-turbo" in out
+    code, out, _ = cli("models", "show", "tiny", "--json")
+    assert json.loads(out)["architecture"] == "tiny"
+    code, out, _ = cli("doctor", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert {"python", "torch", "device", "tiny"} <= {c["what"] for c in report["checks"]}
+
+
+def test_export_and_import(cli: Any, photo_folder: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("minikin.bases.covariance.N_CAPTIONS", 300)
+    args = ("--name", "kim", "--category", "cat", "--steps", 2, "--batch", 2, "--sample-every", 0)
+    assert cli("teach", photo_folder, *args)[0] == 0
+    code, out, _ = cli("concepts", "export", "kim", "--to", "kohya")
+    assert code == 0
+    assert "Lost without the gate" in out
+    assert cli("concepts", "export", "kim", "--to", "textual-inversion")[0] == 0
+    code, *_ = cli(
+        "concepts", "import", "kim-textual-inversion.safetensors", "--name", "lea", "--category", "cat"
+    )
+    assert code == 0
+    assert Concept.load("lea.safetensors").name == "lea"
+
+
+def test_help_of_every_verb(cli: Any) -> None:
+    for verb in ("teach", "paint", "show", "redo", "doctor", "demo", "concepts", "models"):
+        code, out, _ = cli(verb, "--help")
+        assert code == 0
+        assert "Usage: minikin" in out
+    assert "--value-rate" in cli("teach", "--help")[1]

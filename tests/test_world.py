@@ -1,0 +1,170 @@
+"""The sticker world: deterministic, captions true, held-out things held out, art licensed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minikin.errors import AssetError
+from minikin.tiny import vocabulary as words
+from minikin.tiny.captions import caption, plain_caption
+from minikin.tiny.world import RESOLUTION, Scene, World, is_held_out
+
+N = 400
+
+
+@pytest.fixture(scope="module", params=["small", "wide"])
+def world(request: pytest.FixtureRequest) -> World:
+    return World(request.param, backdrops=2)
+
+
+def test_same_seed_same_scene(world: World) -> None:
+    again = World(world.spec.name, backdrops=2)
+    for i in range(20):
+        a, b = world.scene(3, i), again.scene(3, i)
+        assert a == b
+        assert np.array_equal(np.asarray(world.draw(a)[0]), np.asarray(again.draw(b)[0]))
+    assert world.scene(3, 0) != world.scene(4, 0)
+
+
+def test_held_out_combinations_never_train(world: World) -> None:
+    train = [world.scene(1, i) for i in range(N)]
+    test = [world.scene(1, i, "test") for i in range(N)]
+    assert not any(is_held_out(s) for s in train)
+    assert all(is_held_out(s) for s in test)
+    seen = {(c, s.background) for s in train for c in s.objects if s.layout == "single"}
+    unseen = {(c, s.background) for s in test for c in s.objects if s.layout == "single"}
+    assert not seen & unseen
+
+
+def test_identities_never_train(world: World) -> None:
+    """No drawing of an identity, in any colour, is drawn in training."""
+    for i in range(N):
+        for thing in world.scene(2, i).things:
+            assert (thing.art, thing.code) not in words.WITHHELD
+            assert thing.identity is None
+
+
+def true_words(scene: Scene) -> set[str]:
+    """Every word that may be said of a scene."""
+    said = {"a", "an", "of", "in", "and", "the", "with", "background", "on", "plain", "against", "style",
+            "nothing", "empty", "scene", "picture", "white", "border", "sticker", "cute"}  # fmt: skip
+    for phrase in words.GENERIC:
+        said |= set(phrase.split())
+    where = [scene.background[6:]] if scene.is_plain else list(words.BACKGROUNDS[scene.background])
+    phrases = [*where, *words.ART_SETS[scene.art].words, *words.TREATMENTS.get(scene.treatment or "", ())]
+    phrases += words.SIZES.get(scene.size or "", ())
+    phrases += {"pair": ("next to", "beside", "to the left of", "to the right of",
+                         "on the left", "on the right"),
+                "hat": ("wearing", "on its head"), "top": ("on top of", "sitting on", "standing on"),
+                "hold": ("holding", "carrying"), "count": ("two", "three")}.get(scene.layout, ())  # fmt: skip
+    for thing in scene.things:
+        c = words.CATEGORIES[thing.category]
+        phrases += [c.name, c.plural, *c.synonyms, thing.look.colour or "", *(thing.look.named or ())]
+        phrases += words.PATTERNS.get(thing.look.pattern or "", ())
+        phrases += ["dark"] if thing.look.colour == "black" else []
+    return said | {w for p in phrases for w in p.split()}
+
+
+def test_every_word_of_a_caption_is_true(world: World) -> None:
+    for i in range(N):
+        scene = world.scene(5, i)
+        for k in range(3):
+            text = caption(scene, np.random.default_rng((i, k))).text
+            extra = set(re.findall(r"[\w'-]+", text)) - true_words(scene)
+            assert not extra, (text, extra)
+        if scene.count > 1:
+            assert {2: "two", 3: "three"}[scene.count] in text
+
+
+def test_left_and_right_are_true(world: World) -> None:
+    """Whatever a caption says about sides agrees with where things stand."""
+    checked = 0
+    for i in range(2000):
+        scene = world.scene(6, i)
+        if scene.layout != "pair":
+            continue
+        left, right = (t.category for t in sorted(scene.things, key=lambda t: t.centre_x))
+        c = caption(scene, np.random.default_rng(i))
+        order = [n for n, *_ in c.nouns]
+        if "to the left of" in c.text or "on the left and" in c.text:
+            assert order == [left, right]
+            checked += 1
+        elif "to the right of" in c.text:
+            assert order == [right, left]
+            checked += 1
+    assert checked > 30
+
+
+def test_noun_spans_point_at_the_nouns(world: World) -> None:
+    for i in range(100):
+        scene = world.scene(7, i)
+        c = caption(scene, np.random.default_rng(i))
+        for category, start, end in c.nouns:
+            known = words.CATEGORIES[category]
+            assert c.text[start:end] in (known.name, known.plural, *known.synonyms)
+            assert category in scene.objects
+
+
+def test_masks_are_where_things_are(world: World) -> None:
+    """Removing a thing from the scene changes pixels inside its mask, and few outside (shadow, rim)."""
+    from dataclasses import replace
+
+    for i in range(30):
+        scene = replace(world.scene(8, i), sticker=False, treatment=None)
+        if scene.layout != "single":
+            continue
+        image, masks = world.draw(scene)
+        bare, _ = world.draw(replace(scene, things=()))
+        changed = (np.asarray(image, int) != np.asarray(bare, int)).any(-1)
+        assert masks[0].shape == (RESOLUTION, RESOLUTION)
+        assert changed[masks[0]].mean() > 0.85
+        assert image.size == (RESOLUTION, RESOLUTION)
+
+
+def test_plain_captions_name_what_and_where(world: World) -> None:
+    for i in range(50):
+        scene = world.scene(9, i)
+        text = plain_caption(scene)
+        assert all(c in text or words.CATEGORIES[c].plural in text for c in scene.objects)
+
+
+def test_small_world_has_what_it_promises() -> None:
+    s = words.SMALL
+    assert len(s.objects) >= 16
+    assert len(s.backgrounds) >= 8
+    assert len(s.plain) >= 4
+    assert len(s.art) == 2
+    assert {"pair", "hat"} <= {name for name, _ in s.layouts}
+    assert abs(sum(share for _, share in s.layouts) - 1) < 1e-9
+    assert len(words.IDENTITIES) >= 8
+
+
+def test_every_art_set_is_credited() -> None:
+    import minikin.tiny
+
+    text = (Path(minikin.tiny.__file__).parent / "art" / "LICENSES.md").read_text()
+    for a in words.ART_SETS.values():
+        assert a.package in text
+        assert a.licence in text
+    assert "CC-BY 4.0" in text
+    assert "Copyright (c) Microsoft" in text
+
+
+@pytest.mark.parametrize("damage", ["missing", "noise", "truncated", "other arrays"])
+def test_damaged_art_pack(tmp_path: Path, damage: str) -> None:
+    import minikin.tiny
+
+    good = (Path(minikin.tiny.__file__).parent / "art" / "sprites.npz").read_bytes()
+    path = tmp_path / "sprites.npz"
+    if damage == "noise":
+        path.write_bytes(bytes(1000))
+    elif damage == "truncated":
+        path.write_bytes(good[: len(good) // 2])
+    elif damage == "other arrays":
+        np.savez(path, a=np.zeros(3))
+    with pytest.raises(AssetError, match="The art pack"):
+        World("small", art=path)
