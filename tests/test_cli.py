@@ -201,8 +201,7 @@ def test_models_and_doctor(cli: Any) -> None:
     assert {"python", "torch", "device", "tiny"} <= {c["what"] for c in report["checks"]}
 
 
-def test_export_and_import(cli: Any, photo_folder: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("minikin.bases.covariance.N_CAPTIONS", 300)
+def test_export_and_import(cli: Any, photo_folder: Path) -> None:
     args = ("--name", "kim", "--category", "cat", "--steps", 2, "--batch", 2, "--sample-every", 0)
     assert cli("teach", photo_folder, *args)[0] == 0
     code, out, _ = cli("concepts", "export", "kim", "--to", "kohya")

@@ -76,7 +76,6 @@ def test_concept_with_another_covariance_is_refused(
     bases: dict[str, Base], photos: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """Own captions: usable here (cached), refused in words where that cache is missing."""
-    monkeypatch.setattr("minikin.bases.covariance.N_CAPTIONS", 200)
     monkeypatch.setenv("MINIKIN_CACHE", str(tmp_path / "here"))
     own = tmp_path / "captions.txt"
     own.write_text("\n".join(corpus.captions(1000)[700:]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,11 +16,6 @@ from minikin.bases.base import Base
 from minikin.bases.covariance import covariance
 from minikin.concepts.edit import OPEN
 from minikin.errors import BadConceptFile, BadRecipe, UnknownName
-
-
-@pytest.fixture(autouse=True)
-def few_captions(monkeypatch: Any) -> None:
-    monkeypatch.setattr("minikin.bases.covariance.N_CAPTIONS", 300)
 
 
 def concept(base: Base, category: str = "cat") -> Concept:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Generator
+from concurrent.futures import Executor
 from typing import Any
 
 from minikin.events import Cancelled, Event
@@ -12,36 +13,33 @@ from minikin.events import Cancelled, Event
 Emit = Callable[[Event], None]
 
 
-def stream(work: Callable[[Emit], Any]) -> Generator[Event, None, Any]:
-    """Run `work(emit)` in a thread and yield what it emits; returns what it returns.
+def stream(work: Callable[[Emit], Any], executor: Executor) -> Generator[Event, None, Any]:
+    """Run `work(emit)` on an executor's thread and yield what it emits; returns what it returns.
 
+    The executor should keep its thread: PyTorch builds a team of threads for every thread that
+    calls it, which costs more than a small picture.
     Closing the generator makes the next `emit` raise Cancelled inside the work, and waits for it.
     Errors of the work are raised here.
     """
-    box: queue.Queue[tuple[str, Any]] = queue.Queue()
+    box: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
     cancelled = threading.Event()
 
     def emit(event: Event) -> None:
         if cancelled.is_set():
             raise Cancelled
-        box.put(("event", event))
+        box.put(event)
 
-    def run() -> None:
+    def run() -> Any:
         try:
-            box.put(("result", work(emit)))
-        except BaseException as e:  # handed over to the caller's thread, whatever it is
-            box.put(("error", e))
+            return work(emit)
+        finally:
+            box.put(None)
 
-    thread = threading.Thread(target=run, name="minikin-work", daemon=True)
-    thread.start()
+    future = executor.submit(run)
     try:
-        while True:
-            kind, value = box.get()
-            if kind == "result":
-                return value
-            if kind == "error":
-                raise value
-            yield value
+        while (event := box.get()) is not None:
+            yield event
+        return future.result()
     finally:
         cancelled.set()
-        thread.join()
+        future.exception()  # wait until the work has ended

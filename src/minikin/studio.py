@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class Studio:
         self.base = base
         self.concepts = Concepts(base)
         self._lock = threading.Lock()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="minikin")
 
     @classmethod
     def open(cls, base: str = "tiny", **how: Any) -> Studio:
@@ -111,7 +113,8 @@ class Studio:
             lambda emit: covariance(
                 self.base, lines,
                 progress=lambda done, total: emit(events.Progress("covariance", done, total)),
-            )
+            ),
+            self._worker,
         )  # fmt: skip
         found: Covariance = yield from work
         return found
@@ -151,7 +154,8 @@ class Studio:
             lambda emit: painting.paint_batch(
                 self.base, recipe, prompt, self.concepts.loaded, seeds,
                 on_step=lambda s: emit(events.Progress("painting", before + s * len(seeds), total)),
-            )
+            ),
+            self._worker,
         )  # fmt: skip
         painted: list[Painted] = yield from work
         return painted

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from minikin.bases.base import Base
 
-N_CAPTIONS = 10_000  # of our own corpus
+CAPTIONS_PER_DIMENSION = 12  # of our own corpus: 3,072 for tiny, 9,216 for SD 1.5, 24,576 for SDXL
 RIDGE = 1e-3  # of the mean eigenvalue; see docs/measurements.md
 
 
@@ -104,7 +104,10 @@ def covariance(
     progress: Callable[[int, int], None] | None = None,
 ) -> Covariance:  # fmt: skip
     """C of a base, from the cache if it was estimated before with the same captions."""
-    lines = list(captions) if captions is not None else corpus.captions(N_CAPTIONS)
+    if captions is not None:
+        lines = list(captions)
+    else:
+        lines = corpus.captions(CAPTIONS_PER_DIMENSION * base.layout.text_width)
     words = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     path = cache_folder() / "covariance" / f"{base.text_hash[:16]}-{words[:16]}.safetensors"
     found = _read(path, ridge)

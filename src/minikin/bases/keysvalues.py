@@ -171,8 +171,7 @@ class PackedAttention:
         if context.shape[-1] != self.packed_width:  # plain text encodings
             return attn.to_k(context), attn.to_v(context)
         start, width = self.site.start, self.site.width
-        key, value = context[..., start : start + 2 * width].chunk(2, -1)
-        return key.contiguous(), value.contiguous()  # as a projection would give them
+        return context[..., start : start + width], context[..., start + width : start + 2 * width]
 
 
 def _weight_dtype(unet: nn.Module, shape: Layout) -> torch.dtype:

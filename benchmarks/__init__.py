@@ -1,0 +1,1 @@
+"""Benchmarks: what each bar claims, measured here, with machine and spread. `python -m benchmarks`."""

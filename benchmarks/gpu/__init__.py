@@ -1,0 +1,1 @@
+"""Measurements on a GPU with random weights of true size: `python -m benchmarks.gpu`."""

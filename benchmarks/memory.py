@@ -1,0 +1,69 @@
+"""Peak memory of teaching at the true size of SD 1.5, batch 1, float32 (bar: <= 6.5 GB).
+
+Random weights, in a process of its own so that the peak is the teaching's alone. About a minute.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+CODE = """
+import json, resource, sys, time
+from benchmarks.memory import full_size
+from minikin.bases.covariance import Covariance
+from minikin.recipes import Teach
+from minikin.teaching.photos import Photo
+from minikin.teaching.teach import teach
+import numpy as np, torch
+base = full_size("sd15")
+photo = Photo("a", np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8))
+c = Covariance(torch.eye(768, dtype=torch.float64), 1, 1)
+recipe = Teach(name="tom", category="cat", batch=1, steps=2, mask="none")
+start = time.time()
+done = list(teach(base, [photo], recipe, c))[-1]
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+print(json.dumps({"peak_gb": peak, "seconds": time.time() - start, "values": done.result.n_values}))
+"""
+
+
+def full_size(name: str) -> Any:
+    """A base of the true architecture with random weights, in float32 on the CPU."""
+    import tempfile
+    from pathlib import Path
+
+    import diffusers
+    import torch
+    import transformers
+
+    from minikin.bases.architectures import ARCHITECTURES, write_configs
+    from minikin.bases.base import Base
+
+    a = ARCHITECTURES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        configs = write_configs(a, Path(folder))
+        torch.manual_seed(0)
+        parts: dict[str, Any] = {
+            "unet": diffusers.UNet2DConditionModel.from_config(a.unet),
+            "vae": diffusers.AutoencoderKL.from_config(a.vae),
+            "scheduler": diffusers.DDIMScheduler.from_config(a.scheduler),
+        }
+        for k, tail in enumerate(["", "_2"][: len(a.texts)]):
+            cls = transformers.CLIPTextModelWithProjection if k else transformers.CLIPTextModel
+            parts[f"text_encoder{tail}"] = cls(transformers.CLIPTextConfig(**a.texts[k]))
+            parts[f"tokenizer{tail}"] = transformers.CLIPTokenizer.from_pretrained(configs / f"tokenizer{tail}")
+    if a.name != "sdxl":
+        parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    pipe = getattr(diffusers, a.pipeline)(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    return Base(pipe, name)
+
+
+def run() -> list[dict[str, Any]]:
+    out = subprocess.run([sys.executable, "-c", CODE], check=True, capture_output=True, text=True).stdout
+    found = json.loads(out.strip().splitlines()[-1])
+    gb = found["peak_gb"]
+    return [{"what": f"peak memory, SD 1.5 at 512 px, batch 1 ({found['seconds']:.0f} s for two steps)",
+             "value": f"{gb:.2f} GB", "bar": "<= 6.5 GB", "holds": gb <= 6.5}]  # fmt: skip
