@@ -1,0 +1,36 @@
+"""The README's examples run as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_python_examples(tmp_path: Path, monkeypatch: Any) -> None:
+    """Both Python blocks, in order, in a folder with the checkout's examples and weights in reach."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(blocks) == 2
+    for name in ("examples", "src"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, scope)
+    assert (tmp_path / "pot.safetensors").stat().st_size < 100_000
+    assert (tmp_path / "pot.png").exists()
+    assert scope["picture"].size == (128, 128)
+
+
+def test_every_path_in_the_tree_exists() -> None:
+    text = (ROOT / "README.md").read_text()
+    for link in re.findall(r"\]\(((?:docs|src|benchmarks)/[^)]+)\)", text):
+        assert (ROOT / link).exists(), link
+    for folder in ("cli", "concepts", "bases", "teaching", "painting", "judging", "tiny"):
+        assert f"    {folder}/" in text
+        assert (ROOT / "src" / "minikin" / folder).is_dir()
