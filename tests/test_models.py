@@ -274,3 +274,13 @@ def test_pull_without_a_network(monkeypatch: Any) -> None:
         hub.plan("sd15")
     with pytest.raises(UnknownName, match="Unknown model 'sd99'"):
         hub.plan("sd99")
+
+
+def test_pull_of_a_helper_model(stand: Any) -> None:
+    """CLIPSeg is one model at the top of its repository, not a pipeline."""
+    stand.files = {"config.json": b"{}", "model.safetensors": b"x" * 100, "pytorch_model.bin": b"y"}
+    p = hub.plan("clipseg")
+    assert [f.name for f in p.files] == ["config.json", "model.safetensors"]
+    assert p.licence == "Apache-2.0"
+    done = list(hub.pull(p))[-1]
+    assert (Path(done.facts["folder"]) / "model.safetensors").read_bytes() == b"x" * 100

@@ -108,12 +108,17 @@ def test_concept_in_the_negative_prompt(studio: Studio, tom: Concept) -> None:
      ({"height": 72}, "height must be a multiple of 64 for this base, but it is 72; use 64"),
      ({"steps": 0}, "steps: input should be greater than or equal to 1 (it is 0)"),
      ({"n": 10**6}, "less than or equal to 1000"), ({"lock": "odd"}, "'local' or 'global'"),
-     ({"guidance": 99}, "less than or equal to 50")],
+     ({"guidance": 99}, "less than or equal to 50"), ({"size": "big"}, "write the size as 512 or 512x768")],
 )  # fmt: skip
 def test_bad_recipes_say_one_sentence(studio: Studio, values: dict[str, Any], words: str) -> None:
     with pytest.raises(BadRecipe) as e:
         studio.paint("a cat", **values)
     assert words in str(e.value) and "\n" not in str(e.value)
+
+
+def test_size_in_one_word(studio: Studio) -> None:
+    (image,) = studio.paint("a cat", steps=1, size="64x128")
+    assert image.size == (64, 128)
 
 
 def test_unknown_concept(studio: Studio, tom: Concept) -> None:

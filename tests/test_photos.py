@@ -141,3 +141,31 @@ def test_clipseg_without_weights_says_what_to_do(bases: dict[str, Base], tmp_pat
     photo = load_photo(save(tmp_path / "a.png", (64, 64)))
     with pytest.raises(NoNetwork, match="use --mask attention"):
         prepare(bases["sd15"], [photo], Teach(name="tom", category="cat", mask="clipseg"))
+
+
+def test_clipseg_masks_with_random_weights(bases: dict[str, Base], tmp_path: Path, tiny: Base) -> None:
+    """The CLIPSeg path runs on a miniature of it: masks in [0, 1] with a maximum of 1 each."""
+    import transformers
+
+    from minikin.bases.registry import models_folder
+
+    text = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4,
+            "vocab_size": 49408}  # fmt: skip
+    vision = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 3, "num_attention_heads": 4,
+              "image_size": 64, "patch_size": 16}  # fmt: skip
+    config = transformers.CLIPSegConfig(
+        text_config=text, vision_config=vision, projection_dim=32, extract_layers=[0, 1, 2], reduce_dim=16,
+        decoder_num_attention_heads=2, decoder_intermediate_size=32,
+    )  # fmt: skip
+    folder = models_folder() / "clipseg"
+    transformers.CLIPSegForImageSegmentation(config).save_pretrained(folder)
+    processor = transformers.CLIPSegProcessor(
+        transformers.ViTImageProcessor(size={"height": 64, "width": 64}), bases["sd15"].tokenizers[0]
+    )
+    processor.save_pretrained(folder)
+    photo = load_photo(save(tmp_path / "a.png", (64, 64)))
+    recipe = Teach(name="tom", category="cat", mask="clipseg")
+    masks = prepare(bases["sd15"], [photo, photo], recipe).masks
+    assert masks.shape == (2, 2, 1, 8, 8)
+    assert masks.min() >= 0
+    assert masks.max() <= 1

@@ -84,6 +84,7 @@ class Paint(Recipe):
     scheduler: str | None = Field(
         None, description="for example 'DPM++ 2M', 'Euler a', ddim; the base's own by default"
     )
+    size: str | None = Field(None, description="512 or 512x768, width x height; the base's own by default")
     width: int | None = Field(None, ge=16, le=MAX_SIDE, description="pixels, a multiple of 8")
     height: int | None = Field(None, ge=16, le=MAX_SIDE, description="pixels, a multiple of 8")
     lock: KeyLock = Field("local", description="key lock: local or global")
@@ -94,6 +95,18 @@ class Paint(Recipe):
     batch: int = Field(4, ge=1, le=64, description="pictures computed at once")
     device: str | None = Field(None, description="cuda, mps, xpu or cpu")
     dtype: str | None = Field(None, description="float32, float16 or bfloat16")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _size(cls, values: Any) -> Any:
+        """size="512x768" or "512" sets width and height."""
+        if isinstance(values, dict) and values.get("size"):
+            sides = str(values["size"]).lower().split("x")
+            if len(sides) > 2 or not all(s.strip().isdigit() for s in sides):
+                raise ValueError("write the size as 512 or 512x768 (width x height)")
+            width, height = int(sides[0]), int(sides[-1])
+            values = {**values, "size": None, "width": width, "height": height}
+        return values
 
     @model_validator(mode="after")
     def _multiples_of_8(self) -> Paint:

@@ -126,7 +126,9 @@ def _gated(
     out: Encoded, prompt: Prompt, loaded: Mapping[str, Loaded], names: list[str], gate: Gate | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """e' (1, N, D) and how far each concept's value difference opens (1, N)."""
-    strengths = {u.name: u.strength for u in prompt.uses}
+    strengths: dict[str, float] = {}
+    for use in prompt.uses:  # a concept named twice opens as far as its strongest use asks for
+        strengths[use.name] = max(use.strength, strengths.get(use.name, 0.0))
     directions = [d for n in names if (d := loaded[n].direction) is not None]
     locks = [gate or loaded[n].concept.gate for n in names]
     mask = _own_rows(out, prompt, loaded, names)

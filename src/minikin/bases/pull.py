@@ -25,7 +25,7 @@ TIMEOUT_S = 30
 _PARTS = (
     "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "",
 )  # fmt: skip
-EXTRA = {"clipseg": "CIDAS/clipseg-rd64-refined"}  # not bases; kept in the hub's own cache layout
+HELPERS = {"clipseg": ("CIDAS/clipseg-rd64-refined", "Apache-2.0")}  # models that are not bases
 
 
 @dataclass(frozen=True)
@@ -61,25 +61,28 @@ def plan(name: str) -> Plan:
 
     Raises UnknownName, NoNetwork, or BadModelFile when the repository has no safetensors weights.
     """
-    if name not in KNOWN and name.count("/") != 1:
-        raise UnknownName("model", name, KNOWN, "A hub id (owner/name) works too.")
+    if name not in KNOWN and name not in HELPERS and name.count("/") != 1:
+        raise UnknownName("model", name, [*KNOWN, *HELPERS], "A hub id (owner/name) works too.")
     known = KNOWN.get(name)
-    repo = known.repo if known else name
+    repo = known.repo if known else HELPERS.get(name, (name, ""))[0]
     facts = json.loads(_get(f"{endpoint()}/api/models/{repo}?blobs=true", repo))
     card = facts.get("cardData") or {}
-    licence = known.licence if known else str(card.get("license", "unknown"))
+    licence = known.licence if known else HELPERS.get(name, ("", str(card.get("license", "unknown"))))[1]
     files = [
         RemoteFile(s["rfilename"], int(s.get("size") or 0), (s.get("lfs") or {}).get("sha256", ""))
         for s in facts.get("siblings", [])
     ]
-    wanted = tuple(_wanted(files))
+    wanted = tuple(_wanted(files, flat=name in HELPERS))
     if not any(f.name.endswith(".safetensors") for f in wanted):
         raise BadModelFile(f"{repo} has no .safetensors weights in diffusers layout; pickles are not fetched.")
     return Plan(name, repo, licence, str(facts.get("sha", "main")), wanted)
 
 
-def _wanted(files: list[RemoteFile]) -> Iterator[RemoteFile]:
-    """Configurations, tokenizers, and one set of safetensors weights per part (half if there is one)."""
+def _wanted(files: list[RemoteFile], flat: bool = False) -> Iterator[RemoteFile]:
+    """Configurations, tokenizers, and one set of safetensors weights per part (half if there is one).
+
+    flat  the weights lie at the top (a single model, not a pipeline)
+    """
     names = {f.name for f in files}
     for f in files:
         path = PurePosixPath(f.name)
@@ -90,7 +93,7 @@ def _wanted(files: list[RemoteFile]) -> Iterator[RemoteFile]:
             continue
         if path.suffix in (".json", ".txt"):
             yield f
-        elif path.suffix == ".safetensors" and part and "non_ema" not in f.name:
+        elif path.suffix == ".safetensors" and bool(part) != flat and "non_ema" not in f.name:
             half = f.name.replace(".safetensors", ".fp16.safetensors")
             if f.name.endswith(".fp16.safetensors") or half not in names:
                 yield f
@@ -106,6 +109,9 @@ def pull(p: Plan) -> Iterator[events.Event]:
             for got in _fetch(p, f, target):
                 yield events.Progress("download", (before + got) >> 20, max(total >> 20, 1), f.name)
         before += f.size
+    if p.name in HELPERS:
+        yield events.Done(None, {"bytes": total, "folder": str(folder)})
+        return
     entry = add(folder, p.name.replace("/", "--") if "/" in p.name else f"{p.name}-local")
     yield events.Done(entry, {"bytes": total, "folder": str(folder)})
 

@@ -72,11 +72,11 @@ def pull(
     if not yes and not typer.confirm("Download under this licence?"):
         raise typer.Exit(2)
     done = display.run(hub.pull(p), as_json=as_json)
-    facts = {"event": "done", "name": done.result.name, **done.facts}
+    name = done.result.name if done.result else name
     if as_json:
-        display.emit(facts)
+        display.emit({"event": "done", "name": name, **done.facts})
     else:
-        display.out.print(f"{done.result.name}: {done.result.architecture}, in {done.facts['folder']}")
+        display.out.print(f"{name}: in {done.facts['folder']}", soft_wrap=True)
 
 
 @app.command()

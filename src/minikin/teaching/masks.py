@@ -18,11 +18,11 @@ from torch import Tensor
 from minikin.bases.base import Base
 from minikin.bases.keysvalues import PackedAttention
 from minikin.bases.locking import prompt_for
+from minikin.bases.registry import models_folder
 from minikin.errors import NoNetwork
 from minikin.recipes import MaskKind
 from minikin.teaching.photos import Fit
 
-CLIPSEG = "CIDAS/clipseg-rd64-refined"
 LEVELS = (300, 500, 700)  # timesteps at which attention is read
 
 
@@ -82,21 +82,22 @@ def clipseg_masks(pixels: Sequence[np.ndarray], category: str, latent_hw: tuple[
 
     Raises NoNetwork when its weights are not on this machine.
     """
-    try:
-        from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
-
-        processor = CLIPSegProcessor.from_pretrained(CLIPSEG, local_files_only=True)
-        model = CLIPSegForImageSegmentation.from_pretrained(CLIPSEG, local_files_only=True).eval()
-    except (OSError, ImportError) as e:
+    folder = models_folder() / "clipseg"
+    if not (folder / "config.json").is_file():
         raise NoNetwork(
-            f"--mask clipseg needs the weights of {CLIPSEG} (600 MB, Apache-2.0), which are not on this "
+            "--mask clipseg needs the weights of CLIPSeg (600 MB, Apache-2.0), which are not on this "
             "machine. Fetch them with `minikin models pull clipseg`, or use --mask attention."
-        ) from e
+        )
+    from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
+
+    processor = CLIPSegProcessor.from_pretrained(str(folder), local_files_only=True)
+    model = CLIPSegForImageSegmentation.from_pretrained(str(folder), local_files_only=True).eval()
     out = []
     for image in pixels:
         inputs = processor(text=[category], images=[Image.fromarray(image)], return_tensors="pt")
         with torch.no_grad():
-            p = model(**inputs).logits.sigmoid().view(1, 1, 352, 352)
+            logits = model(**inputs).logits
+            p = logits.sigmoid().view(1, 1, *logits.shape[-2:])
         p = F.interpolate(p / p.amax().clamp(min=1e-6), latent_hw, mode="bilinear", antialias=True)
         out.append(p[0, 0])
     return torch.stack(out)
