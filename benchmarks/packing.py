@@ -19,6 +19,7 @@ from minikin.bases.editing import condition, unpacked_delta
 from minikin.bases.locking import category_encoding
 from minikin.bases.prompt import parse
 from minikin.bases.registry import open_base
+from minikin.concepts import edit
 from minikin.concepts.concept import Concept
 
 
@@ -27,7 +28,8 @@ def random_concept(base: Base, name: str, seed: int) -> Concept:
     e = category_encoding(base, "cat").cpu()
     return Concept(
         name=name, category="cat", mode="gated", origin=base.origin, words=base.word_vectors("cat"),
-        i_star=e + 0.1 * torch.randn(e.shape, generator=g),
+        i_star=(i := e + 0.1 * torch.randn(e.shape, generator=g)),
+        dual=edit.dual(i, covariance(base).inverse),
         delta=unpacked_delta(base, torch.randn(base.layout.n_values, generator=g)),
         c_hash=covariance(base).hash,
     )  # fmt: skip

@@ -181,3 +181,46 @@ def _few_captions() -> str:
     with tempfile.NamedTemporaryFile("w", suffix=".txt", delete=False) as f:
         f.write("\n".join(captions(200)))
     return f.name
+
+
+@pytest.mark.parametrize("name", ["Euler", "Euler a", "DPM++ 2M", "PNDM"])
+def test_teaching_does_not_depend_on_the_painting_scheduler(
+    name: str, photos: list[Photo], tmp_path: Any
+) -> None:
+    """Published folders ship Euler or PNDM, whose add_noise and velocity are not those of training."""
+    from minikin.painting import schedulers
+    from minikin.teaching.teach import Batches, prepare
+
+    pipe = build_pipeline("sd21", tmp_path)
+    recipe = Teach(name="tom", category="cat", batch=2)
+    base = Base(pipe)
+    expected = Batches(base, prepare(base, photos, recipe), recipe).at(0)
+    pipe.scheduler = schedulers.build(name, pipe.scheduler)
+    other = Base(pipe)
+    found = Batches(other, prepare(other, photos, recipe), recipe).at(0)
+    assert torch.allclose(found.x_t, expected.x_t, atol=1e-5)
+    assert torch.allclose(found.target, expected.target, atol=1e-5)
+
+
+def test_identity_does_not_depend_on_precision(tmp_path: Any) -> None:
+    """Opened in float32, float16 or bfloat16, a base has the same fingerprint and text hash."""
+    from minikin.bases.registry import open_base
+
+    build_pipeline("sd15", tmp_path / "a").to(torch.float16).save_pretrained(tmp_path / "b")
+    found = {
+        (b.fingerprint, b.text_hash, str(b.dtype) != "")
+        for dtype in ("float32", "float16", "bfloat16")
+        for b in [open_base(str(tmp_path / "b"), device="cpu", dtype=dtype)]
+    }
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("mode", ["gated", "row"])
+def test_teach_and_paint_in_bfloat16(family: str, mode: str, photos: list[Photo], tmp_path: Any) -> None:
+    """Half-precision weights, as on a GPU: no dtype meets another, results stay finite."""
+    studio = Studio(Base(build_pipeline(family, tmp_path).to(torch.bfloat16), family))
+    made = studio.teach(photos, name="tom", category="cat", mode=mode, steps=2, batch=2)
+    assert made.is_finite()
+    (image,) = studio.paint("<tom> and (a dog:1.2)", negative="blurry", steps=2)
+    assert image.size == (64, 64)

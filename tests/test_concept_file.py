@@ -34,7 +34,8 @@ def concept(family: str = "sd15", mode: str = "gated", words: int = 1) -> Concep
         name="tom", category="cat", mode=mode,  # type: ignore[arg-type]
         origin=Origin(a.name, "f" * 64, "e" * 64, "CreativeML OpenRAIL-M"),
         words=tuple(torch.randn(words, t["hidden_size"], generator=g) for t in a.texts) if gated else (),
-        i_star=torch.randn(width, generator=g) if gated else torch.zeros(1),
+        i_star=(i := torch.randn(width, generator=g)) if gated else torch.zeros(1),
+        dual=i / i.abs().max() if gated else torch.zeros(1),
         delta=delta, c_hash="c" * 64 if gated else "",
         recipe={"mode": mode, "steps": 200, "batch": 8, "value_rate": 0.03, "seed": 0, "photos": 5},
     )  # fmt: skip
@@ -42,7 +43,7 @@ def concept(family: str = "sd15", mode: str = "gated", words: int = 1) -> Concep
 
 @pytest.mark.parametrize(
     ("family", "int8", "cap"),
-    [("sd15", False, 32_000), ("sd15", True, 20_000), ("sd21", False, 32_000), ("sdxl", None, 100_000)],
+    [("sd15", False, 32_000), ("sd15", True, 20_000), ("sd21", False, 33_000), ("sdxl", None, 100_000)],
 )
 def test_size_caps(family: str, int8: bool | None, cap: int) -> None:
     """Header included: SD 1.5 <= 32,000 bytes in half precision, <= 20,000 in int8; SDXL <= 100,000."""
@@ -83,7 +84,7 @@ def test_the_safetensors_library_reads_it(tmp_path: Path) -> None:
     path = concept().save(tmp_path / "tom.safetensors")
     with safe_open(path, "pt") as f:
         meta = f.metadata()
-        assert set(f.keys()) == {"delta", "i_star", "word.0"}
+        assert set(f.keys()) == {"delta", "dual", "i_star", "word.0"}
         assert f.get_tensor("delta").shape == (12_480,)
     assert meta["modelspec.trigger_phrase"] == "<tom>"
     assert meta["modelspec.architecture"] == "stable-diffusion-v1/minikin"
@@ -132,6 +133,9 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "overlap": (entry(data_offsets=[4, 24_964]), "lies at bytes"),
     "negative": (entry(data_offsets=[-4, 24_956]), "no valid place"),
     "path name": (rebuilt(lambda h: h.update({"../x": h.pop("delta")})), "a tensor is named"),
+    "gate is not a number": (edited(gate='{"beta":NaN,"tau":0.1}'), "not finite"),
+    "recipe is a list": (edited(recipe="[]"), "not an object"),
+    "deep metadata": (edited(index="[" * 20_000), "not a sound concept file"),
     "shared state": (rebuilt(lambda h: h.update({"c_inv": h.pop("i_star")})), "not a sound concept file"),
 }
 

@@ -148,7 +148,7 @@ def test_mask_keeps_other_positions(c: Tensor, m: Tensor) -> None:
     (d,) = directions(c, m, 1)
     e = vectors(c, 6).float()[None]
     mask = torch.tensor([[0, 0, 1, 0, 0, 0.0]])
-    done = edit.edit_encodings(e, [d], [Gate(0.2, 0.2)], mask)
+    done = edit.edit_encodings(e, [d], [Gate(0.2, 0.2)], [mask])
     assert torch.equal(done.encodings[0, [0, 1, 3, 4, 5]], e[0, [0, 1, 3, 4, 5]])
     assert not torch.equal(done.encodings[0, 2], e[0, 2])
     assert done.gates[0][0, [0, 1, 3, 4, 5]].abs().max() == 0

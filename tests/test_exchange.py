@@ -14,6 +14,7 @@ from minikin import Concept, attach
 from minikin.bases import exchange
 from minikin.bases.base import Base
 from minikin.bases.covariance import covariance
+from minikin.concepts import edit
 from minikin.concepts.edit import OPEN
 from minikin.errors import BadConceptFile, BadRecipe, UnknownName
 
@@ -28,7 +29,8 @@ def concept(base: Base, category: str = "cat") -> Concept:
     words = tuple(w + 0.02 * torch.randn(w.shape, generator=g) for w in base.word_vectors(category))
     return Concept(
         name="tom", category=category, mode="gated", origin=base.origin, words=words,
-        i_star=e + 0.1 * torch.randn(e.shape, generator=g),
+        i_star=(i := e + 0.1 * torch.randn(e.shape, generator=g)),
+        dual=edit.dual(i, covariance(base).inverse),
         delta=unpacked_delta(base, 0.2 * torch.randn(base.layout.n_values, generator=g)),
         c_hash=covariance(base).hash,
     )  # fmt: skip
@@ -67,9 +69,9 @@ def test_stock_pipeline_paints_the_same(family: str, to: str, tmp_path: Path) ->
     # both branches are edited by a LoRA, so the comparison is made where the prompt is edited alone
     how["guidance_scale"] = 1.0
     g = torch.Generator().manual_seed(1)
-    theirs = stock("a photo of <tom> at night", generator=g, **how).images
+    theirs = stock("a photo of a <tom> at night", generator=g, **how).images
     g = torch.Generator().manual_seed(1)
-    packed = minikin("a photo of <tom> at night", gate=OPEN)
+    packed = minikin("a photo of a <tom> at night", gate=OPEN)
     mine = ours(generator=g, **packed, **how).images
     assert (mine - theirs).abs().max() < 1e-4
 
@@ -160,8 +162,6 @@ def test_lora_of_an_open_gate_is_exact_on_random_encodings(bases: dict[str, Base
     minikin = attach(base.pipe)
     minikin.add(tom)
     e = torch.randn(5, base.layout.text_width, generator=torch.Generator().manual_seed(2))
-    from minikin.concepts import edit
-
     d = minikin.loaded["tom"].direction
     assert d is not None
     done = edit.edit_encodings(e[None], [d], [OPEN])

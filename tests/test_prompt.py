@@ -56,11 +56,24 @@ def test_attention_grammar(source: str, expected: list[tuple[str, float]]) -> No
 
 def test_concepts_become_their_category() -> None:
     p = parse("a photo of <tom:0.8> with (<concept:rex>:1.3), <lora:style:0.6>", KNOWN)
-    assert p.text == "a photo of cat with teddy bear, "
-    assert p.uses == (ConceptUse("tom", 0.8, 11, 14), ConceptUse("rex", 1.0, 20, 30))
-    assert [(p.text[w.start : w.end], w.value) for w in p.weights] == [("teddy bear", 1.3)]
+    assert p.text == "a photo of a cat with a teddy bear, "
+    assert p.uses == (ConceptUse("tom", 0.8, 13, 16), ConceptUse("rex", 1.0, 24, 34))
+    assert [(p.text[w.start : w.end], w.value) for w in p.weights] == [("a teddy bear", 1.3)]
     assert p.loras == (("style", 0.6),)
     assert p.names == ("tom", "rex")
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [("<tom>", "a cat"), ("a <tom>", "a cat"), ("my <tom> at night", "my cat at night"),
+     ("two <tom>", "two cat"),
+     ("a big red <tom>", "a big red cat"), ("a photo of <tom>", "a photo of a cat"),
+     ("<rex> and <tom>", "a teddy bear and a cat"), ("a dog and <tom>", "a dog and a cat"),
+     ("Ann's <tom>", "Ann's cat"), ("a photo of the <tom>", "a photo of the cat")],
+)  # fmt: skip
+def test_articles_are_put_where_they_are_missing(source: str, text: str) -> None:
+    """The category reads as it does in captions, whichever way the concept is named."""
+    assert parse(source, KNOWN).text == text
 
 
 def test_the_same_concept_twice() -> None:

@@ -15,7 +15,7 @@ from minikin.errors import BadRecipe
 MAX_SIDE = 4096  # px
 MAX_STEPS = 1000
 
-MaskKind = Literal["attention", "clipseg", "none", "file"]
+MaskKind = Literal["attention", "clipseg", "none"]
 KeyLock = Literal["local", "global"]
 
 

@@ -41,7 +41,7 @@ class Studio:
     def __init__(self, base: Base) -> None:
         self.base = base
         self.concepts = Concepts(base)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="minikin")
 
     @classmethod
@@ -55,7 +55,8 @@ class Studio:
         """Use a concept in prompts: a Concept, a file, or a name from the library."""
         if isinstance(concept, str) and not concept.endswith(".safetensors"):
             concept = library.find(concept)
-        return self.concepts.add(concept)
+        with self._lock:  # encoding puts words into the shared text encoder
+            return self.concepts.add(concept)
 
     def _need(self, prompt: str) -> None:
         """Load the concepts a prompt names, from the library if they are not in use yet."""
@@ -167,12 +168,12 @@ class Studio:
 
     def facts(self, recipe: Paint) -> dict[str, Any]:
         """What a picture should know about how it was made."""
-        used = parse(recipe.prompt, self.concepts.categories).names
+        used = [n for n in concept_tags(f"{recipe.prompt} {recipe.negative}") if n in self.concepts.loaded]
         return {
-            "recipe": recipe.model_dump(exclude_defaults=True) | {"prompt": recipe.prompt},
+            "recipe": recipe.model_dump(exclude={"device", "dtype", "batch", "n"}),
             "base": {"name": self.base.name, "fingerprint": self.base.fingerprint},
             "concepts": {
-                n: {"category": (c := self.concepts.loaded[n].concept).category, "c_hash": c.c_hash}
+                n: {"category": self.concepts.loaded[n].concept.category, "sha256": self.concepts.digest(n)}
                 for n in used
             },
             "guidance": painting.guidance_for(self.base, recipe.guidance),

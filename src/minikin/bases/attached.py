@@ -11,6 +11,8 @@ the pipeline itself go on working as before.
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 from minikin.bases.base import Base
 from minikin.bases.editing import Loaded, condition, load
 from minikin.bases.prompt import parse
+from minikin.concepts import file
 from minikin.concepts.concept import Concept
 from minikin.concepts.edit import Gate
 from minikin.errors import BaseMismatch
@@ -49,12 +52,13 @@ class Concepts:
                 f"{self.base.architecture} ({self.base.fingerprint[:8]}): {_WHY[verdict]}. Open the base "
                 "it was made for, or teach it again on this one."
             )
-        from minikin.bases.locking import category_encoding, inverse_for
-
-        category = category_encoding(self.base, concept.category)
-        c_inv = inverse_for(self.base, concept) if concept.mode == "gated" else None
-        self.loaded[concept.name] = load(self.base, concept, category, c_inv)
+        self.loaded[concept.name] = load(self.base, concept)
         return concept
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of a concept's content, the same wherever and whenever it is loaded."""
+        concept = replace(self.loaded[name].concept, preview=b"")
+        return hashlib.sha256(file.to_bytes(concept)).hexdigest()
 
     @property
     def categories(self) -> dict[str, str]:
@@ -70,12 +74,13 @@ class Concepts:
         Give the pipeline no num_images_per_prompt: the tensors already have n rows.
         """
         base = self.base
+        change = (lambda _: gate) if gate else None
         prompts = [parse(p, self.categories) for p in (negative, prompt)]
         no = None if base.zeros_for_empty and not negative else prompts[0]
         if base.has_guidance_embedding:  # full LCM has no negative prompt
-            (yes,) = condition(base, prompts[1:], self.loaded, lock=lock, gate=gate, copies=n)
+            (yes,) = condition(base, prompts[1:], self.loaded, lock=lock, gate=change, copies=n)
             return {"prompt_embeds": yes.kv.to(base.dtype)}
-        both = condition(base, [no, prompts[1]], self.loaded, lock=lock, gate=gate, copies=n)
+        both = condition(base, [no, prompts[1]], self.loaded, lock=lock, gate=change, copies=n)
         out: dict[str, Any] = {}
         for prefix, one in zip(("negative_", ""), both, strict=True):
             out[f"{prefix}prompt_embeds"] = one.kv.to(base.dtype)

@@ -108,6 +108,17 @@ class Base:
     def prediction(self) -> str:
         return str(self.pipe.scheduler.config.prediction_type)
 
+    @cached_property
+    def noise(self) -> Any:
+        """The base's noise schedule for training: add_noise(x0, eps, t), get_velocity(x0, eps, t).
+
+        Not the painting scheduler: Euler's `add_noise` leaves out the factor alpha, and others have
+        no velocity.
+        """
+        from diffusers import DDPMScheduler
+
+        return DDPMScheduler.from_config(self.pipe.scheduler.config)
+
     @property
     def has_guidance_embedding(self) -> bool:
         """Whether guidance is an input of the U-Net (full LCM)."""
@@ -115,7 +126,7 @@ class Base:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the cross-attention projections (in half precision) and their names.
+        """SHA-256 of the cross-attention projections (rounded to bfloat16) and their names.
 
         These are the only weights a concept touches; a fine-tune has another fingerprint.
         """
@@ -129,7 +140,7 @@ class Base:
 
     @cached_property
     def text_hash(self) -> str:
-        """SHA-256 of the text encoders' weights (in half precision) and the tokenizers' words."""
+        """SHA-256 of the text encoders' weights (rounded to bfloat16) and the tokenizers' words."""
         digest = hashlib.sha256()
         for tokenizer, model in zip(self.tokenizers, self.text_encoders, strict=True):
             for name, weight in sorted(model.state_dict().items()):
@@ -251,7 +262,14 @@ class Base:
     @torch.no_grad()
     def to_latents(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] to latents, scaled: the mean of the posterior."""
-        mean = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mean
+        dtype = self.vae.dtype
+        try:
+            if dtype != torch.float32:  # half precision costs detail, and SDXL's VAE overflows in it
+                self.vae.to(torch.float32)
+            mean = self.vae.encode(pixels.to(self.vae.device, torch.float32)).latent_dist.mean
+        finally:
+            if dtype != torch.float32:
+                self.vae.to(dtype)
         shift = getattr(self.vae.config, "shift_factor", None) or 0.0
         latents: Tensor = (mean - shift) * self.vae.config.scaling_factor
         return latents
@@ -292,6 +310,10 @@ class Base:
         theirs = {path: d.numel() for path, d in concept.delta.items()}
         if concept.origin.architecture != self.architecture or widths != theirs:
             return "stranger"
+        if concept.mode == "gated":
+            own = [m.get_input_embeddings().embedding_dim for m in self.text_encoders]
+            if [w.shape[1] for w in concept.words] != own or len(concept.i_star) != self.layout.text_width:
+                return "stranger"
         if concept.origin.text_hash != self.text_hash:
             return "other text encoder"
         return "same" if concept.origin.fingerprint == self.fingerprint else "sibling"
@@ -303,7 +325,8 @@ def _inside(spans: Sequence[Sequence[int]], start: int, end: int) -> tuple[int, 
 
 
 def _bytes(weight: Tensor) -> bytes:
-    return weight.detach().to("cpu", torch.float16).contiguous().numpy().tobytes()
+    """The weight in bfloat16, to which float32 and bfloat16 copies of it both round."""
+    return weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ value differences): milliseconds, once. `condition` turns prompts into what a pi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from minikin.bases.base import Base, Encoded
 from minikin.bases.keysvalues import Addition
+from minikin.bases.locking import category_encoding
 from minikin.bases.prompt import Prompt
 from minikin.concepts import edit
 from minikin.concepts.concept import Concept
@@ -36,6 +37,13 @@ class Loaded:
     positions: str = "all"
 
 
+Change = Callable[[Gate], Gate]
+
+
+def _unchanged(own: Gate) -> Gate:
+    return own
+
+
 class Condition(NamedTuple):
     """Packed keys and values (B, N, W) and SDXL's pooled embedding (B, P) or None."""
 
@@ -55,21 +63,20 @@ def unpacked_delta(base: Base, flat: Tensor) -> dict[str, Tensor]:
     return {s.path: p.detach().cpu().clone() for s, p in zip(base.layout.sites, parts, strict=True)}
 
 
-def load(base: Base, concept: Concept, category: Tensor, c_inv: Tensor | None) -> Loaded:
-    """Make a concept ready. category (D,) is e_category; c_inv (D, D) is not needed in mode "row"."""
+def load(base: Base, concept: Concept) -> Loaded:
+    """Make a concept ready for a base it fits."""
     delta = packed_delta(base, concept.delta)
     if concept.mode == "row":
         return Loaded(concept, None, delta)
-    assert c_inv is not None
-    d = edit.direction(concept.i_star.to(c_inv), c_inv, category.to(c_inv))
-    on = Direction(*(t.to(base.device) for t in (d.i_star, d.m_i_star, d.category)))
-    return Loaded(concept, on, delta, str(concept.recipe.get("positions", "all")))
+    category = category_encoding(base, concept.category)
+    parts = (t.to(base.device, torch.float32) for t in (concept.i_star, concept.dual, category))
+    return Loaded(concept, Direction(*parts), delta, str(concept.recipe.get("positions", "all")))
 
 
 @torch.no_grad()
 def condition(
     base: Base, prompts: Sequence[Prompt | None], loaded: Mapping[str, Loaded], *,
-    lock: KeyLock = "local", gate: Gate | None = None, copies: int = 1,
+    lock: KeyLock = "local", gate: Change | None = None, copies: int = 1,
 ) -> list[Condition]:  # fmt: skip
     """What the U-Net is given for each of these prompts, repeated for `copies` pictures.
 
@@ -77,7 +84,7 @@ def condition(
     encodings are zero. Prompts are encoded one by one and packed all together, in this order, as
     the stock pipelines do (negative first): matrix products are then of the same shapes, and
     results agree with theirs to the bit.
-    gate  overrides every concept's own operating point (for its lock and its value difference)
+    gate  changes every concept's own operating point (for its lock and its value difference)
     """
     rows = [_row(base, p, loaded, lock, gate) for p in prompts]
     e = torch.cat([r.values_from for r in rows]).repeat_interleave(copies, 0)
@@ -103,7 +110,7 @@ class _Row(NamedTuple):
 
 
 def _row(
-    base: Base, prompt: Prompt | None, loaded: Mapping[str, Loaded], lock: KeyLock, gate: Gate | None
+    base: Base, prompt: Prompt | None, loaded: Mapping[str, Loaded], lock: KeyLock, gate: Change | None
 ) -> _Row:  # fmt: skip
     if prompt is None:
         e, pooled = base.zero_encoding()
@@ -123,31 +130,27 @@ def _row(
 
 
 def _gated(
-    out: Encoded, prompt: Prompt, loaded: Mapping[str, Loaded], names: list[str], gate: Gate | None
+    out: Encoded, prompt: Prompt, loaded: Mapping[str, Loaded], names: list[str], gate: Change | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """e' (1, N, D) and how far each concept's value difference opens (1, N)."""
     strengths: dict[str, float] = {}
     for use in prompt.uses:  # a concept named twice opens as far as its strongest use asks for
         strengths[use.name] = max(use.strength, strengths.get(use.name, 0.0))
     directions = [d for n in names if (d := loaded[n].direction) is not None]
-    locks = [gate or loaded[n].concept.gate for n in names]
-    mask = _own_rows(out, prompt, loaded, names)
-    done = edit.edit_encodings(out.e, directions, locks, mask)
+    locks = [(gate or _unchanged)(loaded[n].concept.gate) for n in names]
+    masks = [_own_rows(out, prompt, n) if loaded[n].positions == "own" else None for n in names]
+    done = edit.edit_encodings(out.e, directions, locks, masks)
     openings = {}
-    for n, d, own in zip(names, directions, locks, strict=True):
+    for n, d, own, mask in zip(names, directions, locks, masks, strict=True):
         opening = edit.gate(edit.similarity(out.e.float(), d), edit.strength_gate(own, strengths[n]))
         openings[n] = opening if mask is None else opening * mask
     return done.encodings, openings
 
 
-def _own_rows(
-    out: Encoded, prompt: Prompt, loaded: Mapping[str, Loaded], names: list[str]
-) -> Tensor | None:  # fmt: skip
-    """(1, N) mask of the concepts' own positions, or None when any may open everywhere."""
-    if any(loaded[n].positions == "all" for n in names):
-        return None
+def _own_rows(out: Encoded, prompt: Prompt, name: str) -> Tensor:
+    """(1, N): 1 at the positions of this concept's word, 0 elsewhere."""
     mask = torch.zeros(out.e.shape[:2], device=out.e.device)
     for use, at in zip(prompt.uses, out.positions[0], strict=True):
-        if use.name in names:
+        if use.name == name:
             mask[0, list(at)] = 1
     return mask

@@ -18,7 +18,8 @@ from torch import Tensor
 from minikin.bases.base import Base
 from minikin.bases.covariance import covariance
 from minikin.bases.editing import unpacked_delta
-from minikin.bases.locking import LOCK_TEMPLATES, category_encoding, inverse_for, prompt_for
+from minikin.bases.locking import LOCK_TEMPLATES, category_encoding, prompt_for
+from minikin.concepts import edit
 from minikin.concepts.concept import Concept, check_category, check_name
 from minikin.errors import BadConceptFile, BadRecipe, UnknownName
 from minikin.files import atomic_write
@@ -71,10 +72,8 @@ def export(base: Base, concept: Concept, to: str, path: Path) -> str:
 @torch.no_grad()
 def lora_factors(base: Base, concept: Concept) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
     """(site, "to_k" or "to_v") -> A (1, D), B (width, 1), float32: exact for the open gate."""
-    inverse = inverse_for(base, concept)
-    i_star = concept.i_star.float()
-    m_i = inverse @ i_star
-    a = (m_i / (i_star @ m_i))[None]
+    i_star, dual = concept.i_star.float(), concept.dual.float()
+    a = (dual / (i_star @ dual))[None]
     category = category_encoding(base, concept.category).cpu()
     out = {}
     for site in base.layout.sites:
@@ -179,7 +178,7 @@ def import_embedding(base: Base, path: Path, name: str, category: str) -> Concep
     if m > n:  # more vectors than the category has tokens: repeat the category
         category = check_category(" ".join([category] * -(-m // n)))
         own = base.word_vectors(category)
-    words = tuple(torch.cat([v, w[len(v) :]]) for v, w in zip(vectors, own, strict=True))
+    words = tuple(torch.cat([v.to(w), w[len(v) :]]) for v, w in zip(vectors, own, strict=True))
     prompts = [prompt_for(t, name, category) for t in LOCK_TEMPLATES]
     out = base.encode(prompts, {name: words})
     i_star = torch.stack([out.e[b, at[0][-1]].float() for b, at in enumerate(out.positions)]).mean(0)
@@ -188,8 +187,11 @@ def import_embedding(base: Base, path: Path, name: str, category: str) -> Concep
     values = [
         base.unet.get_submodule(s.path).to_v(difference.to(base.dtype)).float() for s in base.layout.sites
     ]
+    c = covariance(base)
     return Concept(
-        name=name, category=category, mode="gated", origin=base.origin, words=words, i_star=i_star.cpu(),
-        delta=unpacked_delta(base, torch.cat(values)), c_hash=covariance(base).hash,
+        name=name, category=category, mode="gated", origin=base.origin,
+        words=tuple(w.cpu() for w in words), i_star=i_star.cpu(),
+        dual=edit.dual(i_star.cpu(), c.inverse),
+        delta=unpacked_delta(base, torch.cat(values)), c_hash=c.hash,
         recipe={"imported": "textual-inversion"},
     )  # fmt: skip

@@ -156,7 +156,7 @@ class PackedAttention:
             attention_mask = attn.prepare_attention_mask(attention_mask, key.shape[2], b)
             attention_mask = attention_mask.view(b, attn.heads, -1, attention_mask.shape[-1])
         if self.record is not None:
-            weights = (query @ key.transpose(-1, -2) * d**-0.5).softmax(-1)
+            weights = (query.float() @ key.float().transpose(-1, -2) * d**-0.5).softmax(-1)
             self.record.append(weights.mean(1))  # (B, positions, N), mean over heads
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         out = out.transpose(1, 2).reshape(b, -1, attn.heads * d).to(query.dtype)

@@ -93,6 +93,20 @@ def concept_tags(source: str) -> list[str]:
     return list(dict.fromkeys(p[1] if p[0] == "concept" and len(p) > 1 else p[0] for p in parts))
 
 
+def article(word: str) -> str:
+    """The indefinite article that goes before a word."""
+    return "an" if word[0].lower() in "aeiou" else "a"
+
+
+# a determiner, number or possessive, then at most two more words: no article is to be put in
+_DETERMINED = re.compile(
+    r"(?:^|[\s(\[,])(?:an?|the|my|your|his|her|its|our|their|this|that|these|those|one|two|three|four|"
+    r"five|six|some|any|every|each|no|\w+'s)(?:\s+(?!(?:of|in|on|at|with|and|or|by|to|from|next|near|under)\b)"
+    r"[\w-]+){0,2}\s+$",
+    re.IGNORECASE,
+)
+
+
 class _Reader:
     """Collects plain text, concept places and bracket weights while tokens go by."""
 
@@ -148,8 +162,11 @@ class _Reader:
                 f"The strength in <{tag}> must lie between 0 and {MAX_STRENGTH:g}; 1 is the concept's "
                 "own operating point."
             )
+        category = self.categories[name]
+        if not _DETERMINED.search("".join(self.out)):
+            self._add(article(category) + " ")
         start = self.length
-        self._add(self.categories[name])
+        self._add(category)
         self.uses.append(ConceptUse(name, amount, start, self.length))
 
     def finish(self) -> Prompt:

@@ -104,7 +104,7 @@ def pull(p: Plan) -> Iterator[events.Event]:
     folder = models_folder() / p.name.replace("/", "--")
     total, before = p.size, 0
     for f in p.files:
-        target = folder / f.name
+        target = folder / f.name.replace(".fp16.safetensors", ".safetensors")
         if not (target.is_file() and target.stat().st_size == f.size and _is_right(target, f)):
             for got in _fetch(p, f, target):
                 yield events.Progress("download", (before + got) >> 20, max(total >> 20, 1), f.name)
@@ -112,7 +112,8 @@ def pull(p: Plan) -> Iterator[events.Event]:
     if p.name in HELPERS:
         yield events.Done(None, {"bytes": total, "folder": str(folder)})
         return
-    entry = add(folder, p.name.replace("/", "--") if "/" in p.name else f"{p.name}-local")
+    name = p.name.replace("/", "--") if "/" in p.name else f"{p.name}-local"
+    entry = add(folder, name, licence=p.licence)
     yield events.Done(entry, {"bytes": total, "folder": str(folder)})
 
 

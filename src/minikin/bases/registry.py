@@ -13,6 +13,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from minikin.bases.base import Base
 from minikin.errors import BadModelFile, BadRecipe, NoNetwork, UnknownName
 from minikin.files import atomic_write, data_folder
@@ -36,7 +38,6 @@ KNOWN = {
     "sd-turbo": Known("stabilityai/sd-turbo", "sd2", "Stability AI Community", 2.6, "1-4 steps"),
     "sdxl-turbo": Known("stabilityai/sdxl-turbo", "sdxl", "Stability AI non-commercial", 6.9, "1-4 steps"),
     "lcm-dreamshaper": Known("SimianLuo/LCM_Dreamshaper_v7", "sd1", "MIT", 3.4, "2-8 steps"),
-    "lcm-sdxl": Known("latent-consistency/lcm-sdxl", "sdxl", "CreativeML OpenRAIL++-M", 5.1, "U-Net only"),
 }  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def entries() -> dict[str, Entry]:
     return found
 
 
-def add(path: str | Path, name: str | None = None, prediction: str | None = None) -> Entry:
+def add(path: str | Path, name: str | None = None, prediction: str | None = None, licence: str = "") -> Entry:
     """Remember a checkpoint or diffusers folder under a name. Never needs the network."""
     path = Path(path).expanduser().resolve()
     name = name or path.stem.lower().replace(" ", "-")
@@ -82,8 +83,9 @@ def add(path: str | Path, name: str | None = None, prediction: str | None = None
 
         found = recognise(path, prediction)
         architecture, guess = found.architecture.name, found.prediction
-    entry = Entry(name, path, architecture, prediction or guess)
+    entry = Entry(name, path, architecture, prediction or guess, licence)
     facts = {"path": str(path), "architecture": architecture, "prediction": entry.prediction}
+    facts["licence"] = licence
     atomic_write(models_folder() / f"{name}.json", json.dumps(facts, indent=1).encode())
     return entry
 
@@ -102,17 +104,20 @@ def open_base(
 
     where, how = runtime.resolve(device, dtype)
     _quiet()
-    kwargs: dict[str, Any] = {"dtype": how}
+    # float16 after hashing only: the hashes must not depend on how a base is opened
+    as_loaded = torch.float32 if how is torch.float16 else how
+    kwargs: dict[str, Any] = {"dtype": as_loaded}
     name, licence = ref, ""
     mine = entries()
+    ref = f"{ref}-local" if ref not in mine and f"{ref}-local" in mine else ref  # pulled
     if ref == "tiny":
         pipe = _open_folder(tiny_folder(), **kwargs)
         licence = "Apache-2.0 AND MIT AND CC-BY-4.0 (art)"
     elif ref in mine:
-        pipe = _open_path(mine[ref].path, how, prediction or mine[ref].prediction or None)
+        pipe = _open_path(mine[ref].path, as_loaded, prediction or mine[ref].prediction or None)
         licence = mine[ref].licence
     elif Path(ref).expanduser().exists():
-        pipe = _open_path(Path(ref).expanduser(), how, prediction)
+        pipe = _open_path(Path(ref).expanduser(), as_loaded, prediction)
         name = Path(ref).stem
     elif ref in KNOWN or ref.count("/") == 1:
         known = KNOWN.get(ref)
@@ -124,8 +129,10 @@ def open_base(
             "A diffusers folder, a .safetensors checkpoint or a hub id (owner/name) works too.",
         )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
-    runtime.to_device(pipe, where)
-    return Base(pipe, name, licence)
+    base = Base(pipe, name, licence)
+    _ = base.fingerprint, base.text_hash
+    runtime.to_device(pipe, where, how)
+    return base
 
 
 def _quiet() -> None:
@@ -155,10 +162,16 @@ def _open_folder(path: Path, **kwargs: Any) -> Any:
     _folder_family(path)
     try:
         return DiffusionPipeline.from_pretrained(
-            str(path), local_files_only=True, use_safetensors=True, **kwargs
+            str(path), local_files_only=True, use_safetensors=True, **_without_filter(path), **kwargs
         )
     except Exception as e:
         raise BadModelFile(f"The diffusers folder {path} could not be opened: {e}") from e
+
+
+def _without_filter(path: Path) -> dict[str, Any]:
+    """No safety checker: it is not fetched, and a black picture is never an answer."""
+    names = json.loads((path / "model_index.json").read_text())
+    return {k: None for k in ("safety_checker", "feature_extractor") if k in names}
 
 
 def _open_cached(repo: str, ref: str, **kwargs: Any) -> Any:

@@ -40,15 +40,15 @@ def resolve(device: str | None = None, dtype: str | None = None) -> tuple[torch.
     kind = name.split(":")[0]
     if kind == "cpu":
         return torch.device(name), torch.float32
-    if kind == "cuda" and torch.cuda.is_bf16_supported():
+    if kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.device(name), torch.bfloat16
     return torch.device(name), torch.float16
 
 
-def to_device(pipe: Any, device: torch.device) -> None:
+def to_device(pipe: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Move a pipeline; raises OutOfMemory with what to do."""
     try:
-        pipe.to(device)
+        pipe.to(device, dtype)
     except torch.OutOfMemoryError as e:
         raise OutOfMemory(
             f"The base does not fit on {device}. Use --dtype float16, a smaller base, or --device cpu."

@@ -145,7 +145,7 @@ def _mask(studio: Studio, image: Image.Image, category: str) -> np.ndarray:
     """Where the subject is in a painted picture, from the base's attention: (H, W) in [0, 1]."""
     pixels = torch.from_numpy(_array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
     mask = attention_masks(studio.base, studio.base.to_latents(pixels).float(), category)
-    return F.interpolate(mask[None].float(), (image.height, image.width), mode="bilinear")[0, 0].numpy()
+    return F.interpolate(mask[None].float().cpu(), (image.height, image.width), mode="bilinear")[0, 0].numpy()
 
 
 def _array(image: Image.Image) -> np.ndarray:

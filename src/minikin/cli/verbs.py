@@ -18,7 +18,8 @@ from minikin.concepts.concept import check_category, check_name
 from minikin.concepts.file import save as save_concept
 from minikin.errors import BadRecipe
 from minikin.painting import metadata as recipes_inside
-from minikin.painting.output import save_pictures
+from minikin.painting.output import Names, save_picture
+from minikin.painting.paint import Painted
 from minikin.painting.sheet import contact_sheet
 from minikin.recipes import Paint, Teach
 from minikin.studio import Studio
@@ -69,22 +70,27 @@ def teach(photos: Path, recipe: Teach, out: Path | None, *, resume: bool, as_jso
 def paint(recipe: Paint, out: Path, *, metadata: bool, as_json: bool) -> list[Path]:
     """Paint and save, with a contact sheet for more than one picture."""
     studio = Studio.open(recipe.base, device=recipe.device, dtype=recipe.dtype)
-    done = display.run(studio.painting(recipe), as_json=as_json)
-    paths = save_pictures(done.result, recipe, done.facts, out, metadata=metadata)
+    names = Names(recipe, out)
+    paths: list[Path] = []
+
+    def keep(picture: events.Picture) -> None:  # at once: an interruption loses nothing finished
+        one = Painted(picture.image, picture.seed or 0)
+        paths.append(save_picture(one, recipe, studio.facts(recipe), names, metadata=metadata))
+        if as_json:
+            display.emit({"event": "picture", "path": str(paths[-1]), "seed": one.seed})
+        else:
+            display.out.print(f"{paths[-1]}  seed {one.seed}", soft_wrap=True)
+
+    done = display.run(studio.painting(recipe), as_json=as_json, on_picture=keep)
     sheet = None
     if len(paths) > 1:
-        sheet = paths[0].with_name(paths[0].stem.rsplit("-", 1)[0] + "-sheet.png")
+        sheet = names.sheet()
         seeds = [f"seed {p.seed}" for p in done.result]
         files.save_image(contact_sheet([p.image for p in done.result], seeds), sheet)
     if as_json:
-        for path, one in zip(paths, done.result, strict=True):
-            display.emit({"event": "picture", "path": str(path), "seed": one.seed})
         display.emit({"event": "done", "pictures": len(paths), "sheet": str(sheet) if sheet else None})
-    else:
-        for path, one in zip(paths, done.result, strict=True):
-            display.out.print(f"{path}  seed {one.seed}")
-        if sheet:
-            display.out.print(f"{sheet}  contact sheet")
+    elif sheet:
+        display.out.print(f"{sheet}  contact sheet", soft_wrap=True)
     return paths
 
 
@@ -110,7 +116,7 @@ def redo(picture: Path, out: Path, *, as_json: bool) -> Path:
             f"{picture} was not painted by Minikin, so it cannot be repeated exactly. `minikin show` prints "
             "its prompt and settings; give them to `minikin paint`."
         )
-    recipe = Paint.make(**{**found.recipe["recipe"], "n": 1, "seed": found.recipe["seed"]})
+    recipe = Paint.make(**{**found.recipe["recipe"], "seed": found.recipe["seed"]})
     if out.suffix != ".png":
         out = out / f"{picture.stem}-again.png"
     (path,) = paint(recipe, out, metadata=True, as_json=as_json)

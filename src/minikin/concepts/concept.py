@@ -38,6 +38,7 @@ class Concept:
     mode             "gated" (Perfusion) or "row" (value difference on the category's own row)
     words            per text encoder (n, d_k): n word vectors, n = tokens of the category
     i_star           (D,) the direction, float32; zeros in mode "row"
+    dual             (D,) M i*, at any scale: the metric where the concept needs it, so no C travels
     delta            per site (width,): value target minus the category's own value
     c_hash           hash of the covariance i_star was used with; "" in mode "row"
     gate             the operating point for painting
@@ -50,6 +51,7 @@ class Concept:
     origin: Origin
     words: tuple[Tensor, ...]
     i_star: Tensor
+    dual: Tensor
     delta: dict[str, Tensor]
     c_hash: str = ""
     gate: Gate = PAINTING_GATE
@@ -66,7 +68,7 @@ class Concept:
         return sum(d.numel() for d in self.delta.values())
 
     def is_finite(self) -> bool:
-        tensors = (*self.words, self.i_star, *self.delta.values())
+        tensors = (*self.words, self.i_star, self.dual, *self.delta.values())
         return all(bool(torch.isfinite(t).all()) for t in tensors)
 
     def renamed(self, name: str) -> Concept:

@@ -21,6 +21,7 @@ So the edit is two small pieces: `edit_encodings` (here) gives e' and the gates,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,7 +53,7 @@ class Direction:
     """A concept's direction and its dual in the metric M = C^-1, fixed for one base.
 
     i_star     (D,)  the encoding that stands for the concept
-    m_i_star   (D,)  M i_star
+    m_i_star   (D,)  M i_star, or any positive multiple of it: every use is free of its scale
     category   (D,)  the encoding of its category, e_category
     """
 
@@ -76,6 +77,12 @@ class Edited(NamedTuple):
 def direction(i_star: Tensor, c_inv: Tensor, category: Tensor) -> Direction:
     """The direction of a concept under C^-1 (D, D); all float32."""
     return Direction(i_star, c_inv @ i_star, category)
+
+
+def dual(i_star: Tensor, c_inv: Tensor) -> Tensor:
+    """M i*, scaled so that its largest entry is 1: what a concept file stores instead of C."""
+    m_i_star = c_inv @ i_star
+    return m_i_star / m_i_star.abs().max()
 
 
 def similarity(e: Tensor, d: Direction) -> Tensor:
@@ -104,33 +111,39 @@ def perpendicular(e: Tensor, directions: list[Direction]) -> Tensor:
     """
     i_stars = torch.stack([d.i_star for d in directions])  # (J, D)
     duals = torch.stack([d.m_i_star for d in directions])  # (J, D)
-    gram = i_stars @ duals.T  # (J, J)
-    alpha = torch.linalg.solve(gram, (e @ duals.T).unsqueeze(-1)).squeeze(-1)  # (..., J)
+    gram = duals @ i_stars.T  # (J, J); singular when a concept is there twice, hence the pseudo-inverse
+    alpha = (e @ duals.T) @ torch.linalg.pinv(gram).T  # (..., J)
     out: Tensor = e - alpha @ i_stars
     return out
 
 
 def edit_encodings(
-    e: Tensor, directions: list[Direction], locks: list[Gate], mask: Tensor | None = None
+    e: Tensor, directions: list[Direction], locks: list[Gate], masks: Sequence[Tensor | None] = ()
 ) -> Edited:
     """e' = e_perp + sum_j g_j e_category_j, and the gates g_j.
 
     e      (B, N, D)   encodings of prompts with the concepts' word vectors in place
     locks  one gate per concept
-    mask   (B, N) or None  positions that may be edited at all (1) or never (0)
+    masks  one for each concept, (B, N) or None: positions it may edit at all (1) or never (0).
+           Where no concept may, the encoding is returned as it is, bit for bit.
     """
     e = e.float()
-    gates = tuple(gate(similarity(e, d), g) for d, g in zip(directions, locks, strict=True))
-    e_perp = perpendicular(e, directions)
+    masks = masks or [None] * len(directions)
+    gates = tuple(
+        g if m is None else g * m
+        for g, m in zip(
+            (gate(similarity(e, d), lock) for d, lock in zip(directions, locks, strict=True)),
+            masks, strict=True,
+        )
+    )  # fmt: skip
     put = sum(
         (g.unsqueeze(-1) * d.category for g, d in zip(gates, directions, strict=True)),
         start=torch.zeros_like(e),
     )
-    out = e_perp + put
-    if mask is not None:
-        keep = mask.unsqueeze(-1).to(e.dtype)
+    out = perpendicular(e, directions) + put
+    if all(m is not None for m in masks):
+        keep = torch.stack([m for m in masks if m is not None]).amax(0).unsqueeze(-1).to(e.dtype)
         out = keep * out + (1 - keep) * e
-        gates = tuple(g * mask for g in gates)
     return Edited(out, gates)
 
 

@@ -1,7 +1,7 @@
 """The concept file: one small safetensors file, all of a minikin and nothing else.
 
 Tensors:   delta (N,) value differences of all sites, float16, or int8 with scale (sites,) float32;
-           i_star (D,) float16 in mode "gated"; word.K (n, d_k) float16, word vectors per encoder.
+           i_star and dual (D,) float16 in mode "gated"; word.K (n, d_k) float16, word vectors per encoder.
 Metadata:  minikin.* (format, name, category, mode, base, hashes, gate, points, recipe, index) and
            ModelSpec keys, so that other tools show a title, a trigger phrase and a preview.
 Not in it: C, keys (they follow from the base and the category), paths, captions, names of photos.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def to_bytes(concept: Concept, *, int8: bool | None = None, metadata: dict[str, 
         tensors["delta"] = flat.half()
     if concept.mode == "gated":
         tensors["i_star"] = concept.i_star.half()
+        tensors["dual"] = (concept.dual / concept.dual.abs().max().clamp(min=1e-30)).half()
         tensors |= {f"word.{k}": w.half() for k, w in enumerate(concept.words)}
     for name, t in tensors.items():
         if t.dtype is torch.float16 and not bool(torch.isfinite(t).all()):
@@ -112,7 +114,7 @@ def from_bytes(data: bytes, what: str = "the concept") -> Concept:
         return _build(tensors, meta)
     except MinikinError as e:
         raise BadConceptFile(f"{what} is not a sound concept file: {e}") from None
-    except (KeyError, ValueError, TypeError, IndexError) as e:
+    except (KeyError, ValueError, TypeError, IndexError, AttributeError, RecursionError) as e:
         raise BadConceptFile(
             f"{what} is not a sound concept file: {type(e).__name__} at {e}. Get the file again."
         ) from None
@@ -124,22 +126,33 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
         raise ValueError(f"mode {m['mode'][:20]!r}")
     gated = m["mode"] == "gated"
     words = tuple(tensors[k].float() for k in sorted(tensors) if k.startswith("word."))
-    expected = {"delta", *(["i_star", *(f"word.{k}" for k in range(len(words)))] if gated else [])}
+    expected = {"delta", *(["i_star", "dual", *(f"word.{k}" for k in range(len(words)))] if gated else [])}
     unexpected = set(tensors) - expected - ({"scale"} if tensors["delta"].dtype is torch.int8 else set())
     if unexpected or (gated and not words):
         raise ValueError(f"unexpected tensors {sorted(unexpected)[:5]}")
     delta = _deltas(tensors, json.loads(m["index"]))
     gate = json.loads(m["gate"])
+    beta, tau = float(gate["beta"]), float(gate["tau"])
+    if not (math.isfinite(beta) and math.isfinite(tau)):
+        raise ValueError("a gate that is not finite")
+    points, recipe = json.loads(m.get("points", "{}")), json.loads(m.get("recipe", "{}"))
+    if not isinstance(points, dict) or not isinstance(recipe, dict):
+        raise TypeError("points or recipe that is not an object")
+    i_star, dual = (tensors[k].float() if gated else torch.zeros(1) for k in ("i_star", "dual"))
+    if i_star.ndim != 1 or i_star.shape != dual.shape or (gated and float(i_star @ dual) <= 0):
+        raise ValueError("i_star and dual that do not fit")
+    if len(words) > 2 or any(w.ndim != 2 or w.shape[0] != words[0].shape[0] for w in words):
+        raise ValueError("word vectors that do not fit")
     preview = meta.get("modelspec.thumbnail", "").removeprefix("data:image/jpeg;base64,")
     concept = Concept(
         name=m["name"], category=m["category"], mode="gated" if gated else "row",
         origin=Origin(m["architecture"], m["fingerprint"], m["text_hash"], m.get("licence", "")),
-        words=words, i_star=tensors["i_star"].float() if gated else torch.zeros(1),
-        delta=delta, c_hash=m.get("c_hash", ""), gate=Gate(float(gate["beta"]), float(gate["tau"])),
-        points=json.loads(m.get("points", "{}")), recipe=json.loads(m.get("recipe", "{}")),
+        words=words, i_star=i_star, dual=dual,
+        delta=delta, c_hash=m.get("c_hash", ""), gate=Gate(beta, tau),
+        points=points, recipe=recipe,
         preview=base64.b64decode(preview) if preview else b"",
     )  # fmt: skip
-    largest = max(float(t.abs().max()) for t in (*concept.delta.values(), concept.i_star, *words))
+    largest = max(float(t.abs().max()) for t in (*concept.delta.values(), i_star, *words))
     if largest > MAX_ABS:
         raise ValueError(f"a value of {largest:.3g} (at most {MAX_ABS:g} is plausible)")
     return concept

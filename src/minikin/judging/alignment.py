@@ -26,13 +26,13 @@ def errors(base: Base, picture: Image.Image, prompts: Sequence[str], seed: int =
     """Mean prediction error of one picture under each prompt (len(prompts),)."""
     pixels = torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).permute(2, 0, 1)[None]
     x0 = base.to_latents(pixels.float() / 127.5 - 1).float()
-    n_train = int(base.pipe.scheduler.config.num_train_timesteps)
+    n_train = int(base.noise.config.num_train_timesteps)
     t = torch.linspace(0.2 * n_train, 0.9 * n_train, LEVELS).long().to(x0.device)
     eps = torch.randn((LEVELS, *x0.shape[1:]), generator=torch.Generator().manual_seed(seed)).to(x0)
     x0 = x0.expand(LEVELS, -1, -1, -1)
-    x_t = base.pipe.scheduler.add_noise(x0, eps, t).to(base.dtype)
+    x_t = base.noise.add_noise(x0, eps, t).to(base.dtype)
     v_target = base.prediction == "v_prediction"
-    target = base.pipe.scheduler.get_velocity(x0, eps, t) if v_target else eps
+    target = base.noise.get_velocity(x0, eps, t) if v_target else eps
     out = []
     for text in prompts:
         (made,) = condition(base, [parse(text, {})], {}, copies=LEVELS)

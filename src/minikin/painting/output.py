@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,35 +29,42 @@ def settings(recipe: Paint, facts: dict[str, Any], one: Painted) -> dict[str, An
     }
 
 
-def save_pictures(
-    painted: Sequence[Painted], recipe: Paint, facts: dict[str, Any], out: Path, *, metadata: bool = True
-) -> list[Path]:
-    """Write PNGs. `out` is a folder, or a .png name (numbered when there are several)."""
-    paths = []
-    for path, one in zip(_paths(painted, recipe, out), painted, strict=True):
-        save_image(one.image, path, info=_info(recipe, facts, one) if metadata else None)
-        paths.append(path)
-    return paths
+class Names:
+    """File names for the pictures of one run that collide with nothing already there.
+
+    `out` is a folder, or a .png name (numbered by seed when there are several pictures).
+    """
+
+    def __init__(self, recipe: Paint, out: Path) -> None:
+        words = re.findall(r"[a-z0-9]+", recipe.prompt.lower())
+        self.single = out if out.suffix.lower() == ".png" and recipe.n == 1 else None
+        named = out.suffix.lower() == ".png"
+        self.folder = out.parent if named else out
+        self.stem = out.stem if named else "-".join(words)[:40].strip("-") or "picture"
+        self.taken = {p.name for p in self.folder.glob(f"{self.stem}-*")} if self.folder.is_dir() else set()
+
+    def picture(self, seed: int) -> Path:
+        return self.single or self._free(str(seed))
+
+    def sheet(self) -> Path:
+        return self._free("sheet")
+
+    def _free(self, tail: str) -> Path:
+        name, k = f"{self.stem}-{tail}.png", 2
+        while name in self.taken:
+            name, k = f"{self.stem}-{tail}.{k}.png", k + 1
+        self.taken.add(name)
+        return self.folder / name
+
+
+def save_picture(
+    one: Painted, recipe: Paint, facts: dict[str, Any], names: Names, *, metadata: bool = True
+) -> Path:
+    """Write one PNG with its recipe inside; returns its path."""
+    path = names.picture(one.seed)
+    return save_image(one.image, path, info=_info(recipe, facts, one) if metadata else None)
 
 
 def _info(recipe: Paint, facts: dict[str, Any], one: Painted) -> Any:
     own = {**facts, "seed": one.seed}
     return png_info(own, recipe.prompt, recipe.negative, settings(recipe, facts, one))
-
-
-def _paths(painted: Sequence[Painted], recipe: Paint, out: Path) -> list[Path]:
-    if out.suffix.lower() == ".png":
-        if len(painted) == 1:
-            return [out]
-        return [out.with_name(f"{out.stem}-{one.seed}.png") for one in painted]
-    words = re.findall(r"[a-z0-9]+", recipe.prompt.lower())
-    slug = "-".join(words)[:40].strip("-") or "picture"
-    taken = {p.name for p in out.glob(f"{slug}-*")} if out.is_dir() else set()
-    paths = []
-    for one in painted:
-        name, k = f"{slug}-{one.seed}.png", 2
-        while name in taken:
-            name, k = f"{slug}-{one.seed}.{k}.png", k + 1
-        taken.add(name)
-        paths.append(out / name)
-    return paths

@@ -16,7 +16,6 @@ from PIL import Image
 from minikin.bases.base import Base
 from minikin.bases.editing import Condition, Loaded, condition
 from minikin.bases.prompt import Prompt, parse
-from minikin.concepts.concept import PAINTING_GATE
 from minikin.concepts.edit import Gate
 from minikin.errors import BadRecipe, OutOfMemory
 from minikin.painting import schedulers
@@ -48,18 +47,23 @@ def conditions(
     base: Base, recipe: Paint, prompt: Prompt, loaded: Mapping[str, Loaded], copies: int
 ) -> tuple[Condition, Condition | None]:  # fmt: skip
     """Packed prompt and, where guidance needs it, packed negative prompt, for `copies` pictures."""
-    gate = None
-    if recipe.beta is not None or recipe.tau is not None:
-        usual = PAINTING_GATE
-        gate = Gate(usual.beta if recipe.beta is None else recipe.beta, recipe.tau or usual.tau)
     guided = guidance_for(base, recipe.guidance) > 1 and not base.has_guidance_embedding
     prompts: list[Prompt | None] = [prompt]
     if guided:
         categories = {n: one.concept.category for n, one in loaded.items()}
         empty = base.zeros_for_empty and not recipe.negative
         prompts.insert(0, None if empty else parse(recipe.negative, categories))
-    made = condition(base, prompts, loaded, lock=recipe.lock, gate=gate, copies=copies)
+    made = condition(base, prompts, loaded, lock=recipe.lock, gate=_gate_of(recipe), copies=copies)
     return made[-1], made[0] if guided else None
+
+
+def _gate_of(recipe: Paint) -> Callable[[Gate], Gate] | None:
+    """--beta and --tau replace what they name and leave the rest of a concept's own gate."""
+    if recipe.beta is None and recipe.tau is None:
+        return None
+    return lambda own: Gate(
+        own.beta if recipe.beta is None else recipe.beta, own.tau if recipe.tau is None else recipe.tau
+    )
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ EVAL_EVERY = 10  # steps
 WINDOW = 6  # evaluations looked back on
 FLAT = 0.004  # relative gain over the window below which teaching has converged
 MAX_SKIPS = 3
+FP16_SCALE = 2.0**14  # of the loss: gradients of a mean over 10^5 numbers vanish in float16
 MAX_ROLLBACKS = 2
 
 
@@ -112,10 +113,13 @@ class Loop:
         if not torch.isfinite(loss):
             return None
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        scale = FP16_SCALE if self.student.base.dtype is torch.float16 else 1.0
+        (scale * loss).backward()  # type: ignore[no-untyped-call]
         grads = [q.grad for g in self.optimizer.param_groups for q in g["params"] if q.grad is not None]
         if not all(bool(torch.isfinite(g).all()) for g in grads):
             return None
+        for g in grads:
+            g /= scale
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * self.progress.rate
         self.optimizer.step()
@@ -146,7 +150,7 @@ class Loop:
             )
         state, optimizer, _ = self.good
         self.student.restore(state)
-        self.optimizer.load_state_dict(optimizer)
+        self.optimizer.load_state_dict(_copied(optimizer))
         p.rate /= 2
         p.step += 1
 

@@ -24,46 +24,55 @@ from minikin.recipes import MaskKind
 from minikin.teaching.photos import Fit
 
 LEVELS = (300, 500, 700)  # timesteps at which attention is read
+AT_ONCE = 8  # photos in one call of the U-Net
 
 
 @torch.no_grad()
 def attention_masks(base: Base, latents: Tensor, category: str, seed: int = 0) -> Tensor:
     """Soft masks (B, h, w) in [0, 1] at latent size from the base's own cross-attention.
 
-    The attention to the category's last token is compared with the attention to the article before
+    The attention to the category's last token is compared with the attention to the words before
     it, averaged over sites (all but the coarsest) and noise levels, smoothed, and stretched so that
     the background is near 0 and the subject near 1.
     """
-    prompt = prompt_for("a photo of {}", "x", category)
-    encoded = base.encode([prompt])
+    encoded = base.encode([prompt_for("a photo of {}", "x", category)])
     position = encoded.positions[0][0][-1]
-    kv = base.pack(encoded.e).expand(len(latents), -1, -1)
-    h, w = latents.shape[-2:]
-    total = torch.zeros(len(latents), h, w, device=latents.device)
+    kv = base.pack(encoded.e)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
-    scheduler = base.pipe.scheduler
-    for level in LEVELS:
-        t = torch.full((len(latents),), level, device=latents.device)
-        noisy = scheduler.add_noise(latents, noise, t)
-        for weights in _record(base, noisy, t, kv):
-            n = weights.shape[1]
-            side_h = round((n * h / w) ** 0.5)
-            if side_h * round(n / side_h) != n or n < h * w / 16:
-                continue  # the coarsest maps say little about where
-            own = weights[..., position]
-            rest = weights[..., 1 : position + 1].mean(-1) + 1e-6
-            share = (own / (own + rest)).view(len(latents), 1, side_h, n // side_h).float()
-            total += F.interpolate(share, (h, w), mode="bilinear", align_corners=False)[:, 0]
-    return _stretched(total)
+    found = []
+    for i in range(0, len(latents), AT_ONCE):
+        some, eps = latents[i : i + AT_ONCE], noise[i : i + AT_ONCE]
+        n, h, w = len(some), *latents.shape[-2:]
+        total = torch.zeros(n, h, w, device=latents.device)
+        for level in LEVELS:
+            t = torch.full((n,), level, device=latents.device)
+            x_t = base.noise.add_noise(some, eps, t)
+            for weights in _record(base, x_t, t, kv.expand(n, -1, -1), encoded.pooled):
+                total += _share(weights, position, (h, w))
+        found.append(_stretched(total))
+    return torch.cat(found)
 
 
-def _record(base: Base, noisy: Tensor, t: Tensor, kv: Tensor) -> list[Tensor]:
+def _share(weights: Tensor, position: int, size: tuple[int, int]) -> Tensor:
+    """How much of the attention to a word and those before it goes to the word: (B, h, w)."""
+    h, w = size
+    b, n, _ = weights.shape
+    side = round((n * h / w) ** 0.5)
+    if side * round(n / side) != n or n < h * w / 16:
+        return torch.zeros(b, h, w, device=weights.device)  # the coarsest maps say little about where
+    own = weights[..., position]
+    rest = weights[..., 1 : position + 1].mean(-1) + 1e-6
+    share = (own / (own + rest)).view(b, 1, side, n // side)
+    return F.interpolate(share, size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def _record(base: Base, noisy: Tensor, t: Tensor, kv: Tensor, pooled: Tensor | None) -> list[Tensor]:
     processors = [p for p in base.unet.attn_processors.values() if isinstance(p, PackedAttention)]
     store: list[Tensor] = []
     for p in processors:
         p.record = store
     try:
-        base.unet(noisy.to(base.dtype), t, kv, **base.conditions(len(noisy)))
+        base.unet(noisy.to(base.dtype), t, kv, **base.conditions(len(noisy), pooled))
     finally:
         for p in processors:
             p.record = None

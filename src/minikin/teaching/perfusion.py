@@ -58,7 +58,6 @@ class Student:
             self.c_inv = c_inv.to(base.device)
             self.words = [w.requires_grad_() for w in base.word_vectors(recipe.category)]
             self.i_star = self.category.clone()  # the word starts as the category's
-        self.encodings: dict[str, Tensor] = {}  # mode "row": encodings by prompt, computed once
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser: the only trainable tensors there are."""
@@ -83,7 +82,7 @@ class Student:
             mask = torch.zeros(e.shape[:2], device=e.device)
             for b, at in enumerate(out.positions):
                 mask[b, list(at[0])] = 1
-        done = edit.edit_encodings(e, [d], [self.gate], mask)
+        done = edit.edit_encodings(e, [d], [self.gate], [mask])
         kv = self.base.pack(done.encodings, additions=[Addition(done.gates[0], self.delta)])
         return kv, out.pooled, e_concept.detach()
 
@@ -98,7 +97,8 @@ class Student:
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Masked error, mean over all pixels, and the concept's encoding for i*."""
         kv, pooled, e_concept = self.condition(batch.prompts)
-        more = self.base.conditions(len(batch.x_t), pooled)
+        side = (batch.x_t.shape[2] * self.base.factor, batch.x_t.shape[3] * self.base.factor)
+        more = self.base.conditions(len(batch.x_t), pooled, side)
         predicted = self.base.unet(batch.x_t.to(self.base.dtype), batch.t, kv, **more).sample
         error = (predicted.float() - batch.target).square()
         return (error * batch.mask).mean(), e_concept
@@ -138,6 +138,7 @@ class Student:
             origin=self.base.origin,
             words=words,
             i_star=self.i_star.detach().cpu().clone(),
+            dual=torch.zeros(1) if self.c_inv is None else edit.dual(self.i_star, self.c_inv).cpu(),
             delta=unpacked_delta(self.base, self.delta),
             c_hash=c_hash if self.gated else "",
             recipe=facts,

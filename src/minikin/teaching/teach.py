@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -60,10 +62,10 @@ def prepare(base: Base, photos: Sequence[Photo], recipe: Teach) -> Prepared:
 
 
 def _prompts(photo: Photo, recipe: Teach) -> list[Prompt]:
-    caption = photo.caption
-    for mark in (f"<{recipe.name}>", recipe.category):
-        if "{}" not in caption and mark in caption:
-            caption = caption.replace(mark, "{}", 1)
+    """The photo's own caption with the thing named in it, or else the templates."""
+    caption = re.sub(r"[<>()\[\]\\]", " ", photo.caption.replace(f"<{recipe.name}>", "{}"))
+    if "{}" not in caption:
+        caption = re.sub(rf"\b(an? )?{re.escape(recipe.category)}\b", "{}", caption, count=1)
     if caption.count("{}") == 1:
         return [prompt_for(caption, recipe.name, recipe.category)]
     return [prompt_for(t, recipe.name, recipe.category) for t in TEMPLATES]
@@ -74,7 +76,7 @@ class Batches:
 
     def __init__(self, base: Base, prepared: Prepared, recipe: Teach) -> None:
         self.base, self.p, self.recipe = base, prepared, recipe
-        self.scheduler = base.pipe.scheduler
+        self.scheduler = base.noise
         self.n_train = int(self.scheduler.config.num_train_timesteps)
 
     def at(self, step: int) -> Batch:
@@ -155,15 +157,18 @@ def _teach(
     total = recipe.steps or recipe.max_steps
     loop = Loop(student, batches.at, batches.evaluation(), max_steps=total, fixed=recipe.steps is not None)
     facts = _facts(recipe, len(photos), c)
+    run = facts | _identity(base, prepared, recipe, c)
     if resume and checkpoint and checkpoint.exists():
-        loop.resume(checkpoint, facts)
+        loop.resume(checkpoint, run)
         yield events.Note(f"Going on after step {loop.progress.step}.")
+    elif resume:
+        yield events.Note(f"There is no checkpoint at {checkpoint}; starting anew.", warning=True)
     interrupted = False
     c_hash = c.hash if c else ""
     try:
         for step in loop:
             if checkpoint and step.step % save_every == 0:
-                loop.save(checkpoint, facts)
+                loop.save(checkpoint, run)
             yield events.Progress("teaching", step.step, total, f"loss {step.loss:.4f}")
             if sample and recipe.sample_every and step.step % recipe.sample_every == 0:
                 image = sample(student.concept(c_hash, facts))
@@ -171,7 +176,7 @@ def _teach(
             if stop and stop.is_set():
                 interrupted = True
                 if checkpoint:
-                    loop.save(checkpoint, facts)
+                    loop.save(checkpoint, run)
                 break
     except torch.OutOfMemoryError as e:
         raise OutOfMemory(
@@ -196,6 +201,17 @@ def _check(base: Base, recipe: Teach) -> None:
         raise BadRecipe(
             f"The category '{recipe.category}' takes {n} tokens; use a shorter everyday word such as 'cat'."
         )
+
+
+def _identity(base: Base, p: Prepared, recipe: Teach, c: Covariance | None) -> dict[str, Any]:
+    """What must be the same for a run to be resumed, besides its settings."""
+    photos = hashlib.sha256()
+    for t in (p.latents, p.masks):
+        photos.update(t.cpu().numpy().tobytes())
+    return {
+        "name": recipe.name, "category": recipe.category, "base": base.fingerprint,
+        "text_encoder": base.text_hash, "covariance": c.hash if c else "", "photos": photos.hexdigest(),
+    }  # fmt: skip
 
 
 def _facts(recipe: Teach, n_photos: int, c: Covariance | None) -> dict[str, Any]:
