@@ -86,31 +86,52 @@ def test_interrupting_leaves_a_usable_concept(bases: dict[str, Base], photos: li
     assert done.result.is_finite()
 
 
-@pytest.mark.slow
-def test_killed_teaching_resumes_to_the_same_file(photo_folder: Path, tmp_path: Path) -> None:
-    """kill -9 in the middle of `minikin teach`; `--resume` ends with the file of an unbroken run."""
+def command(photos: Path, out: Path, *more: str) -> list[str]:
+    """`minikin teach` in a process of its own."""
+    code = "import sys; from minikin.cli.app import main; sys.argv[0] = 'minikin'; main()"
+    return [
+        sys.executable, "-c", code, "teach", str(photos), "--name", "tom", "--category", "cat",
+        "--batch", "4", "--sample-every", "0", "--out", str(out), *more,
+    ]  # fmt: skip
 
-    def command(out: str, *more: str) -> list[str]:
-        code = "import sys; from minikin.cli.app import main; sys.argv[0] = 'minikin'; main()"
-        return [
-            sys.executable, "-c", code, "teach", str(photo_folder), "--name", "tom", "--category", "cat",
-            "--mode", "row", "--steps", "60", "--sample-every", "0", "--out", out, *more,
-        ]  # fmt: skip
 
-    whole, broken = str(tmp_path / "whole.safetensors"), str(tmp_path / "broken.safetensors")
-    subprocess.run(command(whole), check=True, capture_output=True)
-    process = subprocess.Popen(command(broken), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    checkpoint = tmp_path / "broken-teaching" / "checkpoint.safetensors"
-    for _ in range(1200):
+def start_and_wait_for(checkpoint: Path, args: list[str]) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(2400):
         if checkpoint.exists() or process.poll() is not None:
             break
         time.sleep(0.05)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["row", "gated"])
+def test_killed_teaching_resumes_to_the_same_file(photo_folder: Path, tmp_path: Path, mode: str) -> None:
+    """kill -9 in the middle of `minikin teach`; `--resume` ends with the file of an unbroken run."""
+    whole, broken = tmp_path / "whole.safetensors", tmp_path / "broken.safetensors"
+    how = ("--mode", mode, "--max-steps", "60")
+    subprocess.run(command(photo_folder, whole, *how), check=True, capture_output=True)
+    checkpoint = tmp_path / "broken-teaching" / "checkpoint.safetensors"
+    process = start_and_wait_for(checkpoint, command(photo_folder, broken, *how))
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert checkpoint.exists() and not Path(broken).exists()
-    subprocess.run(command(broken, "--resume"), check=True, capture_output=True)
-    assert Path(broken).read_bytes() == Path(whole).read_bytes()
+    assert checkpoint.exists()
+    assert not broken.exists()
+    subprocess.run(command(photo_folder, broken, *how, "--resume"), check=True, capture_output=True)
+    assert broken.read_bytes() == whole.read_bytes()
     assert not checkpoint.exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_a_usable_concept(photo_folder: Path, tmp_path: Path) -> None:
+    """SIGINT: the step is finished, the concept and the checkpoint are written, exit code 130."""
+    out = tmp_path / "tom.safetensors"
+    checkpoint = tmp_path / "tom-teaching" / "checkpoint.safetensors"
+    process = start_and_wait_for(checkpoint, command(photo_folder, out, "--mode", "row", "--steps", "5000"))
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(timeout=120) == 130
+    assert checkpoint.exists()
+    assert file.load(out).is_finite()
 
 
 def test_concept_at_any_position_uses_one_target(bases: dict[str, Base]) -> None:

@@ -1,0 +1,26 @@
+"""The demo, as a newcomer runs it: what it claims is measured here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from minikin.cli import demo
+
+
+@pytest.mark.slow
+def test_demo(tmp_path: Path) -> None:
+    """Two concepts taught and painted; likeness beats the plain category; nothing drifted."""
+    facts = demo.run(tmp_path, as_json=True)
+    assert facts["drift_of_the_category"] == 0
+    for name, _ in demo.CONCEPTS:
+        f = facts["concepts"][name]
+        assert f["bytes"] < 100_000
+        assert f["likeness"] > 1.5 * f["likeness_of_the_plain_category"]
+        assert f["scene_recognised"] >= 0.8
+        assert (tmp_path / f"{name}.safetensors").stat().st_size == f["bytes"]
+    assert json.loads((tmp_path / "demo.json").read_text()) == facts
+    assert Image.open(tmp_path / "sheet.png").width > 900
