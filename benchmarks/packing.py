@@ -27,7 +27,8 @@ def random_concept(base: Base, name: str, seed: int) -> Concept:
     g = torch.Generator().manual_seed(seed)
     e = category_encoding(base, "cat").cpu()
     return Concept(
-        name=name, category="cat", mode="gated", origin=base.origin, words=base.word_vectors("cat"),
+        name=name, category="cat", mode="gated", origin=base.origin,
+        word_deltas=tuple(0 * w for w in base.word_vectors("cat")),
         i_star=(i := e + 0.1 * torch.randn(e.shape, generator=g)),
         dual=edit.dual(i, covariance(base).inverse),
         delta=unpacked_delta(base, torch.randn(base.layout.n_values, generator=g)),

@@ -26,7 +26,7 @@ def loaded(bases: dict[str, Base]) -> dict[str, Loaded]:
         i_star = e + 0.1 * torch.randn(e.shape, generator=g)
         concept = Concept(
             name=name, category=category, mode="gated", origin=base.origin,
-            words=tuple(w + 0.02 * torch.randn(w.shape, generator=g) for w in base.word_vectors(category)),
+            word_deltas=tuple(0.02 * torch.randn(w.shape, generator=g) for w in base.word_vectors(category)),
             i_star=i_star, dual=edit.dual(i_star, torch.eye(len(e))),
             delta=unpacked_delta(base, torch.randn(base.layout.n_values, generator=g)),
         )  # fmt: skip
@@ -51,7 +51,7 @@ def test_against_the_formula_with_two_concepts(bases: dict[str, Base], loaded: d
     base = bases["sd15"]
     prompt = parse("a photo of <tom> next to <rex:0.6>", CATEGORIES)
     with torch.no_grad():
-        e = base.encode([prompt], {n: l.concept.words for n, l in loaded.items()}).e[0].double()
+        e = base.encode([prompt], {n: l.words for n, l in loaded.items()}).e[0].double()
         ds = [loaded[n].direction for n in ("tom", "rex")]
         i = torch.stack([d.i_star for d in ds if d]).double()
         m = torch.stack([d.m_i_star for d in ds if d]).double()
@@ -118,7 +118,7 @@ def test_a_concept_kept_to_its_own_rows(bases: dict[str, Base], loaded: dict[str
     base = bases["sd15"]
     own = {"tom": replace(loaded["tom"], positions="own")}
     prompt = parse("a photo of <tom> on the beach", CATEGORIES)
-    out = base.encode([prompt], {"tom": loaded["tom"].concept.words})
+    out = base.encode([prompt], {"tom": loaded["tom"].words})
     plain = base.pack(out.e)
     kv = condition(base, [prompt], own)[0].kv
     rows = (kv - plain).abs().amax(-1)[0].nonzero().flatten().tolist()

@@ -26,9 +26,9 @@ def concept(base: Base, category: str = "cat") -> Concept:
 
     g = torch.Generator().manual_seed(0)
     e = category_encoding(base, category).cpu()
-    words = tuple(w + 0.02 * torch.randn(w.shape, generator=g) for w in base.word_vectors(category))
+    moved = tuple(0.02 * torch.randn(w.shape, generator=g) for w in base.word_vectors(category))
     return Concept(
-        name="tom", category=category, mode="gated", origin=base.origin, words=words,
+        name="tom", category=category, mode="gated", origin=base.origin, word_deltas=moved,
         i_star=(i := e + 0.1 * torch.randn(e.shape, generator=g)),
         dual=edit.dual(i, covariance(base).inverse),
         delta=unpacked_delta(base, 0.2 * torch.randn(base.layout.n_values, generator=g)),
@@ -113,14 +113,17 @@ LAYOUTS = {
 def test_embeddings_of_every_layout(kind: str, bases: dict[str, Base], tmp_path: Path) -> None:
     save_file(LAYOUTS[kind], tmp_path / "e.safetensors")
     c = exchange.import_embedding(bases["sd15"], tmp_path / "e.safetensors", "tom", "cat")
-    assert torch.allclose(c.words[0], next(iter(LAYOUTS[kind].values())).reshape(1, 32))
+    assert torch.allclose(
+        c.word_deltas[0] + bases["sd15"].word_vectors("cat")[0],
+        next(iter(LAYOUTS[kind].values())).reshape(1, 32),
+    )
     assert Concept.load(c.save(tmp_path / "tom.safetensors")).name == "tom"
 
 
 def test_sdxl_embedding_and_more_vectors_than_tokens(bases: dict[str, Base], tmp_path: Path) -> None:
     save_file({"clip_l": torch.randn(3, 32), "clip_g": torch.randn(3, 64)}, tmp_path / "e.safetensors")
     c = exchange.import_embedding(bases["sdxl"], tmp_path / "e.safetensors", "tom", "cat")
-    assert c.category == "cat cat cat" and [tuple(w.shape) for w in c.words] == [(3, 32), (3, 64)]
+    assert c.category == "cat cat cat" and [tuple(w.shape) for w in c.word_deltas] == [(3, 32), (3, 64)]
 
 
 def test_imported_word_paints_what_the_embedding_paints_nearly(bases: dict[str, Base], tmp_path: Path) -> None:
@@ -150,7 +153,7 @@ def test_refusals(bases: dict[str, Base], tmp_path: Path) -> None:
         exchange.export(base, tom, "pickle", tmp_path / "x")
     from dataclasses import replace
 
-    row = replace(tom, mode="row", words=(), i_star=torch.zeros(1), c_hash="")
+    row = replace(tom, mode="row", word_deltas=(), i_star=torch.zeros(1), c_hash="")
     with pytest.raises(BadRecipe, match="--mode gated"):
         exchange.export(base, row, "peft", tmp_path / "x")
 

@@ -37,7 +37,7 @@ def test_one_step_of_each(tmp_path: Path) -> None:
     gated = Teach(name="kim", category="cat", steps=1, batch=1, size=256, mask="none")
     unit = Covariance(torch.eye(768, dtype=torch.float64), 1, 1)
     kim = list(teach(base, [photo], gated, unit))[-1].result  # type: ignore[union-attr]
-    assert kim.words[0].shape == (1, 768)
+    assert kim.word_deltas[0].shape == (1, 768)
     assert isinstance(studio.concepts, Concepts)
 
 

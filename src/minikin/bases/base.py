@@ -312,7 +312,9 @@ class Base:
             return "stranger"
         if concept.mode == "gated":
             own = [m.get_input_embeddings().embedding_dim for m in self.text_encoders]
-            if [w.shape[1] for w in concept.words] != own or len(concept.i_star) != self.layout.text_width:
+            if [w.shape[1] for w in concept.word_deltas] != own or len(
+                concept.i_star
+            ) != self.layout.text_width:
                 return "stranger"
         if concept.origin.text_hash != self.text_hash:
             return "other text encoder"

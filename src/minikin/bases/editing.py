@@ -29,11 +29,13 @@ class Loaded:
 
     direction  None in mode "row"
     delta      (sum of widths,) value differences in packed order
+    words      per text encoder (n, d_k): the word vectors themselves; () in mode "row"
     """
 
     concept: Concept
     direction: Direction | None
     delta: Tensor
+    words: tuple[Tensor, ...] = ()
     positions: str = "all"
 
 
@@ -69,8 +71,10 @@ def load(base: Base, concept: Concept) -> Loaded:
     if concept.mode == "row":
         return Loaded(concept, None, delta)
     category = category_encoding(base, concept.category)
+    words = base.word_vectors(concept.category)
+    words = tuple(w + d.to(w) for w, d in zip(words, concept.word_deltas, strict=True))
     parts = (t.to(base.device, torch.float32) for t in (concept.i_star, concept.dual, category))
-    return Loaded(concept, Direction(*parts), delta, str(concept.recipe.get("positions", "all")))
+    return Loaded(concept, Direction(*parts), delta, words, str(concept.recipe.get("positions", "all")))
 
 
 @torch.no_grad()
@@ -116,7 +120,7 @@ def _row(
         e, pooled = base.zero_encoding()
         return _Row(e, e, {}, pooled)
     gated = [n for n in prompt.names if loaded[n].direction is not None]
-    out = base.encode([prompt], {n: loaded[n].concept.words for n in gated})
+    out = base.encode([prompt], {n: loaded[n].words for n in gated})
     e = out.e
     openings: dict[str, Tensor] = {}
     if gated:

@@ -89,7 +89,8 @@ def lora_factors(base: Base, concept: Concept) -> dict[tuple[str, str], tuple[Te
 
 
 def _embedding(base: Base, concept: Concept) -> dict[str, Tensor]:
-    words = [w.float().contiguous() for w in concept.words]
+    own = base.word_vectors(concept.category)
+    words = [(w.cpu() + d).contiguous() for w, d in zip(own, concept.word_deltas, strict=True)]
     if base.is_xl:
         return dict(zip(("clip_l", "clip_g"), words, strict=True))
     return {f"<{concept.name}>": words[0]}
@@ -190,7 +191,7 @@ def import_embedding(base: Base, path: Path, name: str, category: str) -> Concep
     c = covariance(base)
     return Concept(
         name=name, category=category, mode="gated", origin=base.origin,
-        words=tuple(w.cpu() for w in words), i_star=i_star.cpu(),
+        word_deltas=tuple((w - o).cpu() for w, o in zip(words, own, strict=True)), i_star=i_star.cpu(),
         dual=edit.dual(i_star.cpu(), c.inverse),
         delta=unpacked_delta(base, torch.cat(values)), c_hash=c.hash,
         recipe={"imported": "textual-inversion"},

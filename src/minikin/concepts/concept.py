@@ -36,7 +36,7 @@ class Concept:
 
     name, category   the word in prompts (`<name>`) and the word it is locked to
     mode             "gated" (Perfusion) or "row" (value difference on the category's own row)
-    words            per text encoder (n, d_k): n word vectors, n = tokens of the category
+    word_deltas      per text encoder (n, d_k): word vectors minus the category's own, n tokens
     i_star           (D,) the direction, float32; zeros in mode "row"
     dual             (D,) M i*, at any scale: the metric where the concept needs it, so no C travels
     delta            per site (width,): value target minus the category's own value
@@ -49,7 +49,7 @@ class Concept:
     category: str
     mode: EditMode
     origin: Origin
-    words: tuple[Tensor, ...]
+    word_deltas: tuple[Tensor, ...]
     i_star: Tensor
     dual: Tensor
     delta: dict[str, Tensor]
@@ -68,7 +68,7 @@ class Concept:
         return sum(d.numel() for d in self.delta.values())
 
     def is_finite(self) -> bool:
-        tensors = (*self.words, self.i_star, self.dual, *self.delta.values())
+        tensors = (*self.word_deltas, self.i_star, self.dual, *self.delta.values())
         return all(bool(torch.isfinite(t).all()) for t in tensors)
 
     def renamed(self, name: str) -> Concept:

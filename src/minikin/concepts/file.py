@@ -1,7 +1,8 @@
 """The concept file: one small safetensors file, all of a minikin and nothing else.
 
 Tensors:   delta (N,) value differences of all sites, float16, or int8 with scale (sites,) float32;
-           i_star and dual (D,) float16 in mode "gated"; word.K (n, d_k) float16, word vectors per encoder.
+           i_star and dual (D,) float16 in mode "gated"; word.K (n, d_k), word vectors minus the
+           category's own for each text encoder, float16, or int8 with wordscale.K (n,) float32.
 Metadata:  minikin.* (format, name, category, mode, base, hashes, gate, points, recipe, index) and
            ModelSpec keys, so that other tools show a title, a trigger phrase and a preview.
 Not in it: C, keys (they follow from the base and the category), paths, captions, names of photos.
@@ -80,7 +81,13 @@ def to_bytes(concept: Concept, *, int8: bool | None = None, metadata: dict[str, 
     if concept.mode == "gated":
         tensors["i_star"] = concept.i_star.half()
         tensors["dual"] = (concept.dual / concept.dual.abs().max().clamp(min=1e-30)).half()
-        tensors |= {f"word.{k}": w.half() for k, w in enumerate(concept.words)}
+        for k, w in enumerate(concept.word_deltas):
+            if "scale" in tensors:
+                scale = w.float().abs().amax(1).clamp(min=1e-12) / 127
+                tensors[f"word.{k}"] = (w.float() / scale[:, None]).round().to(torch.int8)
+                tensors[f"wordscale.{k}"] = scale
+            else:
+                tensors[f"word.{k}"] = w.half()
     for name, t in tensors.items():
         if t.dtype is torch.float16 and not bool(torch.isfinite(t).all()):
             raise BadConceptFile(f"'{name}' of concept '{concept.name}' is too large for half precision.")
@@ -125,9 +132,11 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
     if m["mode"] not in ("gated", "row"):
         raise ValueError(f"mode {m['mode'][:20]!r}")
     gated = m["mode"] == "gated"
-    words = tuple(tensors[k].float() for k in sorted(tensors) if k.startswith("word."))
-    expected = {"delta", *(["i_star", "dual", *(f"word.{k}" for k in range(len(words)))] if gated else [])}
-    unexpected = set(tensors) - expected - ({"scale"} if tensors["delta"].dtype is torch.int8 else set())
+    words = tuple(_word(tensors, k) for k in range(2) if f"word.{k}" in tensors)
+    allowed = {"delta", "scale"}
+    if gated:
+        allowed |= {"i_star", "dual", *(f"{n}.{k}" for k in range(len(words)) for n in ("word", "wordscale"))}
+    unexpected = set(tensors) - allowed
     if unexpected or (gated and not words):
         raise ValueError(f"unexpected tensors {sorted(unexpected)[:5]}")
     delta = _deltas(tensors, json.loads(m["index"]))
@@ -147,7 +156,7 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
     concept = Concept(
         name=m["name"], category=m["category"], mode="gated" if gated else "row",
         origin=Origin(m["architecture"], m["fingerprint"], m["text_hash"], m.get("licence", "")),
-        words=words, i_star=i_star, dual=dual,
+        word_deltas=words, i_star=i_star, dual=dual,
         delta=delta, c_hash=m.get("c_hash", ""), gate=Gate(beta, tau),
         points=points, recipe=recipe,
         preview=base64.b64decode(preview) if preview else b"",
@@ -156,6 +165,11 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
     if largest > MAX_ABS:
         raise ValueError(f"a value of {largest:.3g} (at most {MAX_ABS:g} is plausible)")
     return concept
+
+
+def _word(tensors: dict[str, Tensor], k: int) -> Tensor:
+    word = tensors[f"word.{k}"]
+    return word.float() * tensors[f"wordscale.{k}"][:, None] if word.dtype is torch.int8 else word.float()
 
 
 def _metadata(c: Concept) -> dict[str, str]:

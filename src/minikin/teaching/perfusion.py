@@ -130,13 +130,14 @@ class Student:
 
     def concept(self, c_hash: str, facts: dict[str, Any]) -> Concept:
         """What has been learned so far, as a concept."""
-        words = tuple(w.detach().cpu().clone() for w in self.words)
+        start = self.base.word_vectors(self.recipe.category)
+        moved = tuple((w.detach() - s).cpu() for w, s in zip(self.words, start, strict=False))
         return Concept(
             name=self.recipe.name,
             category=self.recipe.category,
             mode=self.recipe.mode,
             origin=self.base.origin,
-            words=words,
+            word_deltas=moved,
             i_star=self.i_star.detach().cpu().clone(),
             dual=torch.zeros(1) if self.c_inv is None else edit.dual(self.i_star, self.c_inv).cpu(),
             delta=unpacked_delta(self.base, self.delta),
