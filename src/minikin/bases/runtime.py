@@ -48,7 +48,9 @@ def resolve(device: str | None = None, dtype: str | None = None) -> tuple[torch.
 def to_device(pipe: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Move a pipeline; raises OutOfMemory with what to do."""
     try:
-        pipe.to(device, dtype)
+        pipe.to(device)
+        if pipe.unet.dtype is not dtype:
+            pipe.to(dtype)
     except torch.OutOfMemoryError as e:
         raise OutOfMemory(
             f"The base does not fit on {device}. Use --dtype float16, a smaller base, or --device cpu."

@@ -30,7 +30,7 @@ from minikin.studio import Studio
 from minikin.teaching.masks import attention_masks
 from minikin.teaching.photos import Photo, load_photos
 
-CONCEPTS = (("my_teapot", "teapot"), ("my_backpack", "backpack"))
+CONCEPTS = (("my_backpack", "backpack"), ("my_dog", "dog"))
 SCENES = (
     "in the snow",
     "in the forest",
