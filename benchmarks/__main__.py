@@ -11,13 +11,13 @@ import json
 import sys
 from typing import Any
 
-from benchmarks import measure, memory, packing, painting, startup, teaching
+from benchmarks import corpus, measure, memory, packing, painting, startup, teaching
 
 ALL = {
     "startup": startup.run, "packing": packing.run, "painting": painting.run, "teaching": teaching.run,
-    "memory": memory.run,
+    "memory": memory.run, "corpus": corpus.run,
 }  # fmt: skip
-SLOW = ("memory",)
+SLOW = ("memory", "corpus")
 
 
 def main() -> None:

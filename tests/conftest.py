@@ -19,7 +19,7 @@ from minikin.bases.architectures import ARCHITECTURES, shrunk, write_configs
 from minikin.bases.base import Base
 from minikin.teaching.photos import Photo
 
-torch.set_num_threads(2)
+torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
 FAMILIES = tuple(ARCHITECTURES)
 
 

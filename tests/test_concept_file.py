@@ -50,9 +50,9 @@ def test_size_caps(family: str, int8: bool | None, cap: int) -> None:
     assert len(file.to_bytes(concept(family), int8=int8)) <= cap
 
 
-@pytest.mark.parametrize("words", [1, 2])
+@pytest.mark.parametrize("words", [1, 2, 3])
 def test_sdxl_fits_with_categories_of_several_tokens(words: int) -> None:
-    """ "teddy bear" has two tokens. Three make 100,608 bytes (docs/concept-file.md)."""
+    """ "teddy bear" has two tokens."""
     assert len(file.to_bytes(concept("sdxl", words=words))) <= 100_000
 
 
@@ -131,8 +131,10 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "bad mode": (edited(mode="evil"), "mode 'evil'"),
     "bad name": (edited(name="../../etc"), "cannot be a concept's name"),
     "bad gate": (edited(gate='{"beta":0.5,"tau":-1}'), "tau must be greater than 0"),
-    "bad index": (edited(index='[["d0.0.0",5]]'), "value differences announced"),
-    "bad site": (edited(index='[["vae",12480]]'), "a site named"),
+    "bad index": (edited(index='[["d0.0",5,1]]'), "value differences announced"),
+    "bad site": (edited(index='[["vae",12480,1]]'), "a site named"),
+    "too many sites": (edited(index='[["d0.0",1,1000000000000]]'), "more than 1000 sites"),
+    "site twice": (edited(index='[["m.0",6240,1],["m.0",6240,1]]'), "a site occurs twice"),
     "odd dtype": (entry(dtype="F64"), "has the type 'F64'"),
     "odd shape": (entry(shape=[2**60, 0]), "has the shape"),
     "wrong shape": (entry(shape=[7]), "does not fill"),

@@ -21,6 +21,7 @@ from minikin import Studio
 from minikin.bases import pull as hub
 from minikin.bases import registry, singlefile
 from minikin.bases.architectures import ARCHITECTURES, shrunk
+from minikin.bases.base import Base
 from minikin.bases.registry import open_base
 from minikin.errors import BadModelFile, BadRecipe, NoNetwork, UnknownName
 
@@ -115,6 +116,43 @@ def test_single_file_paints_like_its_folder(
         for x in (ours, reference)
     )
     assert np.abs(a - b).max() <= 1
+
+
+def test_inpainting_checkpoint_opens_and_says_what_it_is(
+    pipelines: dict[str, Any], photos: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Nine input channels are recognised from the file; painting from a prompt alone is refused."""
+    state = ldm.checkpoint(pipelines["sd15"], "sd15")
+    first = KEY + "input_blocks.0.0.weight"
+    w = state[first]
+    state[first] = torch.cat([w, torch.zeros(w.shape[0], 5, *w.shape[2:])], 1).contiguous()
+    path = tmp_path / "sd15-inpainting.safetensors"
+    save_file(state, path)
+    small = shrunk(ARCHITECTURES["sd15"])
+    monkeypatch.setattr(singlefile, "_family", lambda *_: small)
+    base = open_base(str(path), device="cpu", dtype="float32")
+    assert base.is_inpainting and base.unet.conv_in.weight.shape[1] == 9
+    assert torch.equal(base.unet.conv_in.weight[:, :4], w)
+    with pytest.raises(BadRecipe, match="is an inpainting model"):
+        Studio(base).paint("a cat", steps=1)
+    with pytest.raises(BadRecipe, match="Teach on the ordinary model"):
+        Studio(base).teach(photos, name="tom", category="cat", mode="row", steps=1, batch=1)
+
+
+def test_hub_id_opens_from_the_local_cache(pipelines: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
+    """What was pulled once opens by its hub id, without the network."""
+    from huggingface_hub import constants
+
+    repo, commit = tmp_path / "models--someone--cats", "a" * 40
+    pipelines["sd15"].save_pretrained(repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.HF_HUB_CACHE", str(tmp_path), raising=False)
+    monkeypatch.setattr("diffusers.utils.constants.HF_HUB_CACHE", str(tmp_path), raising=False)
+    base = open_base("someone/cats", device="cpu", dtype="float32")
+    assert base.architecture == Base(pipelines["sd15"]).architecture
+    assert base.fingerprint == Base(pipelines["sd15"]).fingerprint
 
 
 def test_open_by_folder_and_added_name(pipelines: dict[str, Any], tmp_path: Path) -> None:

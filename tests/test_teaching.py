@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -14,8 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
-from minikin import events
+from minikin import Concept, Studio, events
 from minikin.bases.base import Base
 from minikin.bases.covariance import Covariance
 from minikin.bases.locking import LOCK_TEMPLATES, category_encoding, prompt_for
@@ -132,6 +134,23 @@ def test_ctrl_c_saves_a_usable_concept(photo_folder: Path, tmp_path: Path) -> No
     assert process.wait(timeout=120) == 130
     assert checkpoint.exists()
     assert file.load(out).is_finite()
+
+
+def test_one_photo_is_enough(photo_folder: Path) -> None:
+    """One-shot: a single file instead of a folder."""
+    one = next(p for p in sorted(photo_folder.iterdir()) if p.is_file())
+    tom = Studio.open("tiny").teach(one, name="tom", category="cat", steps=2, batch=2, preview=False)
+    assert tom.is_finite() and tom.recipe["photos"] == 1
+
+
+def test_preview_travels_in_the_file(photo_folder: Path, tmp_path: Path) -> None:
+    """A taught concept shows itself: a small JPEG, within the file's cap, left out on request."""
+    recipe = {"name": "tom", "category": "cat", "steps": 1, "batch": 1, "mode": "row"}
+    tom = Studio.open("tiny").teach(photo_folder, **recipe)
+    path = tom.save(tmp_path / "tom.safetensors")
+    shown = Image.open(io.BytesIO(Concept.load(path).preview))
+    assert (shown.format, shown.size) == ("JPEG", (96, 96)) and path.stat().st_size < 12_000
+    assert Studio.open("tiny").teach(photo_folder, preview=False, **recipe).preview == b""
 
 
 def test_concept_at_any_position_uses_one_target(bases: dict[str, Base]) -> None:

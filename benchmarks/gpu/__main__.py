@@ -108,7 +108,7 @@ def _base(family: str, args: argparse.Namespace) -> Base:
     if args.miniature:
         full = architectures.ARCHITECTURES[family]
         architectures.ARCHITECTURES[family] = architectures.shrunk(full)
-        base = full_size(family)
+        base: Base = full_size(family)
         architectures.ARCHITECTURES[family] = full
     else:
         base = full_size(family)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 
@@ -29,7 +28,6 @@ class Progress:
 class Picture:
     """A picture was made: a sample, a preview or a result."""
 
-    path: Path | None
     image: Any
     caption: str = ""
     seed: int | None = None

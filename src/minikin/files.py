@@ -67,6 +67,7 @@ def lock(path: Path, what: str) -> Iterator[None]:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        sweep_orphans(path.parent)
         path.touch()
     except OSError as e:
         raise StorageError(_why(path, e)) from e

@@ -9,9 +9,11 @@ Whatever face asks (command line, page, HTTP), it makes a recipe and runs a verb
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +36,15 @@ from minikin.stream import stream
 from minikin.teaching.photos import Photo, load_photos
 from minikin.teaching.teach import teach
 
+PREVIEW = 96  # pixels: 2 to 3 KB inside a concept file
+
 
 class Studio:
-    """One open base and the concepts in use on it. Calls from several threads take turns."""
+    """One open base and the concepts in use on it.
+
+    Calls from several threads take turns; a verb's generator holds its turn until it ends or is
+    closed, so run each to its end in one thread.
+    """
 
     def __init__(self, base: Base) -> None:
         self.base = base
@@ -91,7 +99,7 @@ class Studio:
                 sample=self._sample,
             ):  # fmt: skip
                 if isinstance(event, events.Done):
-                    self.concepts.add(event.result)
+                    event = self._finished(event, recipe)
                 yield event
 
     def teach(self, photos: str | Path | Sequence[Photo], **recipe: Any) -> Concept:
@@ -100,13 +108,27 @@ class Studio:
         concept: Concept = _last(self.teaching(photos, wanted)).result
         return concept
 
+    def _finished(self, done: events.Done, recipe: Teach) -> events.Done:
+        """Put the new concept into use, with a small picture of it inside."""
+        concept: Concept = done.result
+        self.concepts.add(concept)
+        if not recipe.preview or done.facts["interrupted"]:
+            return done
+        (picture,) = self._look(concept, [1])
+        small = io.BytesIO()
+        picture.convert("RGB").resize((PREVIEW, PREVIEW)).save(small, "JPEG", quality=80)
+        return events.Done(replace(concept, preview=small.getvalue()), done.facts)
+
     def _sample(self, concept: Concept) -> Image.Image:
-        """A small picture of a concept that is still being taught."""
+        """A few pictures of a concept that is still being taught."""
+        return contact_sheet(self._look(concept, [1, 2, 3]), columns=3)
+
+    def _look(self, concept: Concept, seeds: list[int]) -> list[Image.Image]:
         self.concepts.add(concept)
         recipe = Paint(prompt=f"a photo of <{concept.name}>", base=self.base.name, steps=15, seed=1)
         prompt = parse(recipe.prompt, self.concepts.categories)
-        made = painting.paint_batch(self.base, recipe, prompt, self.concepts.loaded, [1, 2, 3])
-        return contact_sheet([one.image for one in made], columns=3)
+        made = painting.paint_batch(self.base, recipe, prompt, self.concepts.loaded, seeds)
+        return [one.image for one in made]
 
     def _covariance(self, recipe: Teach) -> Generator[events.Event, None, Covariance]:
         lines = read_captions(recipe.captions) if recipe.captions else None
@@ -118,6 +140,10 @@ class Studio:
             self._worker,
         )  # fmt: skip
         found: Covariance = yield from work
+        yield events.Note(
+            f"C of {found.n_captions:,} captions, {found.n_tokens:,} tokens: condition number "
+            f"{found.condition:.1e}, ridge {found.ridge:g}."
+        )
         return found
 
     def _check_not_a_word(self, recipe: Teach) -> None:
@@ -145,7 +171,7 @@ class Studio:
                 some = yield from self._batch(recipe, prompt, seeds, i * recipe.steps, total)
                 made += some
                 for one in some:
-                    yield events.Picture(None, one.image, recipe.prompt, one.seed)
+                    yield events.Picture(one.image, recipe.prompt, one.seed)
             yield events.Done(made, self.facts(recipe))
 
     def _batch(

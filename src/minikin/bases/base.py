@@ -40,6 +40,15 @@ class Encoded(NamedTuple):
     positions: tuple[tuple[tuple[int, ...], ...], ...]
     valid: Tensor
 
+    def opening(self, uses: Sequence[Sequence[int]], *, last: bool = False) -> Tensor:
+        """(B, N): 1 at the tokens (or the last token) of these uses of each prompt, 0 elsewhere."""
+        mask = torch.zeros(self.e.shape[:2], device=self.e.device)
+        for b, wanted in enumerate(uses):
+            for k in wanted:
+                at = self.positions[b][k]
+                mask[b, list(at[-1:] if last else at)] = 1
+        return mask
+
 
 @dataclass
 class Base:
@@ -118,6 +127,11 @@ class Base:
         from diffusers import DDPMScheduler
 
         return DDPMScheduler.from_config(self.pipe.scheduler.config)
+
+    @property
+    def is_inpainting(self) -> bool:
+        """Whether the U-Net also reads a mask and a masked picture (9 channels)."""
+        return int(self.unet.config.in_channels) == 9
 
     @property
     def has_guidance_embedding(self) -> bool:
@@ -302,7 +316,7 @@ class Base:
 
     def pack(self, encodings: Tensor, **kwargs: Any) -> Tensor:
         """Packed keys and values of these encodings; see `keysvalues.pack`."""
-        return keysvalues.pack(self.unet, encodings, **kwargs)
+        return keysvalues.pack(self.unet, encodings, shape=self.layout, **kwargs)
 
     def accepts(self, concept: Concept) -> str:
         """ "same", "sibling" (other weights, same text encoder and layers) or why not at all."""

@@ -125,10 +125,10 @@ def _row(
     openings: dict[str, Tensor] = {}
     if gated:
         e, openings = _gated(out, prompt, loaded, gated, gate)
-    for use, at in zip(prompt.uses, out.positions[0], strict=True):
+    for k, use in enumerate(prompt.uses):
         if loaded[use.name].direction is None:  # mode "row": the category's last token alone
-            opening = openings.setdefault(use.name, torch.zeros(e.shape[:2], device=e.device))
-            opening[0, at[-1]] = use.strength
+            own = use.strength * out.opening([[k]], last=True)
+            openings[use.name] = openings.get(use.name, 0) + own
     keys = base.encode([prompt]).e if gated and lock == "global" else e
     return _Row(e, keys, openings, out.pooled)
 
@@ -142,19 +142,11 @@ def _gated(
         strengths[use.name] = max(use.strength, strengths.get(use.name, 0.0))
     directions = [d for n in names if (d := loaded[n].direction) is not None]
     locks = [(gate or _unchanged)(loaded[n].concept.gate) for n in names]
-    masks = [_own_rows(out, prompt, n) if loaded[n].positions == "own" else None for n in names]
+    where = {n: [k for k, use in enumerate(prompt.uses) if use.name == n] for n in names}
+    masks = [out.opening([where[n]]) if loaded[n].positions == "own" else None for n in names]
     done = edit.edit_encodings(out.e, directions, locks, masks)
     openings = {}
     for n, d, own, mask in zip(names, directions, locks, masks, strict=True):
         opening = edit.gate(edit.similarity(out.e.float(), d), edit.strength_gate(own, strengths[n]))
         openings[n] = opening if mask is None else opening * mask
     return done.encodings, openings
-
-
-def _own_rows(out: Encoded, prompt: Prompt, name: str) -> Tensor:
-    """(1, N): 1 at the positions of this concept's word, 0 elsewhere."""
-    mask = torch.zeros(out.e.shape[:2], device=out.e.device)
-    for use, at in zip(prompt.uses, out.positions[0], strict=True):
-        if use.name == name:
-            mask[0, list(at)] = 1
-    return mask

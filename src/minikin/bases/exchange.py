@@ -18,7 +18,7 @@ from torch import Tensor
 from minikin.bases.base import Base
 from minikin.bases.covariance import covariance
 from minikin.bases.editing import unpacked_delta
-from minikin.bases.locking import LOCK_TEMPLATES, category_encoding, prompt_for
+from minikin.bases.locking import category_encoding
 from minikin.concepts import edit
 from minikin.concepts.concept import Concept, check_category, check_name
 from minikin.errors import BadConceptFile, BadRecipe, UnknownName
@@ -180,11 +180,8 @@ def import_embedding(base: Base, path: Path, name: str, category: str) -> Concep
         category = check_category(" ".join([category] * -(-m // n)))
         own = base.word_vectors(category)
     words = tuple(torch.cat([v.to(w), w[len(v) :]]) for v, w in zip(vectors, own, strict=True))
-    prompts = [prompt_for(t, name, category) for t in LOCK_TEMPLATES]
-    out = base.encode(prompts, {name: words})
-    i_star = torch.stack([out.e[b, at[0][-1]].float() for b, at in enumerate(out.positions)]).mean(0)
-    e_category = category_encoding(base, category)
-    difference = i_star - e_category
+    i_star = category_encoding(base, category, words)
+    difference = i_star - category_encoding(base, category)
     values = [
         base.unet.get_submodule(s.path).to_v(difference.to(base.dtype)).float() for s in base.layout.sites
     ]

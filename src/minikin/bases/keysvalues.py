@@ -81,15 +81,16 @@ def layout(unet: nn.Module) -> Layout:
 
 
 def pack(unet: nn.Module, encodings: Tensor, keys_from: Tensor | None = None,
-         additions: Sequence[Addition] = ()) -> Tensor:  # fmt: skip
+         additions: Sequence[Addition] = (), shape: Layout | None = None) -> Tensor:  # fmt: skip
     """Keys and values of every site for these encodings, concatenated on the last axis.
 
     encodings  (B, N, D)   what values (and, unless `keys_from` is given, keys) are made of
     keys_from  (B, N, D)   what keys are made of (global key lock)
     additions  value differences, one for each concept
+    shape      `layout(unet)`, when it is at hand
     returns    (B, N, sum of 2 * width)
     """
-    shape = layout(unet)
+    shape = shape or layout(unet)
     dtype = _weight_dtype(unet, shape)
     e = encodings.to(dtype)
     k_e = e if keys_from is None else keys_from.to(dtype)

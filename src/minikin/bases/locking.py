@@ -6,6 +6,8 @@ length and in the place of the word, so that a concept does not learn a position
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -38,9 +40,12 @@ def prompt_for(template: str, name: str, category: str) -> Prompt:
 
 
 @torch.no_grad()
-def category_encoding(base: Base, category: str) -> Tensor:
-    """e_category (D,): mean encoding at the category's last token over LOCK_TEMPLATES; float32."""
+def category_encoding(base: Base, category: str, words: Sequence[Tensor] | None = None) -> Tensor:
+    """e_category (D,): mean encoding at the category's last token over LOCK_TEMPLATES; float32.
+
+    With `words`, per text encoder (n, d_k), the same of a concept that has these word vectors.
+    """
     prompts = [prompt_for(t, "x", category) for t in LOCK_TEMPLATES]
-    out = base.encode(prompts)
+    out = base.encode(prompts, {"x": words} if words else None)
     rows = [out.e[b, at[0][-1]].float() for b, at in enumerate(out.positions)]
     return torch.stack(rows).mean(0)

@@ -37,7 +37,6 @@ class Recognised:
     architecture: Architecture
     prediction: str
     inpainting: bool
-    title: str = ""
 
 
 def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
@@ -82,7 +81,7 @@ def recognise(path: Path, prediction: str | None = None) -> Recognised:
             "Minikin needs the full checkpoint with text encoder and VAE."
         )
     guess = prediction or _prediction(family, shapes, metadata, name)
-    return Recognised(family, guess, first[1] == 9, metadata.get("modelspec.title", path.stem))
+    return Recognised(family, guess, first[1] == 9)
 
 
 def open_file(path: Path, dtype: Any, prediction: str | None = None) -> Any:

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from minikin import files
@@ -27,7 +25,7 @@ from minikin.judging.alignment import picks_own
 from minikin.painting.sheet import contact_sheet
 from minikin.recipes import Teach
 from minikin.studio import Studio
-from minikin.teaching.masks import attention_masks
+from minikin.teaching.masks import picture_mask
 from minikin.teaching.photos import Photo, load_photos
 
 CONCEPTS = (("my_backpack", "backpack"), ("my_dog", "dog"))
@@ -109,10 +107,12 @@ def _scenes(
         [_one(studio, f"a photo of {word} {scene}") for scene in SCENES]
         for word in (f"<{concept.name}>", f"a {concept.category}")
     )
-    mine, theirs = (
-        [looks.likeness(np.asarray(i), _mask(studio, i, concept.category), references) for i in some]
-        for some in (images, plain)
-    )
+
+    def scores(some: list[Image.Image]) -> list[float]:
+        masks = [picture_mask(studio.base, i, concept.category) for i in some]
+        return [looks.likeness(np.asarray(i), m, references) for i, m in zip(some, masks, strict=True)]
+
+    mine, theirs = scores(images), scores(plain)
     prompts = [f"a photo of a {concept.category} {scene}" for scene in SCENES]
     measured = {
         "likeness": round(float(np.mean(mine)), 3),
@@ -139,13 +139,6 @@ def _strengths(studio: Studio) -> list[Shown]:
 
 def _one(studio: Studio, prompt: str, seed: int = SEED) -> Image.Image:
     return studio.paint(prompt, seed=seed)[0]
-
-
-def _mask(studio: Studio, image: Image.Image, category: str) -> np.ndarray:
-    """Where the subject is in a painted picture, from the base's attention: (H, W) in [0, 1]."""
-    pixels = torch.from_numpy(_array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
-    mask = attention_masks(studio.base, studio.base.to_latents(pixels).float(), category)
-    return F.interpolate(mask[None].float().cpu(), (image.height, image.width), mode="bilinear")[0, 0].numpy()
 
 
 def _array(image: Image.Image) -> np.ndarray:

@@ -44,6 +44,11 @@ def run(
     return done
 
 
+def warn(text: str, *, as_json: bool = False) -> None:
+    """A warning outside of a verb's own events."""
+    emit(_plain(events.Note(text, warning=True))) if as_json else err.print(f"[yellow]{text}[/]")
+
+
 def emit(value: dict[str, Any]) -> None:
     """One JSON object on standard output."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")

@@ -120,6 +120,11 @@ def redo(picture: Path, out: Path, *, as_json: bool) -> Path:
     if out.suffix != ".png":
         out = out / f"{picture.stem}-again.png"
     (path,) = paint(recipe, out, metadata=True, as_json=as_json)
+    now = recipes_inside.read(path).recipe.get("concepts", {})
+    for name, then in found.recipe.get("concepts", {}).items():
+        if now.get(name, {}).get("sha256") != then.get("sha256"):
+            display.warn(f"Concept '{name}' is not the one this picture was painted with; expect a difference.",
+                         as_json=as_json)  # fmt: skip
     before, after = (np.asarray(Image.open(p).convert("RGB"), np.int16) for p in (picture, path))
     difference = int(np.abs(before - after).max()) if before.shape == after.shape else 255
     if as_json:

@@ -32,6 +32,7 @@ from minikin.files import atomic_write
 FORMAT = 1
 MAX_BYTES = 100_000  # of the whole file, with its preview
 MAX_VALUES = 400_000  # value differences; SDXL has 83,200
+MAX_SITES = 1_000
 MAX_ABS = 1e4
 SPEC = {
     "tiny": "minikin-tiny/minikin", "sd1": "stable-diffusion-v1/minikin",
@@ -41,7 +42,7 @@ SPEC = {
 _PATH = re.compile(
     r"(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.transformer_blocks\.(\d+)\.attn2"
 )
-_SHORT = re.compile(r"(?:([du])(\d+)|m)\.(\d+)\.(\d+)")
+_SHORT = re.compile(r"(?:([du])(\d+)|m)\.(\d+)")
 
 
 def save(
@@ -173,13 +174,12 @@ def _word(tensors: dict[str, Tensor], k: int) -> Tensor:
 
 
 def _metadata(c: Concept) -> dict[str, str]:
-    index = [[_short(path), d.numel()] for path, d in c.delta.items()]
     own = {
         "format": str(FORMAT), "name": c.name, "category": c.category, "mode": c.mode,
         "architecture": c.origin.architecture, "fingerprint": c.origin.fingerprint,
         "text_hash": c.origin.text_hash, "licence": c.origin.licence, "c_hash": c.c_hash,
         "gate": _json({"beta": c.gate.beta, "tau": c.gate.tau}), "points": _json(c.points),
-        "recipe": _json(c.recipe), "index": _json(index),
+        "recipe": _json(c.recipe), "index": _json(_index(c.delta)),
     }  # fmt: skip
     return {f"minikin.{k}": v for k, v in own.items()} | {
         "modelspec.sai_model_spec": "1.0.1",
@@ -202,8 +202,25 @@ def _quantize(delta: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return torch.cat(flat), scales
 
 
+def _index(delta: dict[str, Tensor]) -> list[list[Any]]:
+    """[transformer, width, how many sites] for each transformer in order; SDXL's 70 sites are 11 entries."""
+    found: list[list[Any]] = []
+    for path, d in delta.items():
+        name, at = _short(path)
+        if found and found[-1][:2] == [name, d.numel()] and at == found[-1][2]:
+            found[-1][2] += 1
+        elif at == 0:
+            found.append([name, d.numel(), 1])
+        else:
+            raise BadConceptFile(f"The site {path} does not follow the one before it; sites go in order.")
+    return found
+
+
 def _deltas(tensors: dict[str, Tensor], index: list[list[Any]]) -> dict[str, Tensor]:
-    widths = [int(w) for _, w in index]
+    if sum(int(n) for _, _, n in index) > MAX_SITES:
+        raise ValueError(f"more than {MAX_SITES} sites")
+    sites = [(_long(str(name), k), int(w)) for name, w, n in index for k in range(int(n))]
+    paths, widths = [s[0] for s in sites], [s[1] for s in sites]
     flat = tensors["delta"]
     if flat.ndim != 1 or sum(widths) != flat.numel() or min(widths) < 1 or flat.numel() > MAX_VALUES:
         raise ValueError(f"{sum(widths)} value differences announced, {flat.numel()} there")
@@ -213,23 +230,25 @@ def _deltas(tensors: dict[str, Tensor], index: list[list[Any]]) -> dict[str, Ten
         if scale.shape != (len(parts),):
             raise ValueError("scale does not fit the sites")
         parts = [p * s for p, s in zip(parts, scale, strict=True)]
-    paths = [_long(str(name)) for name, _ in index]
     if len(set(paths)) != len(paths):
         raise ValueError("a site occurs twice")
     return dict(zip(paths, parts, strict=True))
 
 
-def _short(path: str) -> str:
+def _short(path: str) -> tuple[str, int]:
+    """A site's transformer, abbreviated, and its number in there."""
     m = _PATH.fullmatch(path)
     if not m:
-        return path
+        raise BadConceptFile(
+            f"The site {path} is not of a U-Net of the Stable Diffusion family; its concept cannot be written."
+        )
     where = f"{m[1][0]}{m[2]}" if m[1] else "m"
-    return f"{where}.{m[3]}.{m[4]}"
+    return f"{where}.{m[3]}", int(m[4])
 
 
-def _long(short: str) -> str:
+def _long(short: str, at: int) -> str:
     m = _SHORT.fullmatch(short)
     if not m:
         raise ValueError(f"a site named {short[:40]!r}")
     where = f"{'down' if m[1] == 'd' else 'up'}_blocks.{m[2]}" if m[1] else "mid_block"
-    return f"{where}.attentions.{m[3]}.transformer_blocks.{m[4]}.attn2"
+    return f"{where}.attentions.{m[3]}.transformer_blocks.{at}.attn2"

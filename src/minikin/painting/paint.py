@@ -114,6 +114,11 @@ def _fresh(scheduler: Any) -> Any:
 
 def check(base: Base, recipe: Paint) -> None:
     """Raise BadRecipe when the base cannot paint pictures of this size or with this scheduler."""
+    if base.is_inpainting:
+        raise BadRecipe(
+            f"'{base.name}' is an inpainting model: it fills masked parts of a picture and paints nothing "
+            "from a prompt alone. Use the ordinary model of its family."
+        )
     named = schedulers.scheduler_name(recipe.scheduler) if recipe.scheduler else ""
     if base.has_guidance_embedding and named not in ("", "LCM"):
         raise BadRecipe(

@@ -160,6 +160,8 @@ class Loop:
         """One safetensors file with everything needed to go on; tensors and JSON, no pickle."""
         from safetensors.torch import save
 
+        self._remember()  # a resumed run rolls back to here, and so must this one
+
         tensors = {f"student.{k}": v for k, v in self.student.state().items()}
         tensors |= {f"best.{k}": v for k, v in self.best.items()}
         moments = self.optimizer.state_dict()["state"]

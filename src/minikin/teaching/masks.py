@@ -53,6 +53,14 @@ def attention_masks(base: Base, latents: Tensor, category: str, seed: int = 0) -
     return torch.cat(found)
 
 
+def picture_mask(base: Base, picture: Image.Image, category: str) -> np.ndarray:
+    """Where the subject is in a painted picture, from the base's attention: (H, W) in [0, 1]."""
+    pixels = torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).permute(2, 0, 1)[None]
+    mask = attention_masks(base, base.to_latents(pixels.float() / 127.5 - 1).float(), category)
+    size = (picture.height, picture.width)
+    return F.interpolate(mask[None].float().cpu(), size, mode="bilinear")[0, 0].numpy()
+
+
 def _share(weights: Tensor, position: int, size: tuple[int, int]) -> Tensor:
     """How much of the attention to a word and those before it goes to the word: (B, h, w)."""
     h, w = size

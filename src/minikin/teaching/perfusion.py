@@ -77,11 +77,7 @@ class Student:
         i_star = self.i_star + e_concept - e_concept.detach()  # straight through
         assert self.c_inv is not None
         d = Direction(i_star, self.c_inv @ i_star, self.category)
-        mask = None
-        if self.recipe.positions == "own":
-            mask = torch.zeros(e.shape[:2], device=e.device)
-            for b, at in enumerate(out.positions):
-                mask[b, list(at[0])] = 1
+        mask = out.opening([[0]] * len(prompts)) if self.recipe.positions == "own" else None
         done = edit.edit_encodings(e, [d], [self.gate], [mask])
         kv = self.base.pack(done.encodings, additions=[Addition(done.gates[0], self.delta)])
         return kv, out.pooled, e_concept.detach()
@@ -89,9 +85,7 @@ class Student:
     def _row(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None, None]:
         with torch.no_grad():
             out = self.base.encode(prompts)
-        opening = torch.zeros(out.e.shape[:2], device=out.e.device)
-        for b, at in enumerate(out.positions):
-            opening[b, at[0][-1]] = 1
+        opening = out.opening([[0]] * len(prompts), last=True)
         return self.base.pack(out.e, additions=[Addition(opening, self.delta)]), out.pooled, None
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:

@@ -6,6 +6,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -132,70 +133,73 @@ def teach(
     stop        ends teaching after the step at hand when it is set
     sample      paints a picture with the concept as it stands, every `recipe.sample_every` steps
     """
-    with base.frozen():
-        yield from _teach(
-            base, photos, recipe, c, checkpoint=checkpoint, resume=resume, save_every=save_every,
-            stop=stop, sample=sample,
-        )  # fmt: skip
-
-
-def _teach(
-    base: Base, photos: Sequence[Photo], recipe: Teach, c: Covariance | None, *,
-    checkpoint: Path | None, resume: bool, save_every: int, stop: Event | None,
-    sample: Callable[[Concept], Image.Image] | None,
-) -> Iterator[events.Event]:  # fmt: skip
-    started = time.monotonic()
-    _check(base, recipe)
-    base.unet.enable_gradient_checkpointing() if base.size_px >= 512 else None
-    prepared = prepare(base, photos, recipe)
-    yield events.Picture(
-        None, masking.overlay_sheet([f.pixels for f in prepared.fits], prepared.masks[:, 0, 0].cpu()),
-        "masks",
-    )  # fmt: skip
-    student = Student(base, recipe, category_encoding(base, recipe.category), c.inverse if c else None)
-    batches = Batches(base, prepared, recipe)
-    total = recipe.steps or recipe.max_steps
-    loop = Loop(student, batches.at, batches.evaluation(), max_steps=total, fixed=recipe.steps is not None)
-    facts = _facts(recipe, len(photos), c)
-    run = facts | _identity(base, prepared, recipe, c)
-    if resume and checkpoint and checkpoint.exists():
-        loop.resume(checkpoint, run)
-        yield events.Note(f"Going on after step {loop.progress.step}.")
-    elif resume:
-        yield events.Note(f"There is no checkpoint at {checkpoint}; starting anew.", warning=True)
-    interrupted = False
-    c_hash = c.hash if c else ""
-    try:
+    with base.frozen(), _frugal(base, recipe):
+        started = time.monotonic()
+        _check(base, recipe)
+        prepared = prepare(base, photos, recipe)
+        overlay = masking.overlay_sheet([f.pixels for f in prepared.fits], prepared.masks[:, 0, 0].cpu())
+        yield events.Picture(overlay, "masks")
+        student = Student(base, recipe, category_encoding(base, recipe.category), c.inverse if c else None)
+        batches = Batches(base, prepared, recipe)
+        total = recipe.steps or recipe.max_steps
+        loop = Loop(student, batches.at, batches.evaluation(), max_steps=total, fixed=recipe.steps is not None)
+        facts = _facts(recipe, len(photos), c)
+        run = facts | _identity(base, prepared, recipe, c)
+        if resume and checkpoint and checkpoint.exists():
+            loop.resume(checkpoint, run)
+            yield events.Note(f"Going on after step {loop.progress.step}.")
+        elif resume:
+            yield events.Note(f"There is no checkpoint at {checkpoint}; starting anew.", warning=True)
+        interrupted = False
+        c_hash = c.hash if c else ""
         for step in loop:
             if checkpoint and step.step % save_every == 0:
                 loop.save(checkpoint, run)
             yield events.Progress("teaching", step.step, total, f"loss {step.loss:.4f}")
             if sample and recipe.sample_every and step.step % recipe.sample_every == 0:
                 image = sample(student.concept(c_hash, facts))
-                yield events.Picture(None, image, f"step-{step.step:04d}")
+                yield events.Picture(image, f"step-{step.step:04d}")
             if stop and stop.is_set():
                 interrupted = True
                 if checkpoint:
                     loop.save(checkpoint, run)
                 break
-    except torch.OutOfMemoryError as e:
+        loop.finish()
+        p = loop.progress
+        measured = {
+            "steps": p.step, "best_step": p.best_step or p.step, "interrupted": interrupted,
+            "seconds": round(time.monotonic() - started, 2), "evaluation": [round(v, 5) for v in p.history],
+            "skipped": p.skipped,
+        }  # fmt: skip
+        yield events.Done(student.concept(c_hash, facts | {"steps": p.step}), measured)
+
+
+@contextmanager
+def _frugal(base: Base, recipe: Teach) -> Iterator[None]:
+    """Gradient checkpointing for pictures of 512 px or more; a full memory becomes a sentence."""
+    ours = (recipe.size or base.size_px) >= 512 and not base.unet.is_gradient_checkpointing
+    if ours:
+        base.unet.enable_gradient_checkpointing()
+    try:
+        yield
+    except (torch.OutOfMemoryError, RuntimeError) as e:
+        if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
+            raise
         raise OutOfMemory(
-            f"Not enough memory on {base.device} for batch {recipe.batch}. Try --batch "
-            f"{max(1, recipe.batch // 2)}."
+            f"Not enough memory on {base.device} for batch {recipe.batch} at "
+            f"{recipe.size or base.size_px} px. Try --batch {max(1, recipe.batch // 2)} or a smaller --size."
         ) from e
     finally:
-        base.unet.disable_gradient_checkpointing()
-    loop.finish()
-    p = loop.progress
-    measured = {
-        "steps": p.step, "best_step": p.best_step or p.step, "interrupted": interrupted,
-        "seconds": round(time.monotonic() - started, 2), "evaluation": [round(v, 5) for v in p.history],
-        "skipped": p.skipped,
-    }  # fmt: skip
-    yield events.Done(student.concept(c_hash, facts | {"steps": p.step}), measured)
+        if ours:
+            base.unet.disable_gradient_checkpointing()
 
 
 def _check(base: Base, recipe: Teach) -> None:
+    if base.is_inpainting:
+        raise BadRecipe(
+            f"'{base.name}' is an inpainting model. Teach on the ordinary model of its family; the concept "
+            "can then be used with both."
+        )
     n = base.count_tokens(recipe.category)
     if n > 8:
         raise BadRecipe(
