@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from minikin import Concept
+from minikin.cli import display
 from minikin.cli.app import main
+from minikin.errors import BadRecipe
 
 QUICK = ["--mode", "row", "--steps", "2", "--batch", "2", "--sample-every", "0"]
 
@@ -79,7 +83,7 @@ def test_samples_go_beside_the_concept(cli: Any, photo_folder: Path) -> None:
                    "--mode", "row", "--steps", 4, "--batch", 2, "--sample-every", 2)  # fmt: skip
     assert code == 0
     made = sorted(p.name for p in Path("deep/er/kim-teaching").iterdir())
-    assert made == ["masks.png", "step-0002.png", "step-0004.png"]
+    assert made == ["masks.png", "result.png", "step-0002.png", "step-0004.png"]
     assert Image.open("deep/er/kim-teaching/step-0004.png").width > 384
 
 
@@ -149,7 +153,9 @@ def test_disk_full_while_saving(cli: Any, photo_folder: Path, monkeypatch: Any) 
         real(source, target)
 
     monkeypatch.setattr(f.os, "replace", full)
-    bad(cli, "teach", photo_folder, *TEACH, *QUICK, "--seed", 5, code=7, words="the disk is full")
+    bad(
+        cli, "teach", photo_folder, *TEACH, *QUICK, "--seed", 5, "--overwrite", code=7, words="the disk is full"
+    )
     assert Path("kim.safetensors").read_bytes() == before
 
 
@@ -172,8 +178,8 @@ def test_concept_of_another_base(cli: Any, tom: Path, pipelines: Any, tmp_path: 
     [(["<toom>"], "Did you mean 'tom'"), (["<tom:9>"], "must lie between 0 and 2"),
      (["a", "--scheduler", "eulr"], "Did you mean 'Euler'"),
      (["a", "--width", "100"], "must be divisible by 8"),
-     (["a", "--base", "sd-15"], "Did you mean 'sd15'"), (["a", "--steps", "0"], "greater than or equal to 1"),
-     (["a <lora:x:1>"], "are not supported yet"), (["a", "--device", "tpu"], "There is no device")],
+     (["a", "--base", "sd-15"], "Did you mean 'sd15'"), (["a", "--steps", "0"], "must be at least 1"),
+     (["a <lora:x:1>"], "Unknown LoRA 'x'"), (["a", "--device", "tpu"], "There is no device")],
 )  # fmt: skip
 def test_paint_misuse(cli: Any, tom: Path, args: list[str], words: str) -> None:
     bad(cli, "paint", *args, code=2, words=words)
@@ -221,3 +227,59 @@ def test_help_of_every_verb(cli: Any) -> None:
         assert code == 0
         assert "Usage: minikin" in out
     assert "--value-rate" in cli("teach", "--help")[1]
+
+
+def test_progress_on_a_terminal(cli: Any, photo_folder: Path, monkeypatch: Any) -> None:
+    """What a person sees: one line with a bar, the stage and the loss; the notes above it."""
+    screen = io.StringIO()
+    monkeypatch.setattr(display, "err", Console(file=screen, force_terminal=True, width=100, highlight=False))
+    code, *_ = cli("teach", photo_folder, "--name", "tom", "--category", "cat", *QUICK)
+    assert code == 0
+    assert "Photos: 3, 3 with a mask of their own." in screen.getvalue()
+    assert "teaching" in screen.getvalue() and "loss 0." in screen.getvalue()
+    code, *_ = cli("paint", "<tom>", "--steps", "2")
+    assert code == 0 and "painting" in screen.getvalue()
+
+
+def test_progress_without_a_terminal(cli: Any, monkeypatch: Any) -> None:
+    """In a log, a line now and then instead of a bar."""
+    monkeypatch.setattr(display, "QUIET_S", 0.0)
+    _, _, err = cli("paint", "a cat", "--steps", "2")
+    assert "painting 1/2" in err and "\r" not in err
+
+
+def test_a_finished_concept_is_not_replaced_by_accident(cli: Any, tom: Path, photo_folder: Path) -> None:
+    before = tom.read_bytes()
+    again = ["teach", photo_folder, "--name", "tom", "--category", "cat", *QUICK, "--seed", "1"]
+    bad(cli, *again, code=2, words="tom.safetensors already exists")
+    bad(cli, *again, "--resume", code=2, words="--overwrite")
+    assert tom.read_bytes() == before
+    code, *_ = cli(*again, "--overwrite")
+    assert code == 0 and tom.read_bytes() != before
+
+
+def test_debug_works_before_and_after_the_verb(cli: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("MINIKIN_DEBUG", "")
+    for args in (["--debug", "paint", "a", "--steps", "0"], ["paint", "a", "--steps", "0", "--debug"]):
+        with pytest.raises(BadRecipe, match="steps: must be at least 1"):
+            cli(*args)
+
+
+def test_unusual_wishes_are_granted_with_a_warning(cli: Any) -> None:
+    """A prompt longer than the base reads, and a size at which subjects repeat."""
+    _, _, err = cli("paint", "a cat and " * 20, "--steps", "1", "--size", "256")
+    assert "this base reads the first 30" in err and "tends to repeat the subject" in err
+    bad(cli, "paint", "a cat", "--out", "cat.jpg", code=2, words="Pictures are written as PNG")
+
+
+def test_the_library(cli: Any, tom: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """A concept put into the library is found from everywhere, until it is removed."""
+    assert cli("concepts", "add", tom)[0] == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert "tom" in cli("concepts", "list")[1]
+    assert cli("concepts", "remove", "tom")[0] == 0
+    assert "tom" not in cli("concepts", "list")[1]
+    bad(cli, "concepts", "remove", "tom", code=2, words="Unknown concept of your library 'tom'")
+    bad(cli, "concepts", "import", tmp_path / "tom.safetensors", "--name", "t", "--category", "cat", code=3,
+        words="is a concept already")  # fmt: skip

@@ -62,6 +62,13 @@ class BadConceptFile(MinikinError):
     code = "concept_corrupt"
 
 
+class BadAdapterFile(MinikinError):
+    """A LoRA that is damaged, of a kind that cannot be read, or no LoRA at all."""
+
+    exit_code = 3
+    code = "adapter_corrupt"
+
+
 class BadModelFile(MinikinError):
     """A base that cannot be recognised or read."""
 

@@ -44,15 +44,47 @@ def atomic_write(path: str | Path, data: bytes) -> Path:
     return path
 
 
+@contextmanager
+def atomic_folder(path: Path, keep: int | None = None) -> Iterator[Path]:
+    """A new folder to write into, which becomes `path` when all went well; an old `path` is replaced.
+
+    keep  how many folders beside it may stay, the newest first; for caches
+    Raises StorageError with the reason.
+    """
+    import shutil
+
+    fresh = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=path.parent))
+        yield fresh
+        for file in fresh.rglob("*"):
+            _sync_folder(file)
+        shutil.rmtree(path, ignore_errors=True)
+        os.replace(fresh, path)
+        fresh = None
+        _sync_folder(path.parent)
+        if keep:
+            beside = [p for p in path.parent.iterdir() if p.is_dir() and not p.name.startswith(_PREFIX)]
+            for old in sorted(beside, key=lambda p: p.stat().st_mtime, reverse=True)[keep:]:
+                shutil.rmtree(old, ignore_errors=True)
+    except OSError as e:
+        raise StorageError(_why(path, e)) from e
+    finally:
+        if fresh:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
 def sweep_orphans(folder: Path, older_than_s: float = 3600) -> int:
     """Remove temporary files that a killed process left behind; how many."""
+    import shutil
     import time
 
     n = 0
     for orphan in folder.glob(f"{_PREFIX}*"):
         with suppress(FileNotFoundError):
             if time.time() - orphan.stat().st_mtime > older_than_s:
-                orphan.unlink()
+                shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
                 n += 1
     return n
 
@@ -78,9 +110,11 @@ def lock(path: Path, what: str) -> Iterator[None]:
             raise Busy(
                 f"Another process is already working on {what}. Wait for it, or choose another --out."
             ) from None
-        yield
-        with suppress(FileNotFoundError):
-            path.unlink()
+        try:
+            yield
+        finally:
+            with suppress(FileNotFoundError):
+                path.unlink()
 
 
 def cache_folder() -> Path:
@@ -99,8 +133,9 @@ def data_folder() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "minikin"
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def _sync_folder(path: Path) -> None:
+    """fsync of a folder or file."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

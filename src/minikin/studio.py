@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,20 +20,26 @@ from typing import Any
 from PIL import Image
 
 from minikin import events
+from minikin.bases import adapters, presets
+from minikin.bases.adapters import Adapters
 from minikin.bases.attached import Concepts
 from minikin.bases.base import Base
 from minikin.bases.covariance import Covariance, covariance, read_captions
-from minikin.bases.prompt import UNKNOWN_HINT, concept_tags, parse
+from minikin.bases.lorafile import Adapter
+from minikin.bases.prompt import UNKNOWN_HINT, Prompt, concept_tags, parse
 from minikin.bases.registry import open_base
 from minikin.concepts import library
 from minikin.concepts.concept import Concept, check_category, check_name
 from minikin.errors import BadRecipe, UnknownName
 from minikin.painting import paint as painting
 from minikin.painting.paint import Painted
+from minikin.painting.plan import Plan
+from minikin.painting.plan import plan as plan_for
 from minikin.painting.sheet import contact_sheet
-from minikin.recipes import Paint, Teach
+from minikin.recipes import Distill, Paint, Teach
 from minikin.stream import stream
 from minikin.teaching.photos import Photo, load_photos
+from minikin.teaching.teach import check as check_teaching
 from minikin.teaching.teach import teach
 
 PREVIEW = 96  # pixels: 2 to 3 KB inside a concept file
@@ -49,6 +55,7 @@ class Studio:
     def __init__(self, base: Base) -> None:
         self.base = base
         self.concepts = Concepts(base)
+        self.adapters = Adapters(base)
         self._lock = threading.RLock()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="minikin")
 
@@ -89,6 +96,7 @@ class Studio:
         check_name(recipe.name)
         check_category(recipe.category)
         self._check_not_a_word(recipe)
+        check_teaching(self.base, recipe)
         loaded = load_photos(photos) if isinstance(photos, str | Path) else list(photos)
         with self._lock:
             c: Covariance | None = None
@@ -99,7 +107,7 @@ class Studio:
                 sample=self._sample,
             ):  # fmt: skip
                 if isinstance(event, events.Done):
-                    event = self._finished(event, recipe)
+                    event = yield from self._finished(event, recipe)
                 yield event
 
     def teach(self, photos: str | Path | Sequence[Photo], **recipe: Any) -> Concept:
@@ -108,13 +116,16 @@ class Studio:
         concept: Concept = _last(self.teaching(photos, wanted)).result
         return concept
 
-    def _finished(self, done: events.Done, recipe: Teach) -> events.Done:
+    def _finished(
+        self, done: events.Done, recipe: Teach
+    ) -> Generator[events.Event, None, events.Done]:  # fmt: skip
         """Put the new concept into use, with a small picture of it inside."""
         concept: Concept = done.result
         self.concepts.add(concept)
         if not recipe.preview or done.facts["interrupted"]:
             return done
         (picture,) = self._look(concept, [1])
+        yield events.Picture(picture, "result")
         small = io.BytesIO()
         picture.convert("RGB").resize((PREVIEW, PREVIEW)).save(small, "JPEG", quality=80)
         return events.Done(replace(concept, preview=small.getvalue()), done.facts)
@@ -141,8 +152,8 @@ class Studio:
         )  # fmt: skip
         found: Covariance = yield from work
         yield events.Note(
-            f"C of {found.n_captions:,} captions, {found.n_tokens:,} tokens: condition number "
-            f"{found.condition:.1e}, ridge {found.ridge:g}."
+            f"How words are used by this text encoder: {found.n_captions:,} captions (C has condition "
+            f"number {found.condition:.1e})."
         )
         return found
 
@@ -153,6 +164,15 @@ class Studio:
                 f"own, for example my_{recipe.name}."
             )
 
+    # ---- distilling --------------------------------------------------------------------------
+
+    def distilling(self, recipe: Distill, out: Path, *, resume: bool = False) -> Iterator[events.Event]:
+        """Distil the base; the last event is Done with the path of the result. See `distilling.distill`."""
+        from minikin.distilling.distill import distill
+
+        with self._lock:
+            yield from distill(self.base, recipe, out, resume=resume)
+
     # ---- painting ----------------------------------------------------------------------------
 
     def painting(self, recipe: Paint) -> Iterator[events.Event]:
@@ -160,31 +180,47 @@ class Studio:
         self._need(recipe.prompt)
         self._need(recipe.negative)
         prompt = parse(recipe.prompt, self.concepts.categories)
-        if prompt.loras:
-            raise BadRecipe("<lora:...> tags are not supported yet; remove them from the prompt.")
         painting.check(self.base, recipe)
         with self._lock:
+            plan, wanted = self._prepared(recipe, prompt)
+            for text in (*plan.warnings, *painting.cautions(self.base, plan.recipe, prompt)):
+                yield events.Note(text, warning=True)
             made: list[Painted] = []
-            total = recipe.n * recipe.steps
+            total = recipe.n * plan.steps
             for i in range(0, recipe.n, recipe.batch):
                 seeds = [recipe.seed + k for k in range(i, min(i + recipe.batch, recipe.n))]
-                some = yield from self._batch(recipe, prompt, seeds, i * recipe.steps, total)
+                some = yield from self._batch(plan, prompt, wanted, seeds, i * plan.steps, total)
                 made += some
                 for one in some:
                     yield events.Picture(one.image, recipe.prompt, one.seed)
             yield events.Done(made, self.facts(recipe))
 
+    def _prepared(self, recipe: Paint, prompt: Prompt) -> tuple[Plan, list[tuple[Adapter, float]]]:
+        """How the recipe is painted, and the LoRAs it needs with their weights: the preset's, the prompt's."""
+        plan = plan_for(self.base, recipe)
+        if parse(recipe.negative, self.concepts.categories).loras:
+            raise BadRecipe("A LoRA works on the whole picture: move <lora:...> to the prompt.")
+        if "<lora:" in prompt.text:
+            raise BadRecipe("A LoRA is written <lora:name> or <lora:name:0.8>, with one weight.")
+        wanted = [(self.adapters.get(adapters.find(name)), weight) for name, weight in prompt.loras]
+        if plan.source:
+            own = self.adapters.get(presets.locate(plan.preset, plan.source), plan.source.name)
+            plan = plan.for_student(own.metadata)
+            wanted.insert(0, (own, 1.0))
+        return plan, wanted
+
     def _batch(
-        self, recipe: Paint, prompt: Any, seeds: list[int], before: int, total: int
-    ) -> Generator[events.Event, None, list[Painted]]:
-        work = stream(
-            lambda emit: painting.paint_batch(
-                self.base, recipe, prompt, self.concepts.loaded, seeds,
-                on_step=lambda s: emit(events.Progress("painting", before + s * len(seeds), total)),
-            ),
-            self._worker,
-        )  # fmt: skip
-        painted: list[Painted] = yield from work
+        self, plan: Plan, prompt: Prompt, wanted: adapters.Wanted, seeds: list[int], before: int, total: int
+    ) -> Generator[events.Event, None, list[Painted]]:  # fmt: skip
+        def work(emit: Callable[[events.Event], None]) -> list[Painted]:
+            with self.adapters.using(wanted):  # on within a batch only: nothing else ever meets them
+                return painting.paint_batch(
+                    self.base, plan, prompt, self.concepts.loaded, seeds,
+                    on_step=lambda s: emit(events.Progress("painting", before + s * len(seeds), total)),
+                    tell=lambda text: emit(events.Note(text, warning=True)),
+                )  # fmt: skip
+
+        painted: list[Painted] = yield from stream(work, self._worker)
         return painted
 
     def paint(self, prompt: str, **recipe: Any) -> list[Image.Image]:
@@ -192,17 +228,32 @@ class Studio:
         wanted = Paint.make(**{"prompt": prompt, "base": self.base.name, **recipe})
         return [p.image for p in _last(self.painting(wanted)).result]
 
+    def presets(self) -> list[dict[str, Any]]:
+        """The presets this base can be painted with: name, what it is, steps, guidance, adapter, ready."""
+        made_for = presets.recognise(self.base).name
+        known = dict.fromkeys([made_for, *presets.for_architecture(self.base.architecture)])
+        if self.base.has_guidance_embedding:
+            known = {made_for: None}
+        return [presets.describe(presets.PRESETS[n], self.base.architecture, n == made_for) for n in known]
+
     def facts(self, recipe: Paint) -> dict[str, Any]:
-        """What a picture should know about how it was made."""
+        """What a picture should know about how it was made; `recipe` in it repeats the picture."""
         used = [n for n in concept_tags(f"{recipe.prompt} {recipe.negative}") if n in self.concepts.loaded]
+        with self._lock:
+            plan, wanted = self._prepared(recipe, parse(recipe.prompt, self.concepts.categories))
+        usual = recipe.preset is None and plan.preset.name == "quality"  # what suits the base is left to it
+        repeat = recipe.model_copy(update={"steps": plan.steps}) if usual else plan.recipe
         return {
-            "recipe": recipe.model_dump(exclude={"device", "dtype", "batch", "n"}),
+            "recipe": repeat.model_dump(exclude={"device", "dtype", "batch", "n"}),
             "base": {"name": self.base.name, "fingerprint": self.base.fingerprint},
             "concepts": {
                 n: {"category": self.concepts.loaded[n].concept.category, "sha256": self.concepts.digest(n)}
                 for n in used
             },
-            "guidance": painting.guidance_for(self.base, recipe.guidance),
+            "preset": plan.preset.name,
+            "sampler": plan.recipe.scheduler or "base default",
+            "guidance": plan.guidance,
+            "adapters": {a.name: {"weight": weight, "sha256": a.sha256} for a, weight in wanted},
         }  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from minikin.bases.prompt import parse
 from minikin.concepts import file
 from minikin.concepts.concept import Concept
 from minikin.concepts.edit import Gate
-from minikin.errors import BaseMismatch
+from minikin.errors import BadRecipe, BaseMismatch
 from minikin.recipes import KeyLock
 
 _WHY = {
@@ -76,6 +76,11 @@ class Concepts:
         base = self.base
         change = (lambda _: gate) if gate else None
         prompts = [parse(p, self.categories) for p in (negative, prompt)]
+        if any(p.loras for p in prompts):
+            raise BadRecipe(
+                "On a pipeline of your own, put LoRAs on with pipe.load_lora_weights and pipe.set_adapters; "
+                "<lora:...> in prompts is for Studio and the command line."
+            )
         no = None if base.zeros_for_empty and not negative else prompts[0]
         if base.has_guidance_embedding:  # full LCM has no negative prompt
             (yes,) = condition(base, prompts[1:], self.loaded, lock=lock, gate=change, copies=n)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -54,12 +54,16 @@ class Encoded(NamedTuple):
 class Base:
     """A frozen text-to-image model, opened.
 
+    facts  what its file or folder says of itself: metadata, and "file", the name on disk
+    worn   which LoRAs are on it just now, in which strengths; "" for none
     Raises BadModelFile when the pipeline is not of a family Minikin works with.
     """
 
     pipe: Any
     name: str = "custom"
     licence: str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    worn: str = ""
 
     def __post_init__(self) -> None:
         p = self.pipe

@@ -143,6 +143,11 @@ def read_embedding(path: Path, n_encoders: int) -> list[Tensor]:
             "code, and are never opened; convert it to .safetensors in the tool it came from."
         ) from e
     tensors = {k: v for k, v in tensors.items() if not k.endswith("_out")}
+    if "delta" in tensors:
+        raise BadConceptFile(
+            f"{path.name} is a concept already; there is nothing to import. Use it from this folder, or put it "
+            "into your library: minikin concepts add FILE."
+        )
     if {"clip_l", "clip_g"} <= set(tensors):
         found = [tensors["clip_l"], tensors["clip_g"]]
     elif len(tensors) == 1:

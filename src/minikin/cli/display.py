@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from minikin import events
+
+QUIET_S = 15.0  # seconds without a word, where there is no terminal for a progress line
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -22,6 +25,7 @@ def run(
 ) -> events.Done:  # fmt: skip
     """Drive a verb to its end, showing what it tells; returns its Done."""
     done: events.Done | None = None
+    told = time.monotonic()
     with _line(as_json) as line:
         tasks: dict[str, TaskID] = {}
         for event in work:
@@ -33,12 +37,16 @@ def run(
             elif as_json:
                 emit(_plain(event))
             elif isinstance(event, events.Note):
-                err.print(f"[yellow]{event.text}[/]" if event.warning else event.text)
+                err.print(f"[yellow]{event.text}[/]" if event.warning else event.text, soft_wrap=True)
+            elif not err.is_terminal:
+                if time.monotonic() - told > QUIET_S or (event.done == event.total and told):
+                    told = time.monotonic()
+                    err.print(f"{event.stage} {event.done}/{event.total}  {event.info}".rstrip())
             else:
                 if event.stage not in tasks:
                     for task in tasks.values():
                         line.remove_task(task)
-                    tasks = {event.stage: line.add_task(event.stage, total=event.total)}
+                    tasks = {event.stage: line.add_task(event.stage, total=event.total, info=event.info)}
                 line.update(tasks[event.stage], completed=event.done, info=event.info)
     assert done is not None
     return done
@@ -46,7 +54,10 @@ def run(
 
 def warn(text: str, *, as_json: bool = False) -> None:
     """A warning outside of a verb's own events."""
-    emit(_plain(events.Note(text, warning=True))) if as_json else err.print(f"[yellow]{text}[/]")
+    if as_json:
+        emit(_plain(events.Note(text, warning=True)))
+    else:
+        err.print(f"[yellow]{text}[/]", soft_wrap=True)
 
 
 def emit(value: dict[str, Any]) -> None:

@@ -13,11 +13,12 @@ Json = Annotated[bool, typer.Option("--json", help="JSON, for programs")]
 
 @app.command("list")
 def list_(as_json: Json = False) -> None:
-    """Bases on this machine, and published ones you can pull."""
-    from minikin.bases.registry import KNOWN, entries
+    """Bases on this machine, and published bases and adapters you can pull."""
+    from minikin.bases.presets import sources, where
+    from minikin.bases.registry import KNOWN, TINY_LICENCE, entries
     from minikin.cli import display
 
-    rows = [{"name": "tiny", "architecture": "tiny", "where": "embedded", "licence": "see the model card"}]
+    rows = [{"name": "tiny", "architecture": "tiny", "where": "embedded", "licence": TINY_LICENCE}]
     rows += [
         {"name": e.name, "architecture": e.architecture, "where": str(e.path), "licence": e.licence}
         for e in entries().values()
@@ -27,26 +28,35 @@ def list_(as_json: Json = False) -> None:
          "where": f"minikin models pull {name} ({k.gb:g} GB)"}
         for name, k in KNOWN.items()
     ]  # fmt: skip
+    rows += [
+        {"name": name, "architecture": "LoRA", "licence": s.licence or "see its page",
+         "where": str(where(s) or f"minikin models pull {name} ({s.mb} MB)")}
+        for name, s in sources().items()
+    ]  # fmt: skip
     for row in rows:
         if as_json:
             display.emit(row)
         else:
             display.out.print(
-                f"{row['name']:18} {row['architecture']:6} {row['where']}  [{row['licence']}]",
+                f"{row['name']:18} {row['architecture']:6} {row['where']}  [{row['licence'] or 'none stated'}]",
                 markup=False, soft_wrap=True,
             )  # fmt: skip
 
 
 @app.command()
 def add(
-    path: Annotated[Path, typer.Argument(help="a .safetensors checkpoint or a diffusers folder")],
+    path: Annotated[Path, typer.Argument(help="a .safetensors checkpoint or LoRA, or a diffusers folder")],
     name: Annotated[str | None, typer.Option(help="the name to use [the file's]")] = None,
     prediction: Annotated[str | None, typer.Option(help="epsilon or v_prediction, if not recognised")] = None,
 ) -> None:
     """Use a model you already have. Never needs the network."""
-    from minikin.bases import registry
+    from minikin.bases import adapters, registry
     from minikin.cli import display
 
+    if adapters.is_lora(path):
+        kept = adapters.remember(path, name)
+        display.out.print(f"{kept.stem}: a LoRA; try <lora:{kept.stem}:0.8> in a prompt", soft_wrap=True)
+        return
     entry = registry.add(path, name, prediction)
     display.out.print(
         f"{entry.name}: {entry.architecture}{', ' + entry.prediction if entry.prediction else ''} from "

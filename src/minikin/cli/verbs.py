@@ -25,7 +25,9 @@ from minikin.recipes import Paint, Teach
 from minikin.studio import Studio
 
 
-def teach(photos: Path, recipe: Teach, out: Path | None, *, resume: bool, as_json: bool) -> Path:
+def teach(
+    photos: Path, recipe: Teach, out: Path | None, *, resume: bool, overwrite: bool, as_json: bool
+) -> Path:  # fmt: skip
     """Teach and write the concept; what happens on the way goes into a folder beside it."""
     check_name(recipe.name)
     check_category(recipe.category)
@@ -37,6 +39,11 @@ def teach(photos: Path, recipe: Teach, out: Path | None, *, resume: bool, as_jso
     loaded = load_photos(photos)
     beside = path.with_name(f"{path.stem}-teaching")
     checkpoint = beside / "checkpoint.safetensors"
+    if path.exists() and not overwrite and not (resume and checkpoint.exists()):
+        raise BadRecipe(
+            f"{path} already exists. Choose another --out, replace it with --overwrite"
+            + (", or go on with --resume." if checkpoint.exists() else ".")
+        )
     with files.lock(path.with_name(f".{path.name}.lock"), str(path)), _stop_on_ctrl_c() as stop:
         studio = Studio.open(recipe.base, device=recipe.device, dtype=recipe.dtype)
 
@@ -57,7 +64,7 @@ def teach(photos: Path, recipe: Teach, out: Path | None, *, resume: bool, as_jso
         steps, seconds = done.facts["steps"], done.facts["seconds"]
         display.out.print(
             f"{path}  {facts['bytes']:,} bytes  {steps} steps in {seconds:.0f} s  "
-            f"(best at {done.facts['best_step']})\nsamples and masks: {beside}/\n"
+            f"(best at {done.facts['best_step']})\nmasks and samples: {beside}/\n"
             f'try: minikin paint "a photo of <{recipe.name}> on the beach"'
         )
         if interrupted:
@@ -125,6 +132,7 @@ def redo(picture: Path, out: Path, *, as_json: bool) -> Path:
         if now.get(name, {}).get("sha256") != then.get("sha256"):
             display.warn(f"Concept '{name}' is not the one this picture was painted with; expect a difference.",
                          as_json=as_json)  # fmt: skip
+    _warn_of_other_adapters(found.recipe, recipes_inside.read(path).recipe, as_json=as_json)
     before, after = (np.asarray(Image.open(p).convert("RGB"), np.int16) for p in (picture, path))
     difference = int(np.abs(before - after).max()) if before.shape == after.shape else 255
     if as_json:
@@ -134,6 +142,13 @@ def redo(picture: Path, out: Path, *, as_json: bool) -> Path:
             "identical" if difference == 0 else f"largest difference of any pixel: {difference} of 255"
         )
     return path
+
+
+def _warn_of_other_adapters(then: dict[str, Any], now: dict[str, Any], *, as_json: bool) -> None:
+    for name, adapter in then.get("adapters", {}).items():
+        if now.get("adapters", {}).get(name, {}).get("sha256") != adapter.get("sha256"):
+            display.warn(f"LoRA '{name}' is not the one this picture was painted with; expect a difference.",
+                         as_json=as_json)  # fmt: skip
 
 
 @contextmanager

@@ -7,7 +7,7 @@ Metadata:  minikin.* (format, name, category, mode, base, hashes, gate, points, 
            ModelSpec keys, so that other tools show a title, a trigger phrase and a preview.
 Not in it: C, keys (they follow from the base and the category), paths, captions, names of photos.
 
-Sizes: SD 1.5 28 KB in float16, 16 KB in int8; SDXL 92 KB in int8.
+Sizes: docs/concept-file.md.
 """
 
 from __future__ import annotations

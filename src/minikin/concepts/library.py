@@ -6,8 +6,8 @@ from pathlib import Path
 
 from minikin.concepts.concept import Concept, check_name
 from minikin.concepts.file import load
-from minikin.errors import BadConceptFile, UnknownName
-from minikin.files import data_folder
+from minikin.errors import BadConceptFile, BadRecipe, UnknownName
+from minikin.files import atomic_write, data_folder
 
 
 def library_folder() -> Path:
@@ -52,6 +52,29 @@ def resolve(ref: str) -> Path:
     if found is None:
         raise UnknownName("concept", ref, names())
     return found
+
+
+def keep(path: Path) -> Path:
+    """Copy a concept file into the user's library under its own name; raises BadConceptFile."""
+    concept = load(path)
+    target = library_folder() / f"{concept.name}.safetensors"
+    if target.exists() and target.read_bytes() != path.read_bytes():
+        raise BadRecipe(
+            f"Your library has another concept '{concept.name}' ({target}). Remove it first: "
+            f"minikin concepts remove {concept.name}."
+        )
+    return atomic_write(target, path.read_bytes())
+
+
+def remove(name: str) -> Path:
+    """Take a concept out of the user's library; raises UnknownName."""
+    check_name(name)
+    target = library_folder() / f"{name}.safetensors"
+    if not target.is_file():
+        mine = [p.stem for p in library_folder().glob("*.safetensors")]
+        raise UnknownName("concept of your library", name, mine, "Files in this folder are yours to delete.")
+    target.unlink()
+    return target
 
 
 def _looks_like_concept(path: Path) -> bool:

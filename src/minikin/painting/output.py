@@ -7,24 +7,26 @@ from pathlib import Path
 from typing import Any
 
 from minikin import __version__
+from minikin.errors import BadRecipe
 from minikin.files import save_image
 from minikin.painting.metadata import png_info
 from minikin.painting.paint import Painted
-from minikin.painting.schedulers import scheduler_name
 from minikin.recipes import Paint
 
 
 def settings(recipe: Paint, facts: dict[str, Any], one: Painted) -> dict[str, Any]:
     """The `Key: value` pairs of A1111's infotext for one picture."""
     return {
-        "Steps": recipe.steps,
-        "Sampler": scheduler_name(recipe.scheduler) if recipe.scheduler else "base default",
+        "Steps": facts["recipe"]["steps"],
+        "Sampler": facts["sampler"],
         "CFG scale": f"{facts['guidance']:g}",
         "Seed": one.seed,
         "Size": f"{one.image.width}x{one.image.height}",
         "Model hash": facts["base"]["fingerprint"][:10],
         "Model": facts["base"]["name"],
         "RNG": "CPU",
+        "Preset": facts["preset"],
+        "Lora hashes": ", ".join(f"{n}: {a['sha256'][:10]}" for n, a in facts["adapters"].items()),
         "Version": f"minikin {__version__}",
     }
 
@@ -36,6 +38,8 @@ class Names:
     """
 
     def __init__(self, recipe: Paint, out: Path) -> None:
+        if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"):
+            raise BadRecipe(f"Pictures are written as PNG: give --out a folder or NAME.png, not {out.name}.")
         words = re.findall(r"[a-z0-9]+", recipe.prompt.lower())
         self.single = out if out.suffix.lower() == ".png" and recipe.n == 1 else None
         named = out.suffix.lower() == ".png"

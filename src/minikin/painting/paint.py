@@ -13,15 +13,17 @@ from typing import Any
 import torch
 from PIL import Image
 
+from minikin.bases import engines
 from minikin.bases.base import Base
 from minikin.bases.editing import Condition, Loaded, condition
 from minikin.bases.prompt import Prompt, parse
 from minikin.concepts.edit import Gate
 from minikin.errors import BadRecipe, OutOfMemory
 from minikin.painting import schedulers
+from minikin.painting.plan import Plan, plan
 from minikin.recipes import Paint
 
-TINY_GUIDANCE, LCM_GUIDANCE, GUIDANCE = 4.0, 8.0, 6.0
+LARGE = 1.6  # times the base's own size: from there on subjects repeat
 
 
 @dataclass(frozen=True)
@@ -32,22 +34,11 @@ class Painted:
     seed: int
 
 
-def guidance_for(base: Base, asked: float | None) -> float:
-    """The guidance scale asked for, or what suits the base."""
-    if asked is not None:
-        return asked
-    if base.architecture == "tiny":
-        return TINY_GUIDANCE
-    if base.has_guidance_embedding:
-        return LCM_GUIDANCE
-    return 0.0 if "turbo" in base.name else GUIDANCE
-
-
 def conditions(
     base: Base, recipe: Paint, prompt: Prompt, loaded: Mapping[str, Loaded], copies: int
 ) -> tuple[Condition, Condition | None]:  # fmt: skip
     """Packed prompt and, where guidance needs it, packed negative prompt, for `copies` pictures."""
-    guided = guidance_for(base, recipe.guidance) > 1 and not base.has_guidance_embedding
+    guided = plan(base, recipe).guidance > 1 and not base.has_guidance_embedding
     prompts: list[Prompt | None] = [prompt]
     if guided:
         categories = {n: one.concept.category for n, one in loaded.items()}
@@ -68,20 +59,29 @@ def _gate_of(recipe: Paint) -> Callable[[Gate], Gate] | None:
 
 @torch.no_grad()
 def paint_batch(
-    base: Base, recipe: Paint, prompt: Prompt, loaded: Mapping[str, Loaded], seeds: list[int], *,
-    on_step: Callable[[int], None] | None = None,
+    base: Base, recipe: Paint | Plan, prompt: Prompt, loaded: Mapping[str, Loaded], seeds: list[int], *,
+    on_step: Callable[[int], None] | None = None, tell: engines.Tell = engines.log.warning,
 ) -> list[Painted]:  # fmt: skip
-    """Paint one batch. `on_step(done)` is called after every step and may raise events.Cancelled."""
-    guidance = guidance_for(base, recipe.guidance)
+    """Paint one batch. `on_step(done)` is called after every step and may raise events.Cancelled.
+
+    `tell` hears of an engine that failed.
+
+    Adapters are the caller's matter: whatever is on the base (`Adapters.using`) takes part.
+    """
+    decided = recipe if isinstance(recipe, Plan) else plan(base, recipe)
+    recipe = decided.recipe
     yes, no = conditions(base, recipe, prompt, loaded, len(seeds))
     side = base.size_px
     kwargs: dict[str, Any] = {
-        "prompt_embeds": yes.kv, "num_inference_steps": recipe.steps, "guidance_scale": guidance,
+        "prompt_embeds": yes.kv, "num_inference_steps": decided.steps,
+        "guidance_scale": decided.guidance,
         "width": recipe.width or side, "height": recipe.height or side,
         "generator": [torch.Generator().manual_seed(s) for s in seeds],
     }  # fmt: skip
     if no is not None:
         kwargs["negative_prompt_embeds"] = no.kv
+    if decided.pinned:
+        kwargs["timesteps"] = decided.pinned
     if base.is_xl:
         kwargs["pooled_prompt_embeds"] = yes.pooled
         if no is not None:
@@ -96,8 +96,9 @@ def paint_batch(
     pipe = base.pipe
     own = pipe.scheduler
     try:
-        pipe.scheduler = schedulers.build(recipe.scheduler, own) if recipe.scheduler else _fresh(own)
-        images = pipe(**kwargs).images
+        pipe.scheduler = _scheduler(decided, own)
+        with engines.engine(recipe.engine).on(base, tell):
+            images = pipe(**kwargs).images
     except torch.OutOfMemoryError as e:
         raise OutOfMemory(
             f"Not enough memory on {base.device} for {len(seeds)} pictures at once. Try --batch "
@@ -108,8 +109,27 @@ def paint_batch(
     return [Painted(image, seed) for image, seed in zip(images, seeds, strict=True)]
 
 
-def _fresh(scheduler: Any) -> Any:
-    return type(scheduler).from_config(scheduler.config)
+def _scheduler(decided: Plan, own: Any) -> Any:
+    """The plan's scheduler, or a fresh copy of the base's own."""
+    name, preset = decided.recipe.scheduler, decided.preset
+    if name is None:
+        return type(own).from_config(own.config)
+    return schedulers.build(name, own, preset.config if name == preset.scheduler else None)
+
+
+def cautions(base: Base, recipe: Paint, prompt: Prompt) -> list[str]:
+    """What is possible, but seldom what was meant; one sentence each."""
+    found = []
+    n, most = base.count_tokens(prompt.text), base.n_tokens - 2
+    if n > most:
+        found.append(f"The prompt has {n} tokens; this base reads the first {most} and leaves out the rest.")
+    w, h = recipe.width or base.size_px, recipe.height or base.size_px
+    if max(w, h) > LARGE * base.size_px:
+        found.append(
+            f"This base was trained on pictures of {base.size_px} px; at {w}x{h} it tends to repeat the "
+            "subject."
+        )
+    return found
 
 
 def check(base: Base, recipe: Paint) -> None:

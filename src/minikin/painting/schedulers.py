@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from functools import wraps
 from typing import Any
 
 from minikin.errors import UnknownName
@@ -19,7 +21,10 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
         "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True},
     ),
     "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "DPM++ 2S a": ("DPMSolverSinglestepScheduler", {}),
+    "DPM++ 2M SDE Karras": (
+        "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
+    ),
+    "DPM++ 2S": ("DPMSolverSinglestepScheduler", {"lower_order_final": True}),
     "UniPC": ("UniPCMultistepScheduler", {}),
     "DEIS": ("DEISMultistepScheduler", {}),
     "PNDM": ("PNDMScheduler", {"skip_prk_steps": True}),
@@ -31,7 +36,8 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
 _ALIASES = {
     "k_euler": "Euler", "euler_ancestral": "Euler a", "k_euler_a": "Euler a", "eulera": "Euler a",
     "dpmpp_2m": "DPM++ 2M", "dpmpp_2m_karras": "DPM++ 2M Karras", "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "dpmpp_2s_ancestral": "DPM++ 2S a", "plms": "PNDM", "uni_pc": "UniPC", "dpm++": "DPM++ 2M",
+    "dpmpp_2m_sde_karras": "DPM++ 2M SDE Karras", "dpmpp_2s": "DPM++ 2S",
+    "plms": "PNDM", "uni_pc": "UniPC", "dpm++": "DPM++ 2M",
 }  # fmt: skip
 
 
@@ -54,15 +60,42 @@ def scheduler_name(name: str) -> str:
     return found
 
 
-def build(name: str, base_scheduler: Any) -> Any:
-    """A scheduler with the base's noise schedule and prediction type."""
+def build(name: str, base_scheduler: Any, wanted: Mapping[str, Any] | None = None) -> Any:
+    """A scheduler with the base's noise schedule and prediction type.
+
+    wanted  what its configuration must say besides (a preset's timestep spacing)
+    """
     import diffusers
 
     cls, extra = SCHEDULERS[scheduler_name(name)]
+    extra = extra | dict(wanted or {})
     config = {k: v for k, v in base_scheduler.config.items() if not k.startswith("_")}
     if config.get("rescale_betas_zero_snr") and cls in (
         "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler",
         "DEISMultistepScheduler",
     ):  # fmt: skip
         extra = extra | {"final_sigmas_type": "zero"}
-    return getattr(diffusers, cls).from_config(config | extra)
+    if cls == "EulerAncestralDiscreteScheduler":
+        from minikin.painting.pinned import PinnedEulerAncestral
+
+        return PinnedEulerAncestral.from_config(config | extra)
+    return _from_the_first(getattr(diffusers, cls).from_config(config | extra))
+
+
+def _from_the_first(scheduler: Any) -> Any:
+    """Make it begin with its first timestep.
+
+    Karras spacing rounds the highest noise levels to one timestep; asked where that lies, diffusers
+    answers with the second place it finds, and runs out of noise levels at the end.
+    """
+    if not hasattr(scheduler, "set_begin_index"):
+        return scheduler
+    plain = scheduler.set_timesteps
+
+    @wraps(plain)  # pipelines look at the signature
+    def set_timesteps(*args: Any, **kwargs: Any) -> None:
+        plain(*args, **kwargs)
+        scheduler.set_begin_index(0)
+
+    scheduler.set_timesteps = set_timesteps
+    return scheduler

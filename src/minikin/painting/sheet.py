@@ -11,24 +11,27 @@ GAP, LINE = 6, 15  # px
 
 
 def contact_sheet(
-    images: Sequence[Image.Image], captions: Sequence[str] | None = None, columns: int | None = None,
+    images: Sequence[Image.Image | None], captions: Sequence[str] | None = None, columns: int | None = None,
     title: str = "",
 ) -> Image.Image:  # fmt: skip
-    """A grid of equally large pictures, each with a caption under it, on white."""
+    """A grid of equally large pictures, each with a caption under it, on white; None leaves a gap."""
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
-    w, h = images[0].size
+    w, h = next(image.size for image in images if image)
     font = ImageFont.load_default(size=11)
     lines = [_wrapped(c, w, font) for c in captions] if captions else []
-    below = LINE * max((len(entry) for entry in lines), default=0) + (4 if lines else 0)
+    by_row = [lines[i * columns : (i + 1) * columns] for i in range(rows)]
+    below = [LINE * max((len(entry) for entry in row), default=0) + (4 if row else 0) for row in by_row]
     head = 26 if title else 0
-    sheet = Image.new("RGB", (columns * (w + GAP) + GAP, rows * (h + below + GAP) + GAP + head), "white")
+    tops = [head + GAP + i * (h + GAP) + sum(below[:i]) for i in range(rows + 1)]
+    sheet = Image.new("RGB", (columns * (w + GAP) + GAP, tops[-1]), "white")
     draw = ImageDraw.Draw(sheet)
     if title:
         draw.text((GAP, 6), title, fill="black", font=ImageFont.load_default(size=14))
     for i, image in enumerate(images):
-        x, y = GAP + i % columns * (w + GAP), head + GAP + i // columns * (h + below + GAP)
-        sheet.paste(image, (x, y))
+        x, y = GAP + i % columns * (w + GAP), tops[i // columns]
+        if image:
+            sheet.paste(image, (x, y))
         for k, text in enumerate(lines[i] if lines else []):
             draw.text((x, y + h + 3 + k * LINE), text, fill=(60, 60, 60), font=font)
     return sheet

@@ -7,6 +7,7 @@ is its caption.
 
 from __future__ import annotations
 
+import io
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +65,7 @@ def load_photo(path: Path) -> Photo:
         alpha = np.asarray(image.getchannel("A"), np.float32) / 255
         if alpha.min() < 0.99:
             mask = alpha
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    pixels = np.asarray(image.convert("RGB")).copy()
+    pixels = np.asarray(on_white(image)).copy()
     beside = path.parent / "masks" / f"{path.stem}.png"
     if beside.is_file():
         mask = _mask(beside, pixels.shape[:2])
@@ -77,35 +76,51 @@ def load_photo(path: Path) -> Photo:
 
 def open_image(path: Path) -> Image.Image:
     """Decode a picture from an untrusted file: only known formats, one frame, bounded size."""
+    return decoded(path, path.name)
+
+
+def decoded(source: Path | bytes, name: str) -> Image.Image:
+    """The same for a file or its bytes; `name` is what messages call it. Raises BadPhoto."""
     try:
-        size = path.stat().st_size
+        size = source.stat().st_size if isinstance(source, Path) else len(source)
         if size > MAX_BYTES:
             raise BadPhoto(
-                f"{path.name} is {size / 1e6:.0f} MB; photos up to {MAX_BYTES / 1e6:.0f} MB are read. "
+                f"{name} is {size / 1e6:.0f} MB; photos up to {MAX_BYTES / 1e6:.0f} MB are read. "
                 "Save a smaller copy."
             )
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
+            file = source if isinstance(source, Path) else io.BytesIO(source)
+            with Image.open(file, formats=FORMATS) as image:
                 width, height = image.size
                 if width * height > MAX_PIXELS:
                     raise BadPhoto(
-                        f"{path.name} has {width}x{height} pixels; at most {MAX_PIXELS / 1e6:.0f} million "
+                        f"{name} has {width}x{height} pixels; at most {MAX_PIXELS / 1e6:.0f} million "
                         "are read. Save a smaller copy."
                     )
                 if min(width, height) < 16:
-                    raise BadPhoto(f"{path.name} is only {width}x{height} pixels; at least 16x16 are needed.")
+                    raise BadPhoto(f"{name} is only {width}x{height} pixels; at least 16x16 are needed.")
                 if getattr(image, "n_frames", 1) > 1:
-                    raise BadPhoto(f"{path.name} is animated. Save the frame you want as a still picture.")
+                    raise BadPhoto(f"{name} is animated. Save the frame you want as a still picture.")
                 keep = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
                 return ImageOps.exif_transpose(image).convert(keep)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as e:
-        raise BadPhoto(f"{path.name} has too many pixels. Save a smaller copy.") from e
+        raise BadPhoto(f"{name} has too many pixels. Save a smaller copy.") from e
+    except FileNotFoundError:
+        raise BadPhoto(f"There is no file {name}.") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as e:
         raise BadPhoto(
-            f"{path.name} cannot be read as a JPEG, PNG or WebP picture ({e}). Save it again, or take it "
+            f"{name} cannot be read as a JPEG, PNG or WebP picture ({e}). Save it again, or take it "
             "out of the folder."
         ) from e
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """Without its alpha channel, if it has one."""
+    if "A" not in image.getbands():
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def _mask(path: Path, shape: tuple[int, int]) -> np.ndarray:

@@ -135,8 +135,14 @@ def teach(
     """
     with base.frozen(), _frugal(base, recipe):
         started = time.monotonic()
-        _check(base, recipe)
+        check(base, recipe)
         prepared = prepare(base, photos, recipe)
+        own = sum(f.mask is not None for f in prepared.fits)
+        yield events.Note(
+            f"Photos: {len(photos)}, {own} with a mask of their own" + (
+                f"; the others' masks: {recipe.mask}." if own < len(photos) else "."
+            )
+        )  # fmt: skip
         overlay = masking.overlay_sheet([f.pixels for f in prepared.fits], prepared.masks[:, 0, 0].cpu())
         yield events.Picture(overlay, "masks")
         student = Student(base, recipe, category_encoding(base, recipe.category), c.inverse if c else None)
@@ -194,7 +200,8 @@ def _frugal(base: Base, recipe: Teach) -> Iterator[None]:
             base.unet.disable_gradient_checkpointing()
 
 
-def _check(base: Base, recipe: Teach) -> None:
+def check(base: Base, recipe: Teach) -> None:
+    """Raise BadRecipe when this base cannot be taught this."""
     if base.is_inpainting:
         raise BadRecipe(
             f"'{base.name}' is an inpainting model. Teach on the ordinary model of its family; the concept "

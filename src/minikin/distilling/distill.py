@@ -1,0 +1,178 @@
+"""The one loop of distillation: base and data to a student in few steps, whatever the method.
+
+    for event in distill(base, Distill.make(method="tdm", data="captions.txt"), Path("out")): ...
+
+Writes everything below `out`: latents/ (computed once), checkpoint.safetensors, log.jsonl, curve.png,
+samples/, tensorboard/ where that is installed, and the result. The training itself is `Run`: seeded by
+step, resumable bit for bit, unharmed by kills and full disks. Several processes started by `torchrun`
+or `accelerate launch` train one model together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from minikin import events
+from minikin.bases.base import Base
+from minikin.bases.presets import recognise
+from minikin.distilling import data as examples
+from minikin.distilling import export, sources
+from minikin.distilling.adversarial import Adversarial
+from minikin.distilling.consistency import Consistency
+from minikin.distilling.distribution import Matching
+from minikin.distilling.objective import Objective, Setting, Way
+from minikin.distilling.sampling import few_steps, pictures
+from minikin.distilling.solver import Schedule
+from minikin.distilling.student import Encoder, teacher
+from minikin.errors import BadRecipe
+from minikin.painting.sheet import contact_sheet
+from minikin.recipes import Distill
+from minikin.training.board import board
+from minikin.training.plan import Plan
+from minikin.training.ranks import joined
+from minikin.training.run import Run
+
+METHODS: dict[str, Callable[[Setting], Objective]] = {
+    "lcm": Consistency, "lcm-lora": Consistency, "turbo": Adversarial, "tdm": Matching,
+}  # fmt: skip
+SAMPLES = 8  # pictures of the sheet painted on the way
+# of a recipe: what may change between a run and its resumption
+FREE = {
+    "base", "data", "count", "steps", "minutes", "decay", "accumulation", "half", "device", "save_minutes",
+    "sample_minutes",
+}  # fmt: skip
+
+
+def distill(base: Base, recipe: Distill, out: Path, *, resume: bool = False) -> Iterator[events.Event]:
+    """Distil; the last event is Done with the path of the result.
+
+    resume  go on from the checkpoint in `out`; without it a checkpoint there is an error
+    Ctrl-C saves a checkpoint and the result so far, then raises KeyboardInterrupt.
+    Raises BadRecipe, BadPhoto, AssetError, Diverged, OutOfMemory, StorageError.
+    """
+    r = recipe.settled(base.architecture == "tiny")
+    check(base, r)
+    yield from _checkpoint(out, resume)
+    autocast = base.device.type == "cuda" if r.autocast is None else r.autocast
+    with joined(base.device) as ranks, base.frozen():
+        schedule = Schedule.of(base)
+        own = teacher(base, schedule, autocast=autocast)
+        wanted = r.method != "tdm" or r.gan > 0
+        source = sources.find(r.data, r.count)
+        loaded = None
+        for event in examples.load(base, own, source, r, out / "latents", ranks, pictures=wanted):
+            if isinstance(event, events.Done):
+                loaded = event.result
+            else:
+                yield event
+        assert loaded is not None
+        yield events.Note(f"{r.method}: {len(loaded)} examples, student {r.student}, batch {r.batch}.")
+        objective = METHODS[r.method](Setting(base, r, schedule, own, Encoder(base), loaded))
+        run = Run(
+            out, objective.learner, _plan(r), device=base.device, stage=r.method, groups=objective.groups(),
+            facts=_identity(base, r, loaded.identity) | {"autocast": autocast},
+        )  # fmt: skip
+        if ranks.first:
+            run.journal.also = board(out / "tensorboard")
+        painter = _painter(base, objective, loaded)
+        try:
+            yield from run.train(
+                objective.loss, prepare=objective.draw, evaluate=objective.measure, sample=painter,
+                after=objective.after,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            if ranks.first:
+                path = _write(run, base, r, objective, out)
+                yield events.Note(f"{r.method}: the student so far is {path}; go on with --resume.")
+            raise
+        path = _write(run, base, r, objective, out) if ranks.first else out
+        s = run.state
+        facts = {"steps": s.step, "seen": s.seen, "seconds": round(s.seconds, 1), "skipped": s.skipped}
+        yield events.Done(path, facts | {"batch": s.batch, "examples": len(loaded)})
+
+
+def check(base: Base, recipe: Distill) -> None:
+    """Raise BadRecipe when this base cannot be a teacher."""
+    if base.is_inpainting:
+        raise BadRecipe(
+            f"'{base.name}' is an inpainting model and cannot be distilled here. Distil the ordinary model of "
+            "its family; adapters then work with both."
+        )
+    made_for = "lcm" if base.has_guidance_embedding else recognise(base).name
+    if made_for != "quality":
+        raise BadRecipe(
+            f"'{base.name}' is already distilled ({made_for}): as a teacher it would pass on its few-step "
+            f"faults. Distil the model it was made from, for example --base {_original(base)}."
+        )
+
+
+def _original(base: Base) -> str:
+    return {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}.get(base.architecture, "tiny")
+
+
+def _checkpoint(out: Path, resume: bool) -> Iterator[events.Note]:
+    there = (out / "checkpoint.safetensors").exists()
+    if there and not resume:
+        raise BadRecipe(
+            f"{out} holds an earlier run. Go on with it by --resume, or choose another --out to start anew."
+        )
+    if resume and not there:
+        yield events.Note(f"There is no checkpoint in {out}; starting anew.", warning=True)
+
+
+def _plan(r: Distill) -> Plan:
+    plan: Plan = Plan.make(
+        steps=r.steps, minutes=r.minutes, batch=r.batch, accumulation=r.accumulation, rate=r.rate,
+        betas=(0.9, 0.999), weight_decay=r.weight_decay, warmup=r.warmup, decay=r.decay, floor=0.02, ema=r.ema,
+        clip=r.clip, bf16=False, seed=r.seed, log_steps=10, save_minutes=r.save_minutes,
+        sample_minutes=r.sample_minutes,
+    )  # fmt: skip
+    return plan
+
+
+def _identity(base: Base, r: Distill, data: str) -> dict[str, Any]:
+    """What must be the same for a run to be resumed."""
+    settings = r.model_dump(mode="json", exclude=FREE)
+    return {**settings, "base": base.fingerprint, "dtype": str(base.dtype), "data": data}
+
+
+def _painter(base: Base, objective: Objective, data: examples.Examples) -> Callable[[], Image.Image]:
+    """Paints the same few captions from the same noise every time."""
+
+    def paint() -> Image.Image:
+        g = torch.Generator().manual_seed(1)
+        captions = [data.captions[i * len(data) // SAMPLES][0] for i in range(min(SAMPLES, len(data)))]
+        shape = (len(captions), *data.shape)
+
+        def noise() -> torch.Tensor:
+            return torch.randn(shape, generator=g).to(base.device)
+
+        way: Way = objective.way()
+        latents = few_steps(
+            objective.student, noise(), Encoder(base)(captions), way.times, renoise=way.renoise, noise=noise,
+            scale=way.scale,
+        )  # fmt: skip
+        return contact_sheet(pictures(base, latents), captions, columns=4)
+
+    return paint
+
+
+def _write(run: Run, base: Base, r: Distill, objective: Objective, out: Path) -> Path:
+    """The averaged student as an ordinary file, with how to use it in its header."""
+    way = objective.way()
+    facts: dict[str, Any] = {
+        "preset": r.method, "base": base.fingerprint, "architecture": base.architecture,
+        "licence": base.licence, "times": list(way.times), "steps": len(way.times),
+        "sampler": "renoise" if way.renoise else "ddim", "guidance": way.scale, "trained_steps": run.state.step,
+        "seen": run.state.seen, "recipe": r.model_dump(mode="json", exclude=FREE),
+    }  # fmt: skip
+    convention = "lcm" if r.method in ("lcm", "lcm-lora") else r.times
+    if convention in ("lcm", "trailing", "demo"):
+        facts["timesteps"] = convention
+    with run.averaged():
+        return export.write(objective.student, out, facts, half=r.half)

@@ -1,0 +1,99 @@
+"""What every method of distillation is given, and what the one loop wants of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from minikin.bases.base import Base
+from minikin.distilling.data import Examples
+from minikin.distilling.solver import Schedule
+from minikin.distilling.student import Encoder, Kind, Learner, Network, copied, teacher, trained
+from minikin.recipes import Distill
+from minikin.training.plan import Turn
+from minikin.training.run import Group
+
+CHECKPOINTING_FROM = 512  # px
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One distillation: the base, its teacher, the settled recipe and the examples."""
+
+    base: Base
+    recipe: Distill
+    schedule: Schedule
+    teacher: Network
+    encoder: Encoder
+    data: Examples
+
+    @classmethod
+    def of(cls, base: Base, recipe: Distill, data: Examples, *, autocast: bool = False) -> Setting:
+        schedule = Schedule.of(base)
+        return cls(base, recipe, schedule, teacher(base, schedule, autocast=autocast), Encoder(base), data)
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    def copy(self, kind: Kind, *, guidance: bool = False) -> Network:
+        """A network to train that starts as the teacher; copies of one kind start exactly equal."""
+        r = self.recipe
+        big = self.data.shape[1] * self.base.factor >= CHECKPOINTING_FROM
+        return copied(
+            self.base, self.schedule, kind, rank=r.rank, alpha=r.alpha, seed=r.seed, guidance=guidance,
+            autocast=self.teacher.autocast, checkpointing=big,
+        )  # fmt: skip
+
+
+class Way(NamedTuple):
+    """How the result paints: its timesteps, the sampler, and the guidance its embedding is given."""
+
+    times: Sequence[int]
+    renoise: bool
+    scale: float = 1.0
+
+
+class Objective(Protocol):
+    """One method. `loss` returns means over `turn.rows`; its gradients reach each group's parameters
+    from that group's own loss alone."""
+
+    student: Network
+    learner: Learner
+
+    def groups(self) -> list[Group]: ...
+    def draw(self, turn: Turn) -> Any: ...
+    def loss(self, turn: Turn, drawn: Any) -> dict[str, Tensor]: ...
+    def after(self, turn: Turn) -> None: ...
+    def measure(self) -> dict[str, float]: ...
+    def way(self) -> Way: ...
+
+
+def fixed_turn(batch: int) -> Turn:
+    """The batch that `measure` looks at, the same at every time."""
+    return Turn(0, min(batch, 16), (20_23,))
+
+
+def groups_of(recipe: Distill, student: nn.Module, *sides: nn.Module) -> list[Group]:
+    """The student's group, averaged in the result, and one for what is trained beside it."""
+    assert recipe.rate is not None
+    assert recipe.side_rate is not None
+    out = [Group(trained(student), recipe.rate, recipe.clip)]
+    if sides:
+        out.append(Group([p for m in sides for p in trained(m)], recipe.side_rate, 1.0, averaged=False))
+    return out
+
+
+def detached(module: nn.Module) -> dict[str, Tensor]:
+    """Its parameters as constants, for `torch.func.functional_call`: gradients pass through, none arrive."""
+    return {name: p.detach() for name, p in module.named_parameters()}
+
+
+def frozen_twin(network: Network) -> Network:
+    """A copy that is never trained by gradients."""
+    return deepcopy(network).requires_grad_(False)

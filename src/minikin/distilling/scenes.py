@@ -1,0 +1,44 @@
+"""Training data without end and without files: the scenes tiny was trained on, drawn on the spot.
+
+The one place of the product that knows tiny's world. Scenes come from a stream of their own, and
+combinations that the world holds out for tests never appear.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from minikin.errors import UnknownName
+from minikin.tiny.captions import caption
+from minikin.tiny.vocabulary import WORLDS
+from minikin.tiny.world import World
+
+SEED = 5  # the stream of scenes
+WORDINGS = 4  # captions of every scene
+
+
+class Scenes:
+    """The first `count` scenes of a world. Raises UnknownName."""
+
+    painted = True
+
+    def __init__(self, world: str, count: int) -> None:
+        if world not in WORLDS:
+            raise UnknownName("world", world, WORLDS)
+        self.name, self.count = world, count
+        self.world = World(world)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def captions(self, i: int) -> list[str]:
+        scene = self.world.scene(SEED, i)
+        return [caption(scene, np.random.default_rng((SEED, i, k))).text for k in range(WORDINGS)]
+
+    def picture(self, i: int) -> Image.Image:
+        return self.world.draw(self.world.scene(SEED, i))[0]
+
+    @property
+    def identity(self) -> str:
+        return f"scenes:{self.name}:{SEED}:{WORDINGS}:{self.count}"

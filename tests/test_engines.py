@@ -1,0 +1,131 @@
+"""Engines agree with PyTorch within what they state, export once, and never stop the painting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import FAMILIES
+from minikin.bases import engines
+from minikin.bases.base import Base
+from minikin.bases.editing import condition
+from minikin.bases.prompt import parse
+from minikin.errors import BadRecipe, UnknownName
+from minikin.files import cache_folder
+
+
+def call(base: Base, n: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """One U-Net call and one decoding of fixed noise."""
+    g = torch.Generator().manual_seed(0)
+    side = base.unet.config.sample_size
+    x = torch.randn((n, base.unet.config.in_channels, side, side), generator=g)
+    (made,) = condition(base, [parse("a cat on the beach", {})], {}, copies=n)
+    more: dict[str, Any] = base.conditions(n, made.pooled)
+    if base.has_guidance_embedding:
+        more["timestep_cond"] = torch.randn((n, base.unet.config.time_cond_proj_dim), generator=g)
+    with torch.no_grad():
+        out = base.unet(x, torch.tensor(801), made.kv, **more).sample
+        z = torch.randn((n, base.vae.config.latent_channels, side, side), generator=g)
+        return out, base.vae.decode(z).sample
+
+
+@pytest.fixture(scope="module")
+def openvino() -> engines.OpenVino:
+    pytest.importorskip("openvino", reason="the extra minikin[openvino] is not installed")
+    return engines.OpenVino("float32")
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "lcm-sd15"])
+def test_openvino_agrees_in_float32(family: str, bases: dict[str, Base], openvino: engines.OpenVino) -> None:
+    """To 1e-4 of the output's deviation; and the U-Net is its own again afterwards."""
+    assert family in FAMILIES
+    base = bases[family]
+    own = call(base)
+    heard: list[str] = []
+    with openvino.on(base, heard.append):
+        theirs = call(base)
+    assert not heard
+    for a, b in zip(own, theirs, strict=True):
+        assert float((a - b).abs().max()) <= 1e-4 * float(a.std())
+    assert all(torch.equal(a, b) for a, b in zip(own, call(base), strict=True))
+
+
+def test_openvino_exports_once(bases: dict[str, Base], openvino: engines.OpenVino, monkeypatch: Any) -> None:
+    """The second process finds the exported models in the cache; other weights are other models."""
+    base = bases["sd15"]
+    with openvino.on(base):
+        call(base)
+    before = sorted(p.name for p in (cache_folder() / "openvino").iterdir())
+    again = engines.OpenVino("float32")
+    monkeypatch.setattr(again._ov, "convert_model", lambda *_a, **_k: pytest.fail("exported twice"))
+    with again.on(base):
+        call(base)
+    assert sorted(p.name for p in (cache_folder() / "openvino").iterdir()) == before
+    x = {"sample": torch.zeros(1, 4, 8, 8)}
+    keys = {engines._key(b, b.unet, x) for b in (base, bases["sdxl"])}
+    monkeypatch.setattr(base, "worn", "style 0.8")
+    assert len(keys | {engines._key(base, base.unet, x)}) == 3
+
+
+@pytest.mark.parametrize("name", ["openvino", "compile"])
+def test_a_failing_engine_warns_once_and_paints_on(name: str, bases: dict[str, Base], monkeypatch: Any) -> None:
+    base = bases["sd15"]
+    own = call(base)
+
+    def broken(*_a: Any, **_k: Any) -> Any:
+        raise RuntimeError("no such operation\nand a long trace")
+
+    if name == "openvino":
+        pytest.importorskip("openvino")
+        made: Any = engines.OpenVino("float32")
+        monkeypatch.setattr(made, "_compiled", broken)
+    else:
+        monkeypatch.setattr(torch, "compile", lambda *_a, **_k: broken)
+        made = engines.Compiled()
+    heard: list[str] = []
+    for _ in range(2):
+        with made.on(base, heard.append):
+            theirs = call(base)
+        assert all(torch.equal(a, b) for a, b in zip(own, theirs, strict=True))
+    assert len(heard) == 1 and "no such operation" in heard[0] and "long trace" not in heard[0]
+
+
+def test_a_half_written_export_is_not_used(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> None:
+    """A full disk while exporting: a warning, the picture, and nothing left in the cache."""
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("MINIKIN_CACHE", str(tmp_path))
+    made = engines.OpenVino("float32")
+
+    def full(*_a: Any, **_k: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(made._ov, "save_model", full)
+    heard: list[str] = []
+    with made.on(bases["sd15"], heard.append):
+        call(bases["sd15"])
+    assert "the disk is full" in heard[0] and not list((tmp_path / "openvino").iterdir())
+
+
+def test_unknown_engines_and_precisions() -> None:
+    with pytest.raises(UnknownName, match="Did you mean 'openvino'"):
+        engines.engine("openvin")
+    pytest.importorskip("openvino")
+    with pytest.raises(BadRecipe, match="float32 or bfloat16"):
+        engines.engine("openvino", "float16")
+
+
+def test_openvino_paints_the_same_picture(openvino: engines.OpenVino) -> None:
+    """On tiny, in bytes: float32 within 1 level; bfloat16 within 12 levels for 99 % of the pixels."""
+    from minikin import Studio
+
+    studio = Studio.open("tiny", device="cpu")
+    (own,) = studio.paint("a cat on the beach", steps=2, seed=3)
+    for engine, most in ((openvino, 1.0), (engines.OpenVino("bfloat16"), 12.0)):
+        with engine.on(studio.base):
+            (theirs,) = studio.paint("a cat on the beach", steps=2, seed=3)
+        difference = np.abs(np.asarray(own, int) - np.asarray(theirs, int))
+        assert np.percentile(difference, 99) <= most
