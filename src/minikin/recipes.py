@@ -157,7 +157,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 # tiny is narrow and quick to learn: higher rates, its own guidance of 4, a rate that falls, averaging
 TINY: dict[str, dict[str, Any]] = {
     "lcm": {"rate": 2e-4, "guidance": "2-8", "batch": 32, "decay": 0.5, "ema": 0.99, "steps": 3000},
-    "lcm-lora": {"rate": 5e-4, "guidance": "4", "batch": 32, "decay": 0.5, "ema": 0.99},
+    "lcm-lora": {"rate": 2e-4, "guidance": "4", "batch": 32, "decay": 0.5, "ema": 0.99},
     "turbo": {
         "student": "lora", "rate": 2e-4, "side_rate": 5e-4, "guidance": "4", "batch": 32, "decay": 0.5,
         "ema": 0.99, "steps": 3000,

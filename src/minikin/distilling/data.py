@@ -133,7 +133,9 @@ def _latents(
             x = x.to(base.device)
             texts = encoder([source.captions(k)[0] for k in part])
             empty = encoder.empty(len(part))
-            yield many_steps(teacher, x, texts, empty, recipe.teacher_steps, _scale(recipe)).half().cpu()
+            yield (
+                many_steps(teacher, x, texts, empty, recipe.teacher_steps, painting_scale(recipe)).half().cpu()
+            )
         return
 
     def pixels(k: int) -> Tensor:
@@ -146,8 +148,8 @@ def _latents(
             yield base.to_latents(batch).half().cpu()
 
 
-def _scale(recipe: Distill) -> float:
-    """The guidance the teacher paints its own training pictures with."""
+def painting_scale(recipe: Distill) -> float:
+    """The guidance the teacher paints with."""
     mean = sum(recipe.scales) / 2
     return mean if mean > 1 else USUAL_GUIDANCE
 

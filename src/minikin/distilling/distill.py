@@ -25,7 +25,7 @@ from minikin.distilling import export, sources
 from minikin.distilling.adversarial import Adversarial
 from minikin.distilling.consistency import Consistency
 from minikin.distilling.distribution import Matching
-from minikin.distilling.objective import Objective, Setting, Way
+from minikin.distilling.objective import Objective, Reference, Setting, Way
 from minikin.distilling.sampling import few_steps, pictures
 from minikin.distilling.solver import Schedule
 from minikin.distilling.student import Encoder, teacher
@@ -72,7 +72,12 @@ def distill(base: Base, recipe: Distill, out: Path, *, resume: bool = False) -> 
                 yield event
         assert loaded is not None
         yield events.Note(f"{r.method}: {len(loaded)} examples, student {r.student}, batch {r.batch}.")
-        objective = METHODS[r.method](Setting(base, r, schedule, own, Encoder(base), loaded))
+        setting = Setting(base, r, schedule, own, Encoder(base), loaded)
+        objective, reference = METHODS[r.method](setting), Reference(setting)
+
+        def evaluate() -> dict[str, float]:
+            return {**objective.measure(), "to teacher": reference.error(objective.student, objective.way())}
+
         run = Run(
             out, objective.learner, _plan(r), device=base.device, stage=r.method, groups=objective.groups(),
             facts=_identity(base, r, loaded.identity) | {"autocast": autocast},
@@ -82,7 +87,7 @@ def distill(base: Base, recipe: Distill, out: Path, *, resume: bool = False) -> 
         painter = _painter(base, objective, loaded)
         try:
             yield from run.train(
-                objective.loss, prepare=objective.draw, evaluate=objective.measure, sample=painter,
+                objective.loss, prepare=objective.draw, evaluate=evaluate, sample=painter,
                 after=objective.after,
             )  # fmt: skip
         except KeyboardInterrupt:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from minikin.bases.base import Base
-from minikin.distilling.data import Examples
+from minikin.distilling.data import Examples, painting_scale
+from minikin.distilling.sampling import few_steps, many_steps
 from minikin.distilling.solver import Schedule
 from minikin.distilling.student import Encoder, Kind, Learner, Network, copied, teacher, trained
 from minikin.recipes import Distill
@@ -72,6 +74,34 @@ class Objective(Protocol):
     def after(self, turn: Turn) -> None: ...
     def measure(self) -> dict[str, float]: ...
     def way(self) -> Way: ...
+
+
+class Reference:
+    """How far one step of a student is from where many guided steps of its teacher end.
+
+    The same noise and captions every time, so that it can be followed while training. It falls for
+    every method; the losses themselves need not, since their targets move with the student.
+    """
+
+    def __init__(self, s: Setting, n: int = 8) -> None:
+        self.s = s
+        n = min(n, len(s.data))
+        self.texts = s.encoder([s.data.captions[i * len(s.data) // n][0] for i in range(n)])
+        g = torch.Generator().manual_seed(20_23)
+        self.x = torch.randn((n, *s.data.shape), generator=g).to(s.device)
+
+    @cached_property
+    def end(self) -> Tensor:
+        """The teacher's latents (n, C, h, w)."""
+        r, empty = self.s.recipe, self.s.encoder.empty(len(self.x))
+        return many_steps(self.s.teacher, self.x, self.texts, empty, r.teacher_steps, painting_scale(r))
+
+    def error(self, student: Network, way: Way) -> float:
+        """Mean squared distance of latents."""
+        made = few_steps(
+            student, self.x, self.texts, way.times[:1], renoise=False, noise=lambda: self.x, scale=way.scale
+        )
+        return float((made - self.end).square().mean())
 
 
 def fixed_turn(batch: int) -> Turn:
