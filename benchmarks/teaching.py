@@ -65,8 +65,8 @@ def trace(name: str, category: str) -> list[dict[str, Any]]:
 
     c = covariance(studio.base)  # once per base
     began = time.perf_counter()
-    for event in teach(studio.base, photos, recipe, c, sample=measure):
-        assert not isinstance(event, events.Note)
+    *_, done = teach(studio.base, photos, recipe, c, sample=measure)
+    assert isinstance(done, events.Done)
     plateau = float(np.mean([v for _, v in found[-4:]]))
     reached, steps = next((s, EVERY * (k + 1)) for k, (s, v) in enumerate(found) if v >= 0.95 * plateau)
     curve = " ".join(f"{v:.2f}" for _, v in found)
