@@ -1,0 +1,499 @@
+"""The training of the embedded model, in miniature: every stage, adoption, refusals, the command line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from minikin.errors import AssetError, BadModelFile, BadRecipe, Busy, OutOfMemory, StorageError, UnknownName
+from minikin.events import Done, Note
+from minikin.tiny.build import art, stages
+from minikin.tiny.build.autoencoder import build as build_autoencoder
+from minikin.tiny.build.autoencoder import grown
+from minikin.tiny.build.job import Job
+from minikin.tiny.build.noise import STEPS, Levels, scheduler
+from minikin.tiny.build.normalise import normalise
+from minikin.tiny.build.pool import spread
+from minikin.tiny.build.recipes import (
+    Autoencoder,
+    Build,
+    Latents,
+    Pictures,
+    Text,
+    Tokenizer,
+    Unet,
+    recipe,
+)  # fmt: skip
+from minikin.tiny.build.shards import Shards, write
+from minikin.training.plan import Plan, Turn
+
+PLAN = Plan(steps=3, batch=4, bf16=False, log_steps=1, warmup=2, save_minutes=0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+STAGES = ("pictures", "autoencoder", "tokenizer", "text", "latents", "unet", "export")
+
+
+def miniature(**unet: Any) -> Build:
+    """Everything of the small recipe but its size: latents of 16x16x4 from two levels and a grown third."""
+    return Build(
+        pictures=Pictures(count=48, others=16, shard=16, backdrops=1),
+        autoencoder=Autoencoder(
+            channels=(4, 8, 8, 8), latents=4, first_latents=2, crop=32, held_out=4, first=PLAN, grown=PLAN
+        ),
+        tokenizer=Tokenizer(size=700, captions=60),
+        text=Text(layers=1, width=32, heads=2, plan=PLAN),
+        latents=Latents(captions=2, batch=16),
+        unet=Unet(
+            channels=(16, 32), head=8, groups=8, held_out=8, samples=2, sample_steps=2, plan=PLAN, **unet
+        ),
+    )
+
+
+def events_of(job: Job, *names: str) -> list[Any]:
+    return list(stages.run(job, names))
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: Any) -> Job:
+    """A finished miniature, exported in files of at most 0.15 MB."""
+    job = Job(miniature(), tmp_path_factory.mktemp("build"), split=0.15)
+    done = events_of(job, *STAGES)[-1]
+    assert isinstance(done, Done) and done.result == job.model
+    return job
+
+
+def test_every_stage_leaves_what_a_person_wants_to_see(built: Job) -> None:
+    for name in ("autoencoder/first", "autoencoder/grown", "text", "unet"):
+        folder = built.out / name
+        rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        assert [r["step"] for r in rows if "loss" in r] == [1, 2, 3]
+        assert rows[-1]["evaluation"]
+        if find_spec("matplotlib"):
+            assert (folder / "curve.png").stat().st_size > 1000
+    assert len(list((built.out / "unet" / "samples").glob("*.png"))) == 1
+    assert (built.out / "pictures" / "sample.png").exists()
+
+
+def test_the_stock_pipeline_opens_the_model(built: Job) -> None:
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(built.model, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    assert isinstance(pipe.scheduler, DDIMScheduler)
+    assert pipe.scheduler.config.prediction_type == "v_prediction"
+    assert pipe.scheduler.alphas_cumprod[-1] == 0
+    image = pipe("a photo of a cat", num_inference_steps=2).images[0]
+    assert image.size == (128, 128)
+
+
+def test_minikin_opens_the_model(built: Job) -> None:
+    from minikin.bases.registry import open_base
+
+    base = open_base(str(built.model), device="cpu")
+    assert base.architecture == "tiny"
+    assert base.prediction == "v_prediction"
+
+
+def test_weights_are_float16_in_small_files(built: Job) -> None:
+    from safetensors import safe_open
+
+    files = list(built.model.rglob("*.safetensors"))
+    assert len(files) > 3  # the U-Net needs more than one
+    for path in files:
+        assert path.stat().st_size <= 0.15e6
+        with safe_open(path, "pt") as f:
+            assert all(f.get_tensor(k).dtype is torch.float16 for k in f.keys())  # noqa: SIM118
+
+
+def test_the_card_tells_data_licences_and_cost(built: Job) -> None:
+    text = (built.model / "README.md").read_text()
+    assert "48 scenes" in text and "| U-Net | 3 | 12 |" in text and "v-loss" in text
+    for style in ("MIT", "Apache-2.0", "CC-BY-4.0"):
+        assert style in text
+
+
+def test_running_again_does_nothing_and_changes_nothing(built: Job) -> None:
+    before = {p: p.read_bytes() for p in built.model.rglob("*.safetensors")}
+    told = [e.text for e in events_of(built, "pictures", "text", "latents", "unet") if isinstance(e, Note)]
+    assert any("unet: already trained (3 steps)" in t for t in told)
+    events_of(built, "export")
+    assert all(p.read_bytes() == data for p, data in before.items())
+
+
+def test_latents_are_normalised(built: Job) -> None:
+    z = torch.from_numpy(
+        np.concatenate([np.load(p) for p in sorted((built.out / "latents").glob("*.npy"))])
+    ).float()
+    assert z.shape == (48, 4, 16, 16)
+    assert abs(float(z.mean())) < 0.5
+    assert 0.6 < float(z.std()) < 1.6
+
+
+def test_going_on_from_the_exported_folder(built: Job, tmp_path: Path) -> None:
+    """The parts without a budget are copied, and the U-Net begins where the folder's was."""
+    job = Job(miniature(), tmp_path, source=built.model, steps={"unet": 3})
+    told = " ".join(e.text for e in events_of(job, *STAGES[:-1]) if isinstance(e, Note))
+    assert "vae taken from" in told and "text_encoder taken from" in told
+    assert (job.text_encoder / "config.json").read_bytes() == (
+        built.model / "text_encoder" / "config.json"
+    ).read_bytes()
+    first = json.loads((tmp_path / "unet" / "log.jsonl").read_text().splitlines()[1])
+    last = json.loads((built.out / "unet" / "log.jsonl").read_text().splitlines()[-2])
+    assert first["loss"] < 3 * last["loss"]
+
+
+# ---- refusals ------------------------------------------------------------------------------------
+
+
+def test_a_stage_says_which_stage_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(BadRecipe, match="vae is missing: it is made by stage autoencoder. Run --stage"):
+        events_of(Job(miniature(), tmp_path), "latents")
+    with pytest.raises(BadRecipe, match="pictures lacks 3 of its 3 files. Run --stage pictures first"):
+        events_of(Job(miniature(), tmp_path), "autoencoder")
+
+
+def test_names_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="Unknown stage 'unett'. Did you mean 'unet'"):
+        events_of(Job(miniature(), tmp_path), "unett")
+    with pytest.raises(UnknownName, match="Unknown world 'smal'"):
+        recipe("smal", "cpu")
+    with pytest.raises(UnknownName, match="Unknown trained stage 'export'"):
+        Job(miniature(), tmp_path, minutes={"export": 3})
+    with pytest.raises(BadRecipe, match="in minutes and one in steps; give one of them"):
+        Job(miniature(), tmp_path, minutes={"unet": 3}, steps={"unet": 3})
+    with pytest.raises(BadRecipe, match="The budget of stage unet must be positive"):
+        Job(miniature(), tmp_path, minutes={"unet": 0})
+
+
+def test_another_autoencoder_makes_the_latents_void(built: Job, tmp_path: Path) -> None:
+    import shutil
+
+    out = tmp_path / "copy"
+    shutil.copytree(built.out, out)
+    (out / "autoencoder" / "vae" / "config.json").write_text("{}")
+    with pytest.raises(BadRecipe, match="made from something else: autoencoder is"):
+        events_of(Job(miniature(), out), "latents")
+
+
+def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+    job = Job(miniature(), tmp_path / "out", source=tmp_path)
+    with pytest.raises(BadModelFile, match="has no folder 'tokenizer'. --from wants a diffusers folder"):
+        events_of(job, "tokenizer")
+
+
+def test_missing_and_damaged_art_packs(tmp_path: Path) -> None:
+    with pytest.raises(AssetError, match="The art pack .* cannot be read"):
+        events_of(Job(miniature(), tmp_path / "a", art=tmp_path / "none.npz"), "pictures")
+    broken = tmp_path / "broken.npz"
+    broken.write_bytes(art.shipped().read_bytes()[:5000])
+    with pytest.raises(AssetError, match="The art pack .* cannot be read"):
+        events_of(Job(miniature(), tmp_path / "b", art=broken), "pictures")
+
+
+def test_another_art_pack_is_refused_unless_asked_for(tmp_path: Path, monkeypatch: Any) -> None:
+    assert art.fingerprint() == art.SHIPPED
+    monkeypatch.setattr(art, "SHIPPED", "0" * 64)
+    with pytest.raises(AssetError, match=r"its fingerprint is 7461\w+, expected 0000\w+.*--art"):
+        events_of(Job(miniature(), tmp_path), "pictures")
+    art.check(art.shipped())
+
+
+def test_damaged_pictures_are_named(tmp_path: Path) -> None:
+    shards = Shards(tmp_path, 8, 4, {"world": "small"})
+    for i in range(2):
+        write(shards.path(i), np.full((4, 2), i, np.uint8))
+    assert shards[np.array([0, 7, 3])].tolist() == [[0, 0], [1, 1], [0, 0]]
+    shards.path(1).write_bytes(shards.path(1).read_bytes()[:-3])
+    again = Shards(tmp_path, 8, 4, {"world": "small"})
+    with pytest.raises(AssetError, match=r"00001.npy cannot be read .* Delete this one file"):
+        again.all()
+    shards.path(1).unlink()
+    assert Shards(tmp_path, 8, 4, {"world": "small"}).missing() == [1]
+    with pytest.raises(BadRecipe, match="made from something else: world is small there and wide now"):
+        Shards(tmp_path, 8, 4, {"world": "wide"})
+
+
+def test_a_full_disk_while_rendering(tmp_path: Path, monkeypatch: Any) -> None:
+    """The message says what to do, finished files stay, and the same call goes on."""
+    job = Job(miniature(), tmp_path)
+    real, calls = os.fsync, []
+
+    def full(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) > 7:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="the disk is full. Free some space and try again; nothing was lost"):
+        events_of(job, "pictures")
+    monkeypatch.setattr(os, "fsync", real)
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "pictures").glob("*.npy")}
+    assert kept
+    events_of(job, "pictures")
+    assert all(p.stat().st_mtime_ns == t for p, t in kept.items())
+    assert not list(tmp_path.rglob(".minikin-*"))
+
+
+def test_a_full_disk_while_exporting(built: Job, monkeypatch: Any) -> None:
+    """The model that was there before stays."""
+    from diffusers import StableDiffusionPipeline
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(StableDiffusionPipeline, "save_pretrained", full)
+    before = sorted(p.name for p in built.model.rglob("*"))
+    with pytest.raises(StorageError, match="model was not written: No space left on device. Free some space"):
+        events_of(built, "export")
+    assert sorted(p.name for p in built.model.rglob("*")) == before
+
+
+def test_budgets() -> None:
+    """By stage; the autoencoder's is shared by its two parts; without one the recipe's holds."""
+    job = Job(miniature(), Path("out"), minutes={"autoencoder": 10}, steps={"unet": 7})
+    assert job.plan("autoencoder", PLAN, 0.4).minutes == 4
+    assert job.plan("autoencoder", PLAN, 0.4).steps is None
+    assert job.plan("unet", PLAN).steps == 7
+    assert job.plan("text", PLAN) == PLAN
+
+
+def test_two_builds_in_one_folder(tmp_path: Path) -> None:
+    work = stages.run(Job(miniature(), tmp_path), ["pictures"])
+    next(work)
+    with pytest.raises(Busy, match="already working on the build in"):
+        next(stages.run(Job(miniature(), tmp_path), ["pictures"]))
+    work.close()
+
+
+def test_worker_processes(tmp_path: Path) -> None:
+    """They do the same as this process; one that is ended from outside is told."""
+    calls = [(tmp_path / str(i), np.arange(i)) for i in range(3)]
+    assert list(spread(write, calls, 2)) == [1, 2, 3]
+    assert np.load(tmp_path / "2").tolist() == [0, 1]
+    with pytest.raises(OutOfMemory, match="worker process was ended from outside.*fewer than --workers 1"):
+        list(spread(os._exit, [(1,)], 1))
+
+
+# ---- the pieces ----------------------------------------------------------------------------------
+
+
+def test_normalising_changes_latents_only() -> None:
+    """Decoding what was encoded gives what it gave before; channels end with mean 0 and unit total."""
+    torch.manual_seed(0)
+    vae = build_autoencoder((4, 8), 3, 32).eval()
+    x = torch.rand(8, 3, 32, 32) * 2 - 1
+    out, _ = normalise(vae, x, torch.autocast("cpu", enabled=False))
+    with torch.no_grad():
+        was = vae.decode(vae.encode(x).latent_dist.mean).sample
+        z = out.encode(x).latent_dist
+        now = out.decode(z.mean).sample
+        assert torch.allclose(was, now, atol=1e-4)
+        assert z.mean.mean((0, 2, 3)).abs().max() < 1e-4
+        assert float(z.mean.std((0, 2, 3)).pow(2).mean()) == pytest.approx(1, rel=1e-3)
+        before = vae.encode(x).latent_dist
+        ratio, kept = (q.logvar.exp() / q.mean.var((0, 2, 3), keepdim=True) for q in (before, z))
+        assert torch.allclose(ratio, kept, rtol=1e-2)  # the posterior's relative width too
+
+
+def test_growing_keeps_the_outer_levels() -> None:
+    small, large = build_autoencoder((4, 8), 2, 32), build_autoencoder((4, 8, 8), 4, 32)
+    out = grown(small, large).state_dict()
+    old = small.state_dict()
+    for before, after in (
+        ("encoder.conv_in.weight", "encoder.conv_in.weight"),
+        ("encoder.down_blocks.1.resnets.0.conv1.weight", "encoder.down_blocks.1.resnets.0.conv1.weight"),
+        ("decoder.up_blocks.1.resnets.0.conv1.weight", "decoder.up_blocks.2.resnets.0.conv1.weight"),
+        ("decoder.conv_out.weight", "decoder.conv_out.weight"),
+    ):
+        assert torch.equal(old[before], out[after])
+
+
+def test_timesteps_follow_the_recipe() -> None:
+    """Three quarters by a Laplace law of log-SNR: its median and its mean distance from it."""
+    levels = Levels(scheduler().alphas_cumprod, uniform=0.25, centre=0.3, spread=0.8)
+    t = levels.draw(4000, torch.Generator().manual_seed(0))
+    assert t.shape == (4000,) and 0 <= int(t.min()) and int(t.max()) < STEPS
+    only = Levels(scheduler().alphas_cumprod, uniform=0, centre=0.3, spread=0.8)
+    log_snr = only.log_snr[only.draw(4000, torch.Generator().manual_seed(0))]
+    assert float(log_snr.median()) == pytest.approx(0.3, abs=0.02)
+    assert float((log_snr - 0.3).abs().mean()) == pytest.approx(0.8, abs=0.03)
+
+
+def test_v_is_the_schedulers(tmp_path: Path) -> None:
+    ddim = scheduler()
+    levels = Levels(ddim.alphas_cumprod, uniform=0.25, centre=0.3, spread=0.8)
+    x0, eps, t = torch.randn(5, 2, 4, 4), torch.randn(5, 2, 4, 4), torch.tensor([0, 10, 500, 900, 999])
+    x_t, v = levels.mix(x0, eps, t)
+    assert torch.allclose(x_t, ddim.add_noise(x0, eps, t), atol=1e-6)
+    assert torch.allclose(v, ddim.get_velocity(x0, eps, t), atol=1e-6)
+
+
+def test_tokenizer_is_clips(built: Job) -> None:
+    """Every byte has a token, so nothing is unknown; case and spaces do not matter; equal in every build."""
+    from transformers import AutoTokenizer
+
+    from minikin.tiny.build.tokenizer import learn, texts
+
+    t = AutoTokenizer.from_pretrained(built.tokenizer)
+    assert t.model_max_length == 32
+    assert (t.bos_token_id, t.eos_token_id) == (len(t) - 2, len(t) - 1)
+    for text in ("a photo of a cat", "teddy bear's café 42 ümlaut 猫", ""):
+        ids = t(text)["input_ids"]
+        assert (ids[0], ids[-1]) == (t.bos_token_id, t.eos_token_id)
+        assert t.eos_token_id not in ids[1:-1]
+        assert t.decode(ids, skip_special_tokens=True).strip().replace(" ", "") == text.replace(" ", "")
+    assert t("A  Photo")["input_ids"] == t("a photo")["input_ids"]
+    assert learn(texts(built, 60), 700) == learn(texts(built, 60), 700)
+
+
+def test_twins_differ_at_their_nouns_alone(built: Job) -> None:
+    from transformers import AutoTokenizer
+
+    from minikin.tiny.build.pictures import world_of
+    from minikin.tiny.build.truth import CATEGORIES, Captions
+
+    t = AutoTokenizer.from_pretrained("src/minikin/tiny/weights/tokenizer")
+    b = Captions([world_of("small", 1, None)], t, 32).batch(Turn(0, 32, (0,)))
+    rows = torch.arange(32)
+    assert (b.ids[rows, b.end] == t.eos_token_id).all()
+    assert (b.ids[b.alike] == b.twins[b.alike]).all()
+    assert not b.alike[rows, b.end].any()
+    words = [t.decode(b.ids[r, p]).strip() for r, p in b.nouns.tolist()]
+    named = [CATEGORIES[k] for k in b.kinds.tolist()]
+    assert sum(w.rstrip("s") in n or n in w for w, n in zip(words, named, strict=True)) > 0.7 * len(words)
+    assert 0 < int((b.ids != b.twins).sum()) <= len(words)
+
+
+def test_presets() -> None:
+    """On a GPU all budgets together leave time for the rest; the wide U-Net still fits into 60 MB."""
+    for world in ("small", "wide"):
+        gpu, cpu = recipe(world, "gpu"), recipe(world, "cpu")
+        plans = (gpu.autoencoder.first, gpu.autoencoder.grown, gpu.text.plan, gpu.unet.plan)
+        assert sum(p.minutes or 99 for p in plans) <= 16
+        assert all(p.steps and not p.minutes for p in (cpu.text.plan, cpu.unet.plan, cpu.autoencoder.grown))
+    from minikin.tiny.build.unet import build
+
+    n = sum(p.numel() for p in build(recipe("wide", "gpu").unet, (32, 8), 256).parameters())
+    assert 2 * n + 15e6 < 60e6
+
+
+# ---- the art pack --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def packages(tmp_path: Path, monkeypatch: Any) -> Path:
+    """Packed stand-ins of the four packages with one drawing each, and a vocabulary of that drawing."""
+    import hashlib
+    import io
+    import tarfile
+    from base64 import b64encode
+
+    from PIL import Image
+
+    from minikin.tiny import vocabulary as words
+
+    cat = words.Category("cat", ("1f431",), "animal", "cats")
+    monkeypatch.setattr(words, "CATEGORIES", {"cat": cat})
+    own = words.Identity("my_dog", "dog", "f3d", "1f9ae", "dots", ((0, 0, 0), (9, 9, 9)))
+    monkeypatch.setattr(words, "IDENTITIES", {"my_dog": own})
+    webp = io.BytesIO()
+    Image.new("RGBA", (40, 20), (200, 30, 60, 255)).save(webp, "WEBP", lossless=True)
+    icons = {"width": 32, "height": 32, "icons": {"cat-face": {"body": "<path/>"}}}
+    icons["aliases"] = {"c": {"parent": "cat-face"}}
+    folder = tmp_path / "packages"
+    folder.mkdir()
+    for style, (version, _) in list(art.INTEGRITY.items()):
+        name = words.ART_SETS[style].package.removeprefix("@").replace("/", "-")
+        path = folder / f"{name}-{version}.tgz"
+        if style == "f3d":
+            files = {"assets/1f431.webp": webp.getvalue(), "assets/1f9ae-fe0f.webp": webp.getvalue()}
+        else:
+            files = {"icons.json": json.dumps(icons).encode(), "chars.json": b'{"1f431": "c"}'}
+        with tarfile.open(path, "w:gz") as tar:
+            for member, data in files.items():
+                info = tarfile.TarInfo(f"package/{member}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        digest = b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
+        monkeypatch.setitem(art.INTEGRITY, style, (version, digest))
+    return folder
+
+
+def test_the_art_pack_from_its_packages(tmp_path: Path, packages: Path) -> None:
+    from PIL import Image
+
+    seen = []
+
+    def rasterise(svg: str) -> Image.Image:
+        seen.append(svg)
+        return Image.new("RGBA", (256, 256), (1, 2, 3, 255))
+
+    assert art.make(tmp_path / "sprites.npz", packages, rasterise) == 5
+    with np.load(tmp_path / "sprites.npz") as z:
+        assert [str(n) for n in z["names"]] == [f"cat|{s}|1f431" for s in ("f3d", "flat", "noto", "twe")]
+        assert z["rgba"].shape == (4, 96, 96, 4)
+        assert [str(n) for n in z["held_names"]] == ["my_dog"]
+        alpha = z["rgba"][0, ..., 3]
+        assert (alpha > 128).any(0).sum() == 96 and (alpha > 128).any(1).sum() == 48  # 2:1, centred
+    assert len(seen) == 3 and 'viewBox="0 0 32 32"' in seen[0]
+    from minikin.tiny.sprites import ArtPack
+
+    assert ArtPack.load(tmp_path / "sprites.npz").has("cat", "flat")
+
+
+def test_packages_must_be_the_known_ones(tmp_path: Path, packages: Path) -> None:
+    path = next(packages.glob("*noto*"))
+    path.write_bytes(path.read_bytes() + b"\0")
+    with pytest.raises(AssetError, match=r"noto.* its SHA-512 is .*, expected .* Delete it and fetch it again"):
+        art.make(tmp_path / "sprites.npz", packages, lambda svg: None)  # type: ignore[arg-type,return-value]
+    path.unlink()
+    with pytest.raises(AssetError, match="is missing. Put the packed @iconify-json/noto 1.2.9 there"):
+        art.make(tmp_path / "sprites.npz", packages, lambda svg: None)  # type: ignore[arg-type,return-value]
+    assert not (tmp_path / "sprites.npz").exists()
+
+
+def test_making_the_pack_offline(tmp_path: Path, monkeypatch: Any) -> None:
+    from minikin.errors import NoNetwork
+
+    def offline(*_: Any, **__: Any) -> Any:
+        return subprocess.CompletedProcess([], 1, "", "npm error network request failed")
+
+    monkeypatch.setattr(subprocess, "run", offline)
+    with pytest.raises(NoNetwork, match=r"cannot be fetched \(npm error network request failed\).*--packages"):
+        art.make(tmp_path / "sprites.npz")
+
+
+# ---- the command line ----------------------------------------------------------------------------
+
+
+def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "minikin.tiny.build", *arguments], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )  # fmt: skip
+
+
+def test_the_command_line_tells_mistakes(tmp_path: Path) -> None:
+    out = command("--world", "smal", "--out", str(tmp_path))
+    assert out.returncode == 2 and "minikin: Unknown world 'smal'. Did you mean 'small'?" in out.stderr
+    assert "Traceback" not in out.stderr
