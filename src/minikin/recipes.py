@@ -14,7 +14,7 @@ from minikin.errors import BadRecipe
 
 MAX_SIDE = 4096  # px
 MAX_STEPS = 1000
-ROW_RATE = 0.1  # of the value targets in mode row (docs/measurements.md)
+ROW_RATE = 0.1  # of the value targets in mode row, which learns more slowly (docs/measurements.md)
 
 MaskKind = Literal["attention", "clipseg", "none"]
 KeyLock = Literal["local", "global"]
@@ -83,7 +83,7 @@ class Teach(Recipe):
     @model_validator(mode="before")
     @classmethod
     def _rate_of_the_mode(cls, values: Any) -> Any:
-        """Mode row has no word to learn and no gate to open: its values move faster."""
+        """Mode row has no word to learn: its values move faster."""
         if isinstance(values, dict) and values.get("mode") == "row" and values.get("value_rate") is None:
             values = {**values, "value_rate": ROW_RATE}
         return values
