@@ -18,7 +18,7 @@ from minikin.bases import corpus
 from minikin.bases.base import Base
 from minikin.bases.covariance import CAPTIONS_PER_DIMENSION, Covariance, estimate
 from minikin.bases.locking import category_encoding, prompt_for
-from minikin.bases.registry import open_base
+from minikin.bases.opening.registry import open_base
 
 SIZES = (1_000, 10_000, 100_000)
 RIDGES = (0.0, 1e-4, 1e-3, 1e-2)

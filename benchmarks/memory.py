@@ -38,8 +38,8 @@ def full_size(name: str) -> Any:
     import torch
     import transformers
 
-    from minikin.bases.architectures import ARCHITECTURES, write_configs
     from minikin.bases.base import Base
+    from minikin.bases.opening.architectures import ARCHITECTURES, write_configs
 
     a = ARCHITECTURES[name]
     with tempfile.TemporaryDirectory() as folder:

@@ -17,8 +17,8 @@ from minikin.bases.base import Base
 from minikin.bases.covariance import covariance
 from minikin.bases.editing import condition, unpacked_delta
 from minikin.bases.locking import category_encoding
+from minikin.bases.opening.registry import open_base
 from minikin.bases.prompt import parse
-from minikin.bases.registry import open_base
 from minikin.concepts import edit
 from minikin.concepts.concept import Concept
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from minikin.bases.architectures import ARCHITECTURES, shrunk, write_configs
 from minikin.bases.base import Base
+from minikin.bases.opening.architectures import ARCHITECTURES, shrunk, write_configs
 from minikin.teaching.photos import Photo
 
 torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
@@ -79,7 +79,7 @@ def bases(tmp_path_factory: Any) -> dict[str, Base]:
 @pytest.fixture(scope="session")
 def tiny() -> Base:
     """The embedded base."""
-    from minikin.bases.registry import open_base
+    from minikin.bases.opening.registry import open_base
 
     return open_base("tiny", device="cpu")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minikin.bases.base import Base
 from minikin.bases.exchange import _kohya_name
-from minikin.bases.lorafile import components
+from minikin.bases.loras.lorafile import components
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 ALL = (*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut",

@@ -18,11 +18,11 @@ import conftest
 from conftest import build_pipeline
 from loras import ATTENTION, LAYOUTS, Pairs, product, random_lora, write
 from minikin import Studio, attach
-from minikin.bases import adapters, lorafile
-from minikin.bases.adapters import Adapters
-from minikin.bases.architectures import shrunk
 from minikin.bases.base import Base
-from minikin.bases.lorafile import components
+from minikin.bases.loras import adapters, lorafile
+from minikin.bases.loras.adapters import Adapters
+from minikin.bases.loras.lorafile import components
+from minikin.bases.opening.architectures import shrunk
 from minikin.bases.prompt import Prompt
 from minikin.cli.app import app
 from minikin.errors import BadAdapterFile, BadRecipe, BaseMismatch, UnknownName

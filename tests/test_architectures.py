@@ -92,7 +92,7 @@ def test_facts(family: str, bases: dict[str, Base]) -> None:
     assert not any("processor" in k for k in base.unet.state_dict())
     assert base.is_xl == (family == "sdxl")
     assert base.has_guidance_embedding == family.startswith("lcm")
-    from minikin.bases.architectures import ARCHITECTURES as full
+    from minikin.bases.opening.architectures import ARCHITECTURES as full
 
     assert full[family].name == expected[family]
     assert full[family].unet["cross_attention_dim"] == true_width[expected[family]]
@@ -103,7 +103,7 @@ def test_true_sites(family: str) -> None:
     """The full-size U-Nets have the sites and widths of algorithms 1.9: 16 and 12,480; 70 and 83,200."""
     from diffusers import UNet2DConditionModel
 
-    from minikin.bases.architectures import ARCHITECTURES as full
+    from minikin.bases.opening.architectures import ARCHITECTURES as full
 
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(full[family].unet)
@@ -206,7 +206,7 @@ def test_teaching_does_not_depend_on_the_painting_scheduler(
 
 def test_identity_does_not_depend_on_precision(tmp_path: Any) -> None:
     """Opened in float32, float16 or bfloat16, a base has the same fingerprint and text hash."""
-    from minikin.bases.registry import open_base
+    from minikin.bases.opening.registry import open_base
 
     build_pipeline("sd15", tmp_path / "a").to(torch.float16).save_pretrained(tmp_path / "b")
     found = {

@@ -106,7 +106,7 @@ def test_the_stock_pipeline_opens_the_model(built: Job) -> None:
 
 
 def test_minikin_opens_the_model(built: Job) -> None:
-    from minikin.bases.registry import open_base
+    from minikin.bases.opening.registry import open_base
 
     base = open_base(str(built.model), device="cpu")
     assert base.architecture == "tiny"

@@ -13,8 +13,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from minikin import Concept
-from minikin.bases.architectures import ARCHITECTURES
 from minikin.bases.keysvalues import layout
+from minikin.bases.opening.architectures import ARCHITECTURES
 from minikin.concepts import file
 from minikin.concepts import tensors as io
 from minikin.concepts.concept import Origin, check_category, check_name

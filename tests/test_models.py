@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 import ldm
 from conftest import FAMILIES, build_pipeline
 from minikin import Studio
-from minikin.bases import pull as hub
-from minikin.bases import registry, singlefile
-from minikin.bases.architectures import ARCHITECTURES, shrunk
 from minikin.bases.base import Base
-from minikin.bases.registry import open_base
+from minikin.bases.opening import pull as hub
+from minikin.bases.opening import registry, singlefile
+from minikin.bases.opening.architectures import ARCHITECTURES, shrunk
+from minikin.bases.opening.registry import open_base
 from minikin.errors import BadModelFile, BadRecipe, NoNetwork, UnknownName
 
 KEY = "model.diffusion_model."

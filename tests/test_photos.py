@@ -147,7 +147,7 @@ def test_clipseg_masks_with_random_weights(bases: dict[str, Base], tmp_path: Pat
     """The CLIPSeg path runs on a miniature of it: masks in [0, 1] with a maximum of 1 each."""
     import transformers
 
-    from minikin.bases.registry import models_folder
+    from minikin.bases.opening.registry import models_folder
 
     text = {"hidden_size": 32, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 4,
             "vocab_size": 49408}  # fmt: skip

@@ -18,8 +18,10 @@ from typer.testing import CliRunner
 from conftest import FAMILIES, build_pipeline
 from loras import random_lora, write
 from minikin import Studio, events
-from minikin.bases import adapters, presets, pull
+from minikin.bases import presets
 from minikin.bases.base import Base
+from minikin.bases.loras import adapters
+from minikin.bases.opening import pull
 from minikin.bases.presets import CONVENTIONS, PRESETS, recognise
 from minikin.errors import AssetError, BadModelFile, BadRecipe, NoNetwork, UnknownName
 from minikin.painting import metadata, schedulers
@@ -203,7 +205,7 @@ def test_checkpoints_are_recognised(bases: dict[str, Base], facts: dict[str, str
 
 def test_opened_checkpoints_say_what_they_are(tmp_path: Path) -> None:
     """A folder on disk: its own name, and what its model_index.json says."""
-    from minikin.bases.registry import open_base
+    from minikin.bases.opening.registry import open_base
 
     folder = tmp_path / "my-lightning"
     build_pipeline("sdxl", tmp_path / "x").save_pretrained(folder)

@@ -103,7 +103,7 @@ def _paint(base: Base, side: int, args: argparse.Namespace, say: Any) -> None:
 
 def _base(family: str, args: argparse.Namespace) -> Base:
     from benchmarks.memory import full_size
-    from minikin.bases import architectures
+    from minikin.bases.opening import architectures
 
     if args.miniature:
         full = architectures.ARCHITECTURES[family]

@@ -20,14 +20,15 @@ from typing import Any
 from PIL import Image
 
 from minikin import events
-from minikin.bases import adapters, presets
-from minikin.bases.adapters import Adapters
+from minikin.bases import presets
 from minikin.bases.attached import Concepts
 from minikin.bases.base import Base
 from minikin.bases.covariance import Covariance, covariance, read_captions
-from minikin.bases.lorafile import Adapter
+from minikin.bases.loras import adapters
+from minikin.bases.loras.adapters import Adapters
+from minikin.bases.loras.lorafile import Adapter
+from minikin.bases.opening.registry import open_base
 from minikin.bases.prompt import UNKNOWN_HINT, Prompt, concept_tags, parse
-from minikin.bases.registry import open_base
 from minikin.concepts import library
 from minikin.concepts.concept import Concept, check_category, check_name
 from minikin.errors import BadRecipe, UnknownName
@@ -61,7 +62,7 @@ class Studio:
 
     @classmethod
     def open(cls, base: str = "tiny", **how: Any) -> Studio:
-        """Open a base by name, folder, file or hub id; see `bases.registry.open_base`."""
+        """Open a base by name, folder, file or hub id; see `bases.opening.registry.open_base`."""
         return cls(open_base(base, **how))
 
     # ---- concepts ----------------------------------------------------------------------------

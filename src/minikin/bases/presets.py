@@ -15,8 +15,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from minikin.bases import adapters
 from minikin.bases.base import Base
+from minikin.bases.loras import adapters
 from minikin.errors import AssetError, NoNetwork, UnknownName
 
 N_TRAIN = 1000  # timesteps all these models were trained with

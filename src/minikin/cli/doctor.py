@@ -106,7 +106,7 @@ def _memory_gb() -> float | None:
 
 
 def _models() -> list[Check]:
-    from minikin.bases.registry import entries, models_folder, tiny_folder
+    from minikin.bases.opening.registry import entries, models_folder, tiny_folder
 
     weights = tiny_folder() / "unet" / "diffusion_pytorch_model.safetensors"
     out = [Check("tiny", "embedded", weights.is_file(), "pip install --force-reinstall minikin")]

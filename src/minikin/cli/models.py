@@ -14,8 +14,8 @@ Json = Annotated[bool, typer.Option("--json", help="JSON, for programs")]
 @app.command("list")
 def list_(as_json: Json = False) -> None:
     """Bases on this machine, and published bases and adapters you can pull."""
+    from minikin.bases.opening.registry import KNOWN, TINY_LICENCE, entries
     from minikin.bases.presets import sources, where
-    from minikin.bases.registry import KNOWN, TINY_LICENCE, entries
     from minikin.cli import display
 
     rows = [{"name": "tiny", "architecture": "tiny", "where": "embedded", "licence": TINY_LICENCE}]
@@ -50,7 +50,8 @@ def add(
     prediction: Annotated[str | None, typer.Option(help="epsilon or v_prediction, if not recognised")] = None,
 ) -> None:
     """Use a model you already have. Never needs the network."""
-    from minikin.bases import adapters, registry
+    from minikin.bases.loras import adapters
+    from minikin.bases.opening import registry
     from minikin.cli import display
 
     if adapters.is_lora(path):
@@ -72,7 +73,7 @@ def pull(
     as_json: Json = False,
 ) -> None:
     """Download a published model: shows size and licence first, resumes, checks every file."""
-    from minikin.bases import pull as hub
+    from minikin.bases.opening import pull as hub
     from minikin.cli import display
 
     p = hub.plan(name)
@@ -92,7 +93,7 @@ def pull(
 @app.command()
 def show(name: str, as_json: Json = False) -> None:
     """What a base is: architecture, sizes, sites, fingerprint, hashes."""
-    from minikin.bases.registry import open_base
+    from minikin.bases.opening.registry import open_base
     from minikin.cli import display
 
     base = open_base(name, device="cpu")

@@ -18,7 +18,7 @@ from torch import Tensor
 from minikin.bases.base import Base
 from minikin.bases.keysvalues import PackedAttention
 from minikin.bases.locking import prompt_for
-from minikin.bases.registry import models_folder
+from minikin.bases.opening.registry import models_folder
 from minikin.errors import NoNetwork
 from minikin.recipes import MaskKind
 from minikin.teaching.photos import Fit

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from minikin.bases import runtime
-from minikin.bases.registry import tiny_folder
+from minikin.bases.opening.registry import tiny_folder
 from minikin.errors import BadModelFile
 
 BATCH = 64  # pictures at once

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from minikin.bases.base import Base
-from minikin.bases.lorakinds import check_family, check_kind
+from minikin.bases.loras.lorakinds import check_family, check_kind
 from minikin.errors import BadAdapterFile, BaseMismatch
 
 PICKLES = (".pt", ".ckpt", ".bin", ".pth")

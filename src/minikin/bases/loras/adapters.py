@@ -24,11 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minikin.bases import lorafile
 from minikin.bases.base import Base
-from minikin.bases.lorafile import Adapter, LowRank
-from minikin.bases.registry import models_folder
-from minikin.bases.singlefile import read_header
+from minikin.bases.loras import lorafile
+from minikin.bases.loras.lorafile import Adapter, LowRank
+from minikin.bases.opening.registry import models_folder
+from minikin.bases.opening.singlefile import read_header
 from minikin.errors import BadAdapterFile, BadModelFile, BadRecipe, StorageError, UnknownName
 
 KEEP_BYTES = 4 << 30  # what stays loaded besides what is in use; the longest unused goes first

@@ -81,7 +81,7 @@ def add(path: str | Path, name: str | None = None, prediction: str | None = None
     if path.is_dir():
         architecture, guess = _folder_family(path), ""
     else:
-        from minikin.bases.singlefile import recognise
+        from minikin.bases.opening.singlefile import recognise
 
         found = recognise(path, prediction)
         architecture, guess = found.architecture.name, found.prediction
@@ -146,7 +146,7 @@ def _facts(path: Path) -> dict[str, str]:
         index = json.loads((path / "model_index.json").read_text())
         said = {k: v for k, v in index.items() if k.startswith("minikin.") and isinstance(v, str)}
     else:
-        from minikin.bases.singlefile import read_header
+        from minikin.bases.opening.singlefile import read_header
 
         said = read_header(path)[1]
     return {**said, "file": path.name}
@@ -168,7 +168,7 @@ def tiny_folder() -> Path:
 def _open_path(path: Path, dtype: Any, prediction: str | None) -> Any:
     if path.is_dir():
         return _open_folder(path, dtype=dtype)
-    from minikin.bases.singlefile import open_file
+    from minikin.bases.opening.singlefile import open_file
 
     return open_file(path, dtype, prediction)
 

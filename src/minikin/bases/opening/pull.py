@@ -17,9 +17,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from minikin import events
-from minikin.bases import adapters, presets
+from minikin.bases import presets
+from minikin.bases.loras import adapters
+from minikin.bases.opening.registry import KNOWN, add, models_folder
 from minikin.bases.presets import Source
-from minikin.bases.registry import KNOWN, add, models_folder
 from minikin.errors import BadModelFile, NoNetwork, StorageError, UnknownName
 
 CHUNK = 1 << 20

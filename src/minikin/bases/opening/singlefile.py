@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from minikin.bases.architectures import (
+from minikin.bases.opening.architectures import (
     LCM15,
     SD15,
     SD21,
