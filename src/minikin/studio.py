@@ -33,6 +33,7 @@ from minikin.concepts import library
 from minikin.concepts.concept import Concept, check_category, check_name
 from minikin.errors import BadRecipe, UnknownName
 from minikin.painting import paint as painting
+from minikin.painting.live import Live
 from minikin.painting.paint import Painted
 from minikin.painting.plan import Plan
 from minikin.painting.plan import plan as plan_for
@@ -228,6 +229,10 @@ class Studio:
         """Paint pictures and return them; keyword arguments are those of `recipes.Paint`."""
         wanted = Paint.make(**{"prompt": prompt, "base": self.base.name, **recipe})
         return [p.image for p in _last(self.painting(wanted)).result]
+
+    def live(self, prompt: str = "", **recipe: Any) -> Live:
+        """Paint as prompt, strengths and seed change; see `painting.live`. Arguments as for `paint`."""
+        return Live(self.painting, Paint.make(**{"prompt": prompt, "base": self.base.name, **recipe}))
 
     def presets(self) -> list[dict[str, Any]]:
         """The presets this base can be painted with: name, what it is, steps, guidance, adapter, ready."""

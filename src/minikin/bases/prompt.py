@@ -93,6 +93,16 @@ def concept_tags(source: str) -> list[str]:
     return list(dict.fromkeys(p[1] if p[0] == "concept" and len(p) > 1 else p[0] for p in parts))
 
 
+def with_strengths(source: str, strengths: Mapping[str, float]) -> str:
+    """The prompt with the strengths of these concepts put in, wherever they are named."""
+
+    def put(m: re.Match[str]) -> str:
+        names = concept_tags(m.group()) if m["tag"] else []
+        return f"<{names[0]}:{strengths[names[0]]:g}>" if names and names[0] in strengths else m.group()
+
+    return _TOKEN.sub(put, source)
+
+
 def article(word: str) -> str:
     """The indefinite article that goes before a word."""
     return "an" if word[0].lower() in "aeiou" else "a"
