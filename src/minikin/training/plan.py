@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ class Plan(Recipe):
     minutes: float | None = Field(None, gt=0, description="budget in minutes, over all interruptions")
     batch: int = Field(128, ge=1, description="examples per step; halved when memory is short")
     accumulation: int = Field(1, ge=1, description="pieces a batch is computed in, to save memory")
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: for wide layers; see training.muon")
     rate: float = Field(1e-3, gt=0, description="learning rate")
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(0.01, ge=0)
@@ -41,7 +43,7 @@ class Plan(Recipe):
 
 
 # a checkpoint made with another of these belongs to another run; budgets may grow
-SAME = ("batch", "rate", "betas", "weight_decay", "warmup", "ema", "clip", "seed")
+SAME = ("batch", "optimizer", "rate", "betas", "weight_decay", "warmup", "ema", "clip", "seed")
 
 
 @dataclass

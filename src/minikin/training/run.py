@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from minikin import events
 from minikin.errors import BadRecipe, Diverged, OutOfMemory
 from minikin.files import save_image
-from minikin.training import checkpoint, ranks
+from minikin.training import checkpoint, muon, ranks
 from minikin.training.journal import Journal, curve
 from minikin.training.plan import SAME, Plan, State, Turn
 from minikin.training.signals import interruptible
@@ -84,9 +84,10 @@ class Run:
         trained = [p for p in model.parameters() if p.requires_grad]
         self.groups = list(groups or [Group(trained, plan.rate, plan.clip)])
         self.parameters = [p for g in self.groups if g.averaged for p in g.parameters]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": g.parameters} for g in self.groups], lr=plan.rate, betas=plan.betas,
-            weight_decay=plan.weight_decay, fused=True,
+        self.optimizer = muon.Muon(
+            [{"params": g.parameters} for g in self.groups],
+            muon.matrices(model) if plan.optimizer == "muon" else [],
+            lr=plan.rate, betas=plan.betas, weight_decay=plan.weight_decay, fused=True,
         )  # fmt: skip
         self.ema = EMAModel(self.parameters, decay=plan.ema, foreach=True)
         self.state = State(plan.batch)

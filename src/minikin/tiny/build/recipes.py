@@ -89,6 +89,7 @@ class Unet(Recipe):
     plan: Plan = Plan(
         steps=3836,
         batch=128,
+        optimizer="muon",
         rate=1e-3,
         betas=(0.9, 0.99),
         weight_decay=0.01,
