@@ -199,6 +199,14 @@ def test_as_diffusers_combines_them(bases: dict[str, Base], tmp_path: Path) -> N
     assert np.abs(np.asarray(ours, float) / 255 - theirs[0]).max() <= 1e-4 + 0.5 / 255
 
 
+@pytest.fixture(params=["merged", "beside"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to put LoRAs on: a merged copy of the weights, or the pair beside them."""
+    monkeypatch.setattr(adapters, "MERGED_BYTES", 1 << 40 if request.param == "merged" else 0)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("way")
 def test_outside_the_base_is_untouched(bases: dict[str, Base], tmp_path: Path) -> None:
     """Bit for bit: outputs, names of weights, hashes; also after an exception inside."""
     base = bases["sd15"]
@@ -212,23 +220,42 @@ def test_outside_the_base_is_untouched(bases: dict[str, Base], tmp_path: Path) -
         assert Base(base.pipe, "inside").origin == identity
         _ = 1 / 0
     assert all(torch.equal(a, b) for a, b in zip(before, look(base), strict=True))
-    assert not any(hasattr(m, "lora_up") for part in components(base).values() for m in part.modules())
+    assert not any(
+        hasattr(m, "lora_up") or hasattr(m, "lora_weight")
+        for part in components(base).values()
+        for m in part.modules()
+    )
     assert base.worn == "" and {type(m) for m in base.unet.modules()} == kinds
 
 
-def test_only_what_is_in_use_works(bases: dict[str, Base], tmp_path: Path) -> None:
+def test_only_what_is_in_use_works(bases: dict[str, Base], tmp_path: Path, way: str) -> None:
     """With 20 loaded, a layer carries one pair of the rank in use, and other layers carry none."""
+    name = {"merged": "lora_weight", "beside": "lora_up"}[way]
     base, own = bases["sd15"], Adapters(bases["sd15"])
     kinds = (("conv1",), ("to_q",))
     many = [own.get(write(tmp_path / f"{k}.safetensors", random_lora(base, k, layers=kinds[k % 2])))
             for k in range(20)]  # fmt: skip
     assert len(own.loaded) == 20
     with own.using([(many[0], 1.0), (many[2], 0.5)]):
-        changed = [p for p, m in base.unet.named_modules() if hasattr(m, "lora_up")]
+        changed = [p for p, m in base.unet.named_modules() if hasattr(m, name)]
         assert changed and all(p.endswith("conv1") for p in changed)
-    assert {pair.down.shape[0] for pair in own._sums[1].values()} == {4}  # two of rank 2
+    if way == "beside":
+        assert {change.tensors["lora_down"].shape[0] for change in own._sum[1]} == {4}  # two of rank 2
 
 
+def test_both_ways_are_the_same(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> None:
+    base, outs = bases["sd15"], []
+    style = write(tmp_path / "x.safetensors", random_lora(base, text=True))
+    for limit in (0, 1 << 40):
+        monkeypatch.setattr(adapters, "MERGED_BYTES", limit)
+        own = Adapters(base)
+        with own.using([(own.get(style), 0.7)]):
+            outs.append(look(base))
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(*outs, strict=True))
+    assert not all(torch.allclose(a, b, atol=1e-3) for a, b in zip(outs[0], look(base), strict=True))
+
+
+@pytest.mark.usefixtures("way")
 def test_compiled_models_notice(bases: dict[str, Base], tmp_path: Path) -> None:
     """A block compiled before takes LoRAs on and off, and another LoRA of the rank without recompiling."""
     base, own = bases["sd15"], Adapters(bases["sd15"])
@@ -251,6 +278,7 @@ def test_compiled_models_notice(bases: dict[str, Base], tmp_path: Path) -> None:
         assert torch.equal(compiled(x), plain)
 
 
+@pytest.mark.usefixtures("way")
 def test_half_precision(tmp_path: Path) -> None:
     base = Base(build_pipeline("sd15", tmp_path / "half").to(torch.bfloat16), "half")
     own = Adapters(base)

@@ -94,13 +94,13 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        device: torch.device = self.unet.device
-        return device
+        weight: Tensor = self.unet.conv_in.weight  # the U-Net's own property looks for hooks in every layer
+        return weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        dtype: torch.dtype = self.unet.dtype
-        return dtype
+        weight: Tensor = self.unet.conv_in.weight
+        return weight.dtype
 
     @property
     def n_tokens(self) -> int:

@@ -3,11 +3,13 @@
     with adapters.using([(style, 0.8), (lcm, 1.0)]): ...
 
 Inside, every layer a LoRA names gives W x + sum_j w_j up_j down_j x; outside, the base is untouched:
-same modules, same `state_dict`, pictures bit-identical. The pairs of all LoRAs of a layer are
-concatenated along the rank, so that ten LoRAs cost one pair of products, and what is loaded but
-not in use costs nothing. (diffusers' set_adapters walks every loaded LoRA of every layer on each
-switch; benchmarks/adapters.py measures both.) `keysvalues.pack` calls to_k and to_v themselves, so
-keys and values have the sum too. `Base.worn` names what is on, for engines that keep exports.
+same modules, same `state_dict`, pictures bit-identical. Where a second copy of the adapted weights
+fits into MERGED_BYTES, that copy W + sum_j w_j up_j down_j is kept for the sum last used, and a LoRA
+costs nothing at painting time; otherwise the pairs of all LoRAs of a layer are concatenated along
+the rank, so that ten LoRAs cost one pair of products. What is loaded but not in use costs nothing.
+(diffusers' set_adapters walks every loaded LoRA of every layer on each switch; benchmarks/adapters.py
+measures both.) `keysvalues.pack` calls to_k and to_v themselves, so keys and values have the sum too.
+`Base.worn` names what is on, for engines that keep exports.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ from minikin.bases.opening.registry import models_folder
 from minikin.bases.opening.singlefile import read_header
 from minikin.errors import BadAdapterFile, BadModelFile, BadRecipe, StorageError, UnknownName
 
+MERGED_BYTES = 2 << 30  # of adapted weights: tiny, and Stable Diffusion 1 and 2 in half precision
 KEEP_BYTES = 4 << 30  # what stays loaded besides what is in use; the longest unused goes first
 MAX_WEIGHT = 8.0
 _NAME = re.compile(r"\w[\w .()+\-]*")  # a file's name: never a path
@@ -106,7 +111,7 @@ class Adapters:
     def __init__(self, base: Base) -> None:
         self.base = base
         self.loaded: dict[tuple[Path, int, int], Adapter] = {}  # the longest unused first
-        self._sums: tuple[tuple[tuple[str, float], ...], dict[_Key, LowRank]] = ((), {})
+        self._sum: tuple[tuple[tuple[str, float], ...], list[_Change]] = ((), [])
 
     def get(self, path: Path, name: str | None = None) -> Adapter:
         """The LoRA in this file, loaded once; read again when the file has changed."""
@@ -128,20 +133,22 @@ class Adapters:
         if not wanted:
             yield
             return
-        parts = lorafile.components(self.base)
-        pairs = self._summed(wanted)
-        with ExitStack() as stack:
-            for (component, layer), pair in pairs.items():
-                module = parts[component].get_submodule(layer)
-                stack.enter_context(_worn(getattr(module, "base_layer", module), pair))
-            self.base.worn = " ".join(f"{h[:16]} {w:g}" for h, w in self._sums[0])
-            try:
-                yield
-            finally:
-                self.base.worn = ""
+        key, changes = self._summed(wanted)
+        try:
+            for change in changes:
+                change.layer.__class__ = change.adapted
+                change.layer.__dict__.update(change.tensors)
+            self.base.worn = " ".join(f"{h[:16]} {w:g}" for h, w in key)
+            yield
+        finally:
+            self.base.worn = ""
+            for change in changes:
+                change.layer.__class__ = change.plain
+                for name in change.tensors:
+                    change.layer.__dict__.pop(name, None)
 
-    def _summed(self, wanted: Wanted) -> dict[_Key, LowRank]:
-        """The weighted sum as one pair per layer; the last one is kept for the next batch."""
+    def _summed(self, wanted: Wanted) -> tuple[tuple[tuple[str, float], ...], list[_Change]]:
+        """The weighted sum as a change of each layer; the last one is kept for the next batch."""
         weights: dict[str, float] = {}
         by_hash = {a.sha256: a for a, _ in wanted}
         for adapter, weight in wanted:
@@ -152,10 +159,17 @@ class Adapters:
                 )
             weights[adapter.sha256] = weights.get(adapter.sha256, 0.0) + weight
         key = tuple(sorted((h, w) for h, w in weights.items() if w))
-        if self._sums[0] != key:
-            self._sums = (key, {})  # the old sum goes before the new one is made
-            self._sums = (key, weighted_sum([(by_hash[h], w) for h, w in key]))
-        return self._sums[1]
+        if self._sum[0] != key:
+            self._sum = ((), [])  # the old sum goes before the new one is made
+            self._sum = (key, self._changes(weighted_sum([(by_hash[h], w) for h, w in key])))
+        return self._sum
+
+    def _changes(self, pairs: dict[_Key, LowRank]) -> list[_Change]:
+        parts = lorafile.components(self.base)
+        found = [(parts[component].get_submodule(layer), pair) for (component, layer), pair in pairs.items()]
+        layers = [(getattr(module, "base_layer", module), pair) for module, pair in found]
+        merge = sum(layer.weight.nbytes for layer, _ in layers) <= MERGED_BYTES
+        return [_Change.of(layer, pair, merge) for layer, pair in layers]
 
 
 def weighted_sum(wanted: Wanted) -> dict[_Key, LowRank]:
@@ -175,7 +189,12 @@ def weighted_sum(wanted: Wanted) -> dict[_Key, LowRank]:
     }  # fmt: skip
 
 
-class _Linear(nn.Linear):
+# Layers change their class, not their place: parameters, their names and the `state_dict` stay. Not a
+# forward hook: torch.compile does not notice hooks that come later, but it notices a class, and takes
+# the tensors as inputs, so that the next LoRA needs no new compilation.
+
+
+class _LinearBeside(nn.Linear):
     lora_down: Tensor
     lora_up: Tensor
 
@@ -183,7 +202,14 @@ class _Linear(nn.Linear):
         return super().forward(input) + F.linear(F.linear(input, self.lora_down), self.lora_up)
 
 
-class _Convolution(nn.Conv2d):
+class _LinearMerged(nn.Linear):
+    lora_weight: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.lora_weight, self.bias)
+
+
+class _ConvolutionBeside(nn.Conv2d):
     lora_down: Tensor
     lora_up: Tensor
 
@@ -194,30 +220,43 @@ class _Convolution(nn.Conv2d):
         return super().forward(input) + F.conv2d(narrow, self.lora_up)
 
 
-_CLASSES: dict[type, type] = {nn.Linear: _Linear, nn.Conv2d: _Convolution}
+class _ConvolutionMerged(nn.Conv2d):
+    lora_weight: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._conv_forward(input, self.lora_weight, self.bias)  # with the layer's padding mode
 
 
-def _adapted(plain: type) -> type:
+@dataclass(frozen=True)
+class _Change:
+    """A layer, its classes without and with LoRAs, and the tensors the latter works with."""
+
+    layer: Any
+    plain: type
+    adapted: type
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, layer: Any, pair: LowRank, merge: bool) -> _Change:
+        plain = type(layer)
+        linear = issubclass(plain, nn.Linear)
+        if not merge:
+            kind = _LinearBeside if linear else _ConvolutionBeside
+            return cls(layer, plain, _adapted(plain, kind), {"lora_down": pair.down, "lora_up": pair.up})
+        down, up = pair.down.flatten(1).float(), pair.up.flatten(1).float()
+        with torch.no_grad():
+            weight = torch.addmm(layer.weight.flatten(1).float(), up, down).view_as(layer.weight)
+        kept = weight.to(layer.weight.dtype).to(memory_format=_format(layer.weight))
+        return cls(layer, plain, _adapted(plain, _LinearMerged if linear else _ConvolutionMerged),
+                   {"lora_weight": kept})  # fmt: skip
+
+
+def _format(weight: Tensor) -> torch.memory_format:
+    last = weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last and not weight.is_contiguous() else torch.contiguous_format
+
+
+@cache
+def _adapted(plain: type, kind: type) -> type:
     """The class of a layer of class `plain` with LoRAs on it; one for each, as compilers ask for."""
-    if plain not in _CLASSES:
-        kind = _Linear if issubclass(plain, nn.Linear) else _Convolution
-        _CLASSES[plain] = type(f"Adapted{plain.__name__}", (kind, plain), {})
-    return _CLASSES[plain]
-
-
-@contextmanager
-def _worn(layer: Any, pair: LowRank) -> Iterator[None]:
-    """This layer with up @ down added to its weight, while inside.
-
-    It changes its class, not its place: parameters, their names and the `state_dict` stay. Not a
-    forward hook: torch.compile does not notice hooks that come later, but it notices a class, and
-    takes the pair as an input, so that the next LoRA of the same rank needs no new compilation.
-    """
-    plain = type(layer)
-    layer.__class__ = _adapted(plain)
-    layer.lora_down, layer.lora_up = pair
-    try:
-        yield
-    finally:
-        layer.__class__ = plain
-        del layer.lora_down, layer.lora_up
+    return kind if plain in kind.__bases__ else type(f"{plain.__name__}{kind.__name__}", (kind, plain), {})
