@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -353,6 +354,23 @@ def test_adding_a_lora_one_has(bases: dict[str, Base], tmp_path: Path) -> None:
         adapters.remember(path, "a/b")
     said = CliRunner().invoke(app, ["models", "add", str(path), "--name", "yours"])
     assert "<lora:yours:0.8>" in said.stdout and adapters.find("yours").is_file()
+
+
+def test_adding_never_deletes_a_lora(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> None:
+    """The file that is already in its place stays; another file there is not replaced; a link is."""
+    there = write(adapters.folder() / "style.safetensors", random_lora(bases["sd15"]))
+    before = there.read_bytes()
+    assert adapters.remember(there) == there and not there.is_symlink() and there.read_bytes() == before
+    mine = write(tmp_path / "mine.safetensors", random_lora(bases["sd15"], 1))
+    with pytest.raises(BadRecipe, match="is another LoRA. Give yours another name"):
+        adapters.remember(mine, "style")
+    assert there.read_bytes() == before
+    link = adapters.remember(there, "favourite")
+    assert adapters.remember(mine, "favourite") == link and link.samefile(mine)
+    monkeypatch.setattr(os, "replace", lambda *_: pytest.fail("the disk is full"))
+    with pytest.raises(pytest.fail.Exception):
+        adapters.remember(there, "favourite")
+    assert link.samefile(mine)  # the old link is there until the new one takes its place
 
 
 def test_pipelines_of_ones_own_take_no_tags(tmp_path: Path) -> None:

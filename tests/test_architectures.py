@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 
 from conftest import FAMILIES, build_pipeline
-from minikin import Studio, attach
+from minikin import Concept, Studio, attach
 from minikin.bases.base import Base
+from minikin.bases.identity import alike
 from minikin.bases.keysvalues import detach, layout
+from minikin.concepts import file
 from minikin.recipes import Teach
 from minikin.teaching.photos import Photo
 
@@ -115,12 +117,24 @@ def test_true_sites(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("mode", ["gated", "row"])
-def test_teach_and_paint(family: str, mode: str, bases: dict[str, Base], photos: list[Photo]) -> None:
-    """Teaching moves the concept, and nothing but the concept's prompts."""
+def test_teach_and_paint(
+    family: str, mode: str, bases: dict[str, Base], photos: list[Photo], tmp_path: Any
+) -> None:  # fmt: skip
+    """Teaching moves the concept, and nothing but the concept's prompts; a student takes its original's."""
     studio = Studio(bases[family])
     before = {k: v.clone() for k, v in studio.base.unet.state_dict().items()}
     plain = studio.paint("a photo of a cat", steps=2, seed=3)[0]
-    studio.teach(photos, name="tom", category="cat", mode=mode, steps=4, batch=2, captions=_few_captions())
+    original = studio
+    if family == "sd-turbo":
+        original = Studio(Base(studio.base.pipe))  # the same, under a name that says nothing
+    elif family == "lcm-sd15":
+        pipe = build_pipeline("sd15", tmp_path)
+        pipe.text_encoder = studio.base.pipe.text_encoder
+        original = Studio(Base(pipe))
+    made = original.teach(
+        photos, name="tom", category="cat", mode=mode, steps=4, batch=2, captions=_few_captions()
+    )
+    studio.add(made)
     after = studio.base.unet.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert np.array_equal(plain, studio.paint("a photo of a cat", steps=2, seed=3)[0])
@@ -215,6 +229,40 @@ def test_identity_does_not_depend_on_precision(tmp_path: Any) -> None:
         for b in [open_base(str(tmp_path / "b"), device="cpu", dtype=dtype)]
     }
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_concept_fits_copies_of_its_base_in_any_precision(family: str, tmp_path: Any) -> None:
+    """Taught on a copy in one precision, used through attach() on another: float32, float16, bfloat16.
+
+    Also a bfloat16 copy made from the float16 one. Rounding twice differs, in the hash of the exact values, in
+    6 % of the weights; a text encoder that differs by 2 % is another one all the same.
+    """
+    copies = [Base(build_pipeline(family, tmp_path / "a").to(d)) for d in (torch.float32, torch.float16)]
+    copies += [Base(build_pipeline(family, tmp_path / "b").to(torch.bfloat16))]
+    copies += [Base(build_pipeline(family, tmp_path / "c").to(torch.float16).to(torch.bfloat16))]
+    assert copies[0].text_hash == copies[1].text_hash and copies[0].fingerprint == copies[1].fingerprint
+    assert copies[0].text_hash != copies[2].text_hash  # what the sketch is for
+    for a in copies:
+        tom = Concept(
+            "tom", "cat", "row", a.origin, (), torch.zeros(1), torch.zeros(1),
+            {s.path: torch.zeros(s.width) for s in a.layout.sites},
+        )  # fmt: skip
+        for b in copies:
+            attach(b.pipe).add(file.from_bytes(file.to_bytes(tom)))
+    with torch.no_grad():
+        for p in copies[0].text_encoders[0].parameters():
+            p.mul_(1.02)
+    for precision in (torch.float32, torch.float16, torch.bfloat16):
+        assert Base(copies[0].pipe.to(precision)).accepts(tom) == "other text encoder"
+
+
+def test_a_damaged_sketch_is_of_no_base(bases: dict[str, Base]) -> None:
+    whole = bases["sd15"].origin.text_sketch
+    assert alike(whole, whole)
+    odd = ("", "x", "x y", "é é", whole[:-8], whole.replace(" ", ""), "0" + whole[1:], whole[:17] + "====")
+    for text in odd:
+        assert not alike(text, whole) and not alike(whole, text)
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from minikin.tiny.build.noise import STEPS, Levels, scheduler
 from minikin.tiny.build.normalise import normalise
 from minikin.tiny.build.pool import spread
 from minikin.tiny.build.recipes import (
+    Adapters,
     Autoencoder,
     Build,
     Latents,
@@ -497,3 +499,24 @@ def test_the_command_line_tells_mistakes(tmp_path: Path) -> None:
     out = command("--world", "smal", "--out", str(tmp_path))
     assert out.returncode == 2 and "minikin: Unknown world 'smal'. Did you mean 'small'?" in out.stderr
     assert "Traceback" not in out.stderr
+
+
+def test_the_adapters_are_those_of_the_presets(built: Job, monkeypatch: Any) -> None:
+    """Distilled from the exported model, small, and each painted as its header says."""
+    from minikin import Studio
+    from minikin.bases import presets
+    from minikin.bases.loras import adapters
+
+    own = Adapters(rank=2, steps=dict.fromkeys(("lcm-lora", "turbo", "tdm"), 1), batch=4, scenes=8)
+    job = replace(built, recipe=built.recipe.model_copy(update={"adapters": own}))
+    notes = [e.text for e in events_of(job, "adapters") if isinstance(e, Note)]
+    assert sum("adapters/" in n and "MB" in n for n in notes) == 3
+    for method in own.steps:
+        made = job.out / "adapters" / f"{method}.safetensors"
+        assert made.stat().st_size < 200_000
+        adapters.remember(made, f"{method}-tiny")
+    studio = Studio.open(str(job.model), device="cpu")
+    for method in own.steps:
+        assert presets.where(presets.PRESETS[method].adapters["tiny"][0]) is not None
+        assert studio.paint("a cat", preset=method)[0].size == (128, 128)
+    assert any("already trained" in e.text for e in events_of(job, "adapters") if isinstance(e, Note))

@@ -192,6 +192,13 @@ def test_a_single_bad_loss_is_skipped(tmp_path: Path) -> None:
     assert all(bool(torch.isfinite(v).all()) for v in everything(run).values())
 
 
+def test_a_bad_last_step_still_ends_with_report_and_checkpoint(tmp_path: Path) -> None:
+    run = trained(tmp_path, lambda turn: math.nan if turn.step == 11 else None, save_minutes=60)
+    assert run.state.step == 12 and run.state.skipped == 1
+    assert Run(tmp_path, network(), plan(), device=CPU, facts={"data": "noise"}).state.step == 12
+    assert run.journal.rows()[-1]["step"] == 11 and (tmp_path / "curve.png").exists()
+
+
 def test_many_bad_losses_go_back_and_on_at_half_the_rate(tmp_path: Path) -> None:
     """Bad from step 6 on until it has gone back once; the new batches are others than before."""
 

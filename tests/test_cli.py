@@ -136,6 +136,31 @@ def test_two_teachings_into_the_same_output(cli: Any, photo_folder: Path) -> Non
         bad(cli, "teach", photo_folder, *TEACH, *QUICK, code=8, words="Another process is already working on")
 
 
+def test_a_lock_whose_file_was_removed_holds_nobody_off(tmp_path: Path, monkeypatch: Any) -> None:
+    """The last holder removes the file between our opening and locking it: a third one is busy all the same."""
+    import fcntl
+
+    from minikin import files
+    from minikin.errors import Busy
+
+    path, flock, calls = tmp_path / ".lock", fcntl.flock, []
+
+    def late(handle: Any, how: int) -> None:
+        if not calls:
+            path.unlink()
+        calls.append(how)
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with files.lock(path, "it"):
+        assert path.exists()
+        with pytest.raises(Busy), files.lock(path, "it"):
+            pass
+    assert not path.exists()
+    with files.lock(path, "it"):
+        pass
+
+
 def test_disk_full_while_saving(cli: Any, photo_folder: Path, monkeypatch: Any) -> None:
     """The old concept survives, and the message says so."""
     import errno

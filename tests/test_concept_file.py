@@ -32,7 +32,7 @@ def concept(family: str = "sd15", mode: str = "gated", words: int = 1) -> Concep
     width = a.unet["cross_attention_dim"]
     return Concept(
         name="tom", category="cat", mode=mode,  # type: ignore[arg-type]
-        origin=Origin(a.name, "f" * 64, "e" * 64, "CreativeML OpenRAIL-M"),
+        origin=Origin(a.name, "f" * 64, "e" * 64, "CreativeML OpenRAIL-M", "d" * 145),
         word_deltas=tuple(torch.randn(words, t["hidden_size"], generator=g) for t in a.texts) if gated else (),
         i_star=(i := torch.randn(width, generator=g)) if gated else torch.zeros(1),
         dual=i / i.abs().max() if gated else torch.zeros(1),
@@ -115,6 +115,12 @@ def entry(**values: Any) -> bytes:
     return rebuilt(lambda h: h["delta"].update(values))
 
 
+def rescaled(words: int, scales: int, **more: torch.Tensor) -> bytes:
+    """An int8 file whose `words` word vectors have another number of scales."""
+    tensors, meta = io.parse(file.to_bytes(concept(words=words), int8=True), "x")
+    return io.serialize(tensors | {"wordscale.0": torch.ones(scales)} | more, meta)
+
+
 DAMAGE: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "not in the safetensors format"),
     "pickle": (b"\x80\x04\x95" + bytes(200), "Pickle-based files"),
@@ -127,6 +133,13 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "deep JSON": (struct.pack("<Q", 60_000) + b'{"a":' * 12_000, "not valid JSON"),
     "twice": (struct.pack("<Q", 13) + b'{"a":1,"a":2}', "a key occurs twice"),
     "other version": (edited(format="7"), "has format 7; this Minikin reads up to 1"),
+    "format 0": (edited(format="0"), "has format 0, which there never was"),
+    "format -3": (edited(format="-3"), "has format -3, which there never was"),
+    "three scales for two words": (rescaled(2, 3), "wordscale.0 does not fit the word's 2 vectors"),
+    "three scales for one word": (rescaled(1, 3), "wordscale.0 does not fit the word's 1 vectors"),
+    "a word that is no table": (rescaled(1, 7, **{"word.0": torch.ones(7, dtype=torch.int8)}), "wordscale.0"),
+    "endless index": (edited(index='[["m.0",16,Infinity]]'), "OverflowError"),
+    "huge gate": (edited(gate='{"beta":1' + "0" * 400 + ',"tau":0.1}'), "OverflowError"),
     "foreign": (io.serialize({"lora": torch.zeros(3)}, {}), "not a Minikin concept"),
     "bad mode": (edited(mode="evil"), "mode 'evil'"),
     "bad name": (edited(name="../../etc"), "cannot be a concept's name"),

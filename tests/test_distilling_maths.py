@@ -18,6 +18,7 @@ from minikin.distilling.consistency import Consistency
 from minikin.distilling.distribution import Matching
 from minikin.distilling.solver import Estimate, Schedule
 from minikin.errors import BadRecipe
+from minikin.recipes import Distill
 from minikin.training.plan import Turn
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
@@ -276,3 +277,28 @@ def test_distillation_gradients(bases: dict[str, Base], weighting: str) -> None:
     }[weighting]
     assert made.grad is not None
     assert (made.grad - direction / (4 * 64)).abs().max() < 1e-9
+
+
+# ---- what a recipe may ask of a student ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"method": "turbo", "times": "999,749,499", "student_steps": 2}, "lists 3 timesteps"),
+        ({"method": "turbo", "times": "demo", "student_steps": 8}, "lists 4 timesteps"),
+        ({"method": "tdm", "times": "demo"}, "must be trailing"),
+        ({"method": "lcm", "skip": 30}, "kip must divide"),
+        ({"method": "lcm", "skip": 500}, "kip must divide"),
+    ],
+)
+def test_timesteps_that_contradict_each_other_are_refused(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(BadRecipe, match=words):
+        Distill.make(data="x", **values)
+
+
+def test_a_list_sets_the_number_of_steps() -> None:
+    listed = Distill.make(method="turbo", data="x", times="999,874,749,624,499,374,249,124")
+    assert len(listed.student_times(1000)) == 8
+    short = Distill.make(method="turbo", data="x", times="demo", student_steps=2)
+    assert short.student_times(1000) == (999, 899)

@@ -45,9 +45,13 @@ def vectors(c: Tensor, n: int, seed: int = 1) -> Tensor:
     return (factor @ torch.randn(D, n, generator=g, dtype=torch.float64)).T
 
 
+def direction(i_star: Tensor, c_inv: Tensor, category: Tensor) -> Direction:
+    return Direction(i_star, c_inv @ i_star, category)
+
+
 def directions(c: Tensor, m: Tensor, n: int, seed: int = 2) -> list[Direction]:
     i_stars, categories = vectors(c, n, seed), vectors(c, n, seed + 100)
-    return [edit.direction(i.float(), m.float(), k.float()) for i, k in zip(i_stars, categories, strict=True)]
+    return [direction(i.float(), m.float(), k.float()) for i, k in zip(i_stars, categories, strict=True)]
 
 
 def test_open_edit_is_the_constrained_least_squares_solution(c: Tensor, m: Tensor) -> None:
@@ -92,7 +96,7 @@ def test_residual_has_no_similarity_left(c: Tensor, m: Tensor) -> None:
     the Gram matrix and errs by 3 %.
     """
     ds = directions(c, m, 2)
-    ds[1] = edit.direction(0.6 * ds[0].i_star + 0.8 * ds[1].i_star, m.float(), ds[1].category)
+    ds[1] = direction(0.6 * ds[0].i_star + 0.8 * ds[1].i_star, m.float(), ds[1].category)
     rest = edit.perpendicular(vectors(c, 30).float(), ds)
     for d in ds:
         assert edit.similarity(rest, d).abs().max() < 1e-4
@@ -104,7 +108,7 @@ def test_residual_has_no_similarity_left(c: Tensor, m: Tensor) -> None:
 def test_scale_of_c_does_not_matter(c: Tensor, m: Tensor) -> None:
     """C -> kC changes nothing, so the normaliser of C is irrelevant."""
     (d,) = directions(c, m, 1)
-    other = edit.direction(d.i_star, (m / 37).float(), d.category)
+    other = direction(d.i_star, (m / 37).float(), d.category)
     e = vectors(c, 10).float()[None]
     a, b = (edit.edit_encodings(e, [x], [Gate(0.7, 0.15)]).encodings for x in (d, other))
     assert torch.dist(a, b) / a.norm() < 1e-5

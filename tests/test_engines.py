@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import FAMILIES
+from conftest import FAMILIES, build_pipeline
 from minikin.bases import engines
 from minikin.bases.base import Base
 from minikin.bases.editing import condition
 from minikin.bases.prompt import parse
 from minikin.errors import BadRecipe, UnknownName
-from minikin.files import cache_folder
+from minikin.files import atomic_folder, cache_folder
 
 
 def call(base: Base, n: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,7 +77,7 @@ def test_openvino_exports_once(bases: dict[str, Base], openvino: engines.OpenVin
 
 @pytest.mark.parametrize("name", ["openvino", "compile"])
 def test_a_failing_engine_warns_once_and_paints_on(name: str, bases: dict[str, Base], monkeypatch: Any) -> None:
-    base = bases["sd15"]
+    base = Base(bases["sd15"].pipe)  # a base keeps what was compiled
     own = call(base)
 
     def broken(*_a: Any, **_k: Any) -> Any:
@@ -108,6 +112,69 @@ def test_a_half_written_export_is_not_used(bases: dict[str, Base], tmp_path: Pat
     with made.on(bases["sd15"], heard.append):
         call(bases["sd15"])
     assert "the disk is full" in heard[0] and not list((tmp_path / "openvino").iterdir())
+
+
+def test_what_is_compiled_goes_with_its_base(tmp_path: Path, monkeypatch: Any) -> None:
+    """The process-wide engine keeps no base alive, and compiles a module once, whatever LoRAs are on."""
+    made: list[Any] = []
+
+    def compiled(forward: Any, **_: Any) -> Any:
+        made.append(None)
+        return lambda *args, **kwargs: forward(*args, **kwargs)  # holds what it compiled, as torch does
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(engines, "_MADE", {})
+    base = Base(build_pipeline("sd15", tmp_path))
+    for base.worn in ("", "style 0.8", "style 0.7"):
+        with engines.engine("compile").on(base):
+            call(base)
+    unet = weakref.ref(base.unet)
+    del base
+    gc.collect()
+    assert unet() is None and len(made) == 2  # the U-Net and the decoder
+
+
+def test_openvino_keeps_the_last_models_in_memory(
+    bases: dict[str, Base], openvino: engines.OpenVino, monkeypatch: Any
+) -> None:  # fmt: skip
+    """Every strength of a LoRA is an export: beyond the limit the longest unused goes, never the last two."""
+    base, used = bases["sd15"], []
+
+    def compiled(key: str, *_: Any) -> tuple[Any, int]:
+        used.append(key)
+        return lambda inputs: [inputs[0]], 10
+
+    monkeypatch.setattr(openvino, "_compiled", compiled)
+    monkeypatch.setattr(openvino, "_ready", {})
+
+    def paint(worn: str) -> int:
+        monkeypatch.setattr(base, "worn", worn)
+        before = len(used)
+        with torch.no_grad():
+            openvino._run(base, base.unet, engines._Unet, {"sample": torch.zeros(1, 4, 8, 8)}, pytest.fail)
+        return len(used) - before
+
+    monkeypatch.setattr(engines, "READY_BYTES", 30)
+    assert [paint(w) for w in ("a", "b", "c", "a", "d")] == [1, 1, 1, 0, 1]
+    assert [paint(w) for w in ("a", "c", "d", "b")] == [0, 0, 0, 1]
+    monkeypatch.setattr(engines, "READY_BYTES", 1)
+    paint("e")
+    assert list(openvino._ready) == used[-2:]
+
+
+def test_a_cache_stays_within_its_bytes(tmp_path: Path) -> None:
+    """The longest unused go; what was just written stays, however large it is."""
+
+    def write(name: str, size: int) -> set[str]:
+        with atomic_folder(tmp_path / name, keep=100) as fresh:
+            (fresh / "model.bin").write_bytes(b"x" * size)
+        return {p.name for p in tmp_path.iterdir()}
+
+    assert [write(k, 40) for k in "ab"][-1] == {"a", "b"}
+    for age, name in ((200, "b"), (100, "a")):
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    assert write("c", 40) == {"a", "c"}
+    assert write("d", 1000) == {"d"}
 
 
 def test_unknown_engines_and_precisions() -> None:

@@ -118,6 +118,42 @@ def test_single_file_paints_like_its_folder(
     assert np.abs(a - b).max() <= 1
 
 
+@pytest.mark.parametrize(("marks", "zero"), [(("v_pred", "ztsnr"), True), (("v_pred",), False)])
+def test_zero_terminal_snr_is_followed(
+    pipelines: dict[str, Any], tmp_path: Path, monkeypatch: Any, marks: tuple[str, ...], zero: bool
+) -> None:
+    """The marks `v_pred` and `ztsnr`: pure noise at the last timestep, where sampling then begins."""
+    path = tmp_path / "noob.safetensors"
+    save_file(ldm.checkpoint(pipelines["sdxl"], "sdxl") | {k: torch.ones(1) for k in marks}, path)
+    monkeypatch.setattr(singlefile, "_family", lambda *_: shrunk(ARCHITECTURES["sdxl"]))
+    base = open_base(str(path), device="cpu", dtype="float32")
+    assert base.prediction == "v_prediction"
+    assert (float(base.pipe.scheduler.alphas_cumprod[-1]) < 1e-6) is zero
+    assert (float(base.noise.alphas_cumprod[-1]) < 1e-6) is zero  # for teaching
+    base.pipe.scheduler.set_timesteps(4)
+    assert (int(base.pipe.scheduler.timesteps[0]) == 999) is zero
+    assert not singlefile.recognise(path, "epsilon").zero_snr
+
+
+def test_prediction_as_asked_for(pipelines: dict[str, Any], tmp_path: Path) -> None:
+    """A folder that says epsilon, and tiny, which says v: opened as the user says, and as it was added."""
+    pipelines["sd15"].save_pretrained(tmp_path / "folder")
+    for ref, own, other in (
+        (tmp_path / "folder", "epsilon", "v_prediction"),
+        ("tiny", "v_prediction", "epsilon"),
+    ):
+        assert open_base(str(ref), device="cpu").prediction == own
+        assert open_base(str(ref), device="cpu", prediction=other).prediction == other
+    registry.add(tmp_path / "folder", "mine", prediction="v_prediction")
+    base = open_base("mine", device="cpu")
+    assert base.prediction == base.noise.config.prediction_type == "v_prediction"
+    assert open_base("mine", device="cpu", prediction="epsilon").prediction == "epsilon"
+    with pytest.raises(BadRecipe, match="Known: epsilon, v_prediction"):
+        open_base("tiny", prediction="v")
+    with pytest.raises(BadRecipe, match="Known: epsilon, v_prediction"):
+        registry.add(tmp_path / "folder", "x", prediction="v")
+
+
 def test_inpainting_checkpoint_opens_and_says_what_it_is(
     pipelines: dict[str, Any], photos: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -140,11 +176,13 @@ def test_inpainting_checkpoint_opens_and_says_what_it_is(
 
 
 def test_hub_id_opens_from_the_local_cache(pipelines: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
-    """What was pulled once opens by its hub id, without the network."""
+    """What was pulled once opens by its hub id, without the network, and without its safety checker."""
+    from diffusers import StableDiffusionPipeline
     from huggingface_hub import constants
 
     repo, commit = tmp_path / "models--someone--cats", "a" * 40
-    pipelines["sd15"].save_pretrained(repo / "snapshots" / commit)
+    parts = {**pipelines["sd15"].components, **safety_checker()}
+    StableDiffusionPipeline(**parts).save_pretrained(repo / "snapshots" / commit)
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text(commit)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
@@ -153,6 +191,18 @@ def test_hub_id_opens_from_the_local_cache(pipelines: dict[str, Any], tmp_path: 
     base = open_base("someone/cats", device="cpu", dtype="float32")
     assert base.architecture == Base(pipelines["sd15"]).architecture
     assert base.fingerprint == Base(pipelines["sd15"]).fingerprint
+    assert base.pipe.safety_checker is None
+    assert open_base(str(repo / "snapshots" / commit), device="cpu").pipe.safety_checker is None
+
+
+def safety_checker() -> dict[str, Any]:
+    """A miniature of what Stable Diffusion 1 is published with."""
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = CLIPConfig(projection_dim=8, vision_config=small | {"image_size": 32, "patch_size": 32})
+    return {"safety_checker": StableDiffusionSafetyChecker(config), "feature_extractor": CLIPImageProcessor()}
 
 
 def test_open_by_folder_and_added_name(pipelines: dict[str, Any], tmp_path: Path) -> None:
@@ -298,6 +348,41 @@ def test_pull_resumes_where_the_connection_ended(stand: Any) -> None:
         list(hub.pull(hub.plan("owner/name")))
     list(hub.pull(hub.plan("owner/name")))
     assert stand.ranges and stand.ranges[0] == "bytes=400000-"
+
+
+def test_the_token_is_not_sent_where_the_hub_redirects_to(stand: Any, monkeypatch: Any) -> None:
+    """Files lie on other hosts: these get the range that is asked for, but not the user's token."""
+    seen: list[tuple[str, str | None, str | None]] = []
+
+    class Elsewhere(Stand):
+        def do_GET(self) -> None:
+            seen.append(("elsewhere", self.headers.get("Authorization"), self.headers.get("Range")))
+            super().do_GET()
+
+    class Hub(Stand):
+        def do_GET(self) -> None:
+            seen.append(("hub", self.headers.get("Authorization"), self.headers.get("Range")))
+            if self.path.startswith("/api/models/"):
+                return super().do_GET()
+            self.send_response(302)
+            self.send_header("Location", f"http://127.0.0.1:{servers[1].server_port}{self.path}")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+
+    servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) for kind in (Hub, Elsewhere)]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{servers[0].server_port}")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    stand.files = {"model.safetensors": b"x" * 100, "config.json": b"{}"}
+    part = registry.models_folder() / "clipseg" / "model.safetensors.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"x" * 40)
+    list(hub.pull(hub.plan("clipseg")))
+    for server in servers:
+        server.shutdown()
+    assert {token for host, token, _ in seen if host == "hub"} == {"Bearer secret"}
+    assert [(t, r) for host, t, r in seen if host == "elsewhere"] == [(None, "bytes=40-"), (None, None)]
 
 
 def test_pull_refuses_damaged_files(stand: Any) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from minikin import Concept, Studio
 from minikin.bases.base import Base
+from minikin.bases.prompt import parse
 from minikin.errors import BadPhoto, BadRecipe, UnknownName
 from minikin.painting import metadata, schedulers
+from minikin.painting import paint as painting
+from minikin.painting.course import conditions
 from minikin.painting.output import Names, save_picture
+from minikin.painting.plan import plan
 from minikin.painting.sheet import contact_sheet
 from minikin.recipes import Paint
 from minikin.teaching.photos import Photo
@@ -53,12 +61,10 @@ def test_same_seed_same_picture_in_any_batch(studio: Studio, tom: Concept) -> No
 
 def test_same_seed_latents_agree_to_1e_4(studio: Studio, tom: Concept) -> None:
     """The float pictures of diffusers' own bar: 1e-4 in float32."""
-    from minikin.painting import paint as painting
-
-    prompt = painting.parse("<tom>", studio.concepts.categories)
-    recipe = Paint(prompt="<tom>", steps=3)
-    one, _ = painting.conditions(studio.base, recipe, prompt, studio.concepts.loaded, 1)
-    four, _ = painting.conditions(studio.base, recipe, prompt, studio.concepts.loaded, 4)
+    prompt = parse("<tom>", studio.concepts.categories)
+    decided = plan(studio.base, Paint(prompt="<tom>", steps=3))
+    (one,), _ = conditions(studio.base, decided, [prompt], studio.concepts.loaded, 1)
+    (four,), _ = conditions(studio.base, decided, [prompt], studio.concepts.loaded, 4)
     assert (one.kv - four.kv).abs().max() < 1e-4
 
 
@@ -153,6 +159,41 @@ def test_closing_the_generator_stops_the_work(studio: Studio) -> None:
     assert len(studio.paint("a cat", steps=1)) == 1
 
 
+def test_a_concept_replaced_while_a_painter_waits(
+    bases: dict[str, Base], tom: Concept, monkeypatch: Any
+) -> None:  # fmt: skip
+    """The prompt is read when it is the thread's turn: never the old category with the new concept."""
+    studio, read, waiting = Studio(bases["sd15"]), [], threading.Event()
+    studio.add(tom)
+    paint_batch = painting.paint_batch
+
+    def listen(base: Base, plan: Any, prompt: Any, loaded: Any, *more: Any, **how: Any) -> Any:
+        read.append((prompt.text, loaded["tom"].concept.category))
+        return paint_batch(base, plan, prompt, loaded, *more, **how)
+
+    monkeypatch.setattr(painting, "paint_batch", listen)
+    real = studio._lock
+
+    class Gate:
+        """The studio's lock, which tells when somebody else wants it."""
+
+        def __enter__(self) -> None:
+            waiting.set()
+            real.acquire()
+
+        def __exit__(self, *_: Any) -> None:
+            real.release()
+
+    with real:
+        monkeypatch.setattr(studio, "_lock", Gate())
+        other = threading.Thread(target=studio.paint, args=("a photo of <tom>",), kwargs={"steps": 1})
+        other.start()
+        assert waiting.wait(30)
+        studio.concepts.add(replace(tom, category="dog"))
+    other.join(60)
+    assert read == [("a photo of a dog", "dog")]
+
+
 # ---- recipes inside pictures ------------------------------------------------------------------------
 
 
@@ -216,14 +257,44 @@ def test_parameters_round_trip(prompt: str, negative: str, values: dict[str, str
 
 
 def test_reads_pictures_of_other_tools(tmp_path: Path) -> None:
-    from PIL.PngImagePlugin import PngInfo
-
     info = PngInfo()
     info.add_text("parameters", "a fox, (snow:1.2)\nNegative prompt: blurry\nSteps: 20, Sampler: DPM++ 2M, "
                   "CFG scale: 7, Seed: 42, Size: 512x512, Model: dream, Version: v1.9")  # fmt: skip
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
     found = metadata.read(tmp_path / "a.png")
     assert found.prompt == "a fox, (snow:1.2)" and found.settings["Seed"] == "42" and found.recipe == {}
+
+
+def inside(path: Path, **texts: str) -> Path:
+    """A picture with these text chunks."""
+    info = PngInfo()
+    for key, value in texts.items():
+        info.add_text(key, value)
+    Image.new("RGB", (8, 8)).save(path, pnginfo=info)
+    return path
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 50_000, " " * 50_000, "a:" * 25_000, "," * 50_000, ',a: "' * 8_000, 'ab: "' + "\\," * 20_000]
+)
+def test_a_strangers_text_is_read_in_linear_time(text: str) -> None:
+    """50,000 characters in well under a second (a quadratic pattern takes a minute for some of these)."""
+    started = time.perf_counter()
+    metadata.parse_parameters(text)
+    assert time.perf_counter() - started < 1
+
+
+@pytest.mark.parametrize("recipe", ["[1]", "1", '"x"', "null", "[" * 50_000, "{"])
+def test_a_recipe_that_is_no_object_is_none(recipe: str, tmp_path: Path) -> None:
+    with pytest.raises(BadPhoto, match="carries no recipe"):
+        metadata.read(inside(tmp_path / "a.png", minikin=recipe))
+    both = inside(tmp_path / "b.png", minikin=recipe, parameters="a cat")
+    assert metadata.read(both).recipe == {} and metadata.read(both).prompt == "a cat"
+
+
+def test_a_recipe_of_absurd_length_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadPhoto, match="a recipe of 200,001 characters; at most 100,000"):
+        metadata.read(inside(tmp_path / "a.png", parameters="a" * 200_001))
 
 
 def test_contact_sheet_holds_every_picture() -> None:

@@ -23,6 +23,7 @@ from minikin.bases.base import Base
 from minikin.bases.loras import adapters
 from minikin.bases.opening import pull
 from minikin.bases.presets import CONVENTIONS, PRESETS, recognise
+from minikin.bases.prompt import parse
 from minikin.errors import AssetError, BadModelFile, BadRecipe, NoNetwork, UnknownName
 from minikin.painting import metadata, schedulers
 from minikin.painting.output import Names, save_picture
@@ -171,6 +172,50 @@ def test_an_adapter_states_its_convention(bases: dict[str, Base]) -> None:
     with Calls(base) as calls:
         Studio(base).paint("a cat", preset="turbo", steps=2)
     assert calls.timesteps == [999, 899] and calls.rows == [1, 1]
+
+
+STUDENTS: dict[str, tuple[dict[str, Any], list[int], str, float]] = {
+    # what a header says: the timesteps, the scheduler and the guidance it is painted with
+    "turbo": ({"sampler": "renoise", "timesteps": "trailing", "times": [999, 749, 499, 249], "guidance": 1.0},
+              [999, 749, 499, 249], "LCMScheduler", 1.0),
+    "one step": ({"preset": "tdm", "sampler": "ddim", "timesteps": "trailing", "times": [999],
+                  "guidance": 1.0}, [999], "DDIMScheduler", 1.0),
+    "a list": ({"preset": "turbo", "sampler": "renoise", "times": [999, 600, 300], "guidance": 1.0},
+               [999, 600, 300], "LCMScheduler", 1.0),
+    "lcm-lora": ({"sampler": "renoise", "timesteps": "lcm", "times": [999, 759, 499, 259], "guidance": 1.0},
+                 [999, 759, 499, 259], "LCMScheduler", 1.0),
+    "burnt": ({"preset": "lcm-lora", "sampler": "renoise", "timesteps": "lcm", "times": [999, 759, 499, 259],
+               "guidance": 8.5}, [999, 759, 499, 259], "LCMScheduler", 2.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", STUDENTS)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_student_is_painted_as_its_header_says(bases: dict[str, Base], case: str, named: bool) -> None:
+    """As the preset's own adapter, and as a LoRA in the prompt without any preset."""
+    said, times, scheduler, guidance = STUDENTS[case]
+    base, preset = bases["sd15"], said.get("preset", case)
+    header = {f"minikin.{k}": v if isinstance(v, str) else json.dumps(v) for k, v in said.items()}
+    provide(base, preset, **{"minikin.preset": preset, **header})
+    name = presets.PRESETS[preset].source("tiny", 4).name  # type: ignore[union-attr]
+    how: dict[str, Any] = {"preset": preset} if named else {}
+    studio = Studio(base)
+    with Calls(base) as calls:
+        done = list(studio.painting(Paint(prompt="a cat" if named else f"a cat <lora:{name}>", **how)))
+    assert calls.timesteps == times
+    assert not [e for e in done if isinstance(e, events.Note)]
+    decided, _ = studio._prepared(Paint(prompt="a cat" if named else "", **how),
+                                  parse("a cat" if named else f"a cat <lora:{name}>", {}))  # fmt: skip
+    made = schedulers.build(decided.recipe.scheduler, base.pipe.scheduler, decided.preset.config)
+    assert type(made).__name__ == scheduler and decided.guidance == guidance
+    if scheduler == "DDIMScheduler":
+        assert made.config.set_alpha_to_one
+
+
+def test_headers_that_cannot_be_followed(bases: dict[str, Base]) -> None:
+    for header in ({"minikin.times": "soon"}, {"minikin.sampler": "dice"}, {"minikin.guidance": "[]"}):
+        with pytest.raises(AssetError, match="header of the turbo student cannot be followed"):
+            presets.for_student(presets.PRESETS["turbo"], header)
 
 
 def test_guidance_is_an_input_of_a_full_lcm(bases: dict[str, Base]) -> None:

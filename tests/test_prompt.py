@@ -57,7 +57,7 @@ def test_attention_grammar(source: str, expected: list[tuple[str, float]]) -> No
 def test_concepts_become_their_category() -> None:
     p = parse("a photo of <tom:0.8> with (<concept:rex>:1.3), <lora:style:0.6>", KNOWN)
     assert p.text == "a photo of a cat with a teddy bear, "
-    assert p.uses == (ConceptUse("tom", 0.8, 13, 16), ConceptUse("rex", 1.0, 24, 34))
+    assert p.uses == (ConceptUse("tom", 0.8, 13, 16, given=True), ConceptUse("rex", 1.0, 24, 34))
     assert [(p.text[w.start : w.end], w.value) for w in p.weights] == [("a teddy bear", 1.3)]
     assert p.loras == (("style", 0.6),)
     assert p.names == ("tom", "rex")

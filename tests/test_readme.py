@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.slow
 def test_python_examples(tmp_path: Path, monkeypatch: Any) -> None:
-    """Both Python blocks, in order, in a folder with the checkout's examples and weights in reach."""
+    """All Python blocks, in order, in a folder with the checkout's examples and weights in reach."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for name in ("examples", "src"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)

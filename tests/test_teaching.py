@@ -80,6 +80,18 @@ def test_checkpoint_of_another_run_is_refused(
         run(bases["sd15"], photos, steps=4, seed=9, checkpoint=checkpoint, resume=True)
 
 
+def test_checkpoint_with_another_covariance_is_refused(
+    bases: dict[str, Base], photos: list[Photo], tmp_path: Path
+) -> None:  # fmt: skip
+    """The metric i* was averaged in belongs to the run: its hash is checked."""
+    base, checkpoint = bases["sd15"], tmp_path / "c.safetensors"
+    run(base, photos, steps=2, checkpoint=checkpoint, save_every=2)
+    other = Covariance(torch.eye(base.layout.text_width, dtype=torch.float64) * 2, 1, 1)
+    recipe = Teach(name="tom", category="cat", batch=2, steps=2)
+    with pytest.raises(BadRecipe, match=r"another run \(covariance differ"):
+        list(teach(base, photos, recipe, other, checkpoint=checkpoint, resume=True))
+
+
 def test_interrupting_leaves_a_usable_concept(bases: dict[str, Base], photos: list[Photo]) -> None:
     stop = threading.Event()
     stop.set()
@@ -151,6 +163,29 @@ def test_preview_travels_in_the_file(photo_folder: Path, tmp_path: Path) -> None
     shown = Image.open(io.BytesIO(Concept.load(path).preview))
     assert (shown.format, shown.size) == ("JPEG", (96, 96)) and path.stat().st_size < 12_000
     assert Studio.open("tiny").teach(photo_folder, preview=False, **recipe).preview == b""
+
+
+def test_a_failed_teaching_leaves_the_concepts_as_they_were(
+    bases: dict[str, Base], photos: list[Photo], monkeypatch: Any
+) -> None:  # fmt: skip
+    """Diverging after a sample was painted: the half-taught concept replaces nothing and is not in use."""
+    studio, how = Studio(bases["sd15"]), {"mode": "row", "batch": 1, "preview": False}
+    tom = studio.teach(photos, name="tom", category="cat", steps=1, **how)
+    step = loops.Loop._step
+
+    def fail(self: loops.Loop) -> float | None:
+        if self.progress.step:
+            raise Diverged("Teaching diverged.")
+        return step(self)
+
+    monkeypatch.setattr(loops.Loop, "_step", fail)
+    for name in ("tom", "rex"):
+        seen: list[events.Event] = []
+        recipe = Teach.make(name=name, category="dog", steps=5, sample_every=1, **how)
+        with pytest.raises(Diverged):
+            seen.extend(studio.teaching(photos, recipe))
+        assert [e.caption for e in seen if isinstance(e, events.Picture)] == ["masks", "step-0001"]
+    assert studio.concepts.loaded["tom"].concept is tom and list(studio.concepts.loaded) == ["tom"]
 
 
 def test_concept_at_any_position_uses_one_target(bases: dict[str, Base]) -> None:
@@ -251,10 +286,10 @@ def test_targets_follow_the_prediction_type(bases: dict[str, Base], photos: list
 
 
 class _Nan:
-    """A student whose loss is not finite at chosen calls."""
+    """A student whose loss (or, after the step, whose weights) are not finite at chosen calls."""
 
-    def __init__(self, student: Student, bad: set[int]) -> None:
-        self.student, self.bad, self.calls = student, bad, 0
+    def __init__(self, student: Student, bad: set[int], where: str = "loss") -> None:
+        self.student, self.bad, self.where, self.calls = student, bad, where, 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.student, name)
@@ -263,18 +298,40 @@ class _Nan:
         value, e = self.student.loss(batch)
         if torch.is_grad_enabled():
             self.calls += 1
-            if self.calls in self.bad:
+            if self.calls in self.bad and self.where == "loss":
                 value = value * float("nan")
         return value, e
 
+    def averaged(self, e_concept: Any) -> None:
+        self.student.averaged(e_concept)
+        if self.calls in self.bad and self.where == "weights":
+            with torch.no_grad():
+                self.student.delta.fill_(float("nan"))
 
-def sick_loop(base: Base, photos: list[Photo], bad: set[int], steps: int) -> loops.Loop:
+
+def sick_loop(
+    base: Base, photos: list[Photo], bad: set[int], steps: int, where: str = "loss"
+) -> loops.Loop:  # fmt: skip
     recipe = Teach(name="tom", category="cat", batch=2)
     student = Student(base, recipe, category_encoding(base, "cat"), identity(base).inverse)
     batches = Batches(base, prepare(base, photos, recipe), recipe)
     return loops.Loop(
-        _Nan(student, bad), batches.at, batches.evaluation(), max_steps=steps, fixed=True  # type: ignore[arg-type]
+        _Nan(student, bad, where), batches.at, batches.evaluation(), max_steps=steps, fixed=True  # type: ignore[arg-type]
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "words"),
+    [("lcm-sd15", "x", r"'x' is already distilled \(lcm\)"), ("sd15", "sd-turbo", r"distilled \(turbo\)"),
+     ("sdxl", "juggernaut-lightning", r"distilled \(lightning\)")],
+)  # fmt: skip
+def test_students_of_few_steps_are_not_taught(
+    bases: dict[str, Base], photos: list[Photo], family: str, name: str, words: str
+) -> None:  # fmt: skip
+    """A full LCM, known by its guidance embedding, and what is called a turbo: the original is named."""
+    base = Base(bases[family].pipe, name)
+    with pytest.raises(BadRecipe, match=rf"{words}.*Teach on the model it was made from.*--base tiny"):
+        run(base, photos, steps=1)
 
 
 def test_one_bad_step_is_skipped(bases: dict[str, Base], photos: list[Photo]) -> None:
@@ -284,11 +341,17 @@ def test_one_bad_step_is_skipped(bases: dict[str, Base], photos: list[Photo]) ->
     assert loop.student.is_finite()
 
 
-def test_three_bad_steps_roll_back_at_half_the_rate(bases: dict[str, Base], photos: list[Photo]) -> None:
-    loop = sick_loop(bases["sd15"], photos, {3, 4, 5}, 8)
+@pytest.mark.parametrize(("where", "bad"), [("loss", {3, 4, 5}), ("weights", {3})])
+def test_three_bad_steps_roll_back_at_half_the_rate(
+    bases: dict[str, Base], photos: list[Photo], where: str, bad: set[int]
+) -> None:  # fmt: skip
+    """Also when the weights themselves are lost: one bad step, after which every loss is bad."""
+    loop = sick_loop(bases["sd15"], photos, bad, 5, where)
+    start = loop.student.state()
     list(loop)
-    assert loop.progress.rollbacks == 1 and loop.progress.rate == 0.5
-    assert loop.student.is_finite()
+    assert loop.progress.rollbacks == 1 and loop.progress.rate == 0.5 and loop.progress.skipped == 3
+    for name, value in loop.student.state().items():
+        assert torch.equal(value, start[name]), name  # the last good state: step 0
 
 
 def test_hopeless_run_fails_clearly(bases: dict[str, Base], photos: list[Photo]) -> None:
@@ -296,7 +359,27 @@ def test_hopeless_run_fails_clearly(bases: dict[str, Base], photos: list[Photo])
         list(sick_loop(bases["sd15"], photos, set(range(2, 99)), 50))
 
 
-def test_stops_by_itself_and_keeps_the_best(bases: dict[str, Base], photos: list[Photo]) -> None:
+@pytest.mark.parametrize("fixed", [False, True])
+def test_keeps_the_best_state_unless_steps_are_fixed(
+    bases: dict[str, Base], photos: list[Photo], monkeypatch: Any, fixed: bool
+) -> None:  # fmt: skip
+    """Evaluations 3, 1, 2: the concept is that of the second, with all that belongs to it."""
+    monkeypatch.setattr(loops, "EVAL_EVERY", 1)
+    loop = sick_loop(bases["sd15"], photos, set(), 3)
+    loop.fixed, loop.evaluation, real, values = fixed, [None], loop.student.student.loss, iter((3.0, 1.0, 2.0))  # type: ignore
+
+    def loss(batch: Any) -> Any:
+        return real(batch) if batch is not None else (torch.tensor(next(values)), None)
+
+    loop.student.student.loss = loss  # type: ignore[attr-defined]
+    states = [loop.student.state() for _ in loop]
+    loop.finish()
+    kept = states[2 if fixed else 1]
+    assert loop.progress.best_step == 2 and not torch.equal(states[1]["delta"], states[2]["delta"])
+    assert all(torch.equal(v, kept[k]) for k, v in loop.student.state().items())
+
+
+def test_stops_by_itself(bases: dict[str, Base], photos: list[Photo]) -> None:
     """A flat evaluation ends the run; an improving one does not."""
     loop = sick_loop(bases["sd15"], photos, set(), 500)
     loop.fixed = False

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from minikin.errors import Busy, StorageError
 
@@ -48,7 +48,7 @@ def atomic_write(path: str | Path, data: bytes) -> Path:
 def atomic_folder(path: Path, keep: int | None = None) -> Iterator[Path]:
     """A new folder to write into, which becomes `path` when all went well; an old `path` is replaced.
 
-    keep  how many folders beside it may stay, the newest first; for caches
+    keep  bytes that it and the folders beside it may hold, the newest first; for caches
     Raises StorageError with the reason.
     """
     import shutil
@@ -60,19 +60,42 @@ def atomic_folder(path: Path, keep: int | None = None) -> Iterator[Path]:
         yield fresh
         for file in fresh.rglob("*"):
             _sync_folder(file)
-        shutil.rmtree(path, ignore_errors=True)
-        os.replace(fresh, path)
+        _swap(fresh, path)
         fresh = None
         _sync_folder(path.parent)
-        if keep:
+        if keep is not None:
+            left = keep - folder_bytes(path)
             beside = [p for p in path.parent.iterdir() if p.is_dir() and not p.name.startswith(_PREFIX)]
-            for old in sorted(beside, key=lambda p: p.stat().st_mtime, reverse=True)[keep:]:
-                shutil.rmtree(old, ignore_errors=True)
+            for old in sorted(set(beside) - {path}, key=lambda p: p.stat().st_mtime, reverse=True):
+                left -= folder_bytes(old)
+                if left < 0:
+                    shutil.rmtree(old, ignore_errors=True)
     except OSError as e:
         raise StorageError(_why(path, e)) from e
     finally:
         if fresh:
             shutil.rmtree(fresh, ignore_errors=True)
+
+
+def folder_bytes(path: Path) -> int:
+    """What the files in a folder hold together."""
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def _swap(fresh: Path, path: Path) -> None:
+    """Put the folder `fresh` in the place of `path`; when that fails, the old one is back."""
+    import shutil
+
+    old = fresh.with_name(f"{fresh.name}-old")
+    if path.exists():
+        os.replace(path, old)
+    try:
+        os.replace(fresh, path)
+    except OSError:
+        if old.exists():
+            os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def sweep_orphans(folder: Path, older_than_s: float = 3600) -> int:
@@ -95,26 +118,37 @@ def lock(path: Path, what: str) -> Iterator[None]:
 
     The lock is the kernel's (flock), so it ends with the process, however that ends.
     """
-    import fcntl
-
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_orphans(path.parent)
         path.touch()
     except OSError as e:
         raise StorageError(_why(path, e)) from e
-    with open(path, "a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise Busy(
-                f"Another process is already working on {what}. Wait for it, or choose another --out."
-            ) from None
+    with _held(path, what):
         try:
             yield
         finally:
             with suppress(FileNotFoundError):
                 path.unlink()
+
+
+def _held(path: Path, what: str) -> IO[str]:
+    """The file of this name, locked; not one that its last holder removed after it was opened here."""
+    import fcntl
+
+    while True:
+        handle = open(path, "a+")  # noqa: SIM115 - the caller closes it
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            handle.close()
+            raise Busy(
+                f"Another process is already working on {what}. Wait for it, or choose another --out."
+            ) from None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+                return handle
+        handle.close()
 
 
 def cache_folder() -> Path:

@@ -6,19 +6,40 @@ inside pictures. A recipe is checked when it is made; what is wrong is said in o
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from minikin.errors import BadRecipe
 
 MAX_SIDE = 4096  # px
 MAX_STEPS = 1000
+N_TRAIN = 1000  # timesteps all bases were trained with
 ROW_RATE = 0.1  # of the value targets in mode row, which learns more slowly (docs/measurements.md)
 
 MaskKind = Literal["attention", "clipseg", "none"]
 KeyLock = Literal["local", "global"]
 EngineName = Literal["eager", "compile", "openvino"]
+
+
+def _numbers(given: Any) -> Any:
+    """ "0.6,1,1.3" as a list."""
+    return [part.strip() for part in given.split(",")] if isinstance(given, str) else given
+
+
+def _span(given: Any) -> Any:
+    """ "0.2-0.8" as a pair."""
+    return [part.strip() for part in given.split("-")] if isinstance(given, str) else given
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Span = Annotated[tuple[Share, Share], BeforeValidator(_span)]  # of a picture's steps: from, up to
+Shares = Annotated[tuple[Share, ...], BeforeValidator(_numbers)]
+Spans = Annotated[tuple[Span, ...], BeforeValidator(_numbers)]
+Strength = Annotated[float, Field(ge=0, le=2)]
+Softness = Annotated[float, Field(gt=0, le=5)]
+Scale = Annotated[float, Field(ge=0, le=50)]
+WHOLE: tuple[float, float] = (0.0, 1.0)
 
 
 class Recipe(BaseModel):
@@ -89,6 +110,14 @@ class Teach(Recipe):
         return values
 
 
+class Tuned(Recipe):
+    """What one concept is painted with where the prompt does not say."""
+
+    strength: Strength = 1.0
+    tau: Softness | None = None
+    switch: Share = 0.0
+
+
 class Paint(Recipe):
     """Paint pictures from a prompt."""
 
@@ -116,6 +145,15 @@ class Paint(Recipe):
         None, ge=-2, le=3, description="gate of all concepts: half open at this similarity"
     )
     tau: float | None = Field(None, gt=0, le=5, description="gate of all concepts: softness")
+    switch: float | None = Field(
+        None, ge=0, le=1, description="share of the steps in which the category stands in for the concept"
+    )
+    interval: Span | None = Field(
+        None, description="steps that are guided, as shares: 0.2-0.8; all of them by default"
+    )
+    points: dict[str, Tuned] | None = Field(
+        None, description="concepts' operating points, in place of those in their files"
+    )
     batch: int = Field(4, ge=1, le=64, description="pictures computed at once")
     engine: EngineName = Field("eager", description="who computes: eager (exact), compile or openvino (faster)")
     device: str | None = Field(None, description="cuda, mps, xpu or cpu")
@@ -135,6 +173,8 @@ class Paint(Recipe):
 
     @model_validator(mode="after")
     def _multiples_of_8(self) -> Paint:
+        if self.interval:
+            _check_spans((self.interval,))
         for name in ("width", "height"):
             value = getattr(self, name)
             if value is not None and value % 8:
@@ -143,10 +183,61 @@ class Paint(Recipe):
         return self
 
 
+def _check_spans(spans: tuple[tuple[float, float], ...]) -> None:
+    for low, high in spans:
+        if not low < high:
+            raise ValueError(f"a guidance interval goes up, as 0.2-0.8 does, but it is {low:g}-{high:g}")
+
+
+class Sweep(Recipe):
+    """Find a concept's best operating points for one preset, by painting and judging."""
+
+    concept: str = Field(description="its name or file")
+    base: str = Field("tiny", description="base model: a name, folder, .safetensors file or hub id")
+    preset: str | None = Field(None, description="whose points they will be; what the base was made for")
+    steps: int | None = Field(None, ge=1, le=MAX_STEPS, description="denoising steps; the preset's by default")
+    judge: str = Field("tiny", description="who compares: tiny (its own world alone), clip-b32 or clip-l14")
+    photos: str | None = Field(
+        None, description="folder of the concept's photos, with others in unseen/; an example's own by default"
+    )
+    texts: str | None = Field(
+        None, description="file with one prompt a line, {} where the thing is named; scenes by default"
+    )
+    prompts: int = Field(12, ge=4, le=200, description="how many prompts are painted")
+    seeds: int = Field(2, ge=1, le=64, description="pictures of each prompt in the last round")
+    strengths: Annotated[tuple[Strength, ...], BeforeValidator(_numbers)] = Field(
+        (0.6, 0.8, 1.0, 1.3, 1.6), min_length=1, description="strengths to try"
+    )
+    taus: Annotated[tuple[Softness, ...], BeforeValidator(_numbers)] = Field(
+        (0.1, 0.15, 0.25), min_length=1, description="softnesses of the gate to try; not in mode row"
+    )
+    guidances: Annotated[tuple[Scale, ...], BeforeValidator(_numbers)] | None = Field(
+        None, min_length=1, description="guidance scales to try; the preset's, and with many steps 1.5 times it"
+    )
+    switches: Shares = Field(
+        (0.0, 0.1, 0.2, 0.35), min_length=1, description="shares of the steps that the category goes first"
+    )
+    intervals: Spans = Field(
+        (WHOLE, (0.2, 0.8)), min_length=1, description="shares of the steps that are guided: 0-1,0.2-0.8"
+    )
+    budget_minutes: float | None = Field(
+        None, gt=0, description="try only so many settings, drawn from the grid; all by default"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="of the first pictures; the last round has others")
+    device: str | None = Field(None, description="cuda, mps, xpu or cpu")
+    dtype: str | None = Field(None, description="float32, float16 or bfloat16")
+
+    @model_validator(mode="after")
+    def _understood(self) -> Sweep:
+        _check_spans(self.intervals)
+        return self
+
+
 Method = Literal["lcm", "lcm-lora", "turbo", "tdm"]
 
-# What each method was published with (sources: docs/algorithms; guidance here is w + 1 of LCM's w).
-# A LoRA of turbo or tdm was not published: its rates are ours.
+# What each method was published with: arXiv:2310.04378 (lcm), 2311.05556 (lcm-lora), 2311.17042 (turbo),
+# 2503.06674 (tdm); guidance here is w + 1 of LCM's w. Of turbo full weights were published, of tdm LoRAs
+# (its code has a rate of 4e-6); the rates of a LoRA of either are ours.
 PUBLISHED: dict[str, dict[str, Any]] = {
     "lcm": {"student": "full", "rate": 1e-6, "guidance": "3-15", "batch": 12, "steps": 4000,
             "target_ema": 0.95},
@@ -202,7 +293,9 @@ class Distill(Recipe):
     huber: float = Field(0.001, gt=0, description="c of the pseudo-Huber distance")
     skip: int = Field(20, ge=1, le=500, description="lcm: timesteps of the teacher's one step")
     target_ema: float | None = Field(None, ge=0, lt=1, description="lcm: averaging of the target network; 0.95")
-    student_steps: int = Field(4, ge=1, le=16, description="turbo, tdm: steps the student is made for")
+    student_steps: int | None = Field(
+        None, ge=1, le=16, description="turbo, tdm: steps the student is made for; 4, or what times lists"
+    )
     times: str = Field(
         "trailing", description="turbo, tdm: the student's timesteps: trailing (999, 749, ...), demo or a list"
     )
@@ -239,7 +332,11 @@ class Distill(Recipe):
 
     @model_validator(mode="after")
     def _understood(self) -> Distill:
-        _ = self.scales, self.student_times(1000)
+        _ = self.scales, self.student_times(N_TRAIN)
+        if N_TRAIN % self.skip or N_TRAIN // self.skip < 4:
+            raise ValueError(f"skip must divide {N_TRAIN} into at least 4 equal steps, as 20 and 50 do")
+        if self.method == "tdm" and self.times != "trailing":
+            raise ValueError("times of a tdm student must be trailing: DDIM paints with them")
         fixed = {"lcm": "full", "lcm-lora": "lora"}.get(self.method)
         if fixed and self.student not in (None, fixed):
             raise ValueError(
@@ -261,16 +358,19 @@ class Distill(Recipe):
 
     def student_times(self, n_train: int) -> tuple[int, ...]:
         """The timesteps the student is called at, falling; turbo and tdm."""
-        k = self.student_steps
         if self.times == "trailing":
+            k = self.student_steps or 4
             return tuple(round(n_train - i * n_train / k) - 1 for i in range(k))
         try:
-            found = STUDENT_TIMES.get(self.times) or tuple(int(t) for t in self.times.split(","))
+            listed = STUDENT_TIMES.get(self.times) or tuple(int(t) for t in self.times.split(","))
         except ValueError:
             raise ValueError(
                 f"times must be trailing, demo or numbers like 999,749,499,249, not '{self.times}'"
             ) from None
-        found = found[:k]
+        k = self.student_steps or len(listed)
+        if k > len(listed) or (k < len(listed) and self.times not in STUDENT_TIMES):
+            raise ValueError(f"times lists {len(listed)} timesteps, but student_steps is {k}; leave one out")
+        found = listed[:k]
         if list(found) != sorted(set(found), reverse=True) or found[-1] < 1 or found[0] >= n_train:
             raise ValueError(f"times must fall from at most {n_train - 1} to at least 1, but they are {found}")
         return found
@@ -283,4 +383,76 @@ class Distill(Recipe):
             known.pop("steps", None)
         asked = {k: v for k, v in self.model_dump().items() if v is not None}
         settled: Distill = Distill.make(**known | asked)
+        return settled
+
+
+BaselineMethod = Literal[
+    "textual-inversion", "dreambooth", "dreambooth-prior", "dreambooth-lora", "custom-diffusion"
+]
+
+# What each method was published with for bases of SD's size, on one GPU: the training scripts of
+# diffusers, which all use AdamW with betas 0.9 and 0.999, weight decay 0.01 and a constant rate. Rates
+# that their scripts multiply by the batch are given as they come out (5e-4 x 4; 1e-5 x 4). Papers:
+# Gal et al. 2022, arXiv:2208.01618; Ruiz et al. 2023, arXiv:2208.12242; Kumari et al. 2023,
+# arXiv:2212.04488 (Custom Diffusion's augmentation by scale is left out: all methods see the same photos).
+PUBLISHED_BASELINES: dict[str, dict[str, Any]] = {
+    "textual-inversion": {"rate": 2e-3, "steps": 3000, "batch": 4},
+    "dreambooth": {"rate": 5e-6, "steps": 400, "batch": 1},
+    "dreambooth-prior": {"rate": 5e-6, "steps": 800, "batch": 1, "prior": 1.0, "class_pictures": 200},
+    "dreambooth-lora": {"rate": 1e-4, "steps": 500, "batch": 1},
+    "custom-diffusion": {
+        "rate": 4e-5, "steps": 250, "batch": 4, "prior": 1.0, "class_pictures": 200, "flip": True,
+    },
+}  # fmt: skip
+# tiny: as many photos a step as Minikin's own teaching sees. First values, from looking at one run each;
+# benchmarks/baselines.py searches rate x steps
+TINY_BASELINES: dict[str, dict[str, Any]] = {
+    "textual-inversion": {"rate": 5e-3, "steps": 400, "batch": 8, "flip": True},
+    "dreambooth": {"rate": 1e-4, "steps": 100, "batch": 8, "flip": True},
+    "dreambooth-prior": {"rate": 1e-4, "steps": 100, "batch": 8, "flip": True, "class_pictures": 32},
+    "dreambooth-lora": {"rate": 1e-3, "steps": 200, "batch": 8, "flip": True},
+    "custom-diffusion": {"rate": 1e-3, "steps": 200, "batch": 8, "class_pictures": 32},
+}  # fmt: skip
+
+
+class Baseline(Recipe):
+    """Teach one concept by another method than Minikin's, for comparison."""
+
+    method: BaselineMethod = Field(description="textual-inversion, dreambooth, dreambooth-lora, ...")
+    name: str = Field(description="the concept's word in prompts, for example tom")
+    category: str = Field(description="what kind of thing it is, for example cat")
+    base: str = Field("tiny", description="base model: a name, folder, .safetensors file or hub id")
+    word: str | None = Field(
+        None, description="the rare word, one token, that stands for the thing; by method and base"
+    )
+    steps: int | None = Field(None, ge=1, le=100_000, description="number of steps; by method")
+    batch: int | None = Field(None, ge=1, le=256, description="photos per step; by method")
+    accumulation: int = Field(1, ge=1, description="pieces a batch is computed in, to save memory")
+    rate: float | None = Field(None, gt=0, le=10, description="learning rate; by method")
+    rank: int = Field(4, ge=1, le=1024, description="dreambooth-lora: rank of the LoRA")
+    prior: float | None = Field(
+        None, ge=0, le=100, description="weight of the loss on pictures of the category; by method"
+    )
+    class_pictures: int | None = Field(
+        None, ge=1, le=10_000, description="how many of those the base paints; 200, on tiny 32"
+    )
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    mask: MaskKind = Field(
+        "none", description="where the subject is: none as published, or attention or clipseg as in teach"
+    )
+    captions: bool = Field(True, description="use the photos' own captions where they have them")
+    flip: bool | None = Field(None, description="also learn mirrored photos; by method")
+    size: int | None = Field(None, ge=64, le=MAX_SIDE, description="side of the training pictures in pixels")
+    seed: int = Field(0, ge=0, lt=2**32, description="equal seeds give equal files")
+    save_minutes: float = Field(3.0, ge=0, description="minutes between checkpoints")
+    device: str | None = Field(None, description="cuda, mps, xpu or cpu")
+    dtype: str | None = Field(None, description="of the frozen base: float32, float16 or bfloat16")
+
+    def settled(self, tiny: bool) -> Baseline:
+        """The same with every "by method" decided: what was published, or what suits tiny."""
+        known: dict[str, Any] = {"prior": 0.0, "flip": False, "class_pictures": 32 if tiny else 200}
+        known |= PUBLISHED_BASELINES[self.method] | (TINY_BASELINES[self.method] if tiny else {})
+        asked = {k: v for k, v in self.model_dump().items() if v is not None}
+        settled: Baseline = Baseline.make(**known | asked)
         return settled

@@ -13,9 +13,10 @@ import io
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -24,6 +25,7 @@ from minikin.bases import presets
 from minikin.bases.attached import Concepts
 from minikin.bases.base import Base
 from minikin.bases.covariance import Covariance, covariance, read_captions
+from minikin.bases.editing import Loaded, load
 from minikin.bases.loras import adapters
 from minikin.bases.loras.adapters import Adapters
 from minikin.bases.loras.lorafile import Adapter
@@ -31,18 +33,24 @@ from minikin.bases.opening.registry import open_base
 from minikin.bases.prompt import UNKNOWN_HINT, Prompt, concept_tags, parse
 from minikin.concepts import library
 from minikin.concepts.concept import Concept, check_category, check_name
+from minikin.concepts.file import store_points
 from minikin.errors import BadRecipe, UnknownName
 from minikin.painting import paint as painting
 from minikin.painting.live import Live
+from minikin.painting.operating import settle
 from minikin.painting.paint import Painted
 from minikin.painting.plan import Plan
 from minikin.painting.plan import plan as plan_for
 from minikin.painting.sheet import contact_sheet
-from minikin.recipes import Distill, Paint, Teach
+from minikin.recipes import Baseline, Distill, Paint, Sweep, Teach
 from minikin.stream import stream
 from minikin.teaching.photos import Photo, load_photos
 from minikin.teaching.teach import check as check_teaching
 from minikin.teaching.teach import teach
+
+if TYPE_CHECKING:
+    from minikin.judging.judges import Judge
+    from minikin.teaching.baselines.learned import Learned
 
 PREVIEW = 96  # pixels: 2 to 3 KB inside a concept file
 
@@ -126,22 +134,22 @@ class Studio:
         self.concepts.add(concept)
         if not recipe.preview or done.facts["interrupted"]:
             return done
-        (picture,) = self._look(concept, [1])
+        (picture,) = self._look(self.concepts.loaded[concept.name], [1])
         yield events.Picture(picture, "result")
         small = io.BytesIO()
         picture.convert("RGB").resize((PREVIEW, PREVIEW)).save(small, "JPEG", quality=80)
         return events.Done(replace(concept, preview=small.getvalue()), done.facts)
 
     def _sample(self, concept: Concept) -> Image.Image:
-        """A few pictures of a concept that is still being taught."""
-        return contact_sheet(self._look(concept, [1, 2, 3]), columns=3)
+        """A few pictures of a concept that is still being taught; it does not come into use by that."""
+        return contact_sheet(self._look(load(self.base, concept), [1, 2, 3]), columns=3)
 
-    def _look(self, concept: Concept, seeds: list[int]) -> list[Image.Image]:
-        self.concepts.add(concept)
-        recipe = Paint(prompt=f"a photo of <{concept.name}>", base=self.base.name, steps=15, seed=1)
-        prompt = parse(recipe.prompt, self.concepts.categories)
-        made = painting.paint_batch(self.base, recipe, prompt, self.concepts.loaded, seeds)
-        return [one.image for one in made]
+    def _look(self, one: Loaded, seeds: list[int]) -> list[Image.Image]:
+        name = one.concept.name
+        recipe = Paint(prompt=f"a photo of <{name}>", base=self.base.name, steps=15, seed=1)
+        prompt = parse(recipe.prompt, {name: one.concept.category})
+        made = painting.paint_batch(self.base, recipe, prompt, {name: one}, seeds)
+        return [painted.image for painted in made]
 
     def _covariance(self, recipe: Teach) -> Generator[events.Event, None, Covariance]:
         lines = read_captions(recipe.captions) if recipe.captions else None
@@ -166,6 +174,29 @@ class Studio:
                 f"own, for example my_{recipe.name}."
             )
 
+    # ---- baselines ---------------------------------------------------------------------------
+
+    def teaching_baseline(
+        self, photos: str | Path | Sequence[Photo], recipe: Baseline, out: Path, *, resume: bool = False
+    ) -> Iterator[events.Event]:
+        """Teach by another method, for comparison; the last event is Done with what was `Learned`.
+
+        See `teaching.baselines.teach.teach`. Paint with the result inside `wearing`.
+        """
+        from minikin.teaching.baselines.teach import teach as teach_baseline
+
+        loaded = load_photos(photos) if isinstance(photos, str | Path) else list(photos)
+        with self._lock:
+            yield from teach_baseline(self.base, loaded, recipe, out, resume=resume)
+
+    @contextmanager
+    def wearing(self, *learned: Learned, weight: float = 1.0) -> Iterator[None]:
+        """Inside, the base has these baselines' results on; prompts for them come from `Learned.prompt`."""
+        from minikin.teaching.baselines.learned import using
+
+        with self._lock, using(self.base, [(one, weight) for one in learned]):
+            yield
+
     # ---- distilling --------------------------------------------------------------------------
 
     def distilling(self, recipe: Distill, out: Path, *, resume: bool = False) -> Iterator[events.Event]:
@@ -175,15 +206,63 @@ class Studio:
         with self._lock:
             yield from distill(self.base, recipe, out, resume=resume)
 
+    # ---- sweeping ----------------------------------------------------------------------------
+
+    def sweeping(
+        self, recipe: Sweep, out: Path, *, judge: Judge | None = None
+    ) -> Iterator[events.Event]:  # fmt: skip
+        """Find a concept's operating points; the last event is Done with them by name.
+
+        They are then in use, and in the concept's file when `recipe.concept` is a file or a name from
+        the library rather than a concept in use. See `judging.sweep.sweep`.
+        judge  opened by the caller; by its name in the recipe otherwise
+        """
+        from minikin.judging.sweep.opening import task
+        from minikin.judging.sweep.sweep import sweep
+
+        concept, path = self._swept(recipe.concept)
+        with self._lock:
+            looked = Paint.make(
+                prompt=f"<{concept.name}>", base=self.base.name, preset=recipe.preset, steps=recipe.steps,
+                points={},
+            )  # fmt: skip
+            plan, _ = self._prepared(looked, parse(looked.prompt, self.concepts.categories))
+            work = task(recipe, concept, self.base, plan, self.facts(looked), judge)
+            for event in sweep(work, out, self._painted):
+                if isinstance(event, events.Done):
+                    event = yield from self._pointed(event, concept, path)
+                yield event
+
+    def _painted(self, recipe: Paint) -> list[Image.Image]:
+        return [one.image for one in _last(self.painting(recipe)).result]
+
+    def _swept(self, ref: str) -> tuple[Concept, Path | None]:
+        """A concept by name or file, and its file; None for one that is in use already."""
+        if ref in self.concepts.loaded:
+            return self.concepts.loaded[ref].concept, None
+        path = library.resolve(ref)
+        return self.add(path), path
+
+    def _pointed(
+        self, done: events.Done, concept: Concept, path: Path | None
+    ) -> Generator[events.Event, None, events.Done]:
+        """Put the points into use and, if there is one, into the file."""
+        points = {**concept.points, done.facts["preset"]: done.result}
+        self.concepts.add(replace(concept, points=points))
+        stored = path is not None and store_points(path, points)
+        if path and not stored:
+            yield events.Note(f"{path} has no room for more operating points; they were not kept in it.", True)
+        return events.Done(done.result, {**done.facts, "stored": str(path) if stored else None})
+
     # ---- painting ----------------------------------------------------------------------------
 
     def painting(self, recipe: Paint) -> Iterator[events.Event]:
         """Paint; yields a Picture for each as it is ready, then Done with all of them."""
-        self._need(recipe.prompt)
-        self._need(recipe.negative)
-        prompt = parse(recipe.prompt, self.concepts.categories)
-        painting.check(self.base, recipe)
-        with self._lock:
+        with self._lock:  # from the first look at the concepts: another thread may replace one
+            self._need(recipe.prompt)
+            self._need(recipe.negative)
+            prompt = parse(recipe.prompt, self.concepts.categories)
+            painting.check(self.base, recipe)
             plan, wanted = self._prepared(recipe, prompt)
             for text in (*plan.warnings, *painting.cautions(self.base, plan.recipe, prompt)):
                 yield events.Note(text, warning=True)
@@ -199,17 +278,22 @@ class Studio:
 
     def _prepared(self, recipe: Paint, prompt: Prompt) -> tuple[Plan, list[tuple[Adapter, float]]]:
         """How the recipe is painted, and the LoRAs it needs with their weights: the preset's, the prompt's."""
-        plan = plan_for(self.base, recipe)
-        if parse(recipe.negative, self.concepts.categories).loras:
+        negative = parse(recipe.negative, self.concepts.categories)
+        if negative.loras:
             raise BadRecipe("A LoRA works on the whole picture: move <lora:...> to the prompt.")
         if "<lora:" in prompt.text:
             raise BadRecipe("A LoRA is written <lora:name> or <lora:name:0.8>, with one weight.")
         wanted = [(self.adapters.get(adapters.find(name)), weight) for name, weight in prompt.loras]
+        students = [a.metadata for a, _ in wanted if "minikin.preset" in a.metadata]
+        student = students[0] if students else None
+        plan = plan_for(self.base, recipe, student)
         if plan.source:
             own = self.adapters.get(presets.locate(plan.preset, plan.source), plan.source.name)
-            plan = plan.for_student(own.metadata)
             wanted.insert(0, (own, 1.0))
-        return plan, wanted
+            student = {**own.metadata, "minikin.preset": plan.preset.name}
+        concepts = {n: one.concept for n, one in self.concepts.loaded.items()}
+        settled = settle(recipe, prompt, negative, concepts, plan.preset.name, plan.steps)
+        return plan_for(self.base, settled, student), wanted
 
     def _batch(
         self, plan: Plan, prompt: Prompt, wanted: adapters.Wanted, seeds: list[int], before: int, total: int
@@ -228,7 +312,7 @@ class Studio:
     def paint(self, prompt: str, **recipe: Any) -> list[Image.Image]:
         """Paint pictures and return them; keyword arguments are those of `recipes.Paint`."""
         wanted = Paint.make(**{"prompt": prompt, "base": self.base.name, **recipe})
-        return [p.image for p in _last(self.painting(wanted)).result]
+        return self._painted(wanted)
 
     def live(self, prompt: str = "", **recipe: Any) -> Live:
         """Paint as prompt, strengths and seed change; see `painting.live`. Arguments as for `paint`."""
@@ -244,18 +328,24 @@ class Studio:
 
     def facts(self, recipe: Paint) -> dict[str, Any]:
         """What a picture should know about how it was made; `recipe` in it repeats the picture."""
-        used = [n for n in concept_tags(f"{recipe.prompt} {recipe.negative}") if n in self.concepts.loaded]
+        tags = concept_tags(f"{recipe.prompt} {recipe.negative}")
         with self._lock:
             plan, wanted = self._prepared(recipe, parse(recipe.prompt, self.concepts.categories))
+            concepts = {
+                n: {"category": self.concepts.loaded[n].concept.category, "sha256": self.concepts.digest(n)}
+                for n in tags if n in self.concepts.loaded
+            }  # fmt: skip
         usual = recipe.preset is None and plan.preset.name == "quality"  # what suits the base is left to it
-        repeat = recipe.model_copy(update={"steps": plan.steps}) if usual else plan.recipe
+        repeat = plan.recipe
+        if usual:
+            update = {k: getattr(plan.recipe, k) for k in ("steps", "points", "interval")}
+            if plan.recipe.points and recipe.points is None:
+                update["guidance"] = plan.guidance
+            repeat = recipe.model_copy(update=update)
         return {
             "recipe": repeat.model_dump(exclude={"device", "dtype", "batch", "n"}),
             "base": {"name": self.base.name, "fingerprint": self.base.fingerprint},
-            "concepts": {
-                n: {"category": self.concepts.loaded[n].concept.category, "sha256": self.concepts.digest(n)}
-                for n in used
-            },
+            "concepts": concepts,
             "preset": plan.preset.name,
             "sampler": plan.recipe.scheduler or "base default",
             "guidance": plan.guidance,

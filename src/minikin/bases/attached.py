@@ -57,12 +57,12 @@ class Concepts:
 
     def digest(self, name: str) -> str:
         """SHA-256 of a concept's content, the same wherever and whenever it is loaded."""
-        concept = replace(self.loaded[name].concept, preview=b"")
+        concept = replace(self.loaded[name].concept, preview=b"", points={})
         return hashlib.sha256(file.to_bytes(concept)).hexdigest()
 
     @property
     def categories(self) -> dict[str, str]:
-        return {name: one.concept.category for name, one in self.loaded.items()}
+        return {name: one.concept.category for name, one in self.loaded.copy().items()}
 
     @torch.no_grad()
     def __call__(

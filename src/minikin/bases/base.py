@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from minikin.bases import keysvalues
+from minikin.bases.identity import rounded, same_text, sketch
 from minikin.bases.prompt import Prompt
 from minikin.concepts.concept import Concept, Origin
 from minikin.errors import BadModelFile, BadRecipe
@@ -144,7 +145,7 @@ class Base:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the cross-attention projections (rounded to bfloat16) and their names.
+        """SHA-256 of the cross-attention projections (see `identity.rounded`) and their names.
 
         These are the only weights a concept touches; a fine-tune has another fingerprint.
         """
@@ -153,23 +154,31 @@ class Base:
             attn = self.unet.get_submodule(site.path)
             for layer in (attn.to_k, attn.to_v):
                 weight = getattr(layer, "base_layer", layer).weight
-                digest.update(site.path.encode() + _bytes(weight))
-        return digest.hexdigest()
-
-    @cached_property
-    def text_hash(self) -> str:
-        """SHA-256 of the text encoders' weights (rounded to bfloat16) and the tokenizers' words."""
-        digest = hashlib.sha256()
-        for tokenizer, model in zip(self.tokenizers, self.text_encoders, strict=True):
-            for name, weight in sorted(model.state_dict().items()):
-                if weight.is_floating_point():
-                    digest.update(name.removeprefix("text_model.").encode() + _bytes(weight))
-            digest.update("\n".join(sorted(tokenizer.get_vocab())).encode())
+                digest.update(site.path.encode() + rounded(weight))
         return digest.hexdigest()
 
     @property
+    def text_hash(self) -> str:
+        """SHA-256 of the text encoders' weights (see `identity.rounded`) and the tokenizers' words."""
+        return self._text[0]
+
+    @cached_property
+    def _text(self) -> tuple[str, str]:
+        """Hash and sketch of the text encoders, as they are when either is first asked for."""
+        digest, weights, words = hashlib.sha256(), [], []
+        for tokenizer, model in zip(self.tokenizers, self.text_encoders, strict=True):
+            for name, weight in sorted(model.state_dict().items()):
+                if weight.is_floating_point():
+                    digest.update(name.removeprefix("text_model.").encode() + rounded(weight))
+                    weights.append(weight)
+            own = sorted(tokenizer.get_vocab())
+            digest.update("\n".join(own).encode())
+            words += own
+        return digest.hexdigest(), sketch(weights, words)
+
+    @property
     def origin(self) -> Origin:
-        return Origin(self.architecture, self.fingerprint, self.text_hash, self.licence)
+        return Origin(self.architecture, self.fingerprint, self.text_hash, self.licence, self._text[1])
 
     @property
     def modules(self) -> tuple[Any, ...]:
@@ -334,7 +343,7 @@ class Base:
                 concept.i_star
             ) != self.layout.text_width:
                 return "stranger"
-        if concept.origin.text_hash != self.text_hash:
+        if not same_text(concept.origin, self.origin):
             return "other text encoder"
         return "same" if concept.origin.fingerprint == self.fingerprint else "sibling"
 
@@ -342,11 +351,6 @@ class Base:
 def _inside(spans: Sequence[Sequence[int]], start: int, end: int) -> tuple[int, ...]:
     """Positions of the tokens that overlap characters [start, end)."""
     return tuple(i for i, (a, b) in enumerate(spans) if a < end and b > start and b > a)
-
-
-def _bytes(weight: Tensor) -> bytes:
-    """The weight in bfloat16, to which float32 and bfloat16 copies of it both round."""
-    return weight.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes()
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from minikin.bases.base import Base, Encoded
 from minikin.bases.keysvalues import Addition
 from minikin.bases.locking import category_encoding
 from minikin.bases.prompt import Prompt
+from minikin.bases.regions import Placed
 from minikin.concepts import edit
 from minikin.concepts.concept import Concept
 from minikin.concepts.edit import Direction, Gate
@@ -47,10 +48,11 @@ def _unchanged(own: Gate) -> Gate:
 
 
 class Condition(NamedTuple):
-    """Packed keys and values (B, N, W) and SDXL's pooled embedding (B, P) or None."""
+    """Packed keys and values (B, N, W), SDXL's pooled embedding (B, P) or None, and what belongs where."""
 
     kv: Tensor
     pooled: Tensor | None
+    placed: tuple[Placed, ...] = ()
 
 
 def packed_delta(base: Base, delta: Mapping[str, Tensor]) -> Tensor:
@@ -101,7 +103,8 @@ def condition(
     same = all(r.keys_from is r.values_from for r in rows)
     kv = base.pack(e, keys_from=None if same else keys, additions=additions)
     pooled = [None if r.pooled is None else r.pooled.expand(copies, -1) for r in rows]
-    return [Condition(part, p) for part, p in zip(kv.chunk(len(rows)), pooled, strict=True)]
+    parts = zip(kv.chunk(len(rows)), pooled, rows, strict=True)
+    return [Condition(part, p, row.placed) for part, p, row in parts]
 
 
 class _Row(NamedTuple):
@@ -111,6 +114,7 @@ class _Row(NamedTuple):
     keys_from: Tensor
     openings: dict[str, Tensor]
     pooled: Tensor | None
+    placed: tuple[Placed, ...] = ()
 
 
 def _row(
@@ -130,7 +134,21 @@ def _row(
             own = use.strength * out.opening([[k]], last=True)
             openings[use.name] = openings.get(use.name, 0) + own
     keys = base.encode([prompt]).e if gated and lock == "global" else e
-    return _Row(e, keys, openings, out.pooled)
+    placed = tuple(
+        Placed(use.box, _belonging(out, k, loaded[use.name], gate))
+        for k, use in enumerate(prompt.uses)
+        if use.box
+    )
+    return _Row(e, keys, openings, out.pooled, placed)
+
+
+def _belonging(out: Encoded, use: int, one: Loaded, gate: Change | None) -> Tensor:
+    """How much each token (N,) belongs to a use of a concept: its own all, others as far as its gate opens."""
+    own = out.opening([[use]])[0]
+    if one.direction is None:
+        return own
+    lock = (gate or _unchanged)(one.concept.gate)
+    return torch.maximum(own, edit.gate(edit.similarity(out.e.float(), one.direction), lock)[0])
 
 
 def _gated(

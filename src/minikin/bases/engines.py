@@ -8,15 +8,19 @@
 Concepts never force a new export: keys and values are an input of the U-Net. `engine.on(base)` puts
 the engine behind the `forward` of the U-Net and the decoder for the time being; pipelines, weights and
 `state_dict` stay as they are. An engine that fails is left with a warning, and PyTorch goes on.
+
+What is compiled goes with its base. OpenVINO's exports hold the weights with the LoRAs that are on, so
+that every strength of a LoRA is an export of its own; on disk and in memory they stay within limits.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,11 +29,12 @@ from torch import Tensor, nn
 
 from minikin.bases.base import Base
 from minikin.errors import BadRecipe, UnknownName
-from minikin.files import atomic_folder, cache_folder
+from minikin.files import atomic_folder, cache_folder, folder_bytes
 
 Tell = Callable[[str], None]
 _MADE: dict[tuple[str, str | None], Engine] = {}  # one of each in a process: they keep what they exported
-KEEP = 24  # exported models in the cache; the oldest go first
+KEEP_BYTES = 16 << 30  # of exported models in the cache; the longest unused go first
+READY_BYTES = 8 << 30  # of those in memory, besides the last two (a U-Net and its decoder)
 log = logging.getLogger(__name__)
 
 
@@ -69,7 +74,6 @@ class Compiled:
     name = "compile"
 
     def __init__(self) -> None:
-        self._made: dict[tuple[int, str], Callable[..., Any]] = {}
         self._broken = False
 
     @contextmanager
@@ -77,15 +81,17 @@ class Compiled:
         if self._broken:
             yield
             return
-        unet, decoder = (self._guarded(m, base.worn, tell) for m in (base.unet, base.vae.decoder))
+        unet, decoder = (self._guarded(base, m, tell) for m in (base.unet, base.vae.decoder))
         with _behind(base.unet, unet), _behind(base.vae.decoder, decoder):
             yield
 
-    def _guarded(self, module: Any, worn: str, tell: Tell) -> Callable[..., Any]:
-        plain, key = module.forward, (id(module), worn)
-        if key not in self._made:
-            self._made[key] = torch.compile(plain, dynamic=False)
-        fast = self._made[key]
+    def _guarded(self, base: Base, module: Any, tell: Tell) -> Callable[..., Any]:
+        # kept on the base, so that it ends with it; LoRAs change the layers' classes, which it notices itself
+        made: dict[int, Callable[..., Any]] = base.__dict__.setdefault("_compiled", {})
+        plain = module.forward
+        if id(module) not in made:
+            made[id(module)] = torch.compile(plain, dynamic=False)
+        fast = made[id(module)]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self._broken:
@@ -121,7 +127,7 @@ class OpenVino:
         self._core = openvino.Core()
         can = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.precision = precision or ("bfloat16" if "BF16" in can else "float32")
-        self._ready: dict[str, Any] = {}
+        self._ready: dict[str, tuple[Any, int]] = {}  # model and bytes, the longest unused first
         self._broken = False
 
     @contextmanager
@@ -182,29 +188,36 @@ class OpenVino:
         given = {k: v.float() for k, v in inputs.items()}
         key = _key(base, module, given)
         try:
-            if key not in self._ready:
-                self._ready[key] = self._compiled(key, wrapper(module, tuple(given)), given)
-            made = self._ready[key]([v.contiguous().numpy() for v in given.values()])[0]
+            ready = self._ready.pop(key, None) or self._compiled(key, wrapper(module, tuple(given)), given)
+            self._ready[key] = ready
+            while len(self._ready) > 2 and sum(size for _, size in self._ready.values()) > READY_BYTES:
+                self._ready.pop(next(iter(self._ready)))
+            made = ready[0]([v.contiguous().numpy() for v in given.values()])[0]
             return torch.from_numpy(np.array(made)).to(inputs["sample"].dtype)
         except Exception as e:
             self._broken = True
             tell(f"OpenVINO failed ({_short(e)}); painting goes on with PyTorch.")
             return None
 
-    def _compiled(self, key: str, module: nn.Module, given: Mapping[str, Tensor]) -> Any:
+    def _compiled(self, key: str, module: nn.Module, given: Mapping[str, Tensor]) -> tuple[Any, int]:
+        """The model, from the cache if it was exported before, and its bytes."""
         folder = cache_folder() / "openvino" / key
-        if not (folder / "model.xml").is_file():
+        if (folder / "model.xml").is_file():
+            with suppress(OSError):
+                os.utime(folder)  # the cache forgets the longest unused
+        else:
             with warnings.catch_warnings(), torch.no_grad():
                 warnings.simplefilter("ignore")  # of tracing, about shapes that are constant here
                 example = tuple(given.values())
                 shapes = [list(v.shape) for v in example]
                 model = self._ov.convert_model(module, example_input=example, input=shapes)
-            with atomic_folder(folder, keep=KEEP) as fresh:
+            with atomic_folder(folder, keep=KEEP_BYTES) as fresh:
                 self._ov.save_model(model, str(fresh / "model.xml"), compress_to_fp16=False)
-        return self._core.compile_model(str(folder / "model.xml"), "CPU", {
+        made = self._core.compile_model(str(folder / "model.xml"), "CPU", {
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[self.precision],
             "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         })  # fmt: skip
+        return made, folder_bytes(folder)
 
 
 class _Unet(nn.Module):

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minikin.bases.regions import Steering
 from minikin.errors import BadModelFile
 
 
@@ -139,6 +140,7 @@ class PackedAttention:
     def __init__(self, site: Site, packed_width: int) -> None:
         self.site, self.packed_width = site, packed_width
         self.record: list[Tensor] | None = None  # attention maps are kept here when it is a list
+        self.steering: Steering | None = None  # set by `regions.steered`
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
@@ -156,6 +158,8 @@ class PackedAttention:
         if attention_mask is not None:
             attention_mask = attn.prepare_attention_mask(attention_mask, key.shape[2], b)
             attention_mask = attention_mask.view(b, attn.heads, -1, attention_mask.shape[-1])
+        if self.steering is not None and attention_mask is None:
+            attention_mask = self.steering.bias(b, query.shape[2], query)
         if self.record is not None:
             weights = (query.float() @ key.float().transpose(-1, -2) * d**-0.5).softmax(-1)
             self.record.append(weights.mean(1))  # (B, positions, N), mean over heads

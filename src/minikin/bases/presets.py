@@ -8,6 +8,7 @@ How a preset meets a user's own wishes is `painting.plan`'s matter.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -83,14 +84,14 @@ class Preset:
     steps       by default; `allowed` are the counts the student was made for
     guidance    by default; None for what suits the base; low to high burns nothing
     adapters    by architecture, then by number of steps (0: one for all)
-    own         whether a checkpoint can be of this preset itself
     sizes       picture sides where the base's own would be wrong
+    times       exactly these timesteps, where a student states its own
     """
 
     name: str
     what: str
     scheduler: str | None = None
-    config: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
     convention: str = ""
     steps: int = 4
     allowed: range | tuple[int, ...] = ANY_STEPS
@@ -98,8 +99,8 @@ class Preset:
     low: float = 0.0
     high: float = 50.0
     adapters: Mapping[str, Mapping[int, Source]] = field(default_factory=dict)
-    own: bool = False
     sizes: Mapping[str, int] = field(default_factory=dict)
+    times: tuple[int, ...] = ()
 
     def nearest_steps(self, asked: int) -> int:
         """The number of steps this preset is made for that is nearest to the one asked for."""
@@ -112,6 +113,11 @@ class Preset:
 
 
 _TRAILING = {"timestep_spacing": "trailing"}
+# The samplers a student of `minikin distill` may state: how they are painted with
+_SAMPLERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "renoise": ("LCM", {}),
+    "ddim": ("DDIM", {**_TRAILING, "set_alpha_to_one": True}),  # ends at the picture itself
+}
 _RAIL = "CreativeML OpenRAIL++-M"
 
 
@@ -128,11 +134,11 @@ PRESETS: Mapping[str, Preset] = {p.name: p for p in (
     Preset("quality", "the base's own scheduler and many steps", steps=25),
     Preset(
         "lcm", "full latent consistency model; guidance is an input of its U-Net",
-        "LCM", convention="lcm", allowed=range(1, 9), guidance=8.0, low=1.0, high=14.0, own=True,
+        "LCM", convention="lcm", allowed=range(1, 9), guidance=8.0, low=1.0, high=14.0,
     ),
     Preset(
         "lcm-lora", "LCM adapter on any base of its family, other LoRAs beside it",
-        "LCM", convention="lcm", allowed=range(2, 9), guidance=1.0, high=2.0, own=True,
+        "LCM", convention="lcm", allowed=range(2, 9), guidance=1.0, high=2.0,
         adapters={
             "tiny": _packaged("lcm-lora"),
             "sd1": {0: Source("lcm-lora-sd15", "latent-consistency/lcm-lora-sdv1-5",
@@ -143,18 +149,18 @@ PRESETS: Mapping[str, Preset] = {p.name: p for p in (
     ),
     Preset(
         "turbo", "SD-Turbo and SDXL-Turbo (adversarial distillation)",
-        "Euler a", _TRAILING, "trailing", allowed=range(1, 5), guidance=0.0, high=1.0, own=True,
+        "Euler a", _TRAILING, "trailing", allowed=range(1, 5), guidance=0.0, high=1.0,
         adapters={"tiny": _packaged("turbo")}, sizes={"sd2": 512, "sdxl": 512},
     ),
     Preset(
         "lightning", "SDXL-Lightning: one adapter for each number of steps",
-        "Euler", _TRAILING, "trailing", allowed=(2, 4, 8), guidance=0.0, high=1.0, own=True,
+        "Euler", _TRAILING, "trailing", allowed=(2, 4, 8), guidance=0.0, high=1.0,
         adapters={"sdxl": _per_steps("sdxl-lightning", "ByteDance/SDXL-Lightning",
                                      "sdxl_lightning_{n}step_lora.safetensors", _RAIL, 394)},
     ),
     Preset(
         "hyper", "Hyper-SD: one adapter for each number of steps",
-        "DDIM", _TRAILING, "trailing", allowed=(2, 4, 8), guidance=0.0, high=1.0, own=True,
+        "DDIM", _TRAILING, "trailing", allowed=(2, 4, 8), guidance=0.0, high=1.0,
         adapters={
             "sd1": _per_steps("hyper-sd15", "ByteDance/Hyper-SD", "Hyper-SD15-{n}steps-lora.safetensors",
                               "", 269),
@@ -164,7 +170,7 @@ PRESETS: Mapping[str, Preset] = {p.name: p for p in (
     ),
     Preset(
         "tdm", "trajectory distribution matching, tiny's own student",
-        "DDIM", _TRAILING, "trailing", allowed=(4,), guidance=1.0, high=1.0,
+        "DDIM", _SAMPLERS["ddim"][1], "trailing", allowed=(4,), guidance=1.0, high=1.0,
         adapters={"tiny": _packaged("tdm")},
     ),
 )}  # fmt: skip
@@ -260,8 +266,31 @@ def describe(p: Preset, architecture: str, own: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def with_convention(p: Preset, name: str) -> Preset:
-    """The preset with the timesteps a student states it was trained with; "" leaves it as it is."""
-    if name and name not in CONVENTIONS:
-        raise UnknownName("timestep convention", name, CONVENTIONS)
-    return replace(p, convention=name) if name else p
+def for_student(p: Preset, facts: Mapping[str, str]) -> Preset:
+    """The preset as a student's header says it was trained: sampler, timesteps, steps and guidance.
+
+    facts   `minikin.*` of an adapter's or a checkpoint's header; others are left out of account
+    Raises AssetError when they cannot be followed.
+    """
+    said = {k.removeprefix("minikin."): v for k, v in facts.items() if k.startswith("minikin.")}
+    convention = said.get("timesteps", "")
+    if convention and convention not in CONVENTIONS:
+        raise UnknownName("timestep convention", convention, CONVENTIONS)
+    changes: dict[str, Any] = {"convention": convention} if convention else {}
+    try:
+        times = tuple(int(t) for t in json.loads(said.get("times", "[]")))
+        if "sampler" in said:
+            changes["scheduler"], changes["config"] = _SAMPLERS[said["sampler"]]
+        if "guidance" in said:
+            changes["guidance"] = min(max(float(said["guidance"]), p.low), p.high)
+    except (ValueError, TypeError, KeyError) as e:
+        raise AssetError(
+            f"The header of the {p.name} student cannot be followed ({e}). Expected minikin.times as a list of "
+            f"numbers, minikin.sampler as one of {', '.join(_SAMPLERS)} and minikin.guidance as a number."
+        ) from None
+    if times and not convention:
+        changes |= {"convention": "", "times": times, "allowed": (len(times),), "steps": len(times)}
+    elif times and convention != "lcm":  # LCM's students take any number of steps
+        changes |= {"steps": len(times)}
+        changes["allowed"] = (len(times),) if said.get("sampler") == "ddim" else range(1, len(times) + 1)
+    return replace(p, **changes)

@@ -2,6 +2,8 @@
 
     a photo of <tom> on the beach        a concept, at its operating point
     <tom:0.8>  <concept:tom:0.8>         with a strength
+    <tom@left>  <tom@0,20,50,100:0.8>    in a part of the picture; see `regions`
+    <tom:faithful>                       at another of the operating points a sweep has measured
     (word:1.2)  ((word))  [word]         more or less attention (x1.1 a bracket, /1.1 a square one)
     \\(  \\)  \\[  \\]  \\<               the characters themselves
     <lora:style:0.8>                     an adapter; taken out of the text
@@ -15,8 +17,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from minikin.bases.regions import Box, box
+from minikin.concepts import points
 from minikin.concepts.edit import MAX_STRENGTH
 from minikin.errors import BadRecipe, UnknownName
 
@@ -39,12 +43,20 @@ _TOKEN = re.compile(
 
 @dataclass(frozen=True)
 class ConceptUse:
-    """A concept's word in the twin prompt: characters [start, end) are its category."""
+    """A concept's word in the twin prompt: characters [start, end) are its category.
+
+    point  the operating point that was asked for by name; "" for none
+    given  whether the strength was written down
+    box    the part of the picture it belongs to; None for anywhere
+    """
 
     name: str
     strength: float
     start: int
     end: int
+    point: str = ""
+    given: bool = False
+    box: Box | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +102,8 @@ def concept_tags(source: str) -> list[str]:
     """The names in `<...>` tags that ask for concepts, known or not."""
     tags = (m["tag"] for m in _TOKEN.finditer(source) if m["tag"])
     parts = [t.split(":") for t in tags if not t.startswith("lora:")]
-    return list(dict.fromkeys(p[1] if p[0] == "concept" and len(p) > 1 else p[0] for p in parts))
+    named = (p[1] if p[0] == "concept" and len(p) > 1 else p[0] for p in parts)
+    return list(dict.fromkeys(name.partition("@")[0].strip() for name in named))
 
 
 def with_strengths(source: str, strengths: Mapping[str, float]) -> str:
@@ -98,7 +111,10 @@ def with_strengths(source: str, strengths: Mapping[str, float]) -> str:
 
     def put(m: re.Match[str]) -> str:
         names = concept_tags(m.group()) if m["tag"] else []
-        return f"<{names[0]}:{strengths[names[0]]:g}>" if names and names[0] in strengths else m.group()
+        if not names or names[0] not in strengths:
+            return m.group()
+        _, at, where = m["tag"].removeprefix("concept:").partition(":")[0].partition("@")
+        return f"<{names[0]}{at}{where}:{strengths[names[0]]:g}>"
 
     return _TOKEN.sub(put, source)
 
@@ -161,10 +177,13 @@ class _Reader:
         parts = tag.split(":")
         kind = parts.pop(0) if parts[0] in ("lora", "concept") and len(parts) > 1 else "concept"
         name, *rest = (p.strip() for p in parts)
-        amount = _number(rest[0], tag) if rest and rest[0] else 1.0
+        point = rest[0] if kind == "concept" and rest and rest[0] in points.NAMES else ""
+        given = bool(rest and rest[0]) and not point
+        amount = _number(rest[0], tag) if given else 1.0
         if kind == "lora":
             self.loras.append((name, amount))
             return
+        name, at, where = (part.strip() for part in name.partition("@"))
         if name not in self.categories:
             raise UnknownName("concept", name, self.categories, UNKNOWN_HINT)
         if not 0 <= amount <= MAX_STRENGTH:
@@ -177,7 +196,8 @@ class _Reader:
             self._add(article(category) + " ")
         start = self.length
         self._add(category)
-        self.uses.append(ConceptUse(name, amount, start, self.length))
+        placed = box(where) if at else None
+        self.uses.append(ConceptUse(name, amount, start, self.length, point, given, placed))
 
     def finish(self) -> Prompt:
         for kind, start in self.open:  # A1111: an open bracket counts to the end
@@ -187,7 +207,7 @@ class _Reader:
         text = "".join(self.out)
         if self.loras:  # a tag that was taken out leaves no double blank
             text, moved = _squeeze(text)
-            self.uses = [ConceptUse(u.name, u.strength, moved[u.start], moved[u.end]) for u in self.uses]
+            self.uses = [replace(u, start=moved[u.start], end=moved[u.end]) for u in self.uses]
             self.factors = [Weight(moved[w.start], moved[w.end], w.value) for w in self.factors]
         return Prompt(self.source, text, tuple(self.uses), tuple(self.factors), tuple(self.loras))
 
@@ -206,4 +226,7 @@ def _number(text: str, tag: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise BadRecipe(f"'{text}' in <{tag}> is not a number; write for example <tom:0.8>.") from None
+        raise BadRecipe(
+            f"'{text}' in <{tag}> is not a number; write for example <tom:0.8>, or the name of an operating "
+            f"point: {', '.join(points.NAMES)}."
+        ) from None

@@ -16,7 +16,7 @@ from minikin import __version__
 from minikin.cli import concepts, models
 from minikin.cli.flags import with_recipe
 from minikin.errors import MinikinError
-from minikin.recipes import Distill, Method, Paint, Teach
+from minikin.recipes import Baseline, BaselineMethod, Distill, Method, Paint, Sweep, Teach
 
 app = typer.Typer(
     name="minikin", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -63,7 +63,7 @@ def teach(
 
 
 @app.command()
-@with_recipe(Paint, skip=("prompt",))
+@with_recipe(Paint, skip=("prompt", "points"))
 def paint(
     prompt: Annotated[str, typer.Argument(help="what to paint; <tom> stands for the concept tom")],
     out: Annotated[Path, typer.Option(help="folder, or a .png file for one picture")] = Path("out"),
@@ -75,6 +75,36 @@ def paint(
 
     recipe = Paint.make(prompt=prompt, **values)
     verbs.paint(recipe, out, metadata=metadata, as_json=as_json)
+
+
+@app.command()
+@with_recipe(Sweep, skip=("concept",))
+def sweep(
+    concept: Annotated[str, typer.Argument(help="the concept's name or file")],
+    out: Annotated[
+        Path | None, typer.Option(help="folder for the page, the front and the cache [NAME-sweep]")
+    ] = None,
+    as_json: Json = False, *, values: dict[str, Any],
+) -> None:  # fmt: skip
+    """Find a concept's best operating points and keep them in its file: minikin sweep tom --preset lcm-lora"""
+    from minikin.cli import sweep as searching
+
+    searching.run(Sweep.make(concept=concept, **values), out, as_json=as_json)
+
+
+@app.command()
+@with_recipe(Baseline, skip=("method",))
+def baseline(
+    method: Annotated[BaselineMethod, typer.Argument(help="the method to compare with")],
+    photos: Annotated[Path, typer.Argument(help="folder with 3 to 6 photos, or one photo")],
+    out: Annotated[Path, typer.Option(help="folder for the result, checkpoint and log")],
+    resume: Annotated[bool, typer.Option("--resume", help="go on where an earlier run stopped")] = False,
+    as_json: Json = False, *, values: dict[str, Any],
+) -> None:  # fmt: skip
+    """Teach by another method: minikin baseline dreambooth-lora photos/ --name tom --category cat --out tom"""
+    from minikin.cli import baselines
+
+    baselines.run(photos, Baseline.make(method=method, **values), out, resume=resume, as_json=as_json)
 
 
 @app.command()

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from minikin.concepts import points
+
 app = typer.Typer(no_args_is_help=True, help="List, inspect, check, export and import concepts.")
 Json = Annotated[bool, typer.Option("--json", help="JSON, for programs")]
 
@@ -138,5 +140,5 @@ def _facts(c: Any, path: Path) -> dict[str, Any]:
         "name": c.name, "path": str(path), "category": c.category, "mode": c.mode,
         "architecture": c.origin.architecture, "fingerprint": c.origin.fingerprint[:16],
         "bytes": path.stat().st_size, "values": c.n_values, "gate": f"beta {c.gate.beta:g}, tau {c.gate.tau:g}",
-        "points": c.points, "licence": c.origin.licence, "recipe": c.recipe,
+        "points": points.as_json(c.points), "licence": c.origin.licence, "recipe": c.recipe,
     }  # fmt: skip

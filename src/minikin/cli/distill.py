@@ -13,8 +13,6 @@ from minikin.recipes import Distill
 from minikin.studio import Studio
 from minikin.training.ranks import here
 
-SCHEDULERS = {"lcm-lora": "lcm", "turbo": "lcm", "tdm": "ddim"}
-
 
 def run(recipe: Distill, out: Path, *, resume: bool, as_json: bool) -> None:
     """Distil into the folder. Of several processes the first alone shows anything."""
@@ -61,13 +59,13 @@ def _tell(done: events.Done, out: Path, recipe: Distill, as_json: bool) -> None:
         f"log, curve and samples: {out}/",
         soft_wrap=True,
     )
+    name = f"my-{recipe.method}"
     if done.result.suffix != ".safetensors":
-        return
-    if recipe.base == "tiny":  # the name under which its preset looks for it first
+        how = f'"a photo of a cat" --base {name}'
+    elif recipe.base == "tiny":  # the name under which its preset looks for it first
         name, how = f"{recipe.method}-tiny", f'"a photo of a cat" --preset {recipe.method}'
     else:
-        name = f"my-{recipe.method}"
-        how = f'"a photo of a cat <lora:{name}>" --scheduler {SCHEDULERS[recipe.method]} --steps 4 --guidance 1'
+        how = f'"a photo of a cat <lora:{name}>" --base {recipe.base}'
     display.out.print(
         f"try: minikin models add {done.result} --name {name}\n     minikin paint {how}",
         soft_wrap=True, markup=False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -12,6 +12,19 @@ from pydantic.fields import FieldInfo
 from minikin.recipes import Recipe
 
 SHORT = {"n": "-n", "seed": "-s"}
+# Help in groups: the usual first, then these, each option once; what is not named is usual
+PANELS = {
+    "Few steps and speed": ("preset", "steps", "guidance", "scheduler", "force", "interval", "engine", "batch"),
+    "Concepts": ("lock", "beta", "tau", "switch", "points", "positions"),
+    "Learning": (
+        "max_steps", "value_rate", "word_rate", "rate", "side_rate", "warmup", "decay", "clip", "weight_decay",
+        "ema", "accumulation", "target_ema", "loss", "huber", "skip", "snr", "ida", "gan", "heads", "features",
+        "distillation", "weighting", "r1", "fake", "times", "student_steps", "teacher_steps", "alpha",
+    ),
+    "On the way": ("sample_every", "sample_minutes", "save_minutes", "preview", "half", "int8"),
+    "Machine": ("device", "dtype", "autocast"),
+}  # fmt: skip
+_PANEL_OF = {name: panel for panel, names in PANELS.items() for name in names}
 
 
 def with_recipe(recipe: type[Recipe], skip: tuple[str, ...] = ()) -> Callable[[Any], Any]:
@@ -46,11 +59,29 @@ def _option(name: str, f: FieldInfo) -> inspect.Parameter:
         names.append(SHORT[name])
     text = f.description or ""
     if not f.is_required() and f.default not in (None, ""):
-        shown = f.default if not isinstance(f.default, bool) else ("on" if f.default else "off")
-        text += f" [{shown}]"
+        text += f" [{_shown(f.default)}]"
     required = f.is_required()
-    annotation = f.annotation if required else f.annotation | None  # type: ignore[operator]
+    kind: Any = str if _is_list(f.annotation) else f.annotation  # lists and spans are read by the recipe
+    annotation = kind if required else kind | None
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=... if required else None,
-        annotation=Annotated[annotation, typer.Option(*names, help=text, show_default=False)],
+        annotation=Annotated[annotation, typer.Option(*names, help=text, show_default=False,
+                                                       rich_help_panel=_PANEL_OF.get(name))],
     )  # fmt: skip
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether it is a tuple, bare, annotated or optional."""
+    inner = [annotation, *get_args(annotation)]
+    inner += [part for one in inner for part in get_args(one)]
+    return any(get_origin(one) is tuple for one in inner)
+
+
+def _shown(default: Any) -> str:
+    """A default as it would be written on the command line."""
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if isinstance(default, tuple):
+        inner = isinstance(default[0], tuple)
+        return ",".join("-".join(f"{v:g}" for v in one) if inner else f"{one:g}" for one in default)
+    return str(default)

@@ -123,7 +123,8 @@ def redo(picture: Path, out: Path, *, as_json: bool) -> Path:
             f"{picture} was not painted by Minikin, so it cannot be repeated exactly. `minikin show` prints "
             "its prompt and settings; give them to `minikin paint`."
         )
-    recipe = Paint.make(**{**found.recipe["recipe"], "seed": found.recipe["seed"]})
+    points = found.recipe["recipe"].get("points") or {}  # those of then, or none, whatever was measured since
+    recipe = Paint.make(**{**found.recipe["recipe"], "seed": found.recipe["seed"], "points": points})
     if out.suffix != ".png":
         out = out / f"{picture.stem}-again.png"
     (path,) = paint(recipe, out, metadata=True, as_json=as_json)

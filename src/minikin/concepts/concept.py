@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from minikin.concepts.edit import Gate
+from minikin.concepts.points import Points
 from minikin.errors import BadRecipe
 
 EditMode = Literal["gated", "row"]
@@ -28,6 +29,7 @@ class Origin:
     fingerprint: str  # of the U-Net's cross-attention projections
     text_hash: str  # of the text encoders and tokenizers
     licence: str = ""
+    text_sketch: str = ""  # some weights of the text encoders, for copies in another precision
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Concept:
     delta            per site (width,): value target minus the category's own value
     c_hash           hash of the covariance i_star was used with; "" in mode "row"
     gate             the operating point for painting
-    points           measured operating points by name (faithful, balanced, creative)
+    points           measured operating points, by preset and name (faithful, balanced, creative)
     """
 
     name: str
@@ -55,7 +57,7 @@ class Concept:
     delta: dict[str, Tensor]
     c_hash: str = ""
     gate: Gate = PAINTING_GATE
-    points: dict[str, dict[str, float]] = field(default_factory=dict)
+    points: Points = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     preview: bytes = b""  # a small JPEG, or nothing
 

@@ -74,11 +74,6 @@ class Edited(NamedTuple):
     gates: tuple[Tensor, ...]
 
 
-def direction(i_star: Tensor, c_inv: Tensor, category: Tensor) -> Direction:
-    """The direction of a concept under C^-1 (D, D); all float32."""
-    return Direction(i_star, c_inv @ i_star, category)
-
-
 def dual(i_star: Tensor, c_inv: Tensor) -> Tensor:
     """M i*, scaled so that its largest entry is 1: what a concept file stores instead of C."""
     m_i_star = c_inv @ i_star

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minikin.concepts import points
 from minikin.concepts import tensors as io
 from minikin.concepts.concept import Concept, Origin
 from minikin.concepts.edit import Gate
@@ -55,6 +56,24 @@ def save(
     """
     data = to_bytes(concept, int8=int8, metadata=metadata)
     return atomic_write(path, data)
+
+
+def store_points(path: Path, measured: points.Points) -> bool:
+    """Put operating points into a concept's file; every other byte of it that matters stays as it is.
+
+    A preview that no longer fits is left out; returns False, and writes nothing, when the points
+    themselves do not fit. Raises BadConceptFile, StorageError.
+    """
+    load(path)
+    found, meta = io.parse(path.read_bytes(), path.name)
+    meta["minikin.points"] = _json(points.as_json(measured))
+    data = io.serialize(found, meta)
+    if len(data) > MAX_BYTES and meta.pop("modelspec.thumbnail", ""):
+        data = io.serialize(found, meta)
+    if len(data) > MAX_BYTES:
+        return False
+    atomic_write(path, data)
+    return True
 
 
 def load(path: str | Path) -> Concept:
@@ -114,6 +133,8 @@ def from_bytes(data: bytes, what: str = "the concept") -> Concept:
             f"{what} is a safetensors file, but not a Minikin concept (no minikin.format in its metadata). "
             "To use a textual-inversion embedding, import it: minikin concepts import FILE."
         ) from None
+    if version < 1:
+        raise BadConceptFile(f"{what} has format {version}, which there never was. Get the file again.")
     if version > FORMAT:
         raise BadConceptFile(
             f"{what} has format {version}; this Minikin reads up to {FORMAT}. Update Minikin to use it."
@@ -122,7 +143,7 @@ def from_bytes(data: bytes, what: str = "the concept") -> Concept:
         return _build(tensors, meta)
     except MinikinError as e:
         raise BadConceptFile(f"{what} is not a sound concept file: {e}") from None
-    except (KeyError, ValueError, TypeError, IndexError, AttributeError, RecursionError) as e:
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as e:
         raise BadConceptFile(
             f"{what} is not a sound concept file: {type(e).__name__} at {e}. Get the file again."
         ) from None
@@ -145,9 +166,9 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
     beta, tau = float(gate["beta"]), float(gate["tau"])
     if not (math.isfinite(beta) and math.isfinite(tau)):
         raise ValueError("a gate that is not finite")
-    points, recipe = json.loads(m.get("points", "{}")), json.loads(m.get("recipe", "{}"))
-    if not isinstance(points, dict) or not isinstance(recipe, dict):
-        raise TypeError("points or recipe that is not an object")
+    measured, recipe = points.from_json(json.loads(m.get("points", "{}"))), json.loads(m.get("recipe", "{}"))
+    if not isinstance(recipe, dict):
+        raise TypeError("a recipe that is not an object")
     i_star, dual = (tensors[k].float() if gated else torch.zeros(1) for k in ("i_star", "dual"))
     if i_star.ndim != 1 or i_star.shape != dual.shape or (gated and float(i_star @ dual) <= 0):
         raise ValueError("i_star and dual that do not fit")
@@ -156,10 +177,11 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
     preview = meta.get("modelspec.thumbnail", "").removeprefix("data:image/jpeg;base64,")
     concept = Concept(
         name=m["name"], category=m["category"], mode="gated" if gated else "row",
-        origin=Origin(m["architecture"], m["fingerprint"], m["text_hash"], m.get("licence", "")),
+        origin=Origin(m["architecture"], m["fingerprint"], m["text_hash"], m.get("licence", ""),
+                      m.get("text_sketch", "")),
         word_deltas=words, i_star=i_star, dual=dual,
         delta=delta, c_hash=m.get("c_hash", ""), gate=Gate(beta, tau),
-        points=points, recipe=recipe,
+        points=measured, recipe=recipe,
         preview=base64.b64decode(preview) if preview else b"",
     )  # fmt: skip
     largest = max(float(t.abs().max()) for t in (*concept.delta.values(), i_star, *words))
@@ -170,15 +192,21 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
 
 def _word(tensors: dict[str, Tensor], k: int) -> Tensor:
     word = tensors[f"word.{k}"]
-    return word.float() * tensors[f"wordscale.{k}"][:, None] if word.dtype is torch.int8 else word.float()
+    if word.dtype is not torch.int8:
+        return word.float()
+    scale = tensors[f"wordscale.{k}"]
+    if word.ndim != 2 or scale.shape != word.shape[:1]:
+        raise ValueError(f"wordscale.{k} does not fit the word's {len(word)} vectors")
+    return word.float() * scale[:, None]
 
 
 def _metadata(c: Concept) -> dict[str, str]:
     own = {
         "format": str(FORMAT), "name": c.name, "category": c.category, "mode": c.mode,
         "architecture": c.origin.architecture, "fingerprint": c.origin.fingerprint,
-        "text_hash": c.origin.text_hash, "licence": c.origin.licence, "c_hash": c.c_hash,
-        "gate": _json({"beta": c.gate.beta, "tau": c.gate.tau}), "points": _json(c.points),
+        "text_hash": c.origin.text_hash, "text_sketch": c.origin.text_sketch, "licence": c.origin.licence,
+        "c_hash": c.c_hash,
+        "gate": _json({"beta": c.gate.beta, "tau": c.gate.tau}), "points": _json(points.as_json(c.points)),
         "recipe": _json(c.recipe), "index": _json(_index(c.delta)),
     }  # fmt: skip
     return {f"minikin.{k}": v for k, v in own.items()} | {

@@ -1,6 +1,6 @@
 """Adversarial diffusion distillation: ADD on pixels, and its latent form.
 
-Sauer et al. 2023, arXiv:2311.17042 (algorithms.md section 4). The student removes all noise of a real
+Sauer et al. 2023, arXiv:2311.17042; latent: 2024, arXiv:2403.12015. The student removes all noise of a real
 picture at one of a few timesteps in one call. A discriminator, trainable heads on frozen features,
 tells its pictures from real ones (hinge loss, gradient penalty on what the heads see), and the
 teacher, given the student's picture noised again, says where it would move it.

@@ -1,7 +1,7 @@
 """Latent consistency distillation: LCM and LCM-LoRA.
 
-Luo et al. 2023, arXiv:2310.04378 and arXiv:2311.05556, in the form of diffusers' training scripts
-(algorithms.md 2.2). The student maps any point of the teacher's guided ODE to its end: from z at
+Luo et al. 2023, arXiv:2310.04378 (algorithm 1) and arXiv:2311.05556, in the form of diffusers' training
+scripts. The student maps any point of the teacher's guided ODE to its end: from z at
 t_{n+k} the teacher takes one guided DDIM step to t_n, and the student's value at both must agree.
 
     lcm       every weight, a guidance embedding, an averaged target network
@@ -100,4 +100,5 @@ class Consistency:
 
     def way(self) -> Way:
         r = self.s.recipe
-        return Way(lcm_times(self.s.schedule.n_train, r.skip, 4), True, sum(r.scales) / 2)
+        scale = sum(r.scales) / 2 if self.s.recipe.method == "lcm" else 1.0  # in the LoRA guidance is built in
+        return Way(lcm_times(self.s.schedule.n_train, r.skip, 4), True, scale)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from minikin import events
 from minikin.bases.base import Base
+from minikin.bases.engines import weights_hash
 from minikin.distilling.sampling import many_steps
 from minikin.distilling.sources import Source, squared
 from minikin.distilling.student import Encoder, Network
@@ -94,9 +95,15 @@ def load(
         yield events.Done(Examples(None, captions, shape, source.identity), {"examples": len(captions)})
         return
     facts: dict[str, Any] = {"source": source.identity, "count": len(source), "shape": list(shape)}
+    facts["autoencoder"] = weights_hash(base, base.vae)
     if not source.painted:
-        asked = {"guidance": recipe.scales, "teacher_steps": recipe.teacher_steps, "seed": recipe.seed}
-        facts |= {"base": base.fingerprint, **json.loads(json.dumps(asked))}
+        asked: dict[str, Any] = {
+            "guidance": recipe.scales,
+            "teacher_steps": recipe.teacher_steps,
+            "seed": recipe.seed,
+        }
+        asked |= {"base": base.fingerprint, "unet": weights_hash(base, base.unet)}
+        facts |= json.loads(json.dumps(asked))
     _same(folder / "manifest.json", facts, ranks)
     starts = range(0, len(source), SHARD)
     files = [folder / f"{i:05d}.safetensors" for i in range(len(starts))]

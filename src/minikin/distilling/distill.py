@@ -19,14 +19,15 @@ from PIL import Image
 
 from minikin import events
 from minikin.bases.base import Base
-from minikin.bases.presets import recognise
+from minikin.bases.presets import CONVENTIONS
+from minikin.bases.students import refuse_student
 from minikin.distilling import data as examples
 from minikin.distilling import export, sources
 from minikin.distilling.adversarial import Adversarial
 from minikin.distilling.consistency import Consistency
 from minikin.distilling.distribution import Matching
 from minikin.distilling.objective import Objective, Reference, Setting, Way
-from minikin.distilling.sampling import few_steps, pictures
+from minikin.distilling.sampling import few_steps, pictures, wide_decoder
 from minikin.distilling.solver import Schedule
 from minikin.distilling.student import Encoder, teacher
 from minikin.errors import BadRecipe
@@ -40,6 +41,7 @@ from minikin.training.run import Run
 METHODS: dict[str, Callable[[Setting], Objective]] = {
     "lcm": Consistency, "lcm-lora": Consistency, "turbo": Adversarial, "tdm": Matching,
 }  # fmt: skip
+LCM_SKIP = 20  # of the published students
 SAMPLES = 8  # pictures of the sheet painted on the way
 # of a recipe: what may change between a run and its resumption
 FREE = {
@@ -59,7 +61,7 @@ def distill(base: Base, recipe: Distill, out: Path, *, resume: bool = False) -> 
     check(base, r)
     yield from _checkpoint(out, resume)
     autocast = base.device.type == "cuda" if r.autocast is None else r.autocast
-    with joined(base.device) as ranks, base.frozen():
+    with joined(base.device) as ranks, base.frozen(), wide_decoder(base):
         schedule = Schedule.of(base)
         own = teacher(base, schedule, autocast=autocast)
         wanted = r.method != "tdm" or r.gan > 0
@@ -108,16 +110,7 @@ def check(base: Base, recipe: Distill) -> None:
             f"'{base.name}' is an inpainting model and cannot be distilled here. Distil the ordinary model of "
             "its family; adapters then work with both."
         )
-    made_for = "lcm" if base.has_guidance_embedding else recognise(base).name
-    if made_for != "quality":
-        raise BadRecipe(
-            f"'{base.name}' is already distilled ({made_for}): as a teacher it would pass on its few-step "
-            f"faults. Distil the model it was made from, for example --base {_original(base)}."
-        )
-
-
-def _original(base: Base) -> str:
-    return {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}.get(base.architecture, "tiny")
+    refuse_student(base, "as a teacher it would pass on its few-step faults", "Distil")
 
 
 def _checkpoint(out: Path, resume: bool) -> Iterator[events.Note]:
@@ -176,8 +169,10 @@ def _write(run: Run, base: Base, r: Distill, objective: Objective, out: Path) ->
         "sampler": "renoise" if way.renoise else "ddim", "guidance": way.scale, "trained_steps": run.state.step,
         "seen": run.state.seen, "recipe": r.model_dump(mode="json", exclude=FREE),
     }  # fmt: skip
-    convention = "lcm" if r.method in ("lcm", "lcm-lora") else r.times
-    if convention in ("lcm", "trailing", "demo"):
+    convention = r.times
+    if r.method in ("lcm", "lcm-lora"):
+        convention = "lcm" if r.skip == LCM_SKIP else ""  # LCMScheduler visits the usual grid
+    if convention in CONVENTIONS:
         facts["timesteps"] = convention
     with run.averaged():
-        return export.write(objective.student, out, facts, half=r.half)
+        return export.write(objective.student, base, out, facts, half=r.half)

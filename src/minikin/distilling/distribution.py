@@ -1,9 +1,9 @@
 """Distribution matching along the student's own trajectory: TDM, and with one step DMD.
 
-Trajectory distribution matching (Luo et al. 2025) in the order of beyond.md 2.2. The student walks
-K DDIM steps without gradient; one of them, k, is taken again with gradient, from x_k at t_k to x_s at
-t_{k-1}, and fresh noise brings x_s to a time t of the interval (t_{k-1}, t_k]. There the teacher says
-where pictures lie and a *fake score*, trained on nothing but the student's own samples, where the
+Trajectory distribution matching (Luo et al. 2025, arXiv:2503.06674), in the order of its published code.
+The student walks K DDIM steps without gradient; one of them, k, is taken again with gradient, from x_k
+at t_k to x_s at t_{k-1}, and fresh noise brings x_s to a time t of the interval (t_{k-1}, t_k]. There the
+teacher says where pictures lie and a *fake score*, trained on nothing but the student's own samples, where the
 student's lie; the student moves by the difference. Captions are the only data. With K = 1 this is DMD
 (Yin et al. 2024, arXiv:2311.18828).
 

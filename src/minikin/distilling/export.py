@@ -1,13 +1,14 @@
-"""Results as ordinary files that stock diffusers loads: a LoRA, or the folder of a U-Net.
+"""Results as ordinary files that stock diffusers loads: a LoRA, or the folder of a whole model.
 
 The LoRA is pytorch_lora_weights.safetensors with PEFT keys; alpha is folded in, so that every loader
-gives it the same weight. Its metadata say how it was made and how it is to be used.
+gives it the same weight. A student with weights of its own becomes model/, a pipeline folder with the
+other parts of its base, which `--base` and `models add` take as they take any other. The metadata
+(of a folder: in model_index.json) say how it was made and how it is to be used.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minikin.bases.base import Base
 from minikin.distilling.student import Network
-from minikin.errors import StorageError
-from minikin.files import atomic_write
+from minikin.files import atomic_folder, atomic_write
 
 LORA_NAME = "pytorch_lora_weights.safetensors"
+MODEL_NAME = "model"
 
 
 def metadata(facts: Mapping[str, Any]) -> dict[str, str]:
@@ -28,11 +30,13 @@ def metadata(facts: Mapping[str, Any]) -> dict[str, str]:
     return {"format": "pt", **rows}
 
 
-def write(network: Network, folder: Path, facts: Mapping[str, Any], *, half: bool = True) -> Path:
-    """Write the student; returns the LoRA's file or the U-Net's folder. Raises StorageError."""
+def write(
+    network: Network, base: Base, folder: Path, facts: Mapping[str, Any], *, half: bool = True
+) -> Path:  # fmt: skip
+    """Write the student of a base; returns the LoRA's file or the model's folder. Raises StorageError."""
     if hasattr(network.unet, "peft_config"):
         return _write_lora(network, folder / LORA_NAME, facts, half)
-    return _write_unet(network, folder / "unet", facts, half)
+    return _write_model(network, base, folder / MODEL_NAME, facts, half)
 
 
 def lora_tensors(network: Network) -> dict[str, Tensor]:
@@ -55,28 +59,21 @@ def _write_lora(network: Network, path: Path, facts: Mapping[str, Any], half: bo
     return atomic_write(path, save(tensors, metadata(facts)))
 
 
-def _write_unet(network: Network, folder: Path, facts: Mapping[str, Any], half: bool) -> Path:
-    """Config and weights as diffusers names them: written beside, then renamed."""
+def _write_model(network: Network, base: Base, folder: Path, facts: Mapping[str, Any], half: bool) -> Path:
+    """The base's pipeline folder with the student's U-Net in the place of its own."""
     from safetensors.torch import save
 
-    fresh, old = folder.with_name(f".{folder.name}-new"), folder.with_name(f".{folder.name}-old")
     tensors = {k: _stored(v.cpu().contiguous(), half) for k, v in network.unet.state_dict().items()}
-    try:
-        shutil.rmtree(fresh, ignore_errors=True)
-        network.unet.save_config(str(fresh))
-        atomic_write(fresh / "diffusion_pytorch_model.safetensors", save(tensors, metadata(facts)))
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        fresh.rename(folder)
-    except OSError as e:
-        raise StorageError(
-            f"{folder} was not written: {e.strerror or e}. Free some space and run the same command with "
-            "--resume; the checkpoint is kept."
-        ) from e
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    with atomic_folder(folder) as fresh:
+        base.pipe.save_config(str(fresh))
+        index = json.loads((fresh / "model_index.json").read_text())
+        index.pop("_name_or_path", None)  # a path of this machine
+        (fresh / "model_index.json").write_text(json.dumps({**index, **metadata(facts)}, indent=2) + "\n")
+        for name, part in base.pipe.components.items():
+            if part is not None and name != "unet":
+                part.save_pretrained(str(fresh / name))
+        network.unet.save_config(str(fresh / "unet"))
+        (fresh / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(save(tensors, metadata(facts)))
     return folder
 
 

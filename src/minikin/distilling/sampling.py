@@ -6,7 +6,8 @@ with trailing timesteps; a test compares them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,6 +55,20 @@ def many_steps(network: Network, x: Tensor, texts: Texts, empty: Texts, steps: i
             e = guided(e, network(x, now, empty), scale)
         x = network.schedule.ddim(e, then)
     return x
+
+
+@contextmanager
+def wide_decoder(base: Base) -> Iterator[None]:
+    """Inside, an autoencoder that overflows in float16 (SDXL's) computes in float32."""
+    vae: Any = base.vae
+    narrow = vae.dtype is torch.float16 and vae.config.force_upcast
+    if narrow:
+        vae.to(torch.float32)
+    try:
+        yield
+    finally:
+        if narrow:
+            vae.to(torch.float16)
 
 
 def pixels(base: Base, latents: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from minikin import __version__
 from minikin.errors import BadPhoto
 
 JSON_KEY = "minikin"
-_PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+MAX_TEXT = 100_000  # characters; a stranger's picture may hold a megabyte
+# A1111's grammar; a key is bounded and begins after a comma, so that no text takes quadratic time
+_PAIR = re.compile(r'(?:^|(?<=,))\s*(\w[\w \-/]{1,79}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def png_info(recipe: dict[str, Any], prompt: str, negative: str, settings: dict[
 
 
 def read(path: str | Path) -> Recorded:
-    """What a picture records; raises BadPhoto when it is no picture or says nothing."""
+    """What a picture records; raises BadPhoto when it is no picture, or says nothing or too much."""
     path = Path(path)
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
@@ -79,12 +82,17 @@ def read(path: str | Path) -> Recorded:
                 texts["parameters"] = comment
     except (OSError, ValueError, SyntaxError) as e:
         raise BadPhoto(f"{path} cannot be read as a picture: {e}.") from e
-    recipe: dict[str, Any] = {}
-    if JSON_KEY in texts:
-        try:
-            recipe = json.loads(texts[JSON_KEY])
-        except ValueError:
-            recipe = {}
+    longest = max(len(texts.get(k, "")) for k in (JSON_KEY, "parameters"))
+    if longest > MAX_TEXT:
+        raise BadPhoto(
+            f"{path} carries a recipe of {longest:,} characters; at most {MAX_TEXT:,} are read. It was not "
+            "made by Minikin."
+        )
+    recipe: Any = {}
+    with suppress(ValueError, RecursionError):
+        recipe = json.loads(texts.get(JSON_KEY, "{}"))
+    if not isinstance(recipe, dict):
+        recipe = {}
     if not recipe and "parameters" not in texts:
         raise BadPhoto(
             f"{path} carries no recipe. It was made with --no-metadata, by another program, or its "

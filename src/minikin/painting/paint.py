@@ -15,13 +15,14 @@ from PIL import Image
 
 from minikin.bases import engines
 from minikin.bases.base import Base
-from minikin.bases.editing import Condition, Loaded, condition
-from minikin.bases.prompt import Prompt, parse
-from minikin.concepts.edit import Gate
+from minikin.bases.editing import Loaded
+from minikin.bases.prompt import Prompt
+from minikin.bases.regions import Steering, steered
 from minikin.errors import BadRecipe, OutOfMemory
 from minikin.painting import schedulers
+from minikin.painting.course import Course, course
 from minikin.painting.plan import Plan, plan
-from minikin.recipes import Paint
+from minikin.recipes import WHOLE, Paint
 
 LARGE = 1.6  # times the base's own size: from there on subjects repeat
 
@@ -32,29 +33,6 @@ class Painted:
 
     image: Image.Image
     seed: int
-
-
-def conditions(
-    base: Base, recipe: Paint, prompt: Prompt, loaded: Mapping[str, Loaded], copies: int
-) -> tuple[Condition, Condition | None]:  # fmt: skip
-    """Packed prompt and, where guidance needs it, packed negative prompt, for `copies` pictures."""
-    guided = plan(base, recipe).guidance > 1 and not base.has_guidance_embedding
-    prompts: list[Prompt | None] = [prompt]
-    if guided:
-        categories = {n: one.concept.category for n, one in loaded.items()}
-        empty = base.zeros_for_empty and not recipe.negative
-        prompts.insert(0, None if empty else parse(recipe.negative, categories))
-    made = condition(base, prompts, loaded, lock=recipe.lock, gate=_gate_of(recipe), copies=copies)
-    return made[-1], made[0] if guided else None
-
-
-def _gate_of(recipe: Paint) -> Callable[[Gate], Gate] | None:
-    """--beta and --tau replace what they name and leave the rest of a concept's own gate."""
-    if recipe.beta is None and recipe.tau is None:
-        return None
-    return lambda own: Gate(
-        own.beta if recipe.beta is None else recipe.beta, own.tau if recipe.tau is None else recipe.tau
-    )
 
 
 @torch.no_grad()
@@ -70,34 +48,35 @@ def paint_batch(
     """
     decided = recipe if isinstance(recipe, Plan) else plan(base, recipe)
     recipe = decided.recipe
-    yes, no = conditions(base, recipe, prompt, loaded, len(seeds))
+    pipe = base.pipe
+    own = pipe.scheduler
+    scheduler = _scheduler(decided, own)
+    total = decided.steps * scheduler.order - (scheduler.order - 1)  # Heun: two halves each, but for the last
+    way = course(base, decided, prompt, loaded, len(seeds), total)
     side = base.size_px
     kwargs: dict[str, Any] = {
-        "prompt_embeds": yes.kv, "num_inference_steps": decided.steps,
-        "guidance_scale": decided.guidance,
+        **way.start(base), "num_inference_steps": decided.steps,
         "width": recipe.width or side, "height": recipe.height or side,
         "generator": [torch.Generator().manual_seed(s) for s in seeds],
     }  # fmt: skip
-    if no is not None:
-        kwargs["negative_prompt_embeds"] = no.kv
     if decided.pinned:
         kwargs["timesteps"] = decided.pinned
-    if base.is_xl:
-        kwargs["pooled_prompt_embeds"] = yes.pooled
-        if no is not None:
-            kwargs["negative_pooled_prompt_embeds"] = no.pooled
-    if on_step:
 
-        def after(_pipe: Any, index: int, _t: Any, state: dict[str, Any]) -> dict[str, Any]:
+    steering = _steering(base, way, len(seeds), kwargs["height"], kwargs["width"])
+
+    def after(running: Any, index: int, _t: Any, state: dict[str, Any]) -> dict[str, Any]:
+        if on_step:
             on_step(index + 1)
-            return state
+        if steering:
+            steering.share = (index + 1) / total
+        return way.after(base, running, index + 1, state)
 
-        kwargs["callback_on_step_end"] = after
-    pipe = base.pipe
-    own = pipe.scheduler
+    kwargs["callback_on_step_end"] = after
     try:
-        pipe.scheduler = _scheduler(decided, own)
-        with engines.engine(recipe.engine).on(base, tell):
+        pipe.scheduler = scheduler
+        # an exported U-Net knows nothing of regions
+        engine = engines.engine("eager" if steering else recipe.engine)
+        with engine.on(base, tell), steered(base.unet, steering):
             images = pipe(**kwargs).images
     except torch.OutOfMemoryError as e:
         raise OutOfMemory(
@@ -107,6 +86,12 @@ def paint_batch(
     finally:
         pipe.scheduler = own
     return [Painted(image, seed) for image, seed in zip(images, seeds, strict=True)]
+
+
+def _steering(base: Base, way: Course, copies: int, height: int, width: int) -> Steering | None:
+    """The regions of the whole prompt: they hold while the category stands in for a concept, too."""
+    placed = way.stages[-1].placed
+    return Steering(placed, copies, (height // base.factor, width // base.factor)) if placed else None
 
 
 def _scheduler(decided: Plan, own: Any) -> Any:
@@ -129,6 +114,8 @@ def cautions(base: Base, recipe: Paint, prompt: Prompt) -> list[str]:
             f"This base was trained on pictures of {base.size_px} px; at {w}x{h} it tends to repeat the "
             "subject."
         )
+    if recipe.interval not in (None, WHOLE) and ((recipe.guidance or 0) <= 1 or base.has_guidance_embedding):
+        found.append("The guidance interval has no effect: no step of this picture is guided by a second pass.")
     return found
 
 

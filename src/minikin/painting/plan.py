@@ -9,7 +9,7 @@ force. Planning a planned recipe changes nothing and warns of nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from minikin.bases import presets
@@ -51,33 +51,39 @@ class Plan:
     @property
     def timesteps(self) -> tuple[int, ...] | None:
         """The student's timesteps for these steps; None where the scheduler is free to choose."""
+        if self.recipe.scheduler is None or self.recipe.scheduler != self.preset.scheduler:
+            return None
+        if self.preset.times and len(self.preset.times) == self.steps:
+            return self.preset.times
         follow = presets.CONVENTIONS.get(self.preset.convention)
-        free = self.recipe.scheduler is None or self.recipe.scheduler != self.preset.scheduler
-        return None if follow is None or free else follow(self.steps)
+        return follow(self.steps) if follow else None
 
     @property
     def pinned(self) -> list[int] | None:
         """The timesteps to give the scheduler, where they are not the ones it comes to by itself."""
-        usual = self.preset.convention == presets.PRESETS[self.preset.name].convention
-        return None if usual or self.timesteps is None else list(self.timesteps)
-
-    def for_student(self, metadata: Mapping[str, str]) -> Plan:
-        """The plan with the timesteps an adapter or checkpoint says it was trained with."""
-        stated = metadata.get("minikin.timesteps", "")
-        return replace(self, preset=presets.with_convention(self.preset, stated))
+        usual = "lcm" if self.preset.scheduler == "LCM" else "trailing"
+        if self.timesteps is None or self.preset.convention == usual:
+            return None
+        return list(self.timesteps)
 
 
-def plan(base: Base, recipe: Paint) -> Plan:
+def plan(base: Base, recipe: Paint, student: Mapping[str, str] | None = None) -> Plan:
     """Decide how this recipe is painted on this base.
 
+    student   the header of the few-step adapter at hand, if there is one: what it states goes
+              before the preset's own values, and without a preset in the recipe it decides that too
     Raises UnknownName for an unknown preset, BadRecipe for one that this base cannot have.
     """
     made_for = presets.recognise(base)
-    chosen = presets.preset(recipe.preset) if recipe.preset else made_for
-    own = chosen.name == made_for.name
+    stated = presets.PRESETS.get((student or {}).get("minikin.preset", ""))
+    chosen = presets.preset(recipe.preset) if recipe.preset else stated or made_for
+    ready = {made_for.name, stated.name if stated else made_for.name}
+    own = chosen.name in ready
+    source = None if own else chosen.source(base.architecture, recipe.steps or chosen.steps)
+    _check(base, chosen, ready, source)
+    if own:
+        chosen = presets.for_student(chosen, base.facts if chosen.name == made_for.name else student or {})
     steps = recipe.steps or chosen.steps
-    source = None if own else chosen.source(base.architecture, steps)
-    _check(base, chosen, made_for, source)
     values: dict[str, Any] = {"preset": chosen.name, "steps": steps}
     values["guidance"] = _guidance(base, chosen) if recipe.guidance is None else recipe.guidance
     named = recipe.scheduler and schedulers.scheduler_name(recipe.scheduler)
@@ -91,8 +97,7 @@ def plan(base: Base, recipe: Paint) -> Plan:
     if recipe.negative and (values["guidance"] <= 1 or base.has_guidance_embedding):
         warnings.append(f"The negative prompt has no effect with preset {chosen.name} at guidance "
                         f"{values['guidance']:g}.")  # fmt: skip
-    made = Plan(recipe.model_copy(update=values), chosen, own, source, tuple(warnings))
-    return made.for_student(base.facts) if own else made
+    return Plan(recipe.model_copy(update=values), chosen, own, source, tuple(warnings))
 
 
 def _guidance(base: Base, chosen: Preset) -> float:
@@ -101,13 +106,13 @@ def _guidance(base: Base, chosen: Preset) -> float:
     return TINY_GUIDANCE if base.architecture == "tiny" else GUIDANCE
 
 
-def _check(base: Base, chosen: Preset, made_for: Preset, source: Source | None) -> None:
+def _check(base: Base, chosen: Preset, ready: set[str], source: Source | None) -> None:
     if base.has_guidance_embedding and chosen.name != "lcm":
         raise BadRecipe(
             f"'{base.name}' is a full latent consistency model and paints with preset lcm only, not "
             f"'{chosen.name}'. Leave --preset out."
         )
-    if chosen.name in ("quality", made_for.name) or source is not None:
+    if chosen.name in {"quality", *ready} or source is not None:
         return
     if chosen.name == "lcm":
         raise BadRecipe(

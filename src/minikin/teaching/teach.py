@@ -21,6 +21,7 @@ from minikin.bases.base import Base
 from minikin.bases.covariance import Covariance
 from minikin.bases.locking import TEMPLATES, category_encoding, prompt_for
 from minikin.bases.prompt import Prompt
+from minikin.bases.students import refuse_student
 from minikin.concepts.concept import Concept
 from minikin.errors import BadRecipe, OutOfMemory
 from minikin.recipes import Teach
@@ -207,6 +208,11 @@ def check(base: Base, recipe: Teach) -> None:
             f"'{base.name}' is an inpainting model. Teach on the ordinary model of its family; the concept "
             "can then be used with both."
         )
+    refuse_student(
+        base,
+        "teaching's loss asks for small steps, which it has unlearnt; a concept of its original works on it",
+        "Teach on",
+    )
     n = base.count_tokens(recipe.category)
     if n > 8:
         raise BadRecipe(

@@ -31,7 +31,7 @@ class Muon(torch.optim.AdamW):
         self._matrices = {id(p) for p in matrices}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One update; AdamW's own, after the matrices have moved and stepped aside."""
         aside: list[tuple[Tensor, Tensor]] = []
         for group in self.param_groups:
@@ -70,7 +70,7 @@ def orthogonal(g: Tensor) -> Tensor:
     return (x if wide else x.T).to(g.dtype)
 
 
-def matrices(model: nn.Module) -> list[nn.Parameter]:
+def matrices(model: nn.Module) -> list[Tensor]:
     """The weights Muon is for: of linear layers and convolutions, with enough channels on both sides."""
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
     weights = (m.weight for m in model.modules() if isinstance(m, kinds))

@@ -198,13 +198,15 @@ class Run:
                 if bad == MAX_SKIPS:
                     yield self._roll_back(turn.step)
                     s, bad = self.state, 0
-                continue
-            bad = 0
-            s.seen += turn.size
-            self._count(losses)
-            if s.step % self.plan.log_steps == 0 or self.finished:
+                if not (self.finished or stopped()):
+                    continue
+            else:
+                bad = 0
+                s.seen += turn.size
+                self._count(losses)
+            if (s.step % self.plan.log_steps == 0 or self.finished) and self._sums:
                 self._write_line()
-            if s.seconds - shown > SHOW_EVERY or self.finished:
+            if losses is not None and (s.seconds - shown > SHOW_EVERY or self.finished):
                 shown = s.seconds
                 yield self._progress(losses)
             if s.seconds - sampled > 60 * self.plan.sample_minutes or self.finished:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,7 +79,10 @@ def find(name: str) -> Path:
 
 
 def remember(path: Path, name: str | None = None) -> Path:
-    """Use a LoRA the user has, under a name: a link to it in the models folder (a copy if need be)."""
+    """Use a LoRA the user has, under a name: a link to it in the models folder (a copy if need be).
+
+    Raises BadRecipe when another LoRA itself, not a link to one, lies there under that name.
+    """
     path = path.expanduser().resolve()
     name = name or path.stem
     if not _NAME.fullmatch(name):
@@ -86,11 +90,19 @@ def remember(path: Path, name: str | None = None) -> Path:
     target = folder() / f"{name}.safetensors"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
-        try:
-            os.symlink(path, target)
-        except (OSError, NotImplementedError):  # no links here
-            shutil.copyfile(path, target)
+        if target.exists() and target.samefile(path):
+            return target
+        if target.is_file() and not target.is_symlink():
+            raise BadRecipe(
+                f"{target} is another LoRA. Give yours another name with --name, or remove that file first."
+            )
+        with tempfile.TemporaryDirectory(dir=target.parent) as beside:
+            fresh = Path(beside) / target.name
+            try:
+                os.symlink(path, fresh)
+            except (OSError, NotImplementedError):  # no links here
+                shutil.copyfile(path, fresh)
+            os.replace(fresh, target)
     except OSError as e:
         raise StorageError(f"{target} was not written: {e.strerror or e}.") from e
     return target
@@ -167,8 +179,8 @@ class Adapters:
     def _changes(self, pairs: dict[_Key, LowRank]) -> list[_Change]:
         parts = lorafile.components(self.base)
         found = [(parts[component].get_submodule(layer), pair) for (component, layer), pair in pairs.items()]
-        layers = [(getattr(module, "base_layer", module), pair) for module, pair in found]
-        merge = sum(layer.weight.nbytes for layer, _ in layers) <= MERGED_BYTES
+        layers: list[tuple[Any, LowRank]] = [(getattr(m, "base_layer", m), pair) for m, pair in found]
+        merge = sum(int(layer.weight.nbytes) for layer, _ in layers) <= MERGED_BYTES
         return [_Change.of(layer, pair, merge) for layer, pair in layers]
 
 
@@ -224,7 +236,8 @@ class _ConvolutionMerged(nn.Conv2d):
     lora_weight: Tensor
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.lora_weight, self.bias)  # with the layer's padding mode
+        out: Tensor = self._conv_forward(input, self.lora_weight, self.bias)  # with the layer's padding mode
+        return out
 
 
 @dataclass(frozen=True)
@@ -232,13 +245,13 @@ class _Change:
     """A layer, its classes without and with LoRAs, and the tensors the latter works with."""
 
     layer: Any
-    plain: type
-    adapted: type
+    plain: Any
+    adapted: Any
     tensors: dict[str, Tensor]
 
     @classmethod
     def of(cls, layer: Any, pair: LowRank, merge: bool) -> _Change:
-        plain = type(layer)
+        plain: Any = type(layer)
         linear = issubclass(plain, nn.Linear)
         if not merge:
             kind = _LinearBeside if linear else _ConvolutionBeside
@@ -257,6 +270,6 @@ def _format(weight: Tensor) -> torch.memory_format:
 
 
 @cache
-def _adapted(plain: type, kind: type) -> type:
+def _adapted(plain: Any, kind: Any) -> Any:
     """The class of a layer of class `plain` with LoRAs on it; one for each, as compilers ask for."""
     return kind if plain in kind.__bases__ else type(f"{plain.__name__}{kind.__name__}", (kind, plain), {})

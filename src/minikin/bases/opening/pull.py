@@ -193,10 +193,11 @@ def _open(url: str, repo: str, start: int = 0) -> Any:
     headers = {"User-Agent": "minikin"}
     if start:
         headers["Range"] = f"bytes={start}-"
-    if token := os.environ.get("HF_TOKEN"):
-        headers["Authorization"] = f"Bearer {token}"
+    request = urllib.request.Request(url, headers=headers)
+    if token := os.environ.get("HF_TOKEN"):  # for the hub alone, not for where it redirects to
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
-        return urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT_S)
+        return urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as e:
         if e.code in (401, 403):
             raise NoNetwork(

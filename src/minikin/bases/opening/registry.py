@@ -13,8 +13,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from minikin.bases.base import Base
 from minikin.errors import BadModelFile, BadRecipe, NoNetwork, UnknownName
 from minikin.files import atomic_write, data_folder
@@ -76,6 +74,7 @@ def add(path: str | Path, name: str | None = None, prediction: str | None = None
     """Remember a checkpoint or diffusers folder under a name. Never needs the network."""
     path = Path(path).expanduser().resolve()
     name = name or path.stem.lower().replace(" ", "-")
+    _check_prediction(prediction)
     if name == "tiny" or name in KNOWN:
         raise BadRecipe(f"'{name}' is the name of a known model; give yours another one with --name.")
     if path.is_dir():
@@ -98,19 +97,19 @@ def open_base(
 ) -> Base:  # fmt: skip
     """Open a base by name, path or hub id.
 
-    device  cuda, mps, xpu or cpu; the best there is by default
-    dtype   float32, float16 or bfloat16; what suits the device by default
-    Raises UnknownName, BadModelFile or NoNetwork.
+    device      cuda, mps, xpu or cpu; the best there is by default
+    dtype       float32, float16 or bfloat16; what suits the device by default
+    prediction  epsilon or v_prediction, where the base itself does not say or says it wrongly
+    Raises UnknownName, BadModelFile, BadRecipe or NoNetwork.
     """
     from minikin.bases import runtime
 
     where, how = runtime.resolve(device, dtype)
     _quiet()
-    # float16 after hashing only: the hashes must not depend on how a base is opened
-    as_loaded = torch.float32 if how is torch.float16 else how
-    kwargs: dict[str, Any] = {"dtype": as_loaded}
+    kwargs: dict[str, Any] = {"dtype": how}
     name, licence = ref, ""
     mine = entries()
+    _check_prediction(prediction)
     on_disk: Path | None = None
     ref = f"{ref}-local" if ref not in mine and f"{ref}-local" in mine else ref  # pulled
     if ref == "tiny":
@@ -118,11 +117,12 @@ def open_base(
         licence = TINY_LICENCE
     elif ref in mine:
         on_disk = mine[ref].path
-        pipe = _open_path(on_disk, as_loaded, prediction or mine[ref].prediction or None)
+        prediction = prediction or mine[ref].prediction or None
+        pipe = _open_path(on_disk, how, prediction)
         licence = mine[ref].licence
     elif Path(ref).expanduser().exists():
         on_disk = Path(ref).expanduser()
-        pipe = _open_path(on_disk, as_loaded, prediction)
+        pipe = _open_path(on_disk, how, prediction)
         name = Path(ref).stem
     elif ref in KNOWN or ref.count("/") == 1:
         known = KNOWN.get(ref)
@@ -134,10 +134,18 @@ def open_base(
             "A diffusers folder, a .safetensors checkpoint or a hub id (owner/name) works too.",
         )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
+    if prediction:
+        config = pipe.scheduler.config
+        pipe.scheduler = type(pipe.scheduler).from_config(config, prediction_type=prediction)
     base = Base(pipe, name, licence, _facts(on_disk) if on_disk else {})
     _ = base.fingerprint, base.text_hash
     runtime.to_device(pipe, where, how)
     return base
+
+
+def _check_prediction(prediction: str | None) -> None:
+    if prediction not in (None, "", "epsilon", "v_prediction"):
+        raise BadRecipe(f"Unknown prediction '{prediction}'. Known: epsilon, v_prediction.")
 
 
 def _facts(path: Path) -> dict[str, str]:
@@ -177,25 +185,34 @@ def _open_folder(path: Path, **kwargs: Any) -> Any:
     from diffusers import DiffusionPipeline
 
     _folder_family(path)
+    kwargs |= _without_filter(path / "model_index.json")
     try:
         return DiffusionPipeline.from_pretrained(
-            str(path), local_files_only=True, use_safetensors=True, **_without_filter(path), **kwargs
+            str(path), local_files_only=True, use_safetensors=True, **kwargs
         )
     except Exception as e:
         raise BadModelFile(f"The diffusers folder {path} could not be opened: {e}") from e
 
 
-def _without_filter(path: Path) -> dict[str, Any]:
-    """No safety checker: it is not fetched, and a black picture is never an answer."""
-    names = json.loads((path / "model_index.json").read_text())
+def _without_filter(index: Path) -> dict[str, Any]:
+    """No safety checker: it is not fetched, and a black picture is never an answer.
+
+    index  the folder's model_index.json
+    """
+    names = json.loads(index.read_text())
     return {k: None for k in ("safety_checker", "feature_extractor") if k in names}
 
 
 def _open_cached(repo: str, ref: str, **kwargs: Any) -> Any:
     from diffusers import DiffusionPipeline
+    from huggingface_hub import try_to_load_from_cache
 
     try:
-        return DiffusionPipeline.from_pretrained(repo, local_files_only=True, use_safetensors=True, **kwargs)
+        index = try_to_load_from_cache(repo, "model_index.json")
+        own = _without_filter(Path(index)) if isinstance(index, str) else {}
+        return DiffusionPipeline.from_pretrained(
+            repo, local_files_only=True, use_safetensors=True, **own, **kwargs
+        )
     except OSError as e:
         raise NoNetwork(
             f"'{ref}' ({repo}) is not on this machine, and opening a base never downloads. Fetch it once "

@@ -28,15 +28,20 @@ from minikin.errors import BadModelFile
 MAX_HEADER = 100_000_000  # bytes; the format's own limit
 _UNET = "model.diffusion_model."
 _CONTEXT = "attn2.to_k.weight"
+_ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
 
 @dataclass(frozen=True)
 class Recognised:
-    """What a checkpoint's header says: family, prediction, inpainting or not."""
+    """What a checkpoint's header says: family, prediction, inpainting or not.
+
+    zero_snr  whether its last timestep is pure noise (Lin et al. 2023, arXiv:2305.08891): of v-prediction only
+    """
 
     architecture: Architecture
     prediction: str
     inpainting: bool
+    zero_snr: bool = False
 
 
 def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
@@ -81,7 +86,8 @@ def recognise(path: Path, prediction: str | None = None) -> Recognised:
             "Minikin needs the full checkpoint with text encoder and VAE."
         )
     guess = prediction or _prediction(family, shapes, metadata, name)
-    return Recognised(family, guess, first[1] == 9)
+    # trainers put an empty tensor of this name beside `v_pred`
+    return Recognised(family, guess, first[1] == 9, "ztsnr" in shapes and guess == "v_prediction")
 
 
 def open_file(path: Path, dtype: Any, prediction: str | None = None) -> Any:
@@ -94,7 +100,9 @@ def open_file(path: Path, dtype: Any, prediction: str | None = None) -> Any:
     plain = family.unet | {"time_cond_proj_dim": None} | ({"in_channels": 9} if found.inpainting else {})
     try:
         with tempfile.TemporaryDirectory() as folder:
-            configs = write_configs(replace(family, unet=plain), Path(folder), found.prediction)
+            schedule = family.scheduler | (_ZERO_SNR if found.zero_snr else {})
+            laid_out = replace(family, unet=plain, scheduler=schedule)
+            configs = write_configs(laid_out, Path(folder), found.prediction)
             pipe = getattr(diffusers, family.pipeline).from_single_file(
                 str(path), config=str(configs), local_files_only=True, dtype=dtype
             )

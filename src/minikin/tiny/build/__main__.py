@@ -30,7 +30,7 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line, for programs")] = False,
 ) -> None:
     """Train the embedded model in stages: pictures, autoencoder, tokenizer, text, latents, unet, export;
-    then the judges of its pictures: judge, classifier.
+    then its few-step adapters, and the judges of its pictures: judge, classifier.
 
     Every stage goes on where it stopped; Ctrl-C saves first. Budgets can grow: a finished stage then
     trains further.

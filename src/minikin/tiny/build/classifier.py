@@ -32,9 +32,13 @@ from minikin.training.run import Run
 
 EYE = EyeShape(channels=(96, 160))
 DIMENSIONS = 128
+_PLAN = Plan(
+    steps=3200, batch=40, optimizer="muon", rate=1.5e-3, weight_decay=0.02, warmup=100, decay=0.6,
+    ema=0.998, seed=1,
+)  # fmt: skip
 PLANS = {
-    "cpu": Plan(minutes=25, batch=40, rate=1.5e-3, weight_decay=0.02, warmup=100, decay=0.6, ema=0.998, seed=1),
-    "gpu": Plan(minutes=2, batch=512, rate=2e-3, weight_decay=0.02, warmup=100, decay=0.6, ema=0.998, seed=1),
+    "cpu": _PLAN,
+    "gpu": _PLAN.model_copy(update={"steps": None, "minutes": 2.0, "batch": 512, "rate": 2e-3}),
 }
 LIKENESS = 0.25  # weight of the contrastive loss; the mean over the fields weighs 1
 
@@ -56,7 +60,7 @@ def stage(job: Job) -> Iterator[events.Event]:
     world = world_of(job.recipe.world, job.recipe.pictures.backdrops, job.art)
     yield from learn(
         folder, folder / f"{KIND}.safetensors", world, glimpses, held, device=torch.device(job.device),
-        plan=PLANS[job.recipe.preset],
+        plan=job.plan(KIND, PLANS[job.recipe.preset]),
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from minikin.errors import BadModelFile, BadRecipe, StorageError, UnknownName
 from minikin.tiny.build.recipes import Build
 from minikin.training.plan import Plan
 
-TRAINED = ("autoencoder", "text", "unet", "judge", "classifier")
+TRAINED = ("autoencoder", "text", "unet", "adapters", "judge", "classifier")
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,13 @@ from minikin.training.run import Run
 
 EYE = EyeShape(channels=(128, 192))
 DIMENSIONS = 128
+_PLAN = Plan(
+    steps=2600, batch=56, optimizer="muon", rate=1.5e-3, weight_decay=0.02, warmup=100, decay=0.6,
+    ema=0.998,
+)  # fmt: skip
 PLANS = {
-    "cpu": Plan(minutes=28, batch=56, rate=1.5e-3, weight_decay=0.02, warmup=100, decay=0.6, ema=0.998),
-    "gpu": Plan(minutes=2, batch=512, rate=2e-3, weight_decay=0.02, warmup=100, decay=0.6, ema=0.998),
+    "cpu": _PLAN,
+    "gpu": _PLAN.model_copy(update={"steps": None, "minutes": 2.0, "batch": 512, "rate": 2e-3}),
 }
 TELL = 3.0  # weight of the truth told by either tower; the contrastive losses weigh 1
 LARGEST_SCALE = 50.0  # of the caption cosines
@@ -69,7 +73,7 @@ def stage(job: Job) -> Iterator[events.Event]:
     world = world_of(job.recipe.world, job.recipe.pictures.backdrops, job.art)
     yield from learn(
         folder, folder / f"{KIND}.safetensors", world, glimpses, held, device=torch.device(job.device),
-        plan=PLANS[job.recipe.preset], tokens=tokens,
+        plan=job.plan(KIND, PLANS[job.recipe.preset]), tokens=tokens,
     )  # fmt: skip
 
 

@@ -1,9 +1,10 @@
 """Every number of every stage: one model a stage, and presets for both machines and both worlds.
 
-`cpu` has budgets in steps, so that it can be repeated exactly: about what tiny's own weights were
-trained with, three hours on two cores. `gpu` has budgets in minutes that are meant to leave, of 25 on
-an H100 with 16 cores, time for the judges, starting and compiling. The wide world gets a wider U-Net
-on the GPU, as wide as 60 MB of weights allow.
+`cpu` has budgets in steps, so that it can be repeated exactly: the straight way to what tiny's own
+weights came to by detours (docs/tiny.md; 5,540 of their 8,459 U-Net steps were AdamW's), some four hours
+on two cores. `gpu` has budgets in minutes that are meant to leave, of 25 on an H100 with 16 cores, time
+for the judges, starting and compiling. The wide world gets a wider U-Net on the GPU, as wide as 60 MB of
+weights allow.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Preset = Literal["cpu", "gpu"]
 class Pictures(Recipe):
     """Rendered scenes, kept on disk."""
 
-    count: int = Field(40_960, ge=1, description="scenes of the world; they become the U-Net's latents")
+    count: int = Field(73_728, ge=1, description="scenes of the world; they become the U-Net's latents")
     others: int = Field(4_096, ge=0, description="scenes of the wide world, for the autoencoder alone")
     shard: int = Field(1024, ge=1, description="pictures in a file (50 MB)")
     seed: int = Field(1, ge=0, description="stream of scenes")
@@ -87,7 +88,7 @@ class Unet(Recipe):
     sample_steps: int = Field(20, ge=1)
     guidance: float = 4.0
     plan: Plan = Plan(
-        steps=3836,
+        steps=6000,
         batch=128,
         optimizer="muon",
         rate=1e-3,
@@ -97,6 +98,18 @@ class Unet(Recipe):
         warmup=300,
         decay=0.22,
     )
+
+
+class Adapters(Recipe):
+    """The few-step students."""
+
+    rank: int = Field(12, ge=1, description="of the LoRAs: 1.8 MB each for the small U-Net")
+    steps: dict[str, int] = Field(
+        default={"lcm-lora": 1500, "turbo": 1000, "tdm": 1000}, description="by method of `minikin distill`"
+    )
+    batch: int = Field(32, ge=1)
+    scenes: int = Field(8192, ge=1, description="examples")
+    save_minutes: float = Field(3.0, ge=0, description="between checkpoints")
 
 
 class Build(Recipe):
@@ -110,6 +123,7 @@ class Build(Recipe):
     text: Text = Text()
     latents: Latents = Latents()
     unet: Unet = Unet()
+    adapters: Adapters = Adapters()
 
 
 def recipe(world: str, preset: str) -> Build:

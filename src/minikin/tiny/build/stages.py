@@ -20,6 +20,7 @@ STAGES = {
     "latents": "minikin.tiny.build.latents",
     "unet": "minikin.tiny.build.unet",
     "export": "minikin.tiny.build.export",
+    "adapters": "minikin.tiny.build.adapters",
     "judge": "minikin.tiny.build.judge",
     "classifier": "minikin.tiny.build.classifier",
 }

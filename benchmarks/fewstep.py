@@ -1,0 +1,151 @@
+"""Few-step students of tiny against its 50 steps: distance, text alignment, truth, likeness, diversity.
+
+    python -m benchmarks.fewstep --prompts 500 --json fewstep.json --grid fewstep.png
+    python -m benchmarks.fewstep --only lcm-lora tdm --steps 4
+
+Prompts are held out: combinations that training never saw. Distances (FD, KID in the judge's features)
+are to pictures of the 50-step base with other seeds, and the base's own row is the distance of two
+such sets: nothing can be expected below it. `seeds` is seed identifiability, chance 1 / 8. Likeness is
+that of concepts taught once on the base and painted with each preset.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.many import paint_many
+from benchmarks.measure import machine
+from minikin import Studio
+from minikin.errors import MinikinError
+from minikin.judging import distance, metrics, seeds
+from minikin.judging.judges import Judge, open_judge
+from minikin.painting.sheet import contact_sheet
+from minikin.tiny.evaluation import rules
+from minikin.tiny.evaluation.prompts import prompts
+from minikin.tiny.evaluation.report import shares
+from minikin.tiny.judges.classifier import Classifier
+from minikin.tiny.world import World
+
+BASE_STEPS, GUIDANCE = 50, 4.0
+# name: (preset, fixed scheduler, steps it is made for)
+ROWS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "DDIM": ({"scheduler": "DDIM", "guidance": GUIDANCE}, (1, 2, 4, 8, BASE_STEPS)),
+    "DPM++ 2M": ({"scheduler": "DPM++ 2M", "guidance": GUIDANCE}, (1, 2, 4, 8)),
+    "lcm-lora": ({"preset": "lcm-lora", "force": True}, (1, 2, 4, 8)),
+    "turbo": ({"preset": "turbo", "force": True}, (1, 2, 4)),
+    "tdm": ({"preset": "tdm"}, (4,)),
+}
+CONCEPTS = ("my_dog", "my_teapot", "my_car")
+PLACES = ("on the beach", "in the forest", "in the snow", "on a blue background", "in the desert", "at night")
+SEEDS, SEED_PROMPTS, SHOWN = 8, 24, 8
+
+
+class Bench:
+    """The judge, the classifier, the prompts, the taught concepts."""
+
+    def __init__(self, n: int, base: str, concepts: tuple[str, ...]) -> None:
+        self.studio = Studio.open(base, device="cpu")
+        self.judge: Judge = open_judge("tiny")
+        self.classifier = Classifier.open()
+        self.asked = prompts(World("small"), n, 5)
+        self.texts = [a.prompt for a in self.asked]
+        self.read = self.judge.texts(self.texts)
+        other = paint_many(self.studio, self.texts, range(50_000, 50_000 + n), **_base())
+        self.reference = self.judge.images(other)
+        self.photos = {name: self._taught(name) for name in concepts}
+
+    def _taught(self, name: str) -> torch.Tensor:
+        """Teach a concept on the base; its photos as the judge sees them."""
+        folder = Path("examples") / name
+        category = (folder / "category.txt").read_text().strip()
+        self.studio.teach(folder, name=name, category=category, seed=1, preview=False)
+        files = sorted(folder.glob("*.jpg"))
+        masks = [np.asarray(Image.open(folder / "masks" / f"{f.stem}.png")) / 255 for f in files]
+        return self.judge.likeness([Image.open(f).convert("RGB") for f in files], masks)
+
+    def row(self, name: str, how: dict[str, Any]) -> tuple[dict[str, Any], list[Image.Image]]:
+        """All numbers of one way of painting, and its first pictures."""
+        started = time.perf_counter()
+        pictures = paint_many(self.studio, self.texts, range(len(self.texts)), **how)
+        seconds = (time.perf_counter() - started) / len(pictures)
+        seen = self.judge.images(pictures)
+        verdicts = self.classifier.look(np.stack([np.asarray(p) for p in pictures]))
+        found: dict[str, Any] = {
+            "row": name,
+            "seconds a picture": round(seconds, 4),
+            "FD": distance.frechet(seen, self.reference, resamples=50),
+            "KID": distance.kernel(seen, self.reference),
+            "alignment": metrics.alignment(seen, self.read, self.texts),
+            "seeds": self._seeds(how),
+        }
+        found |= {f"true {k}": v for k, v in shares(rules.judge_all(self.asked, verdicts)).items()}
+        if self.photos:
+            found["likeness"] = self._likeness(how)
+        return found, pictures[:SHOWN]
+
+    def _seeds(self, how: dict[str, Any]) -> Any:
+        chosen = self.texts[:SEED_PROMPTS]
+        texts = [t for t in chosen for _ in range(SEEDS)]
+        pictures = paint_many(self.studio, texts, list(range(SEEDS)) * len(chosen), **how)
+        return seeds.identifiability(seeds.thumbnails(pictures).view(len(chosen), SEEDS, -1))
+
+    def _likeness(self, how: dict[str, Any]) -> Any:
+        texts = [f"a photo of <{c}> {place}" for c in self.photos for place in PLACES for _ in range(2)]
+        pictures = paint_many(self.studio, texts, range(len(texts)), **how)
+        things = self.judge.likeness(pictures)
+        each = len(texts) // len(self.photos)
+        values = [(things[i * each : (i + 1) * each].double() @ photos.double().T).mean(1)
+                  for i, photos in enumerate(self.photos.values())]  # fmt: skip
+        return metrics.mean(torch.cat(values).numpy(), 0, texts)
+
+
+def _base() -> dict[str, Any]:
+    return {"scheduler": "DDIM", "guidance": GUIDANCE, "steps": BASE_STEPS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--prompts", type=int, default=500)
+    parser.add_argument("--base", default="tiny")
+    parser.add_argument("--only", nargs="*", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--steps", nargs="*", type=int)
+    parser.add_argument("--concepts", nargs="*", default=list(CONCEPTS))
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--grid", type=Path)
+    args = parser.parse_args()
+    bench = Bench(args.prompts, args.base, tuple(args.concepts))
+    rows, shown, captions = [], [], []
+    for name in args.only:
+        how, counts = ROWS[name]
+        for steps in counts:
+            if args.steps and steps not in args.steps:
+                continue
+            try:
+                found, pictures = bench.row(f"{name} {steps}", {**how, "steps": steps})
+            except MinikinError as e:
+                print(f"{name} {steps}: {e}")
+                continue
+            rows.append(found)
+            shown += pictures
+            captions += [f"{name} {steps}"] * len(pictures)
+            print("  ".join(f"{k} {v}" for k, v in found.items()), flush=True)
+            if args.json:
+                args.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1, default=_plain))
+            if args.grid:
+                contact_sheet(shown, captions, columns=SHOWN).save(args.grid)
+
+
+def _plain(value: Any) -> Any:
+    return [value.value, value.low, value.high, value.n]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Getting a sweep's parts together: judge, photos, and what the pictures depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from minikin.bases.base import Base
+from minikin.concepts.concept import Concept
+from minikin.errors import BadRecipe
+from minikin.judging.judges import Judge, open_judge
+from minikin.judging.scores import References
+from minikin.judging.sweep.sweep import Task
+from minikin.painting.plan import Plan
+from minikin.recipes import Sweep
+from minikin.teaching.photos import load_photos
+
+UNSEEN = "unseen"  # beside the photos: others of the same thing, which teaching was not shown
+
+
+def task(
+    recipe: Sweep, concept: Concept, base: Base, plan: Plan, facts: Mapping[str, Any],
+    judge: Judge | None = None,
+) -> Task:  # fmt: skip
+    """What is to be swept.
+
+    facts  of a picture of this concept (`Studio.facts`)
+    judge  opened already; by the recipe's name otherwise
+    Raises BadRecipe without photos or for a judge of another world, BadPhoto, and what `open_judge` raises.
+    """
+    if recipe.photos is None:
+        raise BadRecipe(
+            f"There are no photos of '{concept.name}' to compare with; a concept file holds none. Give "
+            "the folder it was taught from: --photos FOLDER."
+        )
+    if recipe.judge == "tiny" and judge is None and base.architecture != "tiny":
+        raise BadRecipe(
+            f"The judge tiny knows tiny's own world alone and cannot judge pictures of '{base.name}'. "
+            "Use --judge clip-b32 or clip-l14."
+        )
+    folder = Path(recipe.photos)
+    shown = _pictures(folder)
+    unseen = _pictures(folder / UNSEEN) if (folder / UNSEEN).is_dir() else None
+    judge = judge or open_judge(recipe.judge, recipe.device)
+    target = {
+        "concept": facts["concepts"][concept.name]["sha256"], "base": facts["base"]["fingerprint"],
+        "preset": facts["preset"], "steps": plan.steps, "sampler": facts["sampler"],
+        "size": [plan.recipe.width, plan.recipe.height], "adapters": facts["adapters"],
+        "dtype": str(base.dtype).removeprefix("torch."),
+    }  # fmt: skip
+    known = References.of(judge, shown, held_out=unseen)
+    return Task(recipe, concept, plan, target, judge, known, base.has_guidance_embedding)
+
+
+def _pictures(folder: Path) -> list[Image.Image]:
+    return [Image.fromarray(photo.pixels) for photo in load_photos(folder)]
