@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from minikin.errors import BadModelFile
+from minikin.judging import intervals
 from minikin.tiny import evaluate
 from minikin.tiny import vocabulary as words
-from minikin.tiny.evaluation import intervals
 from minikin.tiny.evaluation.model import Model, psnr
 from minikin.tiny.evaluation.prompts import Asked, AskedThing, ask, prompts
 from minikin.tiny.evaluation.report import by_category, shares

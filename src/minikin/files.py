@@ -57,6 +57,7 @@ def atomic_folder(path: Path, keep: int | None = None) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=path.parent))
+        fresh.chmod(path.parent.stat().st_mode & 0o777)  # a temporary folder is closed to others
         yield fresh
         for file in fresh.rglob("*"):
             _sync_folder(file)

@@ -24,10 +24,10 @@ from PIL import Image
 
 from minikin.errors import BadRecipe, MinikinError
 from minikin.files import atomic_write, save_image
+from minikin.judging.intervals import mean
 from minikin.painting.sheet import contact_sheet
 from minikin.tiny import vocabulary as words
 from minikin.tiny.evaluation import report as reports
-from minikin.tiny.evaluation.intervals import mean
 from minikin.tiny.evaluation.model import Model, psnr
 from minikin.tiny.evaluation.prompts import Asked, prompts
 from minikin.tiny.evaluation.report import Report

@@ -62,6 +62,19 @@ class Group:
     averaged: bool = True
 
 
+class _NoAverage:
+    """In the place of an average where none is wanted, so that no second copy of the weights is kept."""
+
+    optimization_step = 0
+
+    def __init__(self) -> None:
+        self.shadow_params: list[Tensor] = []
+
+    def step(self, parameters: Any) -> None: ...
+
+    store = copy_to = restore = step
+
+
 class Run:
     """Trains `model` by `plan`, from the checkpoint in `folder` if there is one.
 
@@ -89,7 +102,7 @@ class Run:
             muon.matrices(model) if plan.optimizer == "muon" else [],
             lr=plan.rate, betas=plan.betas, weight_decay=plan.weight_decay, fused=True,
         )  # fmt: skip
-        self.ema = EMAModel(self.parameters, decay=plan.ema, foreach=True)
+        self.ema = EMAModel(self.parameters, decay=plan.ema, foreach=True) if plan.ema else _NoAverage()
         self.state = State(plan.batch)
         self.facts = {k: v for k, v in plan.model_dump(mode="json").items() if k in SAME} | dict(facts or {})
         self._after: Callable[[Turn], None] | None = None

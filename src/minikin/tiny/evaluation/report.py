@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from minikin.tiny.evaluation.intervals import Measured, share
+from minikin.judging.intervals import Measured, share
 from minikin.tiny.evaluation.prompts import Asked
 from minikin.tiny.evaluation.rules import BARS
 

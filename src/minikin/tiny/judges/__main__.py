@@ -19,9 +19,9 @@ import numpy as np
 
 from minikin.errors import MinikinError
 from minikin.files import atomic_write
+from minikin.judging.intervals import share
 from minikin.tiny import vocabulary as words
 from minikin.tiny.build.lookalikes import Lookalikes
-from minikin.tiny.evaluation.intervals import share
 from minikin.tiny.evaluation.model import Model
 from minikin.tiny.judges import measure
 from minikin.tiny.judges.classifier import Classifier
