@@ -63,13 +63,11 @@ class Bench:
         self.photos = {name: self._taught(name) for name in concepts}
 
     def _taught(self, name: str) -> torch.Tensor:
-        """Teach a concept on the base; its photos as the judge sees them."""
+        """Teach a concept on the base; its photos as the judge sees them, whole as the pictures are."""
         folder = Path("examples") / name
         category = (folder / "category.txt").read_text().strip()
         self.studio.teach(folder, name=name, category=category, seed=1, preview=False)
-        files = sorted(folder.glob("*.jpg"))
-        masks = [np.asarray(Image.open(folder / "masks" / f"{f.stem}.png")) / 255 for f in files]
-        return self.judge.likeness([Image.open(f).convert("RGB") for f in files], masks)
+        return self.judge.likeness([Image.open(f).convert("RGB") for f in sorted(folder.glob("*.jpg"))])
 
     def row(self, name: str, how: dict[str, Any]) -> tuple[dict[str, Any], list[Image.Image]]:
         """All numbers of one way of painting, and its first pictures."""

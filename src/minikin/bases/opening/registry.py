@@ -8,6 +8,7 @@ only then the hub's local cache. Nothing is downloaded by opening; `models pull`
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -167,6 +168,11 @@ def _quiet() -> None:
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    # two warnings at every start and picture that ask for nothing: torchvision is not needed here, and a
+    # student's own timesteps are those it was trained with
+    for name in ("transformers.utils.import_utils", "transformers.image_processing_base",
+                 "diffusers.schedulers.scheduling_lcm"):  # fmt: skip
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def tiny_folder() -> Path:
