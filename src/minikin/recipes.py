@@ -233,6 +233,35 @@ class Sweep(Recipe):
         return self
 
 
+class Compare(Recipe):
+    """Compare Perfusion with other methods on the same photos, by painting and judging."""
+
+    photos: str = Field(description="folder with photos of one thing, and others of it in unseen/")
+    category: str = Field(description="what kind of thing it is, for example cat")
+    name: str = Field("mine", description="its word in prompts")
+    base: str = Field("tiny", description="base model: a name, folder, .safetensors file or hub id")
+    methods: str = Field("all", description="all, or some: perfusion-gated,perfusion-row,dreambooth-lora,...")
+    judge: str = Field("tiny", description="who compares: tiny (its own world alone), clip-b32 or clip-l14")
+    texts: str | None = Field(
+        None, description="file with one prompt a line, {} where the thing is named; scenes by default"
+    )
+    prompts: int = Field(6, ge=2, le=200, description="how many prompts are painted")
+    seeds: int = Field(2, ge=1, le=64, description="pictures of each prompt")
+    plain: int = Field(4, ge=2, le=1000, description="pictures of the plain category, to measure drift")
+    strengths: Annotated[tuple[Strength, ...], BeforeValidator(_numbers)] = Field(
+        (0.6, 1.4), description="strengths of the front, besides 1; weights of other methods' changes"
+    )
+    steps: Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_STEPS)], ...], BeforeValidator(_numbers)] = Field(
+        (50, 4, 1), min_length=1, description="numbers of denoising steps; few ones by presets made for them"
+    )
+    teach_steps: int | None = Field(
+        None, ge=1, le=20_000, description="the same number of teaching steps for all; by method"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="of teaching, and of the first picture of each prompt")
+    device: str | None = Field(None, description="cuda, mps, xpu or cpu")
+    dtype: str | None = Field(None, description="float32, float16 or bfloat16")
+
+
 Method = Literal["lcm", "lcm-lora", "turbo", "tdm"]
 
 # What each method was published with: arXiv:2310.04378 (lcm), 2311.05556 (lcm-lora), 2311.17042 (turbo),

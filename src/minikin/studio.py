@@ -42,13 +42,15 @@ from minikin.painting.paint import Painted
 from minikin.painting.plan import Plan
 from minikin.painting.plan import plan as plan_for
 from minikin.painting.sheet import contact_sheet
-from minikin.recipes import Baseline, Distill, Paint, Sweep, Teach
+from minikin.recipes import Baseline, Compare, Distill, Paint, Sweep, Teach, Tuned
 from minikin.stream import stream
 from minikin.teaching.photos import Photo, load_photos
 from minikin.teaching.teach import check as check_teaching
 from minikin.teaching.teach import teach
 
 if TYPE_CHECKING:
+    from minikin.judging.compare.measure import Painter
+    from minikin.judging.compare.methods import Taught
     from minikin.judging.judges import Judge
     from minikin.teaching.baselines.learned import Learned
 
@@ -254,6 +256,53 @@ class Studio:
             yield events.Note(f"{path} has no room for more operating points; they were not kept in it.", True)
         return events.Done(done.result, {**done.facts, "stored": str(path) if stored else None})
 
+    # ---- comparing ---------------------------------------------------------------------------
+
+    def comparing(
+        self, recipe: Compare, out: Path, *, judge: Judge | None = None
+    ) -> Iterator[events.Event]:  # fmt: skip
+        """Compare methods on the same photos; the last event is Done with the path of the report's page.
+
+        See `judging.compare.measure`. The concepts in use are the same afterwards.
+        judge  opened by the caller; by its name in the recipe otherwise
+        """
+        from minikin.judging.compare.measure import compare
+        from minikin.judging.compare.methods import teach as teach_method
+        from minikin.judging.compare.opening import task
+
+        with self._lock:
+            work = task(recipe, self.base, self.presets(), self.facts, judge)
+
+            def by(wanted: Teach | Baseline, folder: Path) -> Iterator[events.Event]:
+                if isinstance(wanted, Teach):
+                    return self.teaching(work.photos, wanted)
+                begun = (folder / "checkpoint.safetensors").exists()
+                return self.teaching_baseline(work.photos, wanted, folder, resume=begun)
+
+            before = self.concepts.loaded.copy()
+            try:
+                yield from compare(
+                    work, out,
+                    lambda method: teach_method(self.base, work.photos, recipe, method, out / "methods", by),
+                    self._dressed,
+                )  # fmt: skip
+            finally:
+                self.concepts.loaded = before
+
+    @contextmanager
+    def _dressed(self, taught: Taught | None, strength: float) -> Iterator[Painter]:
+        """A painter with a method's result on: a concept in use, or a baseline worn."""
+        if taught is None:
+            yield self._painted
+        elif isinstance(taught.result, Concept):
+            name = self.add(taught.result).name
+            points = {name: Tuned(strength=strength)}
+            yield lambda recipe: self._painted(recipe.model_copy(update={"points": points}))
+        else:
+            learned: Learned = taught.result
+            with self.wearing(learned, weight=strength):
+                yield lambda recipe: self._painted(recipe.model_copy(update={"prompt": _said(learned, recipe)}))
+
     # ---- painting ----------------------------------------------------------------------------
 
     def painting(self, recipe: Paint) -> Iterator[events.Event]:
@@ -359,3 +408,9 @@ def _last(run: Iterator[events.Event]) -> events.Done:
         done = event
     assert isinstance(done, events.Done)
     return done
+
+
+def _said(learned: Learned, recipe: Paint) -> str:
+    """The recipe's prompt as a baseline reads it; a prompt without the concept stays as it is."""
+    named = learned.name in concept_tags(recipe.prompt)
+    return learned.prompt(recipe.prompt) if named else recipe.prompt

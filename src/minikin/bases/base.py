@@ -65,6 +65,7 @@ class Base:
     licence: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
     worn: str = ""
+    dressed: object = None  # another one whenever the U-Net's own weights are others for a while
 
     def __post_init__(self) -> None:
         p = self.pipe

@@ -16,7 +16,7 @@ from minikin import __version__
 from minikin.cli import concepts, models
 from minikin.cli.flags import with_recipe
 from minikin.errors import MinikinError
-from minikin.recipes import Baseline, BaselineMethod, Distill, Method, Paint, Sweep, Teach
+from minikin.recipes import Baseline, BaselineMethod, Compare, Distill, Method, Paint, Sweep, Teach
 
 app = typer.Typer(
     name="minikin", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -105,6 +105,19 @@ def baseline(
     from minikin.cli import baselines
 
     baselines.run(photos, Baseline.make(method=method, **values), out, resume=resume, as_json=as_json)
+
+
+@app.command()
+@with_recipe(Compare, skip=("photos",))
+def compare(
+    photos: Annotated[Path, typer.Argument(help="folder with 3 to 6 photos, and others in unseen/")],
+    out: Annotated[Path, typer.Option(help="folder for the report and its parts")] = Path("compare"),
+    as_json: Json = False, *, values: dict[str, Any],
+) -> None:  # fmt: skip
+    """Compare Perfusion with other methods on the same photos: minikin compare photos/ --category cat"""
+    from minikin.cli import compare as comparing
+
+    comparing.run(Compare.make(photos=str(photos), **values), out, as_json=as_json)
 
 
 @app.command()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from minikin import events, files
 from minikin.cli import display
+from minikin.judging.compare.report import size
 from minikin.recipes import Baseline
 from minikin.studio import Studio
 
@@ -36,7 +37,7 @@ def _tell(done: events.Done, out: Path, recipe: Baseline, as_json: bool) -> None
     sizes = done.facts["sizes"]
     display.out.print(
         f"{out}/  {done.facts['bytes']:,} bytes, {done.facts['steps']} steps in {done.facts['seconds']:.0f} s\n"
-        f"in float32 for SD 1.5: {_size(sizes['sd15'])}; for SDXL: {_size(sizes['sdxl'])}\n"
+        f"in float32 for SD 1.5: {size(sizes['sd15'])}; for SDXL: {size(sizes['sdxl'])}\n"
         f"in diffusers: {IN_DIFFUSERS[recipe.method].format(out=out, name=recipe.name)}\n"
         f'prompts: "{_example(done, recipe)}"',
         soft_wrap=True, markup=False,
@@ -49,10 +50,3 @@ def _example(done: events.Done, recipe: Baseline) -> str:
     if done.result.words:
         text = text.replace(f" {done.result.word}", f" <{recipe.name}>", 1)
     return text
-
-
-def _size(n: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
-        if n >= size:
-            return f"{n / size:.3g} {unit}"
-    return f"{n} bytes"

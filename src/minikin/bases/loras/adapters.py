@@ -124,6 +124,7 @@ class Adapters:
         self.base = base
         self.loaded: dict[tuple[Path, int, int], Adapter] = {}  # the longest unused first
         self._sum: tuple[tuple[tuple[str, float], ...], list[_Change]] = ((), [])
+        self._over: object = None  # the weights that sum was merged over: `Base.dressed`
 
     def get(self, path: Path, name: str | None = None) -> Adapter:
         """The LoRA in this file, loaded once; read again when the file has changed."""
@@ -171,8 +172,8 @@ class Adapters:
                 )
             weights[adapter.sha256] = weights.get(adapter.sha256, 0.0) + weight
         key = tuple(sorted((h, w) for h, w in weights.items() if w))
-        if self._sum[0] != key:
-            self._sum = ((), [])  # the old sum goes before the new one is made
+        if self._sum[0] != key or self._over is not self.base.dressed:
+            self._sum, self._over = ((), []), self.base.dressed  # the old sum goes before the new one is made
             self._sum = (key, self._changes(weighted_sum([(by_hash[h], w) for h, w in key])))
         return self._sum
 

@@ -26,7 +26,7 @@ def check() -> None:
     """Raises BadRecipe when there is nothing to draw with, before anything is painted."""
     if find_spec("matplotlib") is None:
         raise BadRecipe(
-            "A sweep draws the front with matplotlib, which is not installed. Install it: "
+            "The front is drawn with matplotlib, which is not installed. Install it: "
             "`pip install 'minikin[judge]'`."
         )
 

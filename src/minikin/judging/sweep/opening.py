@@ -15,8 +15,8 @@ from minikin.judging.judges import Judge, open_judge
 from minikin.judging.scores import References
 from minikin.judging.sweep.sweep import Task
 from minikin.painting.plan import Plan
-from minikin.recipes import Sweep
-from minikin.teaching.photos import load_photos
+from minikin.recipes import Compare, Sweep
+from minikin.teaching.photos import Photo, load_photos
 
 UNSEEN = "unseen"  # beside the photos: others of the same thing, which teaching was not shown
 
@@ -36,24 +36,33 @@ def task(
             f"There are no photos of '{concept.name}' to compare with; a concept file holds none. Give "
             "the folder it was taught from: --photos FOLDER."
         )
-    if recipe.judge == "tiny" and judge is None and base.architecture != "tiny":
-        raise BadRecipe(
-            f"The judge tiny knows tiny's own world alone and cannot judge pictures of '{base.name}'. "
-            "Use --judge clip-b32 or clip-l14."
-        )
-    folder = Path(recipe.photos)
-    shown = _pictures(folder)
-    unseen = _pictures(folder / UNSEEN) if (folder / UNSEEN).is_dir() else None
-    judge = judge or open_judge(recipe.judge, recipe.device)
+    judge, _, known = references(recipe, base, recipe.photos, judge)
     target = {
         "concept": facts["concepts"][concept.name]["sha256"], "base": facts["base"]["fingerprint"],
         "preset": facts["preset"], "steps": plan.steps, "sampler": facts["sampler"],
         "size": [plan.recipe.width, plan.recipe.height], "adapters": facts["adapters"],
         "dtype": str(base.dtype).removeprefix("torch."),
     }  # fmt: skip
-    known = References.of(judge, shown, held_out=unseen)
     return Task(recipe, concept, plan, target, judge, known, base.has_guidance_embedding)
 
 
-def _pictures(folder: Path) -> list[Image.Image]:
-    return [Image.fromarray(photo.pixels) for photo in load_photos(folder)]
+def references(
+    recipe: Sweep | Compare, base: Base, folder: str, judge: Judge | None
+) -> tuple[Judge, list[Photo], References]:
+    """The judge, the photos, and what the judge sees in them and in those of `unseen/`.
+
+    Raises BadRecipe for a judge of another world, BadPhoto, and what `open_judge` raises.
+    """
+    if recipe.judge == "tiny" and judge is None and base.architecture != "tiny":
+        raise BadRecipe(
+            f"The judge tiny knows tiny's own world alone and cannot judge pictures of '{base.name}'. "
+            "Use --judge clip-b32 or clip-l14."
+        )
+    photos, beside = load_photos(folder), Path(folder) / UNSEEN
+    unseen = _images(load_photos(beside)) if beside.is_dir() else None
+    judge = judge or open_judge(recipe.judge, recipe.device)
+    return judge, photos, References.of(judge, _images(photos), held_out=unseen)
+
+
+def _images(photos: list[Photo]) -> list[Image.Image]:
+    return [Image.fromarray(photo.pixels) for photo in photos]

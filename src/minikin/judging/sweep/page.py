@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from minikin.judging.intervals import Measured
 from minikin.judging.scores import References
@@ -110,8 +113,8 @@ In prompts <code>&lt;{name}&gt;</code> now means <i>balanced</i>; <code>&lt;{nam
 def _row(shown: Shown, i: int) -> str:
     one = shown.found.last[i]
     cells = [str(shown.numbers[i]), _names(shown, i), *_setting(one)]
-    cells += [_value(m) for m in (one.likeness, one.held_out, one.recognised, one.alignment)]
-    cells.append("".join(_image(p) for p in _some(shown.pictures[i])))
+    cells += [value(m) for m in (one.likeness, one.held_out, one.recognised, one.alignment)]
+    cells.append("".join(inline(p.read_bytes()) for p in _some(shown.pictures[i])))
     return "<tr>" + "".join(f"<td>{c}</td>" for c in cells) + "</tr>\n"
 
 
@@ -129,7 +132,8 @@ def _setting(one: Standing) -> list[str]:
     return [f"{s.strength:g}", tau, f"{s.guidance:g}{span}", f"{s.switch:.0%}" if s.switch else ""]
 
 
-def _value(m: Measured | None) -> str:
+def value(m: Measured | None) -> str:
+    """A number with its interval below it."""
     return "" if m is None else f'{m.value:.3f}<br><span class="small">[{m.low:.3f}, {m.high:.3f}]</span>'
 
 
@@ -139,6 +143,16 @@ def _some(paths: list[Path]) -> list[Path]:
     return paths[::step][:PICTURES]
 
 
-def _image(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img alt="" src="data:image/jpeg;base64,{data}">'
+def jpeg(image: Image.Image, side: int) -> bytes:
+    """A picture as a small JPEG, its longer side at most `side` px."""
+    small = image.convert("RGB")
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    data = io.BytesIO()
+    small.save(data, "JPEG", quality=92)
+    return data.getvalue()
+
+
+def inline(data: bytes, alt: str = "") -> str:
+    """A JPEG inside the page."""
+    shown = base64.b64encode(data).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/jpeg;base64,{shown}">'

@@ -19,7 +19,7 @@ from minikin.concepts.concept import Concept
 from minikin.errors import BadRecipe
 from minikin.painting.course import nearest
 from minikin.painting.plan import Plan
-from minikin.recipes import WHOLE, Sweep
+from minikin.recipes import WHOLE, Compare, Sweep
 
 FEW = 8  # steps; up to here a preset has one guidance that it was distilled for
 MORE_GUIDANCE = 1.5  # times a base's own guidance: the other one that is tried with many steps
@@ -107,7 +107,7 @@ def _effect(s: Setting, steps: int, embedded: bool) -> tuple[float, float | None
     return s.strength, s.tau, s.guidance, nearest(s.switch, steps), (nearest(low, steps), nearest(high, steps))
 
 
-def texts(recipe: Sweep, category: str) -> tuple[str, ...]:
+def texts(recipe: Sweep | Compare, category: str) -> tuple[str, ...]:
     """The prompts with {} where the thing is named, no other of its category in them.
 
     Raises BadRecipe when there are too few.

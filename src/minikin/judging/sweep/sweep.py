@@ -95,7 +95,7 @@ class Looker:
             return found
         painted = self.paint(self._recipe(setting, number, seeds))
         for image, path in zip(painted, kept, strict=False):
-            _keep(image, path)
+            atomic_write(path, page.jpeg(image, SIDE))
         seen = self._see(painted)
         self.cache.put(key_, self.eye, seen)
         return seen
@@ -228,16 +228,6 @@ def _facts(task: Task, look: Looker, found: Found, chosen: Chosen) -> dict[str, 
 def _row(s: Standing) -> dict[str, Any]:
     told = ("likeness", "held_out", "alignment", "recognised")
     return asdict(s.setting) | {n: None if (m := getattr(s, n)) is None else asdict(m) for n in told}
-
-
-def _keep(image: Image.Image, path: Path) -> None:
-    import io
-
-    small = image.convert("RGB")
-    small.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    data = io.BytesIO()
-    small.save(data, "JPEG", quality=92)
-    atomic_write(path, data.getvalue())
 
 
 def _digest(vectors: torch.Tensor) -> str:

@@ -157,6 +157,7 @@ def _weights_on(base: Base, wanted: Wanted) -> Iterator[None]:
     names = {n for one, _ in wanted for n in (*one.weights, *(f"{layer}.weight" for layer in one.pairs))}
     own = {n: parameters[n].data for n in sorted(names)}
     hashed = base.__dict__.pop("_weights", None)  # engines name their exports by it
+    before, base.dressed = base.dressed, object()
     try:
         for name, value in own.items():
             parameters[name].data = _changed(name, value, wanted)
@@ -164,6 +165,7 @@ def _weights_on(base: Base, wanted: Wanted) -> Iterator[None]:
     finally:
         for name, value in own.items():
             parameters[name].data = value
+        base.dressed = before
         base.__dict__.pop("_weights", None)
         if hashed is not None:
             base.__dict__["_weights"] = hashed

@@ -1,0 +1,237 @@
+"""A comparison from start to end: what it costs, teaching, painting, judging, and what is written.
+
+    OUT/methods/      what was taught; a method that is there is not taught again
+    OUT/pictures/     every picture, named by all that it depends on, so that none is painted twice
+    OUT/cache.jsonl   seconds of a picture, for the cost
+    OUT/report.html .md .json .csv
+
+The same pictures, judge and photos give the same numbers, however often the run was interrupted. Who
+teaches and who paints is the caller's choice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from minikin.bases.base import Base
+from minikin.errors import BadRecipe
+from minikin.events import Done, Event, Note, Progress
+from minikin.files import save_image
+from minikin.judging import metrics
+from minikin.judging.compare import methods, report
+from minikin.judging.compare.methods import Taught
+from minikin.judging.compare.standing import Point, Standing
+from minikin.judging.judges import Judge
+from minikin.judging.scores import References, plain, score
+from minikin.judging.sweep import figure
+from minikin.judging.sweep.cache import Cache, key
+from minikin.judging.sweep.settings import texts, told
+from minikin.recipes import Compare, Paint
+from minikin.teaching.baselines import classes
+from minikin.teaching.photos import Photo
+
+BATCH = 8  # pictures of one prompt at once
+
+Painter = Callable[[Paint], Sequence[Image.Image]]
+Teach = Callable[[str], Generator[Event, None, Taught]]  # a method by its name
+Wear = Callable[[Taught | None, float], AbstractContextManager[Painter]]  # a painter with it on, so strongly
+
+
+@dataclass(frozen=True)
+class Course:
+    """One way to paint: a preset in a number of steps; `target` is whatever else its pictures depend on."""
+
+    preset: str
+    steps: int
+    target: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.steps} step{'s' if self.steps > 1 else ''} ({self.preset})"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is compared, on what, judged by whom.
+
+    skipped  a sentence for each number of steps that cannot be painted here
+    known    what the judge sees in the photos
+    """
+
+    recipe: Compare
+    methods: tuple[str, ...]
+    base: Base
+    photos: Sequence[Photo]
+    courses: tuple[Course, ...]
+    skipped: tuple[str, ...]
+    judge: Judge
+    known: References
+
+    @property
+    def measure(self) -> str:
+        """tiny's own judge takes an unusual drawing for none of its category: recognition is free of that."""
+        return "recognised" if self.judge.name == "tiny" else "alignment"
+
+    @property
+    def prompts(self) -> list[str]:
+        """With <name> where the thing is named."""
+        named = f"<{self.recipe.name}>"
+        return [t.replace("{}", named) for t in texts(self.recipe, self.recipe.category)]
+
+    @property
+    def plain(self) -> str:
+        """The prompt whose pictures drift is measured on."""
+        return classes.prompt(self.recipe.category)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """Pictures of one prompt: what is on and how strongly, by which course."""
+
+    taught: Taught | None
+    strength: float
+    course: Course
+    prompt: str
+    n: int
+
+
+class Gallery:
+    """Every picture of a comparison, painted when it is not there yet."""
+
+    def __init__(self, task: Task, out: Path, wear: Wear) -> None:
+        self.task, self.wear = task, wear
+        self.folder = out / "pictures"
+
+    def paths(self, w: Wish) -> list[Path]:
+        on = (w.taught.digest, w.strength) if w.taught else None
+        target = (str(self.task.base.dtype), w.course.target, on, w.prompt, w.n, self.task.recipe.seed)
+        return [self.folder / f"{key(target)}-{k}.png" for k in range(w.n)]
+
+    def paint(self, wishes: Sequence[Wish], stage: str) -> Generator[Progress, None, None]:
+        """What is missing of one method: those of one strength in turn, so that it is put on once."""
+        done, total = 0, sum(w.n for w in wishes)
+        for strength in dict.fromkeys(w.strength for w in wishes):
+            with ExitStack() as stack:
+                painter: Painter | None = None
+                for w in (w for w in wishes if w.strength == strength):
+                    paths = self.paths(w)
+                    if not all(p.is_file() for p in paths):  # a whole set: pictures of a batch go together
+                        painter = painter or stack.enter_context(self.wear(w.taught, strength))
+                        for image, path in zip(painter(self._recipe(w)), paths, strict=True):
+                            save_image(image, path)
+                    done += w.n
+                    yield Progress(stage, done, total, f"strength {strength:g}, {w.course}")
+
+    def _recipe(self, w: Wish) -> Paint:
+        made: Paint = Paint.make(
+            prompt=w.prompt, base=self.task.recipe.base, preset=w.course.preset, steps=w.course.steps, n=w.n,
+            batch=min(w.n, BATCH), seed=self.task.recipe.seed, points={},
+        )  # fmt: skip
+        return made
+
+
+def compare(task: Task, out: Path, teach: Teach, wear: Wear) -> Generator[Event, None, None]:
+    """Teach, paint, judge and write; the last event is Done with the path of the page.
+
+    teach  by a method, or from what was kept of it
+    wear   a painter; None of anything on for the plain base
+    Raises BadRecipe, StorageError, and what teaching and painting raise. Whatever ends it, what was taught
+    and painted is kept.
+    """
+    figure.check()
+    if not task.judge.reads:
+        raise BadRecipe(
+            f"The judge {task.judge.name} sees but does not read: it cannot say whether a prompt is followed. "
+            "Use --judge clip-b32 or clip-l14, or tiny for the embedded base."
+        )
+    gallery, cache, r = Gallery(task, out, wear), Cache(out / "cache.jsonl"), task.recipe
+    yield _cost(task)
+    minutes = 0.0
+    for course in task.courses:
+        before = [Wish(None, 0.0, course, task.plain, r.plain)]
+        yield from _timed(gallery, before, cache)
+        minutes += (cache.number(_seconds(gallery, before[0])) or 0.0) * _pictures(task) / 60
+    yield Note(f"Painting takes {told(minutes)} at most; teaching comes on top of it.")
+    standings: list[tuple[Taught, list[Standing]]] = []
+    for method in task.methods:
+        taught = yield from teach(method)
+        some = [_wishes(task, taught, c) for c in task.courses]
+        yield from gallery.paint([w for wishes in some for w in wishes], f"painting {method}")
+        standings.append((taught, [_standing(task, gallery, taught, wishes) for wishes in some]))
+    facts = report.facts(task, standings)
+    page = report.write(facts, standings, out)
+    yield Done(page, {"out": str(out), "methods": list(task.methods), "report": str(page)})
+
+
+def _cost(task: Task) -> Note:
+    """What will be taught and painted, before anything is."""
+    tiny, steps = task.base.architecture == "tiny", []
+    for method in task.methods:
+        asked = methods.asked(method, task.recipe, tiny)
+        steps.append(f"{method} {asked.steps or f'at most {asked.max_steps}'}")  # type: ignore[union-attr]
+    n = _pictures(task)
+    each = ", ".join(str(c) for c in task.courses)
+    return Note(
+        f"{len(task.methods)} methods in {each}: {n * len(task.courses):,} pictures, {n:,} of each. Steps of "
+        f"teaching: {', '.join(steps)}. {' '.join((*task.skipped, ''))}Ctrl-C keeps what is done; the same "
+        "command goes on."
+    )
+
+
+def _pictures(task: Task) -> int:
+    """Pictures of one course."""
+    r = task.recipe
+    settings = sum(len(methods.strengths(m, r)) for m in task.methods)
+    return r.plain * (1 + len(task.methods)) + settings * r.prompts * r.seeds
+
+
+def _timed(gallery: Gallery, wishes: Sequence[Wish], cache: Cache) -> Generator[Progress, None, None]:
+    """Paint the plain base's pictures, and remember how long one took."""
+    new = not all(p.is_file() for w in wishes for p in gallery.paths(w))
+    started = time.perf_counter()
+    yield from gallery.paint(wishes, "painting the plain base")
+    if new:
+        took = (time.perf_counter() - started) / sum(w.n for w in wishes)
+        cache.keep(_seconds(gallery, wishes[0]), took)
+
+
+def _seconds(gallery: Gallery, w: Wish) -> str:
+    return f"seconds {gallery.paths(w)[0].stem}"
+
+
+def _wishes(task: Task, taught: Taught, course: Course) -> list[Wish]:
+    """All pictures of a method in a course, those of the plain category first."""
+    r = task.recipe
+    plainly = Wish(taught, 1.0, course, task.plain, r.plain)
+    every = methods.strengths(taught.method, r)
+    return [plainly, *(Wish(taught, s, course, p, r.seeds) for s in every for p in task.prompts)]
+
+
+def _standing(task: Task, gallery: Gallery, taught: Taught, wishes: Sequence[Wish]) -> Standing:
+    """A method's numbers in one course, from its pictures."""
+    r, course = task.recipe, wishes[0].course
+    before = gallery.paths(Wish(None, 0.0, course, task.plain, r.plain))
+    after = gallery.paths(wishes[0])
+    drift = metrics.drift(task.judge.images(_opened(before)), task.judge.images(_opened(after)))
+    points = []
+    for strength in methods.strengths(taught.method, r):
+        own = [w for w in wishes[1:] if w.strength == strength]
+        paths = [p for w in own for p in gallery.paths(w)]
+        named = [plain(w.prompt, {r.name: r.category}) for w in own for _ in range(w.n)]
+        points.append(Point(strength, score(task.judge, _opened(paths), named, task.known), paths))
+    same = all(a.tobytes() == b.tobytes() for a, b in zip(_opened(before), _opened(after), strict=True))
+    return Standing(str(course), drift, same, points, task.measure, before, after)
+
+
+def _opened(paths: Sequence[Path]) -> list[Image.Image]:
+    found = []
+    for path in paths:
+        with Image.open(path) as image:
+            found.append(image.convert("RGB"))
+    return found

@@ -1,0 +1,162 @@
+"""The methods that are compared: what each is asked for, what it made, and how large that is.
+
+Perfusion's concepts are read back from their files, which are in half precision, as anybody would use
+them; baselines from theirs, in float32. Teaching is kept by everything it depends on, so that the same
+comparison teaches nothing twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minikin.bases.base import Base
+from minikin.concepts import file
+from minikin.concepts.concept import Concept
+from minikin.errors import UnknownName
+from minikin.events import Done, Event
+from minikin.files import atomic_write
+from minikin.judging.compare.memory import peak
+from minikin.judging.sweep.cache import key
+from minikin.recipes import Baseline, Compare, Teach
+from minikin.teaching.baselines import methods as baselines
+from minikin.teaching.baselines import sizes
+from minikin.teaching.baselines.learned import Learned
+from minikin.teaching.photos import Photo
+
+PERFUSION = {"perfusion-gated": "gated", "perfusion-row": "row"}
+ONE_POINT = "textual-inversion"  # a word is there or not: it has no strength
+CARD = "taught.json"
+_FAMILIES = {"sd15": "sd1", "sdxl": "sdxl"}  # name in `architectures` -> a base's architecture
+
+Teaching = Callable[[Teach | Baseline, Path], Iterator[Event]]  # ends with Done(Concept | Learned)
+
+
+@dataclass(frozen=True)
+class Taught:
+    """One method's result.
+
+    digest   stands for what was learned
+    sizes    bytes on this base ("own"), and computed for SD 1.5 ("sd15") and SDXL ("sdxl")
+    seconds  of teaching, without what is computed once and kept: C, pictures of the category
+    memory   bytes at the most, the base included; None where it is not known
+    """
+
+    method: str
+    result: Any
+    digest: str
+    sizes: Mapping[str, int]
+    seconds: float
+    memory: int | None
+    steps: int
+
+
+def names() -> tuple[str, ...]:
+    """All methods, Minikin's own first."""
+    return (*PERFUSION, *baselines.METHODS)
+
+
+def chosen(asked: str) -> tuple[str, ...]:
+    """The methods named in a list with commas, or all. Raises UnknownName."""
+    if asked.strip() == "all":
+        return names()
+    found = tuple(dict.fromkeys(part.strip() for part in asked.split(",")))
+    for name in found:
+        if name not in names():
+            raise UnknownName("method", name, ("all", *names()))
+    return found
+
+
+def strengths(method: str, recipe: Compare) -> tuple[float, ...]:
+    """The strengths a method is painted with, 1 (as taught) first."""
+    return (1.0,) if method == ONE_POINT else tuple(dict.fromkeys((1.0, *recipe.strengths)))
+
+
+def asked(method: str, recipe: Compare, tiny: bool) -> Teach | Baseline:
+    """What the method is asked for: its own defaults, on these photos with this seed."""
+    own: dict[str, Any] = {
+        "name": recipe.name, "category": recipe.category, "base": recipe.base, "seed": recipe.seed,
+        "steps": recipe.teach_steps, "device": recipe.device, "dtype": recipe.dtype,
+    }  # fmt: skip
+    made: Teach | Baseline
+    if method in PERFUSION:
+        made = Teach.make(**own, mode=PERFUSION[method], sample_every=0, preview=False)
+    else:
+        made = Baseline.make(**own, method=method).settled(tiny)
+    return made
+
+
+def teach(
+    base: Base, photos: Sequence[Photo], recipe: Compare, method: str, out: Path, teaching: Teaching
+) -> Generator[Event, None, Taught]:  # fmt: skip
+    """Teach by a method into a folder below `out`, or read what was taught there before.
+
+    Raises what teaching does.
+    """
+    wanted = asked(method, recipe, base.architecture == "tiny")
+    seen = hashlib.sha256(b"".join(p.pixels.tobytes() for p in photos)).hexdigest()
+    settings = wanted.model_dump(mode="json", exclude={"base", "device", "dtype"})
+    folder = out / f"{method}-{key(base.fingerprint, base.text_hash, str(base.dtype), settings, seen)[:8]}"
+    if not (folder / CARD).is_file():
+        if (folder / baselines.CARD).is_file():
+            shutil.rmtree(folder)  # taught, but killed before its costs were written
+        done: Done | None = None
+        with peak(base.device) as most:
+            for event in teaching(wanted, folder):
+                if isinstance(event, Done):
+                    done = event
+                else:
+                    yield event
+        assert done is not None
+        if isinstance(done.result, Concept):
+            file.save(done.result, folder / f"{recipe.name}.safetensors")
+        facts = {
+            "seconds": done.facts["seconds"] + done.facts.get("preparing", 0.0), "memory": most.bytes,
+            "steps": done.facts["steps"], "digest": _digest(folder),
+        }  # fmt: skip
+        atomic_write(folder / CARD, json.dumps(facts, indent=1).encode())
+    facts = json.loads((folder / CARD).read_text())
+    result: Concept | Learned
+    if method in PERFUSION:
+        path = folder / f"{recipe.name}.safetensors"
+        result = file.load(path)
+        table = {"own": path.stat().st_size, **{f: concept_bytes(result, f) for f in sizes.REAL}}
+    else:
+        result = baselines.load(base, folder)
+        assert isinstance(wanted, Baseline)
+        table = baselines.size_table(method, base, wanted.rank)
+    return Taught(method, result, facts["digest"], table, facts["seconds"], facts["memory"], facts["steps"])
+
+
+def concept_bytes(concept: Concept, family: str) -> int:
+    """Bytes of the file such a concept has on the real SD 1.5 or SDXL, header included.
+
+    family  a name of `sizes.REAL`; the category is taken to be one token
+    """
+    shapes = sizes.of_family(family)
+    values = {n: s for n, s in shapes.unet.items() if n.endswith(".attn2.to_v.weight")}
+    gated = concept.mode == "gated"
+    width = sum(shapes.texts) if gated else 1
+    like = replace(
+        concept, points={}, preview=b"", origin=replace(concept.origin, architecture=_FAMILIES[family]),
+        word_deltas=tuple(torch.zeros(1, w) for w in shapes.texts) if gated else (),
+        i_star=torch.ones(width), dual=torch.ones(width),
+        delta={n.removesuffix(".to_v.weight"): torch.zeros(s[0]) for n, s in values.items()},
+    )  # fmt: skip
+    return len(file.to_bytes(like))
+
+
+def _digest(folder: Path) -> str:
+    """Of everything that was learned, 16 hexadecimal digits."""
+    sha = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        with open(path, "rb") as f:
+            sha.update(hashlib.file_digest(f, "sha256").digest())
+    return sha.hexdigest()[:16]

@@ -1,0 +1,69 @@
+"""Getting a comparison's parts together: judge, photos, and the courses its pictures are painted by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from minikin.bases.base import Base
+from minikin.bases.presets import PRESETS
+from minikin.concepts.concept import check_category, check_name
+from minikin.errors import BadRecipe
+from minikin.judging.compare.measure import Course, Task
+from minikin.judging.compare.methods import chosen
+from minikin.judging.judges import Judge
+from minikin.judging.sweep.opening import references
+from minikin.judging.sweep.settings import FEW, texts
+from minikin.recipes import Compare, Paint
+from minikin.teaching.baselines import classes
+
+Facts = Callable[[Paint], Mapping[str, Any]]  # of a picture of this recipe (`Studio.facts`)
+
+
+def task(
+    recipe: Compare, base: Base, listed: Sequence[Mapping[str, Any]], facts: Facts, judge: Judge | None = None
+) -> Task:  # fmt: skip
+    """What is to be compared.
+
+    listed  the presets of the base (`Studio.presets`)
+    judge   opened already; by the recipe's name otherwise
+    Raises UnknownName, BadRecipe, BadPhoto, and what `open_judge` raises.
+    """
+    methods = chosen(recipe.methods)
+    check_name(recipe.name)
+    check_category(recipe.category)
+    texts(recipe, recipe.category)  # raises here what is wrong with them, not after teaching
+    judge, photos, known = references(recipe, base, recipe.photos, judge)
+    courses, skipped = _courses(recipe, listed, facts)
+    if not courses:
+        raise BadRecipe(f"There is nothing to paint: {' '.join(skipped)} Choose other --steps.")
+    return Task(recipe, methods, base, photos, courses, skipped, judge, known)
+
+
+def _courses(
+    recipe: Compare, listed: Sequence[Mapping[str, Any]], facts: Facts
+) -> tuple[tuple[Course, ...], tuple[str, ...]]:
+    """How pictures of each number of steps are painted, and a sentence for each that cannot be."""
+    found, skipped = [], []
+    for steps in dict.fromkeys(recipe.steps):
+        fitting = [p for p in listed if steps in PRESETS[p["name"]].allowed]
+        fitting = [p for p in fitting if (p["name"] == "quality") == (steps > FEW)]
+        ready = next((p for p in fitting if p["ready"]), None)
+        if ready is None:
+            missing = " or ".join(f"{p['name']} (adapter {p['adapter']})" for p in fitting)
+            why = f"preset {missing} is not on this machine" if missing else "no preset of this base is for it"
+            skipped.append(f"{_counted(steps)} left out: {why}.")
+            continue
+        text = classes.prompt(recipe.category)
+        looked = Paint.make(prompt=text, base=recipe.base, preset=ready["name"], steps=steps, points={})
+        told = facts(looked)
+        if told["recipe"]["steps"] != steps:
+            skipped.append(f"{_counted(steps)} left out: {ready['name']}'s adapter is for other numbers.")
+            continue
+        keep = ("base", "preset", "sampler", "guidance", "adapters")
+        found.append(Course(ready["name"], steps, {"steps": steps} | {k: told[k] for k in keep}))
+    return tuple(found), tuple(skipped)
+
+
+def _counted(steps: int) -> str:
+    return "1 step is" if steps == 1 else f"{steps} steps are"
