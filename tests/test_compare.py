@@ -401,10 +401,12 @@ def test_what_is_wrong_is_said_before_anything_is_taught(
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadPhoto, match="holds no photos"):
         asked(photos=str(tmp_path / "empty"))
-    with pytest.raises(
-        BadRecipe, match="There is nothing to paint: 1 step is left out: preset turbo .*turbo-tiny"
-    ):
-        asked(steps="1")
+    with monkeypatch.context() as m:
+        m.setattr("minikin.bases.presets.where", lambda source: None)  # as where no adapter was pulled
+        with pytest.raises(
+            BadRecipe, match="There is nothing to paint: 1 step is left out: preset turbo .*turbo-tiny"
+        ):
+            asked(steps="1")
     with pytest.raises(BadRecipe, match="asks for 99 prompts"):
         asked(steps="9", prompts=99)
     with pytest.raises(UnknownName, match="Unknown judge"):
