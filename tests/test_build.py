@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,16 +39,8 @@ from minikin.tiny.build.recipes import (
 from minikin.tiny.build.shards import Shards, write
 from minikin.training.plan import Plan, Turn
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PLAN = Plan(steps=3, batch=4, bf16=False, log_steps=1, warmup=2, save_minutes=0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 STAGES = ("pictures", "autoencoder", "tokenizer", "text", "latents", "unet", "export")
 
@@ -384,6 +375,27 @@ def test_twins_differ_at_their_nouns_alone(built: Job) -> None:
     named = [CATEGORIES[k] for k in b.kinds.tolist()]
     assert sum(w.rstrip("s") in n or n in w for w, n in zip(words, named, strict=True)) > 0.7 * len(words)
     assert 0 < int((b.ids != b.twins).sum()) <= len(words)
+
+
+def test_sides_are_told_where_they_can_be_known(built: Job) -> None:
+    """By the second noun of a pair and by the end; a causal encoder cannot know them at the first."""
+    from transformers import AutoTokenizer
+
+    from minikin.tiny.build.pictures import world_of
+    from minikin.tiny.build.truth import CATEGORIES, CHOICES, SIDES, UNKNOWN, Captions
+
+    t = AutoTokenizer.from_pretrained("src/minikin/tiny/weights/tokenizer")
+    b = Captions([world_of("small", 1, None)], t, 32).batch(Turn(0, 96, (0,)))
+    left, right = (b.choices[:, CHOICES.index(CHOICES[-1]) + k] for k in (0, 1))
+    pairs = left != len(CATEGORIES)
+    assert ((right != len(CATEGORIES)) == pairs).all() and 8 < int(pairs.sum()) < 60
+    known, seen = b.sides != UNKNOWN, set()
+    assert int(known.sum()) <= int(pairs.sum())
+    for (row, place), kind, side in zip(*(x[known].tolist() for x in (b.nouns, b.kinds, b.sides)), strict=True):
+        assert kind == (left, right)[side][row]
+        assert place == int(b.nouns[b.nouns[:, 0] == row, 1].max())
+        seen.add(SIDES[side])
+    assert seen == set(SIDES)
 
 
 def test_presets() -> None:

@@ -91,8 +91,9 @@ def _subject(scene: Scene, rng: Rng) -> str | None:
         return _phrase(rng, things[0], scene.size)
     if scene.layout == "pair":
         a, b = (_phrase(rng, t) for t in things)
+        # named from left to right unless the words say otherwise: where each stands is never a guess
         return _pick(rng, (
-            f"{a} and {b}", f"{b} and {a}", f"{a} next to {b}", f"{b} beside {a}",
+            f"{a} and {b}", f"{a} and {b}", f"{a} next to {b}", f"{a} beside {b}",
             f"{a} to the left of {b}", f"{b} to the right of {a}",
             f"{a} on the left and {b} on the right", f"{a} with {b}",
         ))  # fmt: skip

@@ -1,12 +1,14 @@
 """Stage `text`: the text tower, from captions alone, before any picture is painted.
 
-Four losses: every position tells its own token; a noun tells its category and look; the end token
-tells the whole scene; and positions that are the same in a caption and its twin are encoded the same
-(truth.py). The heads that tell are thrown away.
+Four losses: every position tells its own token; a noun tells its category, its look and, at the second
+of a pair, its side; the end token tells the whole scene; and positions that are the same in a caption
+and its twin are encoded the same (truth.py). The heads that tell are thrown away. A tower that goes on
+from another (`--from`) also stays near it, so that the U-Net that reads it need not begin again.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,12 +20,13 @@ from minikin import events
 from minikin.tiny.build.job import Job, adopt, digest, save_part
 from minikin.tiny.build.pictures import world_of
 from minikin.tiny.build.recipes import Text
-from minikin.tiny.build.truth import CATEGORIES, CHOICES, LOOKS, Batch, Captions
+from minikin.tiny.build.truth import CATEGORIES, CHOICES, LOOKS, SIDES, UNKNOWN, Batch, Captions
 from minikin.training.plan import Turn
 from minikin.training.run import Losses, Run
 
+TOLD_BY_NOUN = (len(CATEGORIES), len(LOOKS), len(SIDES))
 TOLD = 700  # positions a step whose own token is asked for
-WEIGHTS = {"token": 0.5, "noun": 1.0, "whole": 0.5, "twin": 2.0}
+WEIGHTS = {"token": 0.5, "noun": 1.0, "whole": 0.5, "twin": 2.0, "moved": 0.5}
 
 
 class Learner(nn.Module):
@@ -33,7 +36,7 @@ class Learner(nn.Module):
         super().__init__()
         self.tower = tower
         self.token = nn.Linear(width, tokens)
-        self.noun = nn.Linear(width, len(CATEGORIES) + len(LOOKS))
+        self.noun = nn.Linear(width, sum(TOLD_BY_NOUN))
         self.whole = nn.Linear(width, len(CATEGORIES) + len(LOOKS) + sum(len(c) for c in CHOICES))
 
 
@@ -60,8 +63,10 @@ def stage(job: Job) -> Iterator[events.Event]:
     captions = Captions(worlds, tokenizer, r.context)
     held = captions.batch(Turn(0, 256, (0,)), "test").to(device)
 
+    before = copy.deepcopy(tower).to(device).eval().requires_grad_(False) if job.source else None
+
     def loss(turn: Turn, batch: Batch) -> Losses:
-        return losses(run, learner, batch.to(device), turn.generator)
+        return losses(run, learner, batch.to(device), turn.generator, before)
 
     yield from run.train(loss, prepare=captions.batch, evaluate=lambda: told(run, learner, held))
     with run.averaged():
@@ -83,8 +88,10 @@ def build(r: Text, tokenizer: Any) -> Any:
     )  # fmt: skip
 
 
-def losses(run: Run, learner: Learner, b: Batch, generator: torch.Generator) -> Losses:
-    """The four losses of a batch and their weighted sum."""
+def losses(
+    run: Run, learner: Learner, b: Batch, generator: torch.Generator, before: nn.Module | None = None
+) -> Losses:
+    """The losses of a batch and their weighted sum; `before` is the tower to stay near."""
     with run.autocast():
         h = learner.tower(input_ids=torch.cat([b.ids, b.twins, b.noise])).last_hidden_state.float()
     n = len(b.ids)
@@ -95,6 +102,10 @@ def losses(run: Run, learner: Learner, b: Batch, generator: torch.Generator) -> 
         "whole": _whole(learner, said, b),
         "twin": ((said - twin).pow(2).mean(-1) * b.alike).sum() / b.alike.sum().clamp(min=1),
     }
+    if before is not None:
+        with run.autocast():
+            old = before(input_ids=b.ids).last_hidden_state.float()
+        parts["moved"] = (said - old).pow(2).mean()
     total = sum((WEIGHTS[k] * v for k, v in parts.items()), torch.zeros((), device=h.device))
     return {"loss": total, **parts}
 
@@ -110,8 +121,11 @@ def _own_token(learner: Learner, h: Tensor, ids: Tensor, end: Tensor, generator:
 def _noun(learner: Learner, h: Tensor, b: Batch) -> Tensor:
     if not len(b.nouns):
         return h.sum() * 0
-    kind, look = learner.noun(h[b.nouns[:, 0], b.nouns[:, 1]]).split((len(CATEGORIES), len(LOOKS)), -1)
-    return F.cross_entropy(kind, b.kinds) + F.cross_entropy(look, b.looks)
+    kind, look, side = learner.noun(h[b.nouns[:, 0], b.nouns[:, 1]]).split(TOLD_BY_NOUN, -1)
+    told = F.cross_entropy(kind, b.kinds) + F.cross_entropy(look, b.looks)
+    if (b.sides != UNKNOWN).any():
+        told = told + F.cross_entropy(side, b.sides, ignore_index=UNKNOWN)
+    return told
 
 
 def _at_end(learner: Learner, h: Tensor, b: Batch) -> tuple[Tensor, ...]:
@@ -136,11 +150,15 @@ def told(run: Run, learner: Learner, b: Batch) -> Mapping[str, float]:
     with run.autocast():
         h = learner.tower(input_ids=torch.cat([b.ids, b.twins])).last_hidden_state.float()
     said, twin = h.chunk(2)
-    kind = learner.noun(said[b.nouns[:, 0], b.nouns[:, 1]])[:, : len(CATEGORIES)].argmax(1)
-    _, _, place, *_ = _at_end(learner, said, b)
+    kind, _, side = learner.noun(said[b.nouns[:, 0], b.nouns[:, 1]]).split(TOLD_BY_NOUN, -1)
+    _, _, place, *_, left, right = _at_end(learner, said, b)
+    pairs = b.choices[:, -1] != len(CATEGORIES)
+    both = (left.argmax(1) == b.choices[:, -2]) & (right.argmax(1) == b.choices[:, -1])
     apart = ((said - twin).pow(2).mean(-1) * b.alike).sum() / b.alike.sum().clamp(min=1)
     return {
-        "noun": float((kind == b.kinds).float().mean()),
+        "noun": float((kind.argmax(1) == b.kinds).float().mean()),
+        "side": float((side.argmax(1) == b.sides)[b.sides != UNKNOWN].float().mean()),
+        "left and right": float(both[pairs].float().mean()),
         "background": float((place.argmax(1) == b.choices[:, 0]).float().mean()),
         "twins apart": float(apart),
     }

@@ -30,7 +30,10 @@ LAYOUTS = ("single", "pair", "hat", "top", "hold", "count", "empty")
 SIZES = ("normal", *words.SIZES)
 COUNTS = ("1", "2", "3")
 TREATMENTS = ("none", *words.TREATMENTS)
-CHOICES = (BACKGROUNDS, ART, LAYOUTS, COUNTS, SIZES, TREATMENTS)  # one answer each
+STANDS = (*CATEGORIES, "no pair")
+CHOICES = (BACKGROUNDS, ART, LAYOUTS, COUNTS, SIZES, TREATMENTS, STANDS, STANDS)  # one answer each; left, right
+SIDES = ("left", "right")
+UNKNOWN = -100  # what cross entropy leaves out
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,9 @@ class Batch:
 
     ids, twins (B, L); noise (R, L); end (B,) position of the end token; alike (B, L) bool: where a
     caption and its twin have the same token before the end
-    nouns (P, 2) row and position; kinds, looks (P,) their category and look
-    objects (B, C), colours (B, K) 0 or 1; choices (B, 6) indices into CHOICES
+    nouns (P, 2) row and position; kinds, looks (P,) their category and look; sides (P,) where the second
+    noun of a pair stands, UNKNOWN for the others: a causal encoder cannot know it at the first
+    objects (B, C), colours (B, K) 0 or 1; choices (B, 8) indices into CHOICES
     """
 
     ids: Tensor
@@ -51,6 +55,7 @@ class Batch:
     nouns: Tensor
     kinds: Tensor
     looks: Tensor
+    sides: Tensor
     objects: Tensor
     colours: Tensor
     choices: Tensor
@@ -85,10 +90,10 @@ class Captions:
         same_length = (twin_ids == end_token).int().argmax(1) == end
         before = torch.arange(self.context)[None] < end[:, None]
         alike = (ids == twin_ids) & before & same_length[:, None]
-        nouns, kinds, looks = self._nouns(scenes, said, offsets, end)
+        nouns, kinds, looks, sides = self._nouns(scenes, said, offsets, end)
         return Batch(
             ids[:, :width], twin_ids[:, :width], self._noise(rng, turn.size, width), end, alike[:, :width],
-            nouns, kinds, looks, *_whole(scenes, said),
+            nouns, kinds, looks, sides, *_whole(scenes, said),
         )  # fmt: skip
 
     def _tokens(self, texts: list[str]) -> tuple[Tensor, np.ndarray]:
@@ -123,19 +128,27 @@ class Captions:
 
     def _nouns(
         self, scenes: Sequence[Scene], said: Sequence[Caption], offsets: np.ndarray, end: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The last token of every noun, and what it names."""
-        places, kinds, looks = [], [], []
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The last token of every noun, what it names, and where that stands."""
+        places, kinds, looks, sides = [], [], [], []
         for row, (scene, c) in enumerate(zip(scenes, said, strict=True)):
             look = {t.category: t.look.pattern or t.look.colour or "none" for t in scene.things}
             starts, ends = offsets[row, : int(end[row]), 0], offsets[row, : int(end[row]), 1]
-            for category, first, last in c.nouns:
+            for number, (category, first, last) in enumerate(c.nouns):
                 inside = np.nonzero((ends > first) & (starts < last))[0]
                 if len(inside):
                     places.append((row, int(inside[-1])))
                     kinds.append(CATEGORIES.index(category))
                     looks.append(LOOKS.index(look[category]))
-        return torch.tensor(places).view(-1, 2), torch.tensor(kinds).long(), torch.tensor(looks).long()
+                    second = scene.layout == "pair" and number == 1
+                    sides.append(_standing(scene).index(category) if second else UNKNOWN)
+        told = [torch.tensor(t).long() for t in (kinds, looks, sides)]
+        return torch.tensor(places).view(-1, 2), told[0], told[1], told[2]
+
+
+def _standing(scene: Scene) -> list[str]:
+    """The categories from left to right."""
+    return [t.category for t in sorted(scene.things, key=lambda t: t.centre_x)]
 
 
 def _whole(scenes: Sequence[Scene], said: Sequence[Caption]) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,6 +164,7 @@ def _whole(scenes: Sequence[Scene], said: Sequence[Caption]) -> tuple[Tensor, Te
         answers = (
             s.background if placed else "not said", s.art if styled else "not said", s.layout, str(s.count),
             s.size or "normal", s.treatment or "none",
+            *(_standing(s) if s.layout == "pair" else ("no pair", "no pair")),
         )  # fmt: skip
         choices.append([names.index(a) for names, a in zip(CHOICES, answers, strict=True)])
     return objects, colours, torch.tensor(choices)
