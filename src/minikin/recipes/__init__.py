@@ -1,0 +1,63 @@
+"""Recipes: everything one run was asked for, as data. Every default lives here.
+
+The same models drive the command line's flags, the HTTP schema, the page's forms and the JSON
+inside pictures. A recipe is checked when it is made; what is wrong is said in one sentence.
+"""
+
+from __future__ import annotations
+
+from minikin.recipes.base import (
+    MAX_SIDE,
+    MAX_STEPS,
+    N_TRAIN,
+    WHOLE,
+    MaskKind,
+    Recipe,
+    Scale,
+    Share,
+    Shares,
+    Softness,
+    Span,
+    Spans,
+    Strength,
+    first_sentence,
+)
+from minikin.recipes.baseline import PUBLISHED_BASELINES, TINY_BASELINES, Baseline, BaselineMethod
+from minikin.recipes.distill import PUBLISHED, STUDENT_TIMES, TINY, Distill, Method
+from minikin.recipes.judge import Compare, Sweep
+from minikin.recipes.paint import EngineName, KeyLock, Paint, Tuned
+from minikin.recipes.teach import ROW_RATE, Teach
+
+__all__ = [
+    "MAX_SIDE",
+    "MAX_STEPS",
+    "N_TRAIN",
+    "PUBLISHED",
+    "PUBLISHED_BASELINES",
+    "ROW_RATE",
+    "STUDENT_TIMES",
+    "TINY",
+    "TINY_BASELINES",
+    "WHOLE",
+    "Baseline",
+    "BaselineMethod",
+    "Compare",
+    "Distill",
+    "EngineName",
+    "KeyLock",
+    "MaskKind",
+    "Method",
+    "Paint",
+    "Recipe",
+    "Scale",
+    "Share",
+    "Shares",
+    "Softness",
+    "Span",
+    "Spans",
+    "Strength",
+    "Sweep",
+    "Teach",
+    "Tuned",
+    "first_sentence",
+]

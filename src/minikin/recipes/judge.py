@@ -1,0 +1,93 @@
+"""What sweeping and comparing were asked for."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from minikin.recipes.base import (
+    MAX_STEPS,
+    WHOLE,
+    Listed,
+    Recipe,
+    Scale,
+    Shares,
+    Softness,
+    Spans,
+    Strength,
+    check_spans,
+)
+
+
+class Sweep(Recipe):
+    """Find a concept's best operating points for one preset, by painting and judging."""
+
+    concept: str = Field(description="its name or file")
+    base: str = Field("tiny", description="base model: a name, folder, .safetensors file or hub id")
+    preset: str | None = Field(None, description="whose points they will be; what the base was made for")
+    steps: int | None = Field(None, ge=1, le=MAX_STEPS, description="denoising steps; the preset's by default")
+    judge: str = Field("tiny", description="who compares: tiny (its own world alone), clip-b32 or clip-l14")
+    photos: str | None = Field(
+        None, description="folder of the concept's photos, with others in unseen/; an example's own by default"
+    )
+    texts: str | None = Field(
+        None, description="file with one prompt a line, {} where the thing is named; scenes by default"
+    )
+    prompts: int = Field(12, ge=4, le=200, description="how many prompts are painted")
+    seeds: int = Field(2, ge=1, le=64, description="pictures of each prompt in the last round")
+    strengths: Annotated[tuple[Strength, ...], Listed] = Field(
+        (0.6, 0.8, 1.0, 1.3, 1.6), min_length=1, description="strengths to try"
+    )
+    taus: Annotated[tuple[Softness, ...], Listed] = Field(
+        (0.1, 0.15, 0.25), min_length=1, description="softnesses of the gate to try; not in mode row"
+    )
+    guidances: Annotated[tuple[Scale, ...], Listed] | None = Field(
+        None, min_length=1, description="guidance scales to try; the preset's, and with many steps 1.5 times it"
+    )
+    switches: Shares = Field(
+        (0.0, 0.1, 0.2, 0.35), min_length=1, description="shares of the steps that the category goes first"
+    )
+    intervals: Spans = Field(
+        (WHOLE, (0.2, 0.8)), min_length=1, description="shares of the steps that are guided: 0-1,0.2-0.8"
+    )
+    budget_minutes: float | None = Field(
+        None, gt=0, description="try only so many settings, drawn from the grid; all by default"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="of the first pictures; the last round has others")
+    device: str | None = Field(None, description="cuda, mps, xpu or cpu")
+    dtype: str | None = Field(None, description="float32, float16 or bfloat16")
+
+    @model_validator(mode="after")
+    def _understood(self) -> Sweep:
+        check_spans(self.intervals)
+        return self
+
+
+class Compare(Recipe):
+    """Compare Perfusion with other methods on the same photos, by painting and judging."""
+
+    photos: str = Field(description="folder with photos of one thing, and others of it in unseen/")
+    category: str = Field(description="what kind of thing it is, for example cat")
+    name: str = Field("mine", description="its word in prompts")
+    base: str = Field("tiny", description="base model: a name, folder, .safetensors file or hub id")
+    methods: str = Field("all", description="all, or some: perfusion-gated,perfusion-row,dreambooth-lora,...")
+    judge: str = Field("tiny", description="who compares: tiny (its own world alone), clip-b32 or clip-l14")
+    texts: str | None = Field(
+        None, description="file with one prompt a line, {} where the thing is named; scenes by default"
+    )
+    prompts: int = Field(6, ge=2, le=200, description="how many prompts are painted")
+    seeds: int = Field(2, ge=1, le=64, description="pictures of each prompt")
+    plain: int = Field(4, ge=2, le=1000, description="pictures of the plain category, to measure drift")
+    strengths: Annotated[tuple[Strength, ...], Listed] = Field(
+        (0.6, 1.4), description="strengths of the front, besides 1; weights of other methods' changes"
+    )
+    steps: Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_STEPS)], ...], Listed] = Field(
+        (50, 4, 1), min_length=1, description="numbers of denoising steps; few ones by presets made for them"
+    )
+    teach_steps: int | None = Field(
+        None, ge=1, le=20_000, description="the same number of teaching steps for all; by method"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="of teaching, and of the first picture of each prompt")
+    device: str | None = Field(None, description="cuda, mps, xpu or cpu")
+    dtype: str | None = Field(None, description="float32, float16 or bfloat16")
