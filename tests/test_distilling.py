@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -40,13 +39,7 @@ from minikin.recipes import Distill, Paint
 from minikin.training import board
 from minikin.training.run import Run
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def result(out: Path) -> dict[str, Tensor]:
@@ -474,20 +467,20 @@ def test_killed_distilling_resumes_to_the_same_file(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_lcm_lora_learns_on_tiny(tiny: Base, tmp_path: Path) -> None:
-    """40 steps bring one step of the student nearer to where 25 guided steps of the teacher end.
+    """100 steps bring one step of the student nearer to where 25 guided steps of the teacher end.
 
-    Measured: 0.87 of the distance it starts at (0.71 on earlier weights of tiny, which began farther
-    off). The consistency loss itself first rises, since its target is the student, so it would tell nothing.
+    After 40 steps it was at 0.87 of the distance it starts at. The consistency loss itself first rises,
+    since its target is the student, so it would tell nothing.
     """
     recipe = Distill.make(
-        method="lcm-lora", data="scenes:small", count=32, steps=40, batch=8, rank=16, warmup=4, ema=0.9,
+        method="lcm-lora", data="scenes:small", count=32, steps=100, batch=8, rank=16, warmup=4, ema=0.9,
         save_minutes=60, rate=5e-4,
     )  # fmt: skip
     event: events.Event = list(Studio(tiny).distilling(recipe, tmp_path / "out"))[-1]
-    assert isinstance(event, events.Done) and event.facts["steps"] == 40
+    assert isinstance(event, events.Done) and event.facts["steps"] == 100
     rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     end = [r["evaluation"]["to teacher"] for r in rows if "evaluation" in r][-1]
-    assert end < 0.93 * start_of(tiny, recipe, tmp_path)
+    assert end < 0.85 * start_of(tiny, recipe, tmp_path)
 
 
 def start_of(base: Base, recipe: Distill, folder: Path) -> float:

@@ -318,7 +318,7 @@ class Studio:
             made: list[Painted] = []
             total = recipe.n * plan.steps
             for i in range(0, recipe.n, recipe.batch):
-                seeds = [recipe.seed + k for k in range(i, min(i + recipe.batch, recipe.n))]
+                seeds = list(recipe.together(recipe.seed + i))
                 some = yield from self._batch(plan, prompt, wanted, seeds, i * plan.steps, total)
                 made += some
                 for one in some:

@@ -74,13 +74,15 @@ def teach(
     return path
 
 
-def paint(recipe: Paint, out: Path, *, metadata: bool, as_json: bool) -> list[Path]:
-    """Paint and save, with a contact sheet for more than one picture."""
+def paint(recipe: Paint, out: Path, *, metadata: bool, as_json: bool, only: int | None = None) -> list[Path]:
+    """Paint and save, with a contact sheet for more than one picture; of one seed alone, if `only` names it."""
     studio = Studio.open(recipe.base, device=recipe.device, dtype=recipe.dtype)
-    names = Names(recipe, out)
+    names = Names(recipe if only is None else recipe.model_copy(update={"n": 1}), out)
     paths: list[Path] = []
 
     def keep(picture: events.Picture) -> None:  # at once: an interruption loses nothing finished
+        if only not in (None, picture.seed):
+            return
         one = Painted(picture.image, picture.seed or 0)
         paths.append(save_picture(one, recipe, studio.facts(recipe), names, metadata=metadata))
         if as_json:
@@ -116,7 +118,7 @@ def show(picture: Path, *, as_json: bool) -> None:
 
 
 def redo(picture: Path, out: Path, *, as_json: bool) -> Path:
-    """Paint a picture again; prints the largest difference of any pixel."""
+    """Paint a picture again, in a batch like its own; prints the largest difference of any pixel."""
     found = recipes_inside.read(picture)
     if "recipe" not in found.recipe:
         raise BadRecipe(
@@ -124,10 +126,13 @@ def redo(picture: Path, out: Path, *, as_json: bool) -> Path:
             "its prompt and settings; give them to `minikin paint`."
         )
     points = found.recipe["recipe"].get("points") or {}  # those of then, or none, whatever was measured since
-    recipe = Paint.make(**{**found.recipe["recipe"], "seed": found.recipe["seed"], "points": points})
+    seed = found.recipe["seed"]
+    batch = found.recipe.get("batch") or {"seed": seed, "n": 1}
+    settings = {**found.recipe["recipe"], "points": points, "seed": batch["seed"], "n": batch["n"]}
+    recipe = Paint.make(**settings, batch=batch["n"])
     if out.suffix != ".png":
         out = out / f"{picture.stem}-again.png"
-    (path,) = paint(recipe, out, metadata=True, as_json=as_json)
+    (path,) = paint(recipe, out, metadata=True, as_json=as_json, only=seed)
     now = recipes_inside.read(path).recipe.get("concepts", {})
     for name, then in found.recipe.get("concepts", {}).items():
         if now.get(name, {}).get("sha256") != then.get("sha256"):

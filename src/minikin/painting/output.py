@@ -70,5 +70,6 @@ def save_picture(
 
 
 def _info(recipe: Paint, facts: dict[str, Any], one: Painted) -> Any:
-    own = {**facts, "seed": one.seed}
+    batch = recipe.together(one.seed)  # processors round differently for batches of other sizes
+    own = {**facts, "seed": one.seed, "batch": {"seed": batch[0], "n": len(batch)}}
     return png_info(own, recipe.prompt, recipe.negative, settings(recipe, facts, one))
