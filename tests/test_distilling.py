@@ -467,17 +467,18 @@ def test_killed_distilling_resumes_to_the_same_file(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_lcm_lora_learns_on_tiny(tiny: Base, tmp_path: Path) -> None:
-    """100 steps bring one step of the student nearer to where 25 guided steps of the teacher end.
+    """60 steps bring one step of the student nearer to where 25 guided steps of the teacher end.
 
-    After 40 steps it was at 0.87 of the distance it starts at. The consistency loss itself first rises,
-    since its target is the student, so it would tell nothing.
+    By a seventh and more: measured on 32 captions, for 8 tell two runs apart badly (0.87 and 0.89 after 40
+    and 100 steps). The consistency loss itself first rises, since its target is the student, so it would
+    tell nothing.
     """
     recipe = Distill.make(
-        method="lcm-lora", data="scenes:small", count=32, steps=100, batch=8, rank=16, warmup=4, ema=0.9,
-        save_minutes=60, rate=5e-4,
+        method="lcm-lora", data="scenes:small", count=64, steps=60, batch=8, rank=16, warmup=4, ema=0.9,
+        save_minutes=60, rate=5e-4, decay=0.5,
     )  # fmt: skip
     event: events.Event = list(Studio(tiny).distilling(recipe, tmp_path / "out"))[-1]
-    assert isinstance(event, events.Done) and event.facts["steps"] == 100
+    assert isinstance(event, events.Done) and event.facts["steps"] == 60
     rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     end = [r["evaluation"]["to teacher"] for r in rows if "evaluation" in r][-1]
     assert end < 0.85 * start_of(tiny, recipe, tmp_path)

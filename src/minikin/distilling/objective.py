@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -76,6 +77,10 @@ class Objective(Protocol):
     def way(self) -> Way: ...
 
 
+MANY, FEW = 32, 8  # captions of the reference: 8 tell two runs apart badly, but 32 are slow to paint large
+SMALL = 4096  # numbers in one picture's latents
+
+
 class Reference:
     """How far one step of a student is from where many guided steps of its teacher end.
 
@@ -83,9 +88,9 @@ class Reference:
     every method; the losses themselves need not, since their targets move with the student.
     """
 
-    def __init__(self, s: Setting, n: int = 8) -> None:
+    def __init__(self, s: Setting) -> None:
         self.s = s
-        n = min(n, len(s.data))
+        n = min(MANY if math.prod(s.data.shape) <= SMALL else FEW, len(s.data))
         self.texts = s.encoder([s.data.captions[i * len(s.data) // n][0] for i in range(n)])
         g = torch.Generator().manual_seed(20_23)
         self.x = torch.randn((n, *s.data.shape), generator=g).to(s.device)
