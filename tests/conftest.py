@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,40 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def quick_disk() -> Iterator[None]:
+    """For what does not ask whether data survives a power cut."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: None)
+        yield
+
+
+def filling(writes: int) -> Callable[[int], None]:
+    """An os.fsync of a disk that is full after so many writes."""
+    real, left = os.fsync, iter(range(writes))
+
+    def fsync(handle: int) -> None:
+        if next(left, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    return fsync
+
+
+def command(monkeypatch: Any, capsys: Any, *args: object) -> tuple[int, str, str]:
+    """Run `minikin args`; exit code, standard output, standard error."""
+    from minikin.cli.app import main
+
+    monkeypatch.setattr("sys.argv", ["minikin", *map(str, args)])
+    code = 0
+    try:
+        main()
+    except SystemExit as e:
+        code = int(e.code or 0)
+    told = capsys.readouterr()
+    return code, told.out, told.err
 
 
 def build_pipeline(name: str, folder: Path, seed: int = 0) -> Any:

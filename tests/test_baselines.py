@@ -42,7 +42,7 @@ TRAINS = {  # what each method may change, as regular expressions over the train
 def _no_curves() -> Any:
     """Drawing the learning curve takes longer than these runs; tests/test_build_run.py looks at it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minikin.training.run.curve", lambda *_: None)
+        patch.setattr("minikin.training.telling.curve", lambda *_: None)
         yield
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import filling
 from minikin.errors import AssetError, BadModelFile, BadRecipe, Busy, OutOfMemory, StorageError, UnknownName
 from minikin.events import Done, Note
 from minikin.tiny.build import art, stages
@@ -228,18 +229,10 @@ def test_damaged_pictures_are_named(tmp_path: Path) -> None:
 def test_a_full_disk_while_rendering(tmp_path: Path, monkeypatch: Any) -> None:
     """The message says what to do, finished files stay, and the same call goes on."""
     job = Job(miniature(), tmp_path)
-    real, calls = os.fsync, []
-
-    def full(handle: int) -> None:
-        calls.append(handle)
-        if len(calls) > 7:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(handle)
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match="the disk is full. Free some space and try again; nothing was lost"):
-        events_of(job, "pictures")
-    monkeypatch.setattr(os, "fsync", real)
+    with monkeypatch.context() as m:
+        m.setattr(os, "fsync", filling(7))
+        with pytest.raises(StorageError, match="full. Free some space and try again; nothing was lost"):
+            events_of(job, "pictures")
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "pictures").glob("*.npy")}
     assert kept
     events_of(job, "pictures")

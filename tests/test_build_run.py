@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import signal
@@ -18,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from conftest import filling
 from minikin.errors import AssetError, BadRecipe, Diverged, OutOfMemory, StorageError
 from minikin.events import Note, Progress
 from minikin.training.plan import Plan, Turn
@@ -224,20 +224,12 @@ def test_divergence_ends_with_a_message_and_the_last_good_checkpoint(tmp_path: P
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: Any) -> None:
     whole = trained(tmp_path / "whole")
-    real, calls = os.fsync, []
-
-    def full(handle: int) -> None:
-        calls.append(handle)
-        if len(calls) > 10:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(handle)
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        StorageError, match=r"checkpoint.safetensors was not written: the disk is full. Free some"
-    ):
-        trained(tmp_path / "part", save_minutes=0)
-    monkeypatch.setattr(os, "fsync", real)
+    with monkeypatch.context() as m:
+        m.setattr(os, "fsync", filling(10))
+        with pytest.raises(
+            StorageError, match=r"checkpoint.safetensors was not written: the disk is full. Free some"
+        ):
+            trained(tmp_path / "part", save_minutes=0)
     resumed = trained(tmp_path / "part", save_minutes=0)
     assert "going on after step 4" in resumed.events[0].text  # type: ignore[attr-defined]
     assert_equal(whole, resumed)
@@ -245,11 +237,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: Any)
 
 def test_a_disk_that_is_full_from_the_start(tmp_path: Path, monkeypatch: Any) -> None:
     """It is told before anything is computed."""
-
-    def full(handle: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", filling(0))
 
     def never(turn: Turn) -> None:
         raise AssertionError("trained although nothing can be saved")

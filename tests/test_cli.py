@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from conftest import command
 from minikin import Concept
 from minikin.cli import display
-from minikin.cli.app import main
 from minikin.errors import BadRecipe
 from minikin.painting import metadata
 
@@ -25,21 +25,9 @@ def in_own_folder(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def minikin(monkeypatch: Any, capsys: Any, *args: object) -> tuple[int, str, str]:
-    """Run the command; exit code, standard output, standard error."""
-    monkeypatch.setattr("sys.argv", ["minikin", *(str(a) for a in args)])
-    code = 0
-    try:
-        main()
-    except SystemExit as e:
-        code = int(e.code or 0)
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
 @pytest.fixture
 def cli(monkeypatch: Any, capsys: Any) -> Any:
-    return lambda *args: minikin(monkeypatch, capsys, *args)
+    return lambda *args: command(monkeypatch, capsys, *args)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from minikin.recipes import Baseline, Compare, Paint, Teach
 from minikin.teaching.baselines.learned import Learned, using
 from minikin.teaching.photos import Photo
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "quick_disk")
 SEARCH = Compare(photos="-", category="cat", prompts=3, seeds=2, plain=2, strengths=(0.5,))
 COURSES = (Course("quality", 50, {"steps": 50}), Course("lcm-lora", 4, {"steps": 4}))
 
@@ -99,14 +99,6 @@ class World:
             made.append(Image.fromarray(rng.integers(0, 255, (4, 4, 3), dtype=np.uint8)))
         self.after(len(self.sets))
         return made
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_disk() -> Iterator[None]:
-    """Nothing here asks whether data survives a power cut."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda _: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
@@ -22,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from conftest import filling
 from distillings import CAPTIONS, captions_file, picture_folder, run
 from minikin import Studio, events
 from minikin.bases.base import Base
@@ -355,16 +355,8 @@ def test_a_full_disk_leaves_the_checkpoint(bases: dict[str, Base], tmp_path: Pat
     """While training and while the result is written; then --resume ends as if nothing had been."""
     data, out = captions_file(tmp_path), tmp_path / "out"
     run(bases["sd15"], tmp_path / "whole", data, method="lcm-lora")
-    fsync, calls = os.fsync, []
-
-    def filling(handle: int) -> None:
-        calls.append(handle)
-        if len(calls) > 9:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        fsync(handle)
-
     with monkeypatch.context() as m:
-        m.setattr("minikin.files.os.fsync", filling)
+        m.setattr("minikin.files.os.fsync", filling(9))
         with pytest.raises(StorageError, match="the disk is full"):
             run(bases["sd15"], out, data, method="lcm-lora")
     assert (out / "checkpoint.safetensors").exists()
@@ -375,7 +367,7 @@ def test_a_full_disk_leaves_the_checkpoint(bases: dict[str, Base], tmp_path: Pat
     before = (model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     student = copied(base, Schedule.of(base), "full")
     with monkeypatch.context() as m:
-        m.setattr("minikin.files.os.fsync", filling)
+        m.setattr("minikin.files.os.fsync", filling(0))
         with pytest.raises(StorageError, match="the disk is full"):
             export.write(student, base, tmp_path / "u", {})
     assert (model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == before

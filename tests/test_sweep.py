@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from conftest import command
 from minikin import Concept, Studio, events
 from minikin.bases.base import Base
 from minikin.concepts.concept import Origin
@@ -36,6 +37,7 @@ from minikin.teaching.photos import Photo
 
 # ---- a world in which every setting's likeness and alignment are known ------------------------------
 
+pytestmark = pytest.mark.usefixtures("quick_disk")
 LIKENESS = {0.6: 0.55, 0.8: 0.62, 1.0: 0.75, 1.3: 0.80, 1.6: 0.85}  # by strength
 FOLLOWS = {0.6: 0.80, 0.8: 0.79, 1.0: 0.77, 1.3: 0.66, 1.6: 0.40}
 BEST = {"tau": 0.25, "switch": 0.2}  # everything else costs a tenth of both
@@ -97,14 +99,6 @@ class Painter:
         self.sets += 1
         self.after(self.sets)
         return made
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_disk() -> Iterator[None]:
-    """Nothing here asks whether data survives a power cut."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", lambda _: None)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -567,21 +561,13 @@ def test_the_command(
     file_of_tom: Path, photo_folder: Path, studio: Studio, monkeypatch: Any, capsys: Any
 ) -> None:  # fmt: skip
     """Names and files by default, one JSON object a line, the lock gone, errors with their exit codes."""
-    from minikin.cli import sweep as command
-    from minikin.cli.app import main
+    from minikin.cli import sweep
 
-    monkeypatch.setattr(command.Studio, "open", lambda *_, **__: studio)
+    monkeypatch.setattr(sweep.Studio, "open", lambda *_, **__: studio)
     monkeypatch.setattr("minikin.judging.sweep.opening.open_judge", lambda *_: Plain())
 
     def cli(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["minikin", *map(str, args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as e:
-            code = int(e.code or 0)
-        told = capsys.readouterr()
-        return code, told.out, told.err
+        return command(monkeypatch, capsys, *args)
 
     quick = [x for k, v in QUICK.items() for x in (f"--{k}", v)]
     code, out, err = cli("sweep", "tom", "--photos", photo_folder, *quick)

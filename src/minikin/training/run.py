@@ -35,21 +35,18 @@ from torch import Tensor, nn
 
 from minikin import events
 from minikin.errors import BadRecipe, Diverged, OutOfMemory
-from minikin.files import save_image
 from minikin.training import checkpoint, muon, ranks
-from minikin.training.journal import Journal, curve
+from minikin.training.journal import Journal
 from minikin.training.plan import SAME, Plan, State, Turn
 from minikin.training.signals import interruptible
+from minikin.training.telling import Losses, Telling, name_of
 
-__all__ = ["Group", "Plan", "Run", "Turn"]
+__all__ = ["Group", "Losses", "Plan", "Run", "Turn"]
 
 MAX_SKIPS = 5  # steps in a row whose loss is not finite
 MAX_ROLLBACKS = 2
 SMALLEST_BATCH = 4
 SHOW_EVERY = 0.2  # seconds between progress events
-
-
-Losses = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -107,8 +104,7 @@ class Run:
         self.facts = {k: v for k, v in plan.model_dump(mode="json").items() if k in SAME} | dict(facts or {})
         self._after: Callable[[Turn], None] | None = None
         self._started = 0.0  # monotonic time of the last look at the clock
-        self._sums: dict[str, Tensor] = {}
-        self._since = (0, 0.0)  # seen and seconds at the last line of the log
+        self.telling = Telling(stage, folder, plan, self.journal)
         self.pieces = plan.accumulation * self.ranks.count
         if plan.batch % self.pieces:
             raise BadRecipe(
@@ -173,7 +169,7 @@ class Run:
         else:
             self.save()  # something to go back to; also finds a full disk before the work is done
         self.journal.rewind(self.state.step)
-        self.journal.write(step=self.state.step, seen=self.state.seen, device=_name(self.device))
+        self.journal.write(step=self.state.step, seen=self.state.seen, device=name_of(self.device))
         self.model.train()
         with interruptible() as stop, ThreadPoolExecutor(1) as ahead:
             self._after = after
@@ -190,7 +186,7 @@ class Run:
         self._started = time.monotonic()
         saved = sampled = s.seconds
         shown = -math.inf
-        self._since, self._sums = (s.seen, s.seconds), {}
+        self.telling.begin(s)
         coming: tuple[Turn, Future[Any]] | None = None
         while not self.finished:
             turn = self._turn(s.step)
@@ -216,12 +212,12 @@ class Run:
             else:
                 bad = 0
                 s.seen += turn.size
-                self._count(losses)
-            if (s.step % self.plan.log_steps == 0 or self.finished) and self._sums:
-                self._write_line()
+                self.telling.count(losses)
+            if s.step % self.plan.log_steps == 0 or self.finished:
+                self.telling.write(s, self.rate)
             if losses is not None and (s.seconds - shown > SHOW_EVERY or self.finished):
                 shown = s.seconds
-                yield self._progress(losses)
+                yield self.telling.progress(s, losses)
             if s.seconds - sampled > 60 * self.plan.sample_minutes or self.finished:
                 yield from self._report(evaluate, sample)
                 self._tick()
@@ -301,6 +297,14 @@ class Run:
             f"{self.stage}: memory is short; batch {self.state.batch} from here on.", warning=True
         )
 
+    def _report(
+        self, evaluate: Callable[[], Mapping[str, float]] | None, sample: Callable[[], Image.Image] | None
+    ) -> Iterator[events.Event]:  # fmt: skip
+        if self.ranks.first:
+            with self.averaged():
+                values, image = dict(evaluate()) if evaluate else {}, sample() if sample else None
+            yield from self.telling.report(self.state, values, image)
+
     def _roll_back(self, step: int) -> events.Note:
         now = self.state
         if now.rollbacks == MAX_ROLLBACKS:
@@ -315,63 +319,13 @@ class Run:
         s.rollbacks, s.rate, s.skipped = now.rollbacks + 1, now.rate / 2, now.skipped
         s.seconds = now.seconds
         self.journal.rewind(s.step)
-        self._sums = {}
-        self._since = (s.seen, s.seconds)
+        self.telling.begin(s)
         self.save()
         return events.Note(
             f"{self.stage}: {MAX_SKIPS} losses in a row were not finite; back to step {s.step} at half the "
             "learning rate.",
             warning=True,
         )
-
-    # ---- telling -----------------------------------------------------------------------------
-
-    def _count(self, losses: Losses) -> None:
-        for k, v in losses.items():
-            self._sums[k] = self._sums.get(k, torch.zeros_like(v)) + v
-        self._sums["n"] = self._sums.get("n", torch.zeros(())) + 1
-
-    def _write_line(self) -> None:
-        s = self.state
-        n = float(self._sums.pop("n"))
-        means = {k: float(f"{float(v) / n:.5g}") for k, v in self._sums.items()}
-        seen, seconds = self._since
-        speed = (s.seen - seen) / max(s.seconds - seconds, 1e-9)
-        self._since, self._sums = (s.seen, s.seconds), {}
-        self.journal.write(
-            step=s.step,
-            seen=s.seen,
-            seconds=round(s.seconds, 1),
-            rate=self.rate,
-            speed=round(speed, 1),
-            **means,
-        )
-
-    def _progress(self, losses: Losses) -> events.Progress:
-        s, p = self.state, self.plan
-        info = f"loss {float(losses['loss']):.4f}  {s.seen / max(s.seconds, 1e-9):.0f}/s"
-        if p.steps and (not p.minutes or s.step / p.steps >= s.seconds / (60 * p.minutes)):
-            return events.Progress(self.stage, s.step, p.steps, info)
-        return events.Progress(self.stage, round(s.seconds), round(60 * (p.minutes or 0)), info)
-
-    def _report(
-        self, evaluate: Callable[[], Mapping[str, float]] | None,
-        sample: Callable[[], Image.Image] | None,
-    ) -> Iterator[events.Event]:  # fmt: skip
-        if not self.ranks.first:
-            return
-        s = self.state
-        with self.averaged():
-            values = dict(evaluate()) if evaluate else {}
-            image = sample() if sample else None
-        if values:
-            self.journal.write(step=s.step, seen=s.seen, evaluation=values)
-            shown = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
-            yield events.Note(f"{self.stage}: step {s.step}, {s.seconds / 60:.1f} min, {shown}")
-        if image:
-            save_image(image, self.folder / "samples" / f"{s.step:07d}.png")
-            yield events.Picture(image, f"{self.stage} at step {s.step}")
-        curve(self.journal.rows(), self.folder / "curve.png", self.stage)
 
     # ---- checkpoints -------------------------------------------------------------------------
 
@@ -395,13 +349,6 @@ class Run:
         checkpoint.restore(self.path, tensors, self.model, self.ema.shadow_params, self.optimizer)
         self.ema.optimization_step = meta["averaged"]
         self.state = State(**meta["state"])
-
-
-def _name(device: torch.device) -> str:
-    """What a model card calls the device."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else device.type
 
 
 def _nothing(turn: Turn) -> None:
