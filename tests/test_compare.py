@@ -28,8 +28,9 @@ from minikin.concepts.concept import Origin
 from minikin.errors import AssetError, BadPhoto, BadRecipe, UnknownName
 from minikin.judging import metrics
 from minikin.judging.compare import memory, methods
-from minikin.judging.compare.measure import Course, Painter, Task, compare
+from minikin.judging.compare.measure import Course, Gallery, Painter, Task, Wish, compare
 from minikin.judging.compare.methods import Taught, chosen, concept_bytes, strengths
+from minikin.judging.compare.variants import variant
 from minikin.judging.front import hypervolume
 from minikin.judging.judges import Card
 from minikin.judging.scores import References
@@ -295,6 +296,50 @@ def test_methods_by_name() -> None:
     assert strengths("textual-inversion", SEARCH) == (1.0,) and strengths("dreambooth", SEARCH) == (1.0, 0.5)
 
 
+def test_variants_change_one_thing(base: Base, photos: list[Photo], tmp_path: Path) -> None:
+    """In teaching, in painting, or in what is seen; what is not understood is said."""
+    plain = methods.asked("perfusion-gated", SEARCH, tiny=True)
+    for name in chosen("ablations"):
+        wanted = methods.asked(name, SEARCH, tiny=True)
+        assert isinstance(plain, Teach) and isinstance(wanted, Teach)
+        differ = {k for k, v in plain.model_dump().items() if getattr(wanted, k) != v} - {"mode", "value_rate"}
+        told = variant(name)
+        assert differ == set(told.recipe)
+        assert len(told.recipe) + len(told.paint) + bool(told.photos) <= 1
+    both = methods.asked("dreambooth-lora:rank=2:rate=1e-2", SEARCH, tiny=True)
+    assert isinstance(both, Baseline) and both.rank == 2 and both.rate == 0.01
+    for wrong, what in (
+        ("perfusion-gated:mask", "write changes as KEY=VALUE"),
+        ("perfusion-gated:photos=none", "photos is a whole number"),
+        ("perfusion-gated:maks=none", "Unknown setting of perfusion-gated 'maks'. Did you mean 'mask'"),
+        ("perfusion:mask=none", "Unknown method 'perfusion'"),
+    ):
+        with pytest.raises((BadRecipe, UnknownName), match=what):
+            chosen(wrong)
+    with pytest.raises(BadRecipe, match="mask"):
+        methods.asked("perfusion-gated:mask=nothing", SEARCH, tiny=True)
+    seen: list[int] = []
+
+    def teaching(_: Any, __: Path, some: Sequence[Photo]) -> Iterator[events.Event]:
+        seen.append(len(some))
+        raise KeyboardInterrupt
+
+    for name in ("perfusion-row", "perfusion-row:photos=1"):
+        with pytest.raises(KeyboardInterrupt):
+            list(methods.teach(base, photos, SEARCH, name, tmp_path, teaching))
+    assert seen == [len(photos), 1]
+
+
+def test_a_variant_of_painting_has_pictures_of_its_own(task: Task, tmp_path: Path) -> None:
+    gallery = Gallery(task, tmp_path, World().wear)
+    usual, changed = (
+        Wish(Taught(name, None, "d", {}, 0, 0, 1), 1.0, COURSES[0], "<mine>", 2)
+        for name in ("perfusion-gated", "perfusion-gated:lock=global")
+    )
+    assert not set(gallery.paths(usual)) & set(gallery.paths(changed))
+    assert gallery._recipe(changed).lock == "global" and gallery._recipe(usual).lock == "local"
+
+
 def test_methods_have_their_own_defaults() -> None:
     recipe = SEARCH.model_copy(update={"seed": 5})
     row = methods.asked("perfusion-row", recipe, tiny=True)
@@ -348,7 +393,7 @@ def test_teaching_is_kept(base: Base, photos: list[Photo], tmp_path: Path) -> No
     made = Studio(base)
     calls: list[Path] = []
 
-    def teaching(wanted: Teach | Baseline, folder: Path) -> Iterator[events.Event]:
+    def teaching(wanted: Teach | Baseline, folder: Path, photos: Sequence[Photo]) -> Iterator[events.Event]:
         calls.append(folder)
         if isinstance(wanted, Teach):
             return made.teaching(photos, wanted.model_copy(update={"batch": 2}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from minikin.bases.base import Base
 from minikin.bases.editing import Loaded, condition, load, unpacked_delta
 from minikin.bases.locking import category_encoding
 from minikin.bases.prompt import Prompt, parse
-from minikin.concepts import edit
+from minikin.concepts import edit, file
 from minikin.concepts.concept import Concept
 
 CATEGORIES = {"tom": "cat", "rex": "teddy bear"}
@@ -123,3 +125,25 @@ def test_a_concept_kept_to_its_own_rows(bases: dict[str, Base], loaded: dict[str
     kv = condition(base, [prompt], own)[0].kv
     rows = (kv - plain).abs().amax(-1)[0].nonzero().flatten().tolist()
     assert rows == list(out.positions[0][0])
+
+
+@pytest.mark.parametrize("mode", ["gated", "row"])
+def test_trained_keys_open_as_values_do(bases: dict[str, Base], loaded: dict[str, Loaded], mode: str) -> None:
+    """Key differences stand where the gate opens, times how far it does; locked keys have none."""
+    base, tom = bases["sd15"], loaded["tom"].concept
+    if mode == "row":
+        nothing = {"word_deltas": (), "i_star": torch.zeros(1), "dual": torch.zeros(1)}
+        tom = replace(tom, mode="row", **nothing)
+    g = torch.Generator().manual_seed(8)
+    moved = torch.randn(base.layout.n_values, generator=g)
+    free = file.from_bytes(file.to_bytes(replace(tom, keys=unpacked_delta(base, moved))))
+    assert torch.allclose(torch.cat(list(free.keys.values())), moved, atol=2e-3)
+    locked = file.from_bytes(file.to_bytes(tom))
+    text = "a photo of <tom> in the snow"
+    one, other = (make(base, text, {"tom": load(base, c)}) for c in (locked, free))
+    assert torch.equal(values(base, one), values(base, other))
+    difference = (keys(base, other) - keys(base, one))[0]
+    opening = difference @ moved / moved.square().sum()
+    assert torch.allclose(difference, opening[:, None] * moved, atol=1e-2)
+    assert 0.1 < float(opening.max()) <= 1.001
+    assert load(base, locked).keys is None

@@ -30,6 +30,8 @@ from minikin.teaching.perfusion import Student
 from minikin.teaching.photos import Photo
 from minikin.teaching.teach import Batches, prepare, teach
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def identity(base: Base) -> Covariance:
     return Covariance(torch.eye(base.layout.text_width, dtype=torch.float64), 1, 1)
@@ -56,19 +58,22 @@ def test_equal_seeds_give_equal_files(bases: dict[str, Base], photos: list[Photo
     assert a != other
 
 
-def test_resume_is_bit_exact(bases: dict[str, Base], photos: list[Photo], tmp_path: Path) -> None:
+@pytest.mark.parametrize("keys", ["locked", "trained"])
+def test_resume_is_bit_exact(bases: dict[str, Base], photos: list[Photo], tmp_path: Path, keys: str) -> None:
     """12 steps = 5 + interruption + resume, also after evaluations and with the average of i*."""
     base, checkpoint = bases["sd15"], tmp_path / "c.safetensors"
-    whole = run(base, photos, max_steps=24).result
+    whole = run(base, photos, max_steps=24, keys=keys).result
     stop = threading.Event()
-    recipe = Teach(name="tom", category="cat", batch=2, max_steps=24)
+    recipe = Teach.make(name="tom", category="cat", batch=2, max_steps=24, keys=keys)
     for event in teach(base, photos, recipe, identity(base), checkpoint=checkpoint, stop=stop):
         if isinstance(event, events.Progress) and event.done == 13:
             stop.set()
     assert checkpoint.exists()
-    resumed = run(base, photos, max_steps=24, checkpoint=checkpoint, resume=True)
+    resumed = run(base, photos, max_steps=24, keys=keys, checkpoint=checkpoint, resume=True)
     assert resumed.facts["steps"] == 24
     assert file.to_bytes(resumed.result) == file.to_bytes(whole)
+    moved = [float(k.abs().max()) for k in whole.keys.values()]
+    assert moved == [] if keys == "locked" else min(moved) > 0
 
 
 def test_checkpoint_of_another_run_is_refused(

@@ -273,11 +273,11 @@ class Studio:
         with self._lock:
             work = task(recipe, self.base, self.presets(), self.facts, judge)
 
-            def by(wanted: Teach | Baseline, folder: Path) -> Iterator[events.Event]:
+            def by(wanted: Teach | Baseline, folder: Path, photos: Sequence[Photo]) -> Iterator[events.Event]:
                 if isinstance(wanted, Teach):
-                    return self.teaching(work.photos, wanted)
+                    return self.teaching(photos, wanted)
                 begun = (folder / "checkpoint.safetensors").exists()
-                return self.teaching_baseline(work.photos, wanted, folder, resume=begun)
+                return self.teaching_baseline(photos, wanted, folder, resume=begun)
 
             before = self.concepts.loaded.copy()
             try:

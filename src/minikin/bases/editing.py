@@ -31,6 +31,7 @@ class Loaded:
     direction  None in mode "row"
     delta      (sum of widths,) value differences in packed order
     words      per text encoder (n, d_k): the word vectors themselves; () in mode "row"
+    keys       (sum of widths,) the same for keys, where they are not locked
     """
 
     concept: Concept
@@ -38,6 +39,7 @@ class Loaded:
     delta: Tensor
     words: tuple[Tensor, ...] = ()
     positions: str = "all"
+    keys: Tensor | None = None
 
 
 Change = Callable[[Gate], Gate]
@@ -56,7 +58,7 @@ class Condition(NamedTuple):
 
 
 def packed_delta(base: Base, delta: Mapping[str, Tensor]) -> Tensor:
-    """Value differences by site as one vector in packed order, on the base's device, float32."""
+    """Differences by site as one vector in packed order, on the base's device, float32."""
     parts = [delta[site.path].float() for site in base.layout.sites]
     return torch.cat(parts).to(base.device)
 
@@ -70,13 +72,15 @@ def unpacked_delta(base: Base, flat: Tensor) -> dict[str, Tensor]:
 def load(base: Base, concept: Concept) -> Loaded:
     """Make a concept ready for a base it fits."""
     delta = packed_delta(base, concept.delta)
+    keys = packed_delta(base, concept.keys) if concept.keys else None
     if concept.mode == "row":
-        return Loaded(concept, None, delta)
+        return Loaded(concept, None, delta, keys=keys)
     category = category_encoding(base, concept.category)
     words = base.word_vectors(concept.category)
     words = tuple(w + d.to(w) for w, d in zip(words, concept.word_deltas, strict=True))
     parts = (t.to(base.device, torch.float32) for t in (concept.i_star, concept.dual, category))
-    return Loaded(concept, Direction(*parts), delta, words, str(concept.recipe.get("positions", "all")))
+    positions = str(concept.recipe.get("positions", "all"))
+    return Loaded(concept, Direction(*parts), delta, words, positions, keys)
 
 
 @torch.no_grad()
@@ -99,7 +103,8 @@ def condition(
     for name in dict.fromkeys(n for r in rows for n in r.openings):
         nothing = torch.zeros(1, e.shape[1], device=e.device)
         opening = torch.cat([r.openings.get(name, nothing) for r in rows])
-        additions.append(Addition(opening.repeat_interleave(copies, 0), loaded[name].delta))
+        opening = opening.repeat_interleave(copies, 0)
+        additions.append(Addition(opening, loaded[name].delta, loaded[name].keys))
     same = all(r.keys_from is r.values_from for r in rows)
     kv = base.pack(e, keys_from=None if same else keys, additions=additions)
     pooled = [None if r.pooled is None else r.pooled.expand(copies, -1) for r in rows]

@@ -82,8 +82,9 @@ def lora_factors(base: Base, concept: Concept) -> dict[tuple[str, str], tuple[Te
             layer = getattr(attn, name)
             weight = getattr(layer, "base_layer", layer).weight.float().cpu()
             b = weight @ (category - i_star)  # o* - W i*, o* = W e_category (+ delta)
-            if name == "to_v":
-                b = b + concept.delta[site.path].float()
+            learned = concept.delta if name == "to_v" else concept.keys
+            if learned:
+                b = b + learned[site.path].float()
             out[site.path, name] = (a.clone(), b[:, None])
     return out
 

@@ -58,10 +58,11 @@ class Layout(NamedTuple):
 
 
 class Addition(NamedTuple):
-    """A value difference to add: opening (B, N) times delta (sum of widths,)."""
+    """Differences to add: opening (B, N) times delta (sum of widths,) to the values, times keys to the keys."""
 
     opening: Tensor
     delta: Tensor
+    keys: Tensor | None = None  # of concepts whose keys are not locked
 
 
 def layout(unet: nn.Module) -> Layout:
@@ -87,7 +88,7 @@ def pack(unet: nn.Module, encodings: Tensor, keys_from: Tensor | None = None,
 
     encodings  (B, N, D)   what values (and, unless `keys_from` is given, keys) are made of
     keys_from  (B, N, D)   what keys are made of (global key lock)
-    additions  value differences, one for each concept
+    additions  what each concept adds
     shape      `layout(unet)`, when it is at hand
     returns    (B, N, sum of 2 * width)
     """
@@ -98,12 +99,13 @@ def pack(unet: nn.Module, encodings: Tensor, keys_from: Tensor | None = None,
     parts: list[Tensor] = []
     for site in shape.sites:
         attn: Any = unet.get_submodule(site.path)
-        value = attn.to_v(e)
-        for opening, delta in additions:
-            first = site.start // 2
-            own = delta[first : first + site.width]
-            value = value + (opening.unsqueeze(-1) * own).to(dtype)
-        parts += [attn.to_k(k_e), value]
+        key, value = attn.to_k(k_e), attn.to_v(e)
+        own = slice(site.start // 2, site.start // 2 + site.width)
+        for opening, delta, keys in additions:
+            value = value + (opening.unsqueeze(-1) * delta[own]).to(dtype)
+            if keys is not None:
+                key = key + (opening.unsqueeze(-1) * keys[own]).to(dtype)
+        parts += [key, value]
     return torch.cat(parts, dim=-1)
 
 

@@ -17,9 +17,10 @@ PANELS = {
     "Few steps and speed": ("preset", "steps", "guidance", "scheduler", "force", "interval", "engine", "batch"),
     "Concepts": ("lock", "beta", "tau", "switch", "points", "positions"),
     "Learning": (
-        "max_steps", "value_rate", "word_rate", "rate", "side_rate", "warmup", "decay", "clip", "weight_decay",
-        "ema", "accumulation", "target_ema", "loss", "huber", "skip", "snr", "ida", "gan", "heads", "features",
-        "distillation", "weighting", "r1", "fake", "times", "student_steps", "teacher_steps", "alpha",
+        "keys", "max_steps", "value_rate", "word_rate", "rate", "side_rate", "warmup", "decay", "clip",
+        "weight_decay", "ema", "accumulation", "target_ema", "loss", "huber", "skip", "snr", "ida", "gan",
+        "heads", "features", "distillation", "weighting", "r1", "fake", "times", "student_steps",
+        "teacher_steps", "alpha",
     ),
     "On the way": ("sample_every", "sample_minutes", "save_minutes", "preview", "half", "int8"),
     "Machine": ("device", "dtype", "autocast"),

@@ -44,6 +44,7 @@ class Concept:
     delta            per site (width,): value target minus the category's own value
     c_hash           hash of the covariance i_star was used with; "" in mode "row"
     gate             the operating point for painting
+    keys             per site (width,): what keys change by; {} for locked keys, which is the method
     points           measured operating points, by preset and name (faithful, balanced, creative)
     """
 
@@ -55,6 +56,7 @@ class Concept:
     i_star: Tensor
     dual: Tensor
     delta: dict[str, Tensor]
+    keys: dict[str, Tensor] = field(default_factory=dict)
     c_hash: str = ""
     gate: Gate = PAINTING_GATE
     points: Points = field(default_factory=dict)
@@ -70,7 +72,7 @@ class Concept:
         return sum(d.numel() for d in self.delta.values())
 
     def is_finite(self) -> bool:
-        tensors = (*self.word_deltas, self.i_star, self.dual, *self.delta.values())
+        tensors = (*self.word_deltas, self.i_star, self.dual, *self.delta.values(), *self.keys.values())
         return all(bool(torch.isfinite(t).all()) for t in tensors)
 
     def renamed(self, name: str) -> Concept:

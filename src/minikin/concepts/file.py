@@ -2,7 +2,8 @@
 
 Tensors:   delta (N,) value differences of all sites, float16, or int8 with scale (sites,) float32;
            i_star and dual (D,) float16 in mode "gated"; word.K (n, d_k), word vectors minus the
-           category's own for each text encoder, float16, or int8 with wordscale.K (n,) float32.
+           category's own for each text encoder, float16, or int8 with wordscale.K (n,) float32;
+           keys (N,) float16, of concepts whose keys are not locked (an ablation of `minikin compare`).
 Metadata:  minikin.* (format, name, category, mode, base, hashes, gate, points, recipe, index) and
            ModelSpec keys, so that other tools show a title, a trigger phrase and a preview.
 Not in it: C, keys (they follow from the base and the category), paths, captions, names of photos.
@@ -98,6 +99,8 @@ def to_bytes(concept: Concept, *, int8: bool | None = None, metadata: dict[str, 
         tensors["delta"], tensors["scale"] = _quantize(concept.delta)
     else:
         tensors["delta"] = flat.half()
+    if concept.keys:
+        tensors["keys"] = torch.cat([concept.keys[path].float().flatten() for path in concept.delta]).half()
     if concept.mode == "gated":
         tensors["i_star"] = concept.i_star.half()
         tensors["dual"] = (concept.dual / concept.dual.abs().max().clamp(min=1e-30)).half()
@@ -155,13 +158,14 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
         raise ValueError(f"mode {m['mode'][:20]!r}")
     gated = m["mode"] == "gated"
     words = tuple(_word(tensors, k) for k in range(2) if f"word.{k}" in tensors)
-    allowed = {"delta", "scale"}
+    allowed = {"delta", "scale", "keys"}
     if gated:
         allowed |= {"i_star", "dual", *(f"{n}.{k}" for k in range(len(words)) for n in ("word", "wordscale"))}
     unexpected = set(tensors) - allowed
     if unexpected or (gated and not words):
         raise ValueError(f"unexpected tensors {sorted(unexpected)[:5]}")
     delta = _deltas(tensors, json.loads(m["index"]))
+    keys = _keys(tensors["keys"], delta) if "keys" in tensors else {}
     gate = json.loads(m["gate"])
     beta, tau = float(gate["beta"]), float(gate["tau"])
     if not (math.isfinite(beta) and math.isfinite(tau)):
@@ -180,11 +184,12 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
         origin=Origin(m["architecture"], m["fingerprint"], m["text_hash"], m.get("licence", ""),
                       m.get("text_sketch", "")),
         word_deltas=words, i_star=i_star, dual=dual,
-        delta=delta, c_hash=m.get("c_hash", ""), gate=Gate(beta, tau),
+        delta=delta, keys=keys, c_hash=m.get("c_hash", ""), gate=Gate(beta, tau),
         points=measured, recipe=recipe,
         preview=base64.b64decode(preview) if preview else b"",
     )  # fmt: skip
-    largest = max(float(t.abs().max()) for t in (*concept.delta.values(), i_star, *words))
+    numbers = (*concept.delta.values(), *concept.keys.values(), i_star, *words)
+    largest = max(float(t.abs().max()) for t in numbers)
     if largest > MAX_ABS:
         raise ValueError(f"a value of {largest:.3g} (at most {MAX_ABS:g} is plausible)")
     return concept
@@ -261,6 +266,13 @@ def _deltas(tensors: dict[str, Tensor], index: list[list[Any]]) -> dict[str, Ten
     if len(set(paths)) != len(paths):
         raise ValueError("a site occurs twice")
     return dict(zip(paths, parts, strict=True))
+
+
+def _keys(flat: Tensor, delta: dict[str, Tensor]) -> dict[str, Tensor]:
+    widths = [d.numel() for d in delta.values()]
+    if flat.ndim != 1 or flat.numel() != sum(widths):
+        raise ValueError(f"{flat.numel()} key differences for {sum(widths)} value differences")
+    return dict(zip(delta, torch.split(flat.float(), widths), strict=True))
 
 
 def _short(path: str) -> tuple[str, int]:

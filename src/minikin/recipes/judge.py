@@ -71,7 +71,10 @@ class Compare(Recipe):
     category: str = Field(description="what kind of thing it is, for example cat")
     name: str = Field("mine", description="its word in prompts")
     base: str = Field("tiny", description="base model: a name, folder, .safetensors file or hub id")
-    methods: str = Field("all", description="all, or some: perfusion-gated,perfusion-row,dreambooth-lora,...")
+    methods: str = Field(
+        "all",
+        description="all, ablations, or some: perfusion-row,dreambooth-lora,perfusion-gated:mask=none,...",
+    )
     judge: str = Field("tiny", description="who compares: tiny (its own world alone), clip-b32 or clip-l14")
     texts: str | None = Field(
         None, description="file with one prompt a line, {} where the thing is named; scenes by default"

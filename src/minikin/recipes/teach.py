@@ -29,6 +29,9 @@ class Teach(Recipe):
     word_rate: float = Field(0.006, ge=0, le=10, description="learning rate of the word vectors")
     beta: float = Field(0.75, ge=-2, le=3, description="gate: half open at this similarity, while teaching")
     tau: float = Field(0.10, gt=0, le=5, description="gate: softness, while teaching")
+    keys: Literal["locked", "trained"] = Field(
+        "locked", description="locked to the category, which is the method; trained only to compare"
+    )
     positions: Literal["all", "own"] = Field("all", description="which positions of a prompt the gate may open")
     mask: MaskKind = Field("attention", description="where the subject is: attention, clipseg or none")
     flip: bool = Field(True, description="also learn mirrored photos; turn off for asymmetric subjects")

@@ -51,6 +51,7 @@ class Student:
         self.gated = recipe.mode == "gated"
         self.gate = Gate(recipe.beta, recipe.tau)
         self.delta = torch.zeros(base.layout.n_values, device=base.device, requires_grad=True)
+        self.keys = torch.zeros_like(self.delta, requires_grad=True) if recipe.keys == "trained" else None
         self.words: list[Tensor] = []
         self.i_star = torch.zeros(base.layout.text_width, device=base.device)
         if self.gated:
@@ -61,7 +62,8 @@ class Student:
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser: the only trainable tensors there are."""
-        groups: list[dict[str, Any]] = [{"params": [self.delta], "lr": self.recipe.value_rate}]
+        outputs = [self.delta] if self.keys is None else [self.delta, self.keys]
+        groups: list[dict[str, Any]] = [{"params": outputs, "lr": self.recipe.value_rate}]
         if self.words:
             groups.append({"params": self.words, "lr": self.recipe.word_rate})
         return groups
@@ -79,14 +81,14 @@ class Student:
         d = Direction(i_star, self.c_inv @ i_star, self.category)
         mask = out.opening([[0]] * len(prompts)) if self.recipe.positions == "own" else None
         done = edit.edit_encodings(e, [d], [self.gate], [mask])
-        kv = self.base.pack(done.encodings, additions=[Addition(done.gates[0], self.delta)])
+        kv = self.base.pack(done.encodings, additions=[Addition(done.gates[0], self.delta, self.keys)])
         return kv, out.pooled, e_concept.detach()
 
     def _row(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None, None]:
         with torch.no_grad():
             out = self.base.encode(prompts)
         opening = out.opening([[0]] * len(prompts), last=True)
-        return self.base.pack(out.e, additions=[Addition(opening, self.delta)]), out.pooled, None
+        return self.base.pack(out.e, additions=[Addition(opening, self.delta, self.keys)]), out.pooled, None
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Masked error, mean over all pixels, and the concept's encoding for i*."""
@@ -107,20 +109,23 @@ class Student:
 
     def state(self) -> dict[str, Tensor]:
         words = {f"word.{k}": w for k, w in enumerate(self.words)}
+        keys = {} if self.keys is None else {"keys": self.keys}
         return {
             k: v.detach().cpu().clone()
-            for k, v in {"delta": self.delta, "i_star": self.i_star, **words}.items()
+            for k, v in {"delta": self.delta, "i_star": self.i_star, **keys, **words}.items()
         }
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
         self.delta.copy_(state["delta"])
+        if self.keys is not None:
+            self.keys.copy_(state["keys"])
         self.i_star = state["i_star"].to(self.base.device)
         for k, w in enumerate(self.words):
             w.copy_(state[f"word.{k}"])
 
     def is_finite(self) -> bool:
-        return all(bool(torch.isfinite(v).all()) for v in (self.delta, self.i_star, *self.words))
+        return all(bool(torch.isfinite(v).all()) for v in self.state().values())
 
     def concept(self, c_hash: str, facts: dict[str, Any]) -> Concept:
         """What has been learned so far, as a concept."""
@@ -135,6 +140,7 @@ class Student:
             i_star=self.i_star.detach().cpu().clone(),
             dual=torch.zeros(1) if self.c_inv is None else edit.dual(self.i_star, self.c_inv).cpu(),
             delta=unpacked_delta(self.base, self.delta),
+            keys={} if self.keys is None else unpacked_delta(self.base, self.keys),
             c_hash=c_hash if self.gated else "",
             recipe=facts,
         )

@@ -247,4 +247,6 @@ def _facts(recipe: Teach, n_photos: int, c: Covariance | None) -> dict[str, Any]
         "seed",
     )
     out = {k: getattr(recipe, k) for k in keep}
+    if recipe.keys != "locked":
+        out["keys"] = recipe.keys
     return out | {"photos": n_photos, "captions": c.n_captions if c else 0}

@@ -28,12 +28,14 @@ from minikin.judging import metrics
 from minikin.judging.compare import methods, report
 from minikin.judging.compare.methods import Taught
 from minikin.judging.compare.standing import Point, Standing
+from minikin.judging.compare.variants import variant
 from minikin.judging.judges import Judge
 from minikin.judging.scores import References, plain, score
 from minikin.judging.sweep import figure
 from minikin.judging.sweep.cache import Cache, key
 from minikin.judging.sweep.settings import texts, told
 from minikin.recipes import Compare, Paint
+from minikin.recipes import Teach as Teaching
 from minikin.teaching.baselines import classes
 from minikin.teaching.photos import Photo
 
@@ -109,7 +111,7 @@ class Gallery:
         self.folder = out / "pictures"
 
     def paths(self, w: Wish) -> list[Path]:
-        on = (w.taught.digest, w.strength) if w.taught else None
+        on = (w.taught.digest, w.strength, *self._changes(w).items()) if w.taught else None
         target = (str(self.task.base.dtype), w.course.target, on, w.prompt, w.n, self.task.recipe.seed)
         return [self.folder / f"{key(target)}-{k}.png" for k in range(w.n)]
 
@@ -131,9 +133,13 @@ class Gallery:
     def _recipe(self, w: Wish) -> Paint:
         made: Paint = Paint.make(
             prompt=w.prompt, base=self.task.recipe.base, preset=w.course.preset, steps=w.course.steps, n=w.n,
-            batch=min(w.n, BATCH), seed=self.task.recipe.seed, points={},
+            batch=min(w.n, BATCH), seed=self.task.recipe.seed, points={}, **self._changes(w),
         )  # fmt: skip
         return made
+
+    def _changes(self, w: Wish) -> dict[str, Any]:
+        """What the method's variant changes in painting."""
+        return dict(variant(w.taught.method).paint) if w.taught else {}
 
 
 def compare(task: Task, out: Path, teach: Teach, wear: Wear) -> Generator[Event, None, None]:
@@ -174,7 +180,8 @@ def _cost(task: Task) -> Note:
     tiny, steps = task.base.architecture == "tiny", []
     for method in task.methods:
         asked = methods.asked(method, task.recipe, tiny)
-        steps.append(f"{method} {asked.steps or f'at most {asked.max_steps}'}")  # type: ignore[union-attr]
+        most = f"at most {asked.max_steps}" if isinstance(asked, Teaching) else ""
+        steps.append(f"{method} {asked.steps or most}")
     n = _pictures(task)
     each = ", ".join(str(c) for c in task.courses)
     return Note(

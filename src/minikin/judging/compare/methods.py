@@ -24,6 +24,7 @@ from minikin.errors import UnknownName
 from minikin.events import Done, Event
 from minikin.files import atomic_write
 from minikin.judging.compare.memory import peak
+from minikin.judging.compare.variants import ABLATIONS, check, variant
 from minikin.judging.sweep.cache import key
 from minikin.recipes import Baseline, Compare, Teach
 from minikin.teaching.baselines import methods as baselines
@@ -36,7 +37,7 @@ ONE_POINT = "textual-inversion"  # a word is there or not: it has no strength
 CARD = "taught.json"
 _FAMILIES = {"sd15": "sd1", "sdxl": "sdxl"}  # name in `architectures` -> a base's architecture
 
-Teaching = Callable[[Teach | Baseline, Path], Iterator[Event]]  # ends with Done(Concept | Learned)
+Teaching = Callable[[Teach | Baseline, Path, Sequence[Photo]], Iterator[Event]]  # ends with Done(what it made)
 
 
 @dataclass(frozen=True)
@@ -64,32 +65,39 @@ def names() -> tuple[str, ...]:
 
 
 def chosen(asked: str) -> tuple[str, ...]:
-    """The methods named in a list with commas, or all. Raises UnknownName."""
-    if asked.strip() == "all":
-        return names()
-    found = tuple(dict.fromkeys(part.strip() for part in asked.split(",")))
+    """The methods or variants named in a list with commas, "all" methods, or the "ablations".
+
+    Raises UnknownName, BadRecipe.
+    """
+    groups = {"all": names(), "ablations": ABLATIONS}
+    listed = [groups.get(part.strip(), (part.strip(),)) for part in asked.split(",")]
+    found = tuple(dict.fromkeys(name for part in listed for name in part))
     for name in found:
-        if name not in names():
-            raise UnknownName("method", name, ("all", *names()))
+        method = variant(name).method
+        if method not in names():
+            raise UnknownName("method", method, (*groups, *names()))
+        check(name, (Teach if method in PERFUSION else Baseline).model_fields)
     return found
 
 
 def strengths(method: str, recipe: Compare) -> tuple[float, ...]:
     """The strengths a method is painted with, 1 (as taught) first."""
-    return (1.0,) if method == ONE_POINT else tuple(dict.fromkeys((1.0, *recipe.strengths)))
+    return (1.0,) if variant(method).method == ONE_POINT else tuple(dict.fromkeys((1.0, *recipe.strengths)))
 
 
 def asked(method: str, recipe: Compare, tiny: bool) -> Teach | Baseline:
-    """What the method is asked for: its own defaults, on these photos with this seed."""
+    """What the method is asked for: its own defaults, with its variant's changes. Raises BadRecipe."""
+    which = variant(method)
     own: dict[str, Any] = {
         "name": recipe.name, "category": recipe.category, "base": recipe.base, "seed": recipe.seed,
         "steps": recipe.teach_steps, "device": recipe.device, "dtype": recipe.dtype,
     }  # fmt: skip
     made: Teach | Baseline
-    if method in PERFUSION:
-        made = Teach.make(**own, mode=PERFUSION[method], sample_every=0, preview=False)
+    if which.method in PERFUSION:
+        own |= {"mode": PERFUSION[which.method], "sample_every": 0, "preview": False}
+        made = Teach.make(**own | dict(which.recipe))
     else:
-        made = Baseline.make(**own, method=method).settled(tiny)
+        made = Baseline.make(**own | {"method": which.method} | dict(which.recipe)).settled(tiny)
     return made
 
 
@@ -100,23 +108,27 @@ def teach(
 
     Raises what teaching does.
     """
-    wanted = asked(method, recipe, base.architecture == "tiny")
+    wanted, which = asked(method, recipe, base.architecture == "tiny"), variant(method)
+    photos = photos[: which.photos]
     seen = hashlib.sha256(b"".join(p.pixels.tobytes() for p in photos)).hexdigest()
     settings = wanted.model_dump(mode="json", exclude={"base", "device", "dtype"})
-    folder = out / f"{method}-{key(base.fingerprint, base.text_hash, str(base.dtype), settings, seen)[:8]}"
+    folder = (
+        out / f"{which.method}-{key(base.fingerprint, base.text_hash, str(base.dtype), settings, seen)[:8]}"
+    )
     if not (folder / CARD).is_file():
         if (folder / baselines.CARD).is_file():
             shutil.rmtree(folder)  # taught, but killed before its costs were written
         done: Done | None = None
         with peak(base.device) as most:
-            for event in teaching(wanted, folder):
+            for event in teaching(wanted, folder, photos):
                 if isinstance(event, Done):
                     done = event
                 else:
                     yield event
         assert done is not None
         if isinstance(done.result, Concept):
-            file.save(done.result, folder / f"{recipe.name}.safetensors")
+            assert isinstance(wanted, Teach)
+            file.save(done.result, folder / f"{recipe.name}.safetensors", int8=wanted.int8)
         facts = {
             "seconds": done.facts["seconds"] + done.facts.get("preparing", 0.0), "memory": most.bytes,
             "steps": done.facts["steps"], "digest": _digest(folder),
@@ -124,33 +136,34 @@ def teach(
         atomic_write(folder / CARD, json.dumps(facts, indent=1).encode())
     facts = json.loads((folder / CARD).read_text())
     result: Concept | Learned
-    if method in PERFUSION:
+    if isinstance(wanted, Teach):
         path = folder / f"{recipe.name}.safetensors"
         result = file.load(path)
-        table = {"own": path.stat().st_size, **{f: concept_bytes(result, f) for f in sizes.REAL}}
+        table = {"own": path.stat().st_size, **{f: concept_bytes(result, f, wanted.int8) for f in sizes.REAL}}
     else:
         result = baselines.load(base, folder)
-        assert isinstance(wanted, Baseline)
-        table = baselines.size_table(method, base, wanted.rank)
+        table = baselines.size_table(which.method, base, wanted.rank)
     return Taught(method, result, facts["digest"], table, facts["seconds"], facts["memory"], facts["steps"])
 
 
-def concept_bytes(concept: Concept, family: str) -> int:
+def concept_bytes(concept: Concept, family: str, int8: bool | None = None) -> int:
     """Bytes of the file such a concept has on the real SD 1.5 or SDXL, header included.
 
     family  a name of `sizes.REAL`; the category is taken to be one token
+    int8    value differences in 8 bits; by the family when it is not said
     """
     shapes = sizes.of_family(family)
     values = {n: s for n, s in shapes.unet.items() if n.endswith(".attn2.to_v.weight")}
     gated = concept.mode == "gated"
     width = sum(shapes.texts) if gated else 1
+    sites = {n.removesuffix(".to_v.weight"): torch.zeros(s[0]) for n, s in values.items()}
     like = replace(
         concept, points={}, preview=b"", origin=replace(concept.origin, architecture=_FAMILIES[family]),
         word_deltas=tuple(torch.zeros(1, w) for w in shapes.texts) if gated else (),
         i_star=torch.ones(width), dual=torch.ones(width),
-        delta={n.removesuffix(".to_v.weight"): torch.zeros(s[0]) for n, s in values.items()},
+        delta=sites, keys=sites if concept.keys else {},
     )  # fmt: skip
-    return len(file.to_bytes(like))
+    return len(file.to_bytes(like, int8=int8))
 
 
 def _digest(folder: Path) -> str:
