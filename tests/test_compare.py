@@ -75,7 +75,7 @@ class World:
         self.on = 0
         self.after = after
 
-    def teach(self, method: str) -> Generator[events.Event, None, Taught]:
+    def teach(self, method: str, recipe: Compare = SEARCH) -> Generator[events.Event, None, Taught]:
         self.taught.append(method)
         yield events.Progress("teaching", 1, 1)
         n = 10 * (1 + methods.names().index(method))
@@ -84,9 +84,9 @@ class World:
         )
 
     @contextmanager
-    def wear(self, taught: Taught | None, strength: float) -> Iterator[Painter]:
+    def wear(self, on: Sequence[Taught], strength: float) -> Iterator[Painter]:
         self.on += 1
-        yield lambda recipe: self.paint(taught, strength, recipe)
+        yield lambda recipe: self.paint(on[0] if on else None, strength, recipe)
         self.on -= 1
 
     def paint(self, taught: Taught | None, strength: float, recipe: Paint) -> list[Image.Image]:
@@ -152,7 +152,7 @@ def test_every_method_is_in_the_report(compared: Any) -> None:
         assert all([p["strength"] for p in c["points"]] == want for c in m["courses"])
     for name in ("report.md", "report.html"):
         assert "turbo is not on this machine" in (out / name).read_text()
-        assert "neither bleed nor the success of both is measured" in (out / name).read_text()
+        assert "give the photos of a second one with --beside" in (out / name).read_text()
 
 
 def test_numbers_are_those_of_the_metrics(compared: Any, task: Task) -> None:
@@ -283,6 +283,29 @@ def test_another_result_seed_or_size_of_set_is_painted_again(task: Task, compare
         again = World()
         run(replace(some, recipe=SEARCH.model_copy(update=change)), tmp_path, again)
         assert len(again.sets) == 2 * (2 + 2 * SEARCH.prompts)
+
+
+def test_two_things_in_one_picture(task: Task, tmp_path: Path) -> None:
+    """Taught by every method, painted with both on in every course, and told in every file."""
+    recipe = SEARCH.model_copy(update={"beside": "-", "beside_category": "dog"})
+    beside = replace(task.known, photos=task.known.photos.flip(0))
+    two = replace(task, recipe=recipe, methods=("perfusion-row", "dreambooth-lora"), beside=beside)
+    world = World()
+    run(two, tmp_path, world)
+    assert world.taught == ["perfusion-row"] * 2 + ["dreambooth-lora"] * 2
+    prompts = [p for _, _, p, _ in world.sets if "<other>" in p]
+    assert len(prompts) == 2 * 2 * SEARCH.prompts
+    assert prompts[0] == "a photo of <mine> to the left of <other> in the snow"
+    assert any(p == "a photo of a cat to the left of a dog in the snow" for _, _, p, _ in world.sets)
+    facts = json.loads((tmp_path / "report.json").read_text())
+    for m in facts["methods"]:
+        for c in m["courses"]:
+            assert c["both"]["success"]["n"] == SEARCH.prompts * SEARCH.seeds
+    assert "bleed" in (tmp_path / "report.md").read_text() and "bleed" in (tmp_path / "report.html").read_text()
+    (row,) = [r for r in two.duets(regions=True) if "snow" in r[0]]
+    assert row[0] == "a photo of <mine@left> to the left of <other@right> in the snow"
+    with pytest.raises(BadRecipe, match="needs both its photos"):
+        Compare.make(photos="-", category="cat", beside="x")
 
 
 # ---- parts ------------------------------------------------------------------------------------------

@@ -283,24 +283,26 @@ class Studio:
             try:
                 yield from compare(
                     work, out,
-                    lambda method: teach_method(self.base, work.photos, recipe, method, out / "methods", by),
+                    lambda method, wanted: teach_method(
+                        self.base, work.photos if wanted is recipe else work.second_photos, wanted, method,
+                        out / "methods", by,
+                    ),
                     self._dressed,
                 )  # fmt: skip
             finally:
                 self.concepts.loaded = before
 
     @contextmanager
-    def _dressed(self, taught: Taught | None, strength: float) -> Iterator[Painter]:
-        """A painter with a method's result on: a concept in use, or a baseline worn."""
-        if taught is None:
+    def _dressed(self, taught: Sequence[Taught], strength: float) -> Iterator[Painter]:
+        """A painter with a method's results on: concepts in use, or baselines worn."""
+        if not taught:
             yield self._painted
-        elif isinstance(taught.result, Concept):
-            name = self.add(taught.result).name
-            points = {name: Tuned(strength=strength)}
+        elif isinstance(taught[0].result, Concept):
+            points = {self.add(one.result).name: Tuned(strength=strength) for one in taught}
             yield lambda recipe: self._painted(recipe.model_copy(update={"points": points}))
         else:
-            learned: Learned = taught.result
-            with self.wearing(learned, weight=strength):
+            learned: list[Learned] = [one.result for one in taught]
+            with self.wearing(*learned, weight=strength):
                 yield lambda recipe: self._painted(recipe.model_copy(update={"prompt": _said(learned, recipe)}))
 
     # ---- painting ----------------------------------------------------------------------------
@@ -410,7 +412,9 @@ def _last(run: Iterator[events.Event]) -> events.Done:
     return done
 
 
-def _said(learned: Learned, recipe: Paint) -> str:
-    """The recipe's prompt as a baseline reads it; a prompt without the concept stays as it is."""
-    named = learned.name in concept_tags(recipe.prompt)
-    return learned.prompt(recipe.prompt) if named else recipe.prompt
+def _said(learned: Sequence[Learned], recipe: Paint) -> str:
+    """The recipe's prompt as baselines read it; a prompt without their concepts stays as it is."""
+    text = recipe.prompt
+    for one in learned:
+        text = one.prompt(text) if one.name in concept_tags(text) else text
+    return text

@@ -24,11 +24,12 @@ from minikin.recipes.base import (
 )
 from minikin.recipes.baseline import PUBLISHED_BASELINES, TINY_BASELINES, Baseline, BaselineMethod
 from minikin.recipes.distill import PUBLISHED, STUDENT_TIMES, TINY, Distill, Method
-from minikin.recipes.judge import Compare, Sweep
+from minikin.recipes.judge import BESIDE, Compare, Sweep
 from minikin.recipes.paint import EngineName, KeyLock, Paint, Tuned
 from minikin.recipes.teach import ROW_RATE, Teach
 
 __all__ = [
+    "BESIDE",
     "MAX_SIDE",
     "MAX_STEPS",
     "N_TRAIN",

@@ -19,6 +19,8 @@ from minikin.recipes.base import (
     check_spans,
 )
 
+BESIDE = "other"  # the name of a comparison's second thing
+
 
 class Sweep(Recipe):
     """Find a concept's best operating points for one preset, by painting and judging."""
@@ -82,6 +84,10 @@ class Compare(Recipe):
     prompts: int = Field(6, ge=2, le=200, description="how many prompts are painted")
     seeds: int = Field(2, ge=1, le=64, description="pictures of each prompt")
     plain: int = Field(4, ge=2, le=1000, description="pictures of the plain category, to measure drift")
+    beside: str | None = Field(
+        None, description="folder with photos of a second thing: both are painted in one picture, too"
+    )
+    beside_category: str | None = Field(None, description="what kind of thing the second is")
     strengths: Annotated[tuple[Strength, ...], Listed] = Field(
         (0.6, 1.4), description="strengths of the front, besides 1; weights of other methods' changes"
     )
@@ -94,3 +100,11 @@ class Compare(Recipe):
     seed: int = Field(0, ge=0, lt=2**32, description="of teaching, and of the first picture of each prompt")
     device: str | None = Field(None, description="cuda, mps, xpu or cpu")
     dtype: str | None = Field(None, description="float32, float16 or bfloat16")
+
+    @model_validator(mode="after")
+    def _second(self) -> Compare:
+        if (self.beside is None) != (self.beside_category is None):
+            raise ValueError("a second thing needs both its photos (beside) and its category (beside_category)")
+        if self.name == BESIDE:
+            raise ValueError(f"'{BESIDE}' is the second thing's name; choose another")
+        return self

@@ -29,12 +29,13 @@ from minikin.judging.compare import methods, report
 from minikin.judging.compare.methods import Taught
 from minikin.judging.compare.standing import Point, Standing
 from minikin.judging.compare.variants import variant
+from minikin.judging.duets import Together, together
 from minikin.judging.judges import Judge
 from minikin.judging.scores import References, plain, score
 from minikin.judging.sweep import figure
 from minikin.judging.sweep.cache import Cache, key
-from minikin.judging.sweep.settings import texts, told
-from minikin.recipes import Compare, Paint
+from minikin.judging.sweep.settings import PLACES, texts, told
+from minikin.recipes import BESIDE, Compare, Paint
 from minikin.recipes import Teach as Teaching
 from minikin.teaching.baselines import classes
 from minikin.teaching.photos import Photo
@@ -42,8 +43,9 @@ from minikin.teaching.photos import Photo
 BATCH = 8  # pictures of one prompt at once
 
 Painter = Callable[[Paint], Sequence[Image.Image]]
-Teach = Callable[[str], Generator[Event, None, Taught]]  # a method by its name
-Wear = Callable[[Taught | None, float], AbstractContextManager[Painter]]  # a painter with it on, so strongly
+Teach = Callable[[str, Compare], Generator[Event, None, Taught]]  # a method by its name
+# a painter with these on, so strongly
+Wear = Callable[[Sequence[Taught], float], AbstractContextManager[Painter]]
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ class Task:
 
     skipped  a sentence for each number of steps that cannot be painted here
     known    what the judge sees in the photos
+    beside   the same of a second thing's photos, for pictures of both
     """
 
     recipe: Compare
@@ -74,6 +77,8 @@ class Task:
     skipped: tuple[str, ...]
     judge: Judge
     known: References
+    beside: References | None = None
+    second_photos: Sequence[Photo] = ()
 
     @property
     def measure(self) -> str:
@@ -86,6 +91,22 @@ class Task:
         named = f"<{self.recipe.name}>"
         return [t.replace("{}", named) for t in texts(self.recipe, self.recipe.category)]
 
+    def duets(self, regions: bool = False) -> list[tuple[str, str]]:
+        """Prompts of both things, with their names and with their categories; none without a second thing."""
+        r = self.recipe
+        if self.beside is None:
+            return []
+        names = [f"<{n}@{side}>" if regions else f"<{n}>" for n, side in ((r.name, "left"), (BESIDE, "right"))]
+        kinds = [f"a {c}" for c in (r.category, r.beside_category)]
+        both = [f"{a} to the left of {b}" for a, b in (names, kinds)]
+        return [(f"a photo of {both[0]} {s}", f"a photo of {both[1]} {s}") for s in PLACES[: r.prompts]]
+
+    @property
+    def second(self) -> Compare:
+        """The recipe by which the second thing is taught."""
+        r = self.recipe
+        return r.model_copy(update={"name": BESIDE, "category": r.beside_category})
+
     @property
     def plain(self) -> str:
         """The prompt whose pictures drift is measured on."""
@@ -94,13 +115,18 @@ class Task:
 
 @dataclass(frozen=True)
 class Wish:
-    """Pictures of one prompt: what is on and how strongly, by which course."""
+    """Pictures of one prompt: what is on and how strongly, by which course; both things for a duet."""
 
     taught: Taught | None
     strength: float
     course: Course
     prompt: str
     n: int
+    partner: Taught | None = None
+
+    @property
+    def on(self) -> tuple[Taught, ...]:
+        return tuple(t for t in (self.taught, self.partner) if t)
 
 
 class Gallery:
@@ -112,6 +138,8 @@ class Gallery:
 
     def paths(self, w: Wish) -> list[Path]:
         on = (w.taught.digest, w.strength, *self._changes(w).items()) if w.taught else None
+        if on and w.partner:
+            on = (*on, w.partner.digest)
         target = (str(self.task.base.dtype), w.course.target, on, w.prompt, w.n, self.task.recipe.seed)
         return [self.folder / f"{key(target)}-{k}.png" for k in range(w.n)]
 
@@ -124,7 +152,7 @@ class Gallery:
                 for w in (w for w in wishes if w.strength == strength):
                     paths = self.paths(w)
                     if not all(p.is_file() for p in paths):  # a whole set: pictures of a batch go together
-                        painter = painter or stack.enter_context(self.wear(w.taught, strength))
+                        painter = painter or stack.enter_context(self.wear(w.on, strength))
                         for image, path in zip(painter(self._recipe(w)), paths, strict=True):
                             save_image(image, path)
                     done += w.n
@@ -166,10 +194,13 @@ def compare(task: Task, out: Path, teach: Teach, wear: Wear) -> Generator[Event,
     yield Note(f"Painting takes {told(minutes)} at most; teaching comes on top of it.")
     standings: list[tuple[Taught, list[Standing]]] = []
     for method in task.methods:
-        taught = yield from teach(method)
+        taught = yield from teach(method, r)
         some = [_wishes(task, taught, c) for c in task.courses]
         yield from gallery.paint([w for wishes in some for w in wishes], f"painting {method}")
-        standings.append((taught, [_standing(task, gallery, taught, wishes) for wishes in some]))
+        both = yield from _both(task, gallery, taught, teach)
+        standings.append((
+            taught, [_standing(task, gallery, taught, wishes, d) for wishes, d in zip(some, both, strict=True)]
+        ))  # fmt: skip
     facts = report.facts(task, standings)
     page = report.write(facts, standings, out)
     yield Done(page, {"out": str(out), "methods": list(task.methods), "report": str(page)})
@@ -195,7 +226,8 @@ def _pictures(task: Task) -> int:
     """Pictures of one course."""
     r = task.recipe
     settings = sum(len(methods.strengths(m, r)) for m in task.methods)
-    return r.plain * (1 + len(task.methods)) + settings * r.prompts * r.seeds
+    duets = len(task.duets()) * r.seeds * (1 + len(task.methods))
+    return r.plain * (1 + len(task.methods)) + settings * r.prompts * r.seeds + duets
 
 
 def _timed(gallery: Gallery, wishes: Sequence[Wish], cache: Cache) -> Generator[Progress, None, None]:
@@ -220,7 +252,31 @@ def _wishes(task: Task, taught: Taught, course: Course) -> list[Wish]:
     return [plainly, *(Wish(taught, s, course, p, r.seeds) for s in every for p in task.prompts)]
 
 
-def _standing(task: Task, gallery: Gallery, taught: Taught, wishes: Sequence[Wish]) -> Standing:
+def _both(
+    task: Task, gallery: Gallery, taught: Taught, teach: Teach
+) -> Generator[Event, None, list[Together | None]]:
+    """The second thing taught by the same method, and both in one picture, for each course."""
+    if task.beside is None:
+        return [None for _ in task.courses]
+    r = task.recipe
+    found: list[Together | None] = []
+    partner = yield from teach(taught.method, task.second)
+    prompts = task.duets(variant(taught.method).regions)
+    for course in task.courses:
+        own = [Wish(taught, 1.0, course, p, r.seeds, partner) for p, _ in prompts]
+        plainly = [Wish(None, 0.0, course, p, r.seeds) for _, p in prompts]
+        yield from gallery.paint(plainly, "painting pairs on the plain base")
+        yield from gallery.paint(own, f"painting pairs by {taught.method}")
+        pictures, before = (_opened([p for w in some for p in gallery.paths(w)]) for some in (own, plainly))
+        each = [p for _, p in prompts for _ in range(r.seeds)]
+        known = (task.known.photos, task.beside.photos)
+        found.append(together(task.judge, pictures, before, known, each))
+    return found
+
+
+def _standing(
+    task: Task, gallery: Gallery, taught: Taught, wishes: Sequence[Wish], both: Together | None
+) -> Standing:  # fmt: skip
     """A method's numbers in one course, from its pictures."""
     r, course = task.recipe, wishes[0].course
     before = gallery.paths(Wish(None, 0.0, course, task.plain, r.plain))
@@ -233,7 +289,7 @@ def _standing(task: Task, gallery: Gallery, taught: Taught, wishes: Sequence[Wis
         named = [plain(w.prompt, {r.name: r.category}) for w in own for _ in range(w.n)]
         points.append(Point(strength, score(task.judge, _opened(paths), named, task.known), paths))
     same = all(a.tobytes() == b.tobytes() for a, b in zip(_opened(before), _opened(after), strict=True))
-    return Standing(str(course), drift, same, points, task.measure, before, after)
+    return Standing(str(course), drift, same, points, task.measure, before, after, both)
 
 
 def _opened(paths: Sequence[Path]) -> list[Image.Image]:

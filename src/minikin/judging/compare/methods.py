@@ -20,19 +20,21 @@ import torch
 from minikin.bases.base import Base
 from minikin.concepts import file
 from minikin.concepts.concept import Concept
-from minikin.errors import UnknownName
+from minikin.errors import BadRecipe, UnknownName
 from minikin.events import Done, Event
 from minikin.files import atomic_write
 from minikin.judging.compare.memory import peak
 from minikin.judging.compare.variants import ABLATIONS, check, variant
 from minikin.judging.sweep.cache import key
-from minikin.recipes import Baseline, Compare, Teach
+from minikin.recipes import BESIDE, Baseline, Compare, Teach
 from minikin.teaching.baselines import methods as baselines
 from minikin.teaching.baselines import sizes
 from minikin.teaching.baselines.learned import Learned
+from minikin.teaching.baselines.teach import check as check_baseline
 from minikin.teaching.photos import Photo
 
 PERFUSION = {"perfusion-gated": "gated", "perfusion-row": "row"}
+SPARE = ("zwx", "bacus", "embic")  # rare words for a second thing; the last two are of tiny
 ONE_POINT = "textual-inversion"  # a word is there or not: it has no strength
 CARD = "taught.json"
 _FAMILIES = {"sd15": "sd1", "sdxl": "sdxl"}  # name in `architectures` -> a base's architecture
@@ -109,6 +111,8 @@ def teach(
     Raises what teaching does.
     """
     wanted, which = asked(method, recipe, base.architecture == "tiny"), variant(method)
+    if recipe.name == BESIDE and isinstance(wanted, Baseline):
+        wanted = wanted.model_copy(update={"word": _spare(base, photos, wanted)})
     photos = photos[: which.photos]
     seen = hashlib.sha256(b"".join(p.pixels.tobytes() for p in photos)).hexdigest()
     settings = wanted.model_dump(mode="json", exclude={"base", "device", "dtype"})
@@ -144,6 +148,19 @@ def teach(
         result = baselines.load(base, folder)
         table = baselines.size_table(which.method, base, wanted.rank)
     return Taught(method, result, facts["digest"], table, facts["seconds"], facts["memory"], facts["steps"])
+
+
+def _spare(base: Base, photos: Sequence[Photo], wanted: Baseline) -> str:
+    """Another rare word than the one this method takes first. Raises BadRecipe."""
+    first = check_baseline(base, photos, wanted)
+    for word in SPARE:
+        if word != first and all(
+            len(t(word, add_special_tokens=False).input_ids) == 1 for t in base.tokenizers
+        ):
+            return word
+    raise BadRecipe(
+        f"None of {', '.join(SPARE)} is one token of '{base.name}': two things cannot be taught on it."
+    )
 
 
 def concept_bytes(concept: Concept, family: str, int8: bool | None = None) -> int:

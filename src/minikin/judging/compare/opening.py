@@ -16,6 +16,7 @@ from minikin.judging.sweep.opening import references
 from minikin.judging.sweep.settings import FEW, texts
 from minikin.recipes import Compare, Paint
 from minikin.teaching.baselines import classes
+from minikin.teaching.photos import Photo
 
 Facts = Callable[[Paint], Mapping[str, Any]]  # of a picture of this recipe (`Studio.facts`)
 
@@ -37,7 +38,12 @@ def task(
     courses, skipped = _courses(recipe, listed, facts)
     if not courses:
         raise BadRecipe(f"There is nothing to paint: {' '.join(skipped)} Choose other --steps.")
-    return Task(recipe, methods, base, photos, courses, skipped, judge, known)
+    second: list[Photo] = []
+    beside = None
+    if recipe.beside and recipe.beside_category:
+        check_category(recipe.beside_category)
+        _, second, beside = references(recipe, base, recipe.beside, judge)
+    return Task(recipe, methods, base, photos, courses, skipped, judge, known, beside, second)
 
 
 def _courses(

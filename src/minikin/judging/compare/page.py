@@ -43,7 +43,7 @@ def write(found: dict[str, Any], table: report.Table) -> str:
 def _course(found: dict[str, Any], table: report.Table, k: int, name: str) -> str:
     standings = [(taught, of[k]) for taught, of in table]
     drawing = _draw(standings, LABELS[found["axis"]], found["among_photos"])
-    head = "".join(f"<th>{h}</th>" for h in report.HEAD)
+    head = "".join(f"<th>{h}</th>" for h in report.head(found))
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n"
         for row in report.rows(found, name)

@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 SCORES = ("likeness", "held_out", "recognised", "alignment", "diversity")
 NOT_IN_IT = (
-    "Two concepts in one picture are not part of this comparison: neither bleed nor the success of both is "
-    "measured."
+    "Two things in one picture are not part of this comparison; give the photos of a second one with --beside."
+)
+BOTH = (
+    "Both: share of pictures of two things, taught apart, in which either half rises more to its own thing "
+    "than to the other, against the plain picture of equal words and seed; bleed is how much a half rises to "
+    "the other."
 )
 READING = (
     "Sizes of Perfusion are whole files (half precision), those of other methods their numbers in float32; "
@@ -34,6 +38,7 @@ HEAD = (
     "method", "size here", "SD 1.5", "SDXL", "teaching", "memory", "likeness", "held-out", "follows",
     "drift", "hypervolume",
 )  # fmt: skip
+HEAD_BOTH = ("both", "bleed")
 Table = Sequence[tuple[Taught, Sequence[Standing]]]
 
 
@@ -46,7 +51,9 @@ def facts(task: Task, table: Table) -> dict[str, Any]:
         "unseen": 0 if task.known.held_out is None else len(task.known.held_out),
         "prompts": task.prompts, "plain": task.plain, "seeds": [r.seed + k for k in range(r.seeds)],
         "plain_seeds": [r.seed + k for k in range(r.plain)],
-        "courses": [str(c) for c in task.courses], "skipped": list(task.skipped), "not_measured": NOT_IN_IT,
+        "courses": [str(c) for c in task.courses], "skipped": list(task.skipped),
+        "beside": r.beside_category, "duets": [p for p, _ in task.duets()],
+        "not_measured": BOTH if task.beside else NOT_IN_IT,
         "methods": [_method(taught, standings) for taught, standings in table],
     }  # fmt: skip
 
@@ -61,6 +68,7 @@ def _method(taught: Taught, standings: Sequence[Standing]) -> dict[str, Any]:
 def _course(s: Standing) -> dict[str, Any]:
     return {
         "course": s.course, "drift": asdict(s.drift), "plain_same": s.same, "hypervolume": s.hypervolume,
+        "both": None if s.both is None else asdict(s.both),
         "front": [s.points[i].strength for i in s.front], "points": [_point(p) for p in s.points],
     }  # fmt: skip
 
@@ -92,6 +100,8 @@ def _csv(found: dict[str, Any]) -> str:
             drift = {"drift": c["drift"]["value"], "drift_low": c["drift"]["low"]}
             own = {"method": m["method"], "course": c["course"], **sizes}
             own |= {k: m[k] for k in ("steps", "seconds", "memory")} | drift
+            both = c["both"] or {}
+            own |= {n: both[n]["value"] if both else None for n in ("success", "bleed")}
             own |= {"drift_high": c["drift"]["high"], "hypervolume": c["hypervolume"]}
             for p in c["points"]:
                 line = own | {"strength": p["strength"], "on_front": p["strength"] in c["front"]}
@@ -118,8 +128,14 @@ def rows(found: dict[str, Any], course: str) -> list[list[str]]:
             m["method"], size(b["own"]), size(b["sd15"]), size(b["sdxl"]), f"{m['seconds']:.0f} s",
             "" if m["memory"] is None else size(m["memory"]), *(_told(s) for s in scores),
             "0, the same pictures" if c["plain_same"] else _told(c["drift"]), f"{c['hypervolume']:.4f}",
+            *([_told(c["both"]["success"]), _told(c["both"]["bleed"])] if c["both"] else []),
         ])  # fmt: skip
     return out
+
+
+def head(found: dict[str, Any]) -> tuple[str, ...]:
+    """The table's columns."""
+    return (*HEAD, *HEAD_BOTH) if found["beside"] else HEAD
 
 
 def heading(found: dict[str, Any]) -> str:
@@ -142,10 +158,12 @@ def whence(found: dict[str, Any]) -> str:
 def _markdown(found: dict[str, Any]) -> str:
     parts = [f"# {heading(found)}", whence(found)]
     for course in found["courses"]:
-        lines = [HEAD, ["---"] * len(HEAD), *rows(found, course)]
+        lines = [head(found), ["---"] * len(head(found)), *rows(found, course)]
         parts += [f"## {course}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
     prompts = "\n".join(f"1. `{p}`" for p in found["prompts"])
-    return "\n\n".join([*parts, *found["skipped"], READING, NOT_IN_IT, "## Prompts", prompts]) + "\n"
+    return (
+        "\n\n".join([*parts, *found["skipped"], READING, found["not_measured"], "## Prompts", prompts]) + "\n"
+    )
 
 
 def _told(m: dict[str, Any] | None) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minikin.judging.duets import Together
 from minikin.judging.front import hypervolume, pareto
 from minikin.judging.intervals import Measured
 from minikin.judging.scores import Scores
@@ -40,6 +41,7 @@ class Standing:
     measure: str
     before: Sequence[Path]
     after: Sequence[Path]
+    both: Together | None = None  # two things in one picture
 
     @cached_property
     def places(self) -> np.ndarray:

@@ -3,6 +3,7 @@
     perfusion-gated:mask=none            a field of the method's recipe (`Teach` or `Baseline`)
     perfusion-gated:lock=global          painted with the global key lock
     perfusion-gated:photos=1             taught from the first photo alone
+    perfusion-gated:regions=on           two things in one picture: with region words, <mine@left>
     perfusion-gated:beta=0.6:tau=0.2     several at once
 
 `ABLATIONS` are those of Minikin's own method, each against the first.
@@ -17,7 +18,7 @@ from typing import Any
 from minikin.errors import BadRecipe, UnknownName
 
 PAINTED = ("lock",)  # fields of `recipes.Paint` that a variant may change
-PHOTOS = "photos"
+PHOTOS, REGIONS = "photos", "regions"
 ABLATIONS = (
     "perfusion-gated", "perfusion-row", "perfusion-gated:keys=trained", "perfusion-row:keys=trained",
     "perfusion-gated:lock=global", "perfusion-gated:mask=none", "perfusion-gated:beta=0.6",
@@ -28,12 +29,13 @@ ABLATIONS = (
 
 @dataclass(frozen=True)
 class Variant:
-    """A method and what is changed: of its recipe, of painting, and how many photos it sees (None: all)."""
+    """A method and what is changed: of its recipe, of painting, how many photos it sees (None: all)."""
 
     method: str
     recipe: Mapping[str, Any] = field(default_factory=dict)
     paint: Mapping[str, Any] = field(default_factory=dict)
     photos: int | None = None
+    regions: bool = False
 
 
 def variant(name: str) -> Variant:
@@ -48,12 +50,15 @@ def variant(name: str) -> Variant:
     photos = found.pop(PHOTOS, None)
     if photos is not None and not (photos.isdigit() and int(photos) > 0):
         raise BadRecipe(f"'{name}': photos is a whole number from 1, but it is {photos}.")
+    regions = found.pop(REGIONS, None)
+    if regions not in (None, "on"):
+        raise BadRecipe(f"'{name}': regions can only be on; leave it out otherwise.")
     paint = {k: found.pop(k) for k in PAINTED if k in found}
-    return Variant(method, found, paint, int(photos) if photos else None)
+    return Variant(method, found, paint, int(photos) if photos else None, regions == "on")
 
 
 def check(name: str, fields: Mapping[str, Any]) -> None:
     """Raises UnknownName when a variant changes what its recipe does not have."""
     for key in variant(name).recipe:
         if key not in fields:
-            raise UnknownName(f"setting of {name.split(':')[0]}", key, (*fields, *PAINTED, PHOTOS))
+            raise UnknownName(f"setting of {name.split(':')[0]}", key, (*fields, *PAINTED, PHOTOS, REGIONS))

@@ -34,6 +34,7 @@ SCENES = (
     "and a penguin in the snow", "in a room", "to the left of a chair on the beach", "on a green background",
     "and a car in the city", "on a yellow background", "on a white background",
 )  # fmt: skip
+PLACES = tuple(s for s in SCENES if s.split()[0] in ("in", "on", "at"))  # with nothing else in them
 
 
 @dataclass(frozen=True, order=True)
