@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,14 +57,7 @@ def teach(
     word = check(base, photos, r)
     yield from _earlier(out, resume)
     method = methods.method(r.method)
-    painted: list[Photo] = []
-    if r.prior:
-        assert r.class_pictures is not None
-        for event in class_pictures(base, r.category, r.class_pictures):
-            if isinstance(event, events.Done):
-                painted = event.result
-            else:
-                yield event
+    painted = yield from _class_pictures(base, r)
     started = time.monotonic()
     with base.frozen():
         phrase = method.phrase(word, r.category)
@@ -99,13 +92,32 @@ def teach(
         learned = result(run.state.step)
     files = methods.save(base, learned, out)
     run.path.unlink(missing_ok=True)
-    facts = {
+    preparing = time.monotonic() - started - run.state.seconds
+    yield events.Done(
+        learned, _costs(base, r, run, files) | {"preparing": round(preparing, 2), "trained": n_trained}
+    )
+
+
+def _class_pictures(base: Base, r: Baseline) -> Generator[events.Event, None, list[Photo]]:
+    """The base's own pictures of the category, where the method preserves it."""
+    painted: list[Photo] = []
+    if r.prior:
+        assert r.class_pictures is not None
+        for event in class_pictures(base, r.category, r.class_pictures):
+            if isinstance(event, events.Done):
+                painted = event.result
+            else:
+                yield event
+    return painted
+
+
+def _costs(base: Base, r: Baseline, run: Run, files: Sequence[Path]) -> dict[str, Any]:
+    """What a finished run took, and what it wrote."""
+    return {
         "steps": run.state.step, "seconds": round(run.state.seconds, 2), "skipped": run.state.skipped,
-        "preparing": round(time.monotonic() - started - run.state.seconds, 2), "trained": n_trained,
         "files": [str(f) for f in files], "bytes": sum(f.stat().st_size for f in files),
         "sizes": methods.size_table(r.method, base, r.rank),
     }  # fmt: skip
-    yield events.Done(learned, facts)
 
 
 def check(base: Base, photos: Sequence[Photo], recipe: Baseline) -> str:
