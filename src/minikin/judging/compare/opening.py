@@ -33,7 +33,7 @@ def task(
     check_name(recipe.name)
     check_category(recipe.category)
     texts(recipe, recipe.category)  # raises here what is wrong with them, not after teaching
-    judge, photos, known = references(recipe, base, recipe.photos, judge)
+    judge, photos, known = references(recipe.judge, base, recipe.photos, judge, recipe.device)
     courses, skipped = _courses(recipe, listed, facts)
     if not courses:
         raise BadRecipe(f"There is nothing to paint: {' '.join(skipped)} Choose other --steps.")
