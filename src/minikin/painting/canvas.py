@@ -36,6 +36,7 @@ class Canvas:
     part     the corners of what is painted
     size     (width, height) it is painted at, before padding
     grid     what sides are padded to multiples of
+    offset   padding at the left and the top, so that what is added there ends with a latent position
     """
 
     picture: Image.Image
@@ -43,26 +44,34 @@ class Canvas:
     part: Corners
     size: tuple[int, int]
     grid: int
+    offset: tuple[int, int] = (0, 0)
 
     @property
     def padded(self) -> tuple[int, int]:
         """(width, height) of what the model paints."""
-        width, height = (-(-side // self.grid) * self.grid for side in self.size)
+        sides = zip(self.size, self.offset, strict=True)
+        width, height = (-(-(side + more) // self.grid) * self.grid for side, more in sides)
         return width, height
+
+    @property
+    def _padding(self) -> Margins:
+        (x, y), (across, down), (w, h) = self.offset, self.padded, self.size
+        return x, across - w - x, y, down - h - y
 
     @property
     def view(self) -> Box:
         """What the model paints, in shares of the picture; padding lies beyond it."""
         left, top, right, bottom = self.part
         (w, h), (across, down) = self.picture.size, self.padded
-        wide, high = (right - left) * across / self.size[0], (bottom - top) * down / self.size[1]
-        return Box(left / w, top / h, (left + wide) / w, (top + high) / h)
+        wide, high = (right - left) / self.size[0], (bottom - top) / self.size[1]  # pixels of the picture
+        x, y = left - self.offset[0] * wide, top - self.offset[1] * high
+        return Box(x / w, y / h, (x + across * wide) / w, (y + down * high) / h)
 
     def ground(self) -> Image.Image:
         """The part to be painted, of the padded size."""
         shown = self.picture.crop(self.part)
         shown = shown if shown.size == self.size else shown.resize(self.size, LANCZOS)
-        return _repeated(shown, (0, self.padded[0] - self.size[0], 0, self.padded[1] - self.size[1]))
+        return _repeated(shown, self._padding)
 
     def ground_mask(self) -> np.ndarray | None:
         """The mask of that part, of the padded size."""
@@ -70,12 +79,13 @@ class Canvas:
             return None
         shown = Image.fromarray(self.mask.astype(np.uint8) * 255).crop(self.part)
         bigger = np.asarray(shown.resize(self.size, Image.Resampling.NEAREST)) > 127
-        (w, h), (across, down) = self.size, self.padded
-        return np.pad(bigger, ((0, down - h), (0, across - w)), mode="edge")
+        left, right, up, down = self._padding
+        return np.pad(bigger, ((up, down), (left, right)), mode="edge")
 
     def finished(self, painted: Image.Image, feather: int) -> Image.Image:
         """The picture with what was painted in its place."""
-        inner = painted.crop((0, 0, *self.size))
+        (x, y), (w, h) = self.offset, self.size
+        inner = painted.crop((x, y, x + w, y + h))
         left, top, right, bottom = self.part
         inner = inner if inner.size == (right - left, bottom - top) else inner.resize(
             (right - left, bottom - top), LANCZOS
@@ -95,11 +105,12 @@ def refining(picture: Image.Image, size: tuple[int, int], grid: int) -> Canvas:
 
 
 def inpainting(
-    picture: Image.Image, mask: np.ndarray | None, margins: Margins, grid: int,
+    picture: Image.Image, mask: np.ndarray | None, margins: Margins, grid: int, factor: int = 1,
     around: int | None = None, side: int = 0,
 ) -> Canvas:  # fmt: skip
     """What is under the mask and in the margins.
 
+    factor  pixels of a latent position
     around  paint nothing but the mask with so many pixels around it, enlarged to `side`; None for all
     Raises BadPhoto when there is nothing to paint.
     """
@@ -110,7 +121,8 @@ def inpainting(
         raise BadPhoto("The mask is black everywhere, so nothing would be painted. White (or transparent) is.")
     bigger = _repeated(picture, margins)
     if around is None:
-        return Canvas(bigger, whole, (0, 0, *bigger.size), bigger.size, grid)
+        offset = (-left % factor, -up % factor)
+        return Canvas(bigger, whole, (0, 0, *bigger.size), bigger.size, grid, offset)
     part = _surroundings(whole, around)
     width, height = part[2] - part[0], part[3] - part[1]
     times = max(1.0, side / max(width, height))  # never smaller: that would lose what is there
@@ -147,16 +159,20 @@ def _repeated(picture: Image.Image, margins: Margins) -> Image.Image:
 def faded(mask: np.ndarray, feather: int) -> np.ndarray:
     """How much of what was painted is seen (H, W) uint8: 0 outside, rising inside over `feather` pixels.
 
-    A mask too thin for that is seen whole where it is thickest.
+    Where a mask is too thin for that, the blend is narrower.
     """
-    inside = Image.fromarray(mask.astype(np.uint8))
-    depth = np.zeros(mask.shape, np.int32)
-    for _ in range(feather + 1):
-        depth += np.asarray(inside)
-        inside = inside.filter(ImageFilter.MinFilter(3))
-        if not inside.getbbox():
+    inside = Image.fromarray(mask.astype(np.uint8) * 255)
+    smaller, width = inside, feather
+    while width > 1:  # half the blend inwards, then both ways from there
+        smaller = inside.filter(ImageFilter.MinFilter(2 * (width // 4) + 1)).filter(
+            ImageFilter.MinFilter(2 * (width // 2 - width // 4) + 1)
+        )  # fmt: skip
+        if smaller.getbbox():
             break
-    opacity: np.ndarray = np.rint(255 * depth / max(1, depth.max())).astype(np.uint8)
+        width //= 2
+    if width > 1:
+        inside = ImageChops.multiply(smaller.filter(ImageFilter.GaussianBlur(width / 4)), inside)
+    opacity: np.ndarray = np.asarray(inside)
     return opacity
 
 

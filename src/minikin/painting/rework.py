@@ -79,7 +79,7 @@ def canvas(base: Base, recipe: Rework, job: Job) -> Canvas:
     if job.mask is None and not any(recipe.margins):
         raise BadRecipe("Say what to paint: a mask (--mask FILE, white is painted), or --extend right=64.")
     around = recipe.padding if recipe.only_masked else None
-    return canvases.inpainting(picture, job.mask, recipe.margins, base.grid, around, base.size_px)
+    return canvases.inpainting(picture, job.mask, recipe.margins, base.grid, base.factor, around, base.size_px)
 
 
 def feather(base: Base, recipe: Rework) -> int:
