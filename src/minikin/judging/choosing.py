@@ -33,7 +33,7 @@ def ranked(*scores: Sequence[float]) -> list[int]:
         spread = values.std()
         if spread > 1e-9:
             total += (values - values.mean()) / spread
-    return [int(i) for i in np.argsort(-total, kind="stable")]
+    return [int(i) for i in np.argsort(-total.round(9), kind="stable")]
 
 
 @dataclass(frozen=True)

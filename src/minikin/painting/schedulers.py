@@ -66,8 +66,10 @@ def scheduler_name(name: str) -> str:
 def own(base_scheduler: Any, levels: int | None = None) -> Any:
     """A fresh copy of the base's own scheduler; see `build` for levels."""
     kind = type(base_scheduler)
-    changes = _lowered(base_scheduler, levels, kind.__name__) if levels else {}
-    return kind.from_config(dict(base_scheduler.config) | changes)
+    if not levels:
+        return kind.from_config(base_scheduler.config)
+    config = {k: v for k, v in base_scheduler.config.items() if not k.startswith("_")}
+    return kind.from_config(config | _lowered(base_scheduler, levels, kind.__name__))
 
 
 def _lowered(base_scheduler: Any, levels: int, cls: str) -> dict[str, Any]:
