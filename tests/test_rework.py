@@ -95,6 +95,15 @@ def test_every_base_refines_and_inpaints(every: dict[str, Base], family: str) ->
     assert studio.base.unet.forward == unet and studio.base.vae.use_tiling == vae  # all is as it was
 
 
+@pytest.mark.parametrize("preset", ["quality", "turbo", "lcm-lora"])
+def test_strength_one_on_zero_terminal_snr(tiny: Base, draft: Image.Image, preset: str) -> None:
+    """Tiny begins at pure noise; with the stock rule x0 would come in besides, 4096 times smaller."""
+    how: dict[str, Any] = {"preset": preset, "steps": 3, "seed": 5}
+    (plain,) = Studio(tiny).paint("a cat", **how)
+    (over,) = Studio(tiny).refine(draft, prompt="a cat", strength=1.0, **how)
+    assert far(plain, over) == 0
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_strength_one_is_painting_from_noise(every: dict[str, Base], family: str) -> None:
     """Step for step, ancestral noise included: nothing of the picture is left."""
@@ -219,12 +228,18 @@ def test_few_step_presets_refine_tiny(tiny: Base, draft: Image.Image, preset: st
     assert moved[0] < 9 < moved[2]
 
 
-def test_same_seed_same_picture_in_any_batch(tiny: Base, draft: Image.Image, mask: np.ndarray) -> None:
+def test_same_seed_same_picture_in_any_batch(
+    tiny: Base, draft: Image.Image, mask: np.ndarray, monkeypatch: Any
+) -> None:  # fmt: skip
     """seed + i, whatever the batch, with the noise of an ancestral scheduler and of what is put back."""
     studio = Studio(tiny)
     how: dict[str, Any] = {"prompt": "a duck", "steps": 3, "scheduler": "Euler a", "strength": 0.7}
+    latents: list[torch.Tensor] = []
+    decode = painting.pictures
+    monkeypatch.setattr(painting, "pictures", lambda base, x: latents.append(x) or decode(base, x))
     three = studio.inpaint(draft, mask, n=3, seed=40, batch=3, **how)
     (second,) = studio.inpaint(draft, mask, n=1, seed=41, **how)
+    assert (latents[0][1] - latents[1][0]).abs().max() < 1e-4
     assert far(three[1], second) <= 1
     assert far(three[0], three[1]) > 8
 
