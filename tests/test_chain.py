@@ -153,6 +153,7 @@ def test_a_picture_is_refined_by_its_own_recipe() -> None:
     assert (found.prompt, found.negative, found.preset, found.steps) == ("a car", "blur", "turbo", 4)
     assert (found.seed, found.lock, found.strength, found.width) == (9, "global", 0.3, None)
     assert found.n == 1
+    assert inherited(Refine, own(guidance=0, switch=0), {}).model_dump()["switch"] == 0.0  # 0 is an answer
 
 
 @pytest.mark.parametrize("change", [{"preset": "quality"}, {"base": "sd15"}])

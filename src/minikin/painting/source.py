@@ -88,7 +88,8 @@ def inherited(kind: type[R], source: Source, given: dict[str, Any]) -> R:
     Raises BadRecipe; also when there is no prompt to be found.
     """
     asked = {k: v for k, v in given.items() if v is not None}
-    own = {k: v for k, v in source.made.get("recipe", source.said).items() if k in Paint.model_fields and v}
+    told = source.made.get("recipe", source.said)
+    own = {k: v for k, v in told.items() if k in Paint.model_fields and v not in (None, "")}
     if "seed" in source.made:
         own["seed"] = source.made["seed"]
     dropped = set(_OF_THE_RUN)
