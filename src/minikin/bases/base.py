@@ -120,6 +120,11 @@ class Base:
         return 1 << (len(self.vae.config.block_out_channels) - 1)
 
     @property
+    def grid(self) -> int:
+        """Pixels that sides of pictures are multiples of, so that every level of the U-Net has whole sizes."""
+        return self.factor << (len(self.unet.config.block_out_channels) - 1)
+
+    @property
     def prediction(self) -> str:
         return str(self.pipe.scheduler.config.prediction_type)
 

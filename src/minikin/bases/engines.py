@@ -82,7 +82,7 @@ class Compiled:
             yield
             return
         unet, decoder = (self._guarded(base, m, tell) for m in (base.unet, base.vae.decoder))
-        with _behind(base.unet, unet), _behind(base.vae.decoder, decoder):
+        with behind(base.unet, unet), behind(base.vae.decoder, decoder):
             yield
 
     def _guarded(self, base: Base, module: Any, tell: Tell) -> Callable[..., Any]:
@@ -135,7 +135,7 @@ class OpenVino:
         if self._broken:
             yield
             return
-        with _behind(base.unet, self._unet(base, tell)), _behind(
+        with behind(base.unet, self._unet(base, tell)), behind(
             base.vae.decoder, self._decoder(base, tell)
         ):  # fmt: skip
             yield
@@ -247,7 +247,7 @@ class _Plain(nn.Module):
 
 
 @contextmanager
-def _behind(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+def behind(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
     """While inside, calling the module calls `forward`."""
     before = module.__dict__.get("forward")
     module.forward = forward

@@ -60,6 +60,15 @@ def box(text: str) -> Box:
     return found
 
 
+def within(where: Box, view: Box) -> Box:
+    """A box as seen from a part of the picture, in shares of that part; it may reach beyond it."""
+    across, down = view.right - view.left, view.bottom - view.top
+    return Box(
+        (where.left - view.left) / across, (where.top - view.top) / down,
+        (where.right - view.left) / across, (where.bottom - view.top) / down,
+    )  # fmt: skip
+
+
 class Placed(NamedTuple):
     """A box and how much each token (N,) belongs to what is placed there, 0 to 1."""
 

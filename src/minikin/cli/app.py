@@ -15,8 +15,20 @@ import typer
 from minikin import __version__
 from minikin.cli import concepts, models
 from minikin.cli.flags import with_recipe
-from minikin.errors import MinikinError
-from minikin.recipes import Baseline, BaselineMethod, Compare, Distill, Method, Paint, Sweep, Teach
+from minikin.errors import BadRecipe, MinikinError
+from minikin.recipes import (
+    Baseline,
+    BaselineMethod,
+    Best,
+    Compare,
+    Distill,
+    Inpaint,
+    Method,
+    Paint,
+    Refine,
+    Sweep,
+    Teach,
+)
 
 app = typer.Typer(
     name="minikin", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -26,6 +38,7 @@ app = typer.Typer(
 app.add_typer(concepts.app, name="concepts")
 app.add_typer(models.app, name="models")
 
+Metadata = Annotated[bool, typer.Option("--metadata/--no-metadata", help="recipes inside pictures")]
 Json = Annotated[bool, typer.Option("--json", help="one JSON object a line, for programs")]
 
 
@@ -67,14 +80,55 @@ def teach(
 def paint(
     prompt: Annotated[str, typer.Argument(help="what to paint; <tom> stands for the concept tom")],
     out: Annotated[Path, typer.Option(help="folder, or a .png file for one picture")] = Path("out"),
-    metadata: Annotated[bool, typer.Option("--metadata/--no-metadata", help="recipes inside pictures")] = True,
+    metadata: Metadata = True,
+    best_of: Annotated[
+        int | None, typer.Option(help="paint so many, and keep the -n that a judge finds best")
+    ] = None,
+    judge: Annotated[str | None, typer.Option(help="best-of: tiny, clip-b32 or clip-l14")] = None,
+    photos: Annotated[str | None, typer.Option(help="best-of: the concept's photos, for likeness")] = None,
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
     """Paint pictures: minikin paint "a photo of <tom> on the beach" -n 4 --seed 7"""
-    from minikin.cli import verbs
+    from minikin.cli import pictures
 
-    recipe = Paint.make(prompt=prompt, **values)
-    verbs.paint(recipe, out, metadata=metadata, as_json=as_json)
+    if best_of is None and (judge or photos):
+        raise BadRecipe("--judge and --photos choose among drafts: say of how many with --best-of.")
+    best = None if best_of is None else Best.make(of=best_of, judge=judge, photos=photos)
+    pictures.paint(Paint.make(prompt=prompt, **values), out, metadata=metadata, as_json=as_json, best=best)
+
+
+@app.command()
+@with_recipe(Refine, skip=("points", "times"))
+def refine(
+    pictures: Annotated[list[Path], typer.Argument(help="pictures to take up, PNG, JPEG or WebP")],
+    out: Annotated[Path, typer.Option(help="folder, or a .png file for one picture")] = Path("out"),
+    metadata: Metadata = True,
+    as_json: Json = False, *, values: dict[str, Any],
+) -> None:  # fmt: skip
+    """Paint pictures again from themselves: minikin refine out/draft.png --preset quality --strength 0.4"""
+    from minikin.cli import pictures as painting
+
+    painting.refine(pictures, values, out, metadata=metadata, as_json=as_json)
+
+
+@app.command()
+@with_recipe(Inpaint, skip=("prompt", "points", "size", "width", "height"))
+def inpaint(
+    picture: Annotated[Path, typer.Argument(help="the picture, PNG, JPEG or WebP")],
+    prompt: Annotated[
+        str | None, typer.Argument(help="what to paint there; the picture's own prompt by default")
+    ] = None,
+    mask: Annotated[
+        Path | None, typer.Option(help="picture of the same size: white or transparent is painted")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder, or a .png file for one picture")] = Path("out"),
+    metadata: Metadata = True,
+    as_json: Json = False, *, values: dict[str, Any],
+) -> None:  # fmt: skip
+    """Paint a part of a picture: minikin inpaint out/draft.png "a photo of <tom>" --mask mask.png"""
+    from minikin.cli import pictures
+
+    pictures.inpaint(picture, mask, {**values, "prompt": prompt}, out, metadata=metadata, as_json=as_json)
 
 
 @app.command()
@@ -146,12 +200,15 @@ def show(picture: Path, as_json: Json = False) -> None:
 def redo(
     picture: Path,
     out: Annotated[Path, typer.Option(help="folder, or a .png file")] = Path("out"),
+    source: Annotated[
+        list[Path] | None, typer.Option(help="file or folder of what it was made from; its own folder anyway")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Paint a picture again from the recipe inside it, and say how much it differs."""
-    from minikin.cli import verbs
+    """Paint a picture, and what it was made from, again from the recipe inside; says how much it differs."""
+    from minikin.cli import pictures
 
-    verbs.redo(picture, out, as_json=as_json)
+    pictures.redo(picture, out, sources=source or [], as_json=as_json)
 
 
 @app.command()

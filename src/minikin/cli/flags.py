@@ -14,7 +14,9 @@ from minikin.recipes import Recipe
 SHORT = {"n": "-n", "seed": "-s"}
 # Help in groups: the usual first, then these, each option once; what is not named is usual
 PANELS = {
-    "Few steps and speed": ("preset", "steps", "guidance", "scheduler", "force", "interval", "engine", "batch"),
+    "Few steps and speed": (
+        "preset", "steps", "guidance", "scheduler", "force", "interval", "engine", "batch", "tile",
+    ),
     "Concepts": ("lock", "beta", "tau", "switch", "points", "positions"),
     "Learning": (
         "keys", "max_steps", "value_rate", "word_rate", "rate", "side_rate", "warmup", "decay", "clip",

@@ -1,4 +1,4 @@
-"""What the verbs teach, paint, show and redo do, around one call into the Studio each."""
+"""What the verbs teach and show do, around one call into the Studio each."""
 
 from __future__ import annotations
 
@@ -9,19 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from minikin import events, files
 from minikin.cli import display
 from minikin.concepts.concept import check_category, check_name
 from minikin.concepts.file import save as save_concept
 from minikin.errors import BadRecipe
 from minikin.painting import metadata as recipes_inside
-from minikin.painting.output import Names, save_picture
-from minikin.painting.paint import Painted
-from minikin.painting.sheet import contact_sheet
-from minikin.recipes import Paint, Teach
+from minikin.recipes import Teach
 from minikin.studio import Studio
 
 
@@ -74,35 +68,6 @@ def teach(
     return path
 
 
-def paint(recipe: Paint, out: Path, *, metadata: bool, as_json: bool, only: int | None = None) -> list[Path]:
-    """Paint and save, with a contact sheet for more than one picture; of one seed alone, if `only` names it."""
-    studio = Studio.open(recipe.base, device=recipe.device, dtype=recipe.dtype)
-    names = Names(recipe if only is None else recipe.model_copy(update={"n": 1}), out)
-    paths: list[Path] = []
-
-    def keep(picture: events.Picture) -> None:  # at once: an interruption loses nothing finished
-        if only not in (None, picture.seed):
-            return
-        one = Painted(picture.image, picture.seed or 0)
-        paths.append(save_picture(one, recipe, studio.facts(recipe), names, metadata=metadata))
-        if as_json:
-            display.emit({"event": "picture", "path": str(paths[-1]), "seed": one.seed})
-        else:
-            display.out.print(f"{paths[-1]}  seed {one.seed}", soft_wrap=True)
-
-    done = display.run(studio.painting(recipe), as_json=as_json, on_picture=keep)
-    sheet = None
-    if len(paths) > 1:
-        sheet = names.sheet()
-        seeds = [f"seed {p.seed}" for p in done.result]
-        files.save_image(contact_sheet([p.image for p in done.result], seeds), sheet)
-    if as_json:
-        display.emit({"event": "done", "pictures": len(paths), "sheet": str(sheet) if sheet else None})
-    elif sheet:
-        display.out.print(f"{sheet}  contact sheet", soft_wrap=True)
-    return paths
-
-
 def show(picture: Path, *, as_json: bool) -> None:
     """Print what a picture records about itself."""
     found = recipes_inside.read(picture)
@@ -115,46 +80,6 @@ def show(picture: Path, *, as_json: bool) -> None:
         display.out.print(f"negative: {found.negative}", markup=False)
     for key, value in found.settings.items():
         display.out.print(f"  {key}: {value}", markup=False)
-
-
-def redo(picture: Path, out: Path, *, as_json: bool) -> Path:
-    """Paint a picture again, in a batch like its own; prints the largest difference of any pixel."""
-    found = recipes_inside.read(picture)
-    if "recipe" not in found.recipe:
-        raise BadRecipe(
-            f"{picture} was not painted by Minikin, so it cannot be repeated exactly. `minikin show` prints "
-            "its prompt and settings; give them to `minikin paint`."
-        )
-    points = found.recipe["recipe"].get("points") or {}  # those of then, or none, whatever was measured since
-    seed = found.recipe["seed"]
-    batch = found.recipe.get("batch") or {"seed": seed, "n": 1}
-    settings = {**found.recipe["recipe"], "points": points, "seed": batch["seed"], "n": batch["n"]}
-    recipe = Paint.make(**settings, batch=batch["n"])
-    if out.suffix != ".png":
-        out = out / f"{picture.stem}-again.png"
-    (path,) = paint(recipe, out, metadata=True, as_json=as_json, only=seed)
-    now = recipes_inside.read(path).recipe.get("concepts", {})
-    for name, then in found.recipe.get("concepts", {}).items():
-        if now.get(name, {}).get("sha256") != then.get("sha256"):
-            display.warn(f"Concept '{name}' is not the one this picture was painted with; expect a difference.",
-                         as_json=as_json)  # fmt: skip
-    _warn_of_other_adapters(found.recipe, recipes_inside.read(path).recipe, as_json=as_json)
-    before, after = (np.asarray(Image.open(p).convert("RGB"), np.int16) for p in (picture, path))
-    difference = int(np.abs(before - after).max()) if before.shape == after.shape else 255
-    if as_json:
-        display.emit({"event": "redo", "largest_difference": difference})
-    else:
-        display.out.print(
-            "identical" if difference == 0 else f"largest difference of any pixel: {difference} of 255"
-        )
-    return path
-
-
-def _warn_of_other_adapters(then: dict[str, Any], now: dict[str, Any], *, as_json: bool) -> None:
-    for name, adapter in then.get("adapters", {}).items():
-        if now.get("adapters", {}).get(name, {}).get("sha256") != adapter.get("sha256"):
-            display.warn(f"LoRA '{name}' is not the one this picture was painted with; expect a difference.",
-                         as_json=as_json)  # fmt: skip
 
 
 @contextmanager

@@ -87,16 +87,23 @@ class Course:
 
 
 def course(
-    base: Base, decided: Plan, prompt: Prompt, loaded: Mapping[str, Loaded], copies: int, total: int
+    base: Base, decided: Plan, prompt: Prompt, loaded: Mapping[str, Loaded], copies: int, total: int,
+    skipped: int = 0,
 ) -> Course:  # fmt: skip
-    """The course of `copies` pictures in `total` steps."""
+    """The course of `copies` pictures in `total` steps.
+
+    skipped  steps of a whole picture that lie before these, where painting begins below pure noise: shares
+             are of a whole picture, because what they are about, its layout and its noise, is
+    """
     recipe = decided.recipe
-    late = {n: nearest(s, total) for n, s in operating.shares(recipe, prompt.names).items()}
+    whole = total + skipped
+    shares = operating.shares(recipe, prompt.names)
+    late = {n: max(0, nearest(s, whole) - skipped) for n, s in shares.items()}
     begins = tuple(sorted({0, *(k for k in late.values() if k < total)}))
     prompts = [replace(prompt, uses=tuple(u for u in prompt.uses if late[u.name] <= b)) for b in begins]
     stages, negative = conditions(base, decided, prompts, loaded, copies)
     low, high = recipe.interval or WHOLE
-    guided = range(nearest(low, total), nearest(high, total))
+    guided = range(max(0, nearest(low, whole) - skipped), max(0, nearest(high, whole) - skipped))
     return Course(begins, stages, negative, guided, decided.guidance)
 
 

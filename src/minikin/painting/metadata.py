@@ -65,11 +65,38 @@ def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:
 
 
 def png_info(recipe: dict[str, Any], prompt: str, negative: str, settings: dict[str, Any]) -> PngInfo:
-    """Both texts, ready to be saved with a PNG."""
+    """Both texts, ready to be saved with a PNG; what `read` would refuse for its length is left out."""
     info = PngInfo()
+    recipe = bounded({"version": __version__, **recipe})
     info.add_text("parameters", parameters_text(prompt, negative, settings))
-    info.add_itxt(JSON_KEY, json.dumps({"version": __version__, **recipe}, ensure_ascii=False))
+    info.add_itxt(JSON_KEY, json.dumps(recipe, ensure_ascii=False))
     return info
+
+
+def bounded(recipe: dict[str, Any], most: int = MAX_TEXT) -> dict[str, Any]:
+    """The record of a picture in at most so many characters: without its farthest forebears' records.
+
+    The picture that they end with keeps its name and hashes, and `left_out` says that it had a record.
+    """
+    while len(json.dumps(recipe, ensure_ascii=False)) > most and (made := _generations(recipe)) > 0:
+        recipe = _without(recipe, made)
+    return recipe
+
+
+def _generations(recipe: dict[str, Any]) -> int:
+    """How many pictures before this one have their records in it."""
+    n = 0
+    while "made" in (parent := recipe.get("parent", {})):
+        n, recipe = n + 1, parent["made"]
+    return n
+
+
+def _without(recipe: dict[str, Any], generation: int) -> dict[str, Any]:
+    """The record without that of the picture so many generations before."""
+    parent = recipe["parent"]
+    if generation > 1:
+        return {**recipe, "parent": {**parent, "made": _without(parent["made"], generation - 1)}}
+    return {**recipe, "parent": {k: v for k, v in parent.items() if k != "made"} | {"left_out": True}}
 
 
 def read(path: str | Path) -> Recorded:

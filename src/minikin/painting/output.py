@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
 
 from minikin import __version__
 from minikin.errors import BadRecipe
-from minikin.files import save_image
+from minikin.files import atomic_write, save_image
 from minikin.painting.metadata import png_info
 from minikin.painting.paint import Painted
 from minikin.recipes import Paint
+
+LARGEST_MASK = 30_000  # characters of base64 inside a picture; a brush of 1024 px takes about a tenth
 
 
 def settings(recipe: Paint, facts: dict[str, Any], one: Painted) -> dict[str, Any]:
@@ -21,6 +25,7 @@ def settings(recipe: Paint, facts: dict[str, Any], one: Painted) -> dict[str, An
         "Sampler": facts["sampler"],
         "CFG scale": f"{facts['guidance']:g}",
         "Seed": one.seed,
+        "Denoising strength": facts["recipe"].get("strength"),
         "Size": f"{one.image.width}x{one.image.height}",
         "Model hash": facts["base"]["fingerprint"][:10],
         "Model": facts["base"]["name"],
@@ -34,17 +39,18 @@ def settings(recipe: Paint, facts: dict[str, Any], one: Painted) -> dict[str, An
 class Names:
     """File names for the pictures of one run that collide with nothing already there.
 
-    `out` is a folder, or a .png name (numbered by seed when there are several pictures).
+    out   a folder, or a .png name (numbered by seed when there are several pictures)
+    stem  how names begin in a folder; the prompt's words by default
     """
 
-    def __init__(self, recipe: Paint, out: Path) -> None:
+    def __init__(self, recipe: Paint, out: Path, stem: str = "") -> None:
         if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"):
             raise BadRecipe(f"Pictures are written as PNG: give --out a folder or NAME.png, not {out.name}.")
         words = re.findall(r"[a-z0-9]+", recipe.prompt.lower())
         self.single = out if out.suffix.lower() == ".png" and recipe.n == 1 else None
         named = out.suffix.lower() == ".png"
         self.folder = out.parent if named else out
-        self.stem = out.stem if named else "-".join(words)[:40].strip("-") or "picture"
+        self.stem = out.stem if named else stem or "-".join(words)[:40].strip("-") or "picture"
         self.taken = {p.name for p in self.folder.glob(f"{self.stem}-*")} if self.folder.is_dir() else set()
 
     def picture(self, seed: int) -> Path:
@@ -66,7 +72,19 @@ def save_picture(
 ) -> Path:
     """Write one PNG with its recipe inside; returns its path."""
     path = names.picture(one.seed)
+    if metadata:
+        facts = _mask_beside(facts, path)
     return save_image(one.image, path, info=_info(recipe, facts, one) if metadata else None)
+
+
+def _mask_beside(facts: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The facts with a mask that is too large for a picture's record in a file of its own."""
+    text = facts.get("mask", {}).get("png", "")
+    if len(text) <= LARGEST_MASK:
+        return facts
+    data = base64.b64decode(text)
+    beside = atomic_write(path.with_suffix(".mask.png"), data)
+    return {**facts, "mask": {"file": beside.name, "sha256": hashlib.sha256(data).hexdigest()}}
 
 
 def _info(recipe: Paint, facts: dict[str, Any], one: Painted) -> Any:

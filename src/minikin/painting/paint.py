@@ -7,6 +7,7 @@ was computed in. The pipeline is given packed keys and values as `prompt_embeds`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +18,15 @@ from minikin.bases import engines
 from minikin.bases.base import Base
 from minikin.bases.editing import Loaded
 from minikin.bases.prompt import Prompt
-from minikin.bases.regions import Steering, steered
+from minikin.bases.regions import Placed, Steering, steered, within
 from minikin.errors import BadRecipe, OutOfMemory
 from minikin.painting import schedulers
-from minikin.painting.course import Course, course
+from minikin.painting.course import course
+from minikin.painting.ground import EVERYTHING, Ground, Overpainting, pictures
 from minikin.painting.plan import Plan, plan
-from minikin.recipes import WHOLE, Paint
+from minikin.painting.strength import begin
+from minikin.painting.windows import Windows, tiled_autoencoder
+from minikin.recipes import WHOLE, Paint, Rework
 
 LARGE = 1.6  # times the base's own size: from there on subjects repeat
 
@@ -39,10 +43,12 @@ class Painted:
 def paint_batch(
     base: Base, recipe: Paint | Plan, prompt: Prompt, loaded: Mapping[str, Loaded], seeds: list[int], *,
     on_step: Callable[[int], None] | None = None, tell: engines.Tell = engines.log.warning,
+    ground: Ground | None = None,
 ) -> list[Painted]:  # fmt: skip
     """Paint one batch. `on_step(done)` is called after every step and may raise events.Cancelled.
 
     `tell` hears of an engine that failed.
+    `ground` is what is painted on; nothing by default, and pictures are then of the recipe's size.
 
     Adapters are the caller's matter: whatever is on the base (`Adapters.using`) takes part.
     """
@@ -50,34 +56,56 @@ def paint_batch(
     recipe = decided.recipe
     pipe = base.pipe
     own = pipe.scheduler
-    scheduler = _scheduler(decided, own)
-    total = decided.steps * scheduler.order - (scheduler.order - 1)  # Heun: two halves each, but for the last
-    way = course(base, decided, prompt, loaded, len(seeds), total)
-    side = base.size_px
+    beginning = begin(decided, _class(decided, own), ground.strength if ground else 1.0)
+    scheduler = _scheduler(decided, own, beginning.levels)
+    total, whole = (n * scheduler.order - (scheduler.order - 1)  # Heun: two halves each, but for the last
+                    for n in (beginning.steps, beginning.steps + beginning.skipped))  # fmt: skip
+    way = course(base, decided, prompt, loaded, len(seeds), total, whole - total)
+    height, width = recipe.height or base.size_px, recipe.width or base.size_px
+    if ground:
+        height, width = (n * base.factor for n in ground.size)
+    generators = [torch.Generator().manual_seed(s) for s in seeds]
     kwargs: dict[str, Any] = {
-        **way.start(base), "num_inference_steps": decided.steps,
-        "width": recipe.width or side, "height": recipe.height or side,
-        "generator": [torch.Generator().manual_seed(s) for s in seeds],
+        **way.start(base), "num_inference_steps": beginning.steps, "width": width, "height": height,
+        "generator": generators,
     }  # fmt: skip
-    if decided.pinned:
-        kwargs["timesteps"] = decided.pinned
-
-    steering = _steering(base, way, len(seeds), kwargs["height"], kwargs["width"])
+    if beginning.pinned:
+        kwargs["timesteps"] = list(beginning.pinned)
+    over = Overpainting(ground, base, scheduler, beginning, generators) if ground else None
+    if over:
+        kwargs |= {"latents": over.latents, "output_type": "latent"}
+    view = ground.view if ground else EVERYTHING
+    placed = [Placed(within(p.box, view), p.tokens) for p in way.stages[-1].placed]
+    # the regions of the whole prompt: they hold while the category stands in for a concept, too
+    size = (height // base.factor, width // base.factor)
+    windows = Windows(size, ground.side, placed, len(seeds)) if ground and ground.side else None
+    steering = Steering(placed, len(seeds), size) if placed and not windows else None
 
     def after(running: Any, index: int, _t: Any, state: dict[str, Any]) -> dict[str, Any]:
         if on_step:
             on_step(index + 1)
+        share = (whole - total + index + 1) / whole
         if steering:
-            steering.share = (index + 1) / total
+            steering.share = share
+        if windows:
+            windows.at(share)
+        if over:
+            state = over.after(index + 1, state)
         return way.after(base, running, index + 1, state)
 
     kwargs["callback_on_step_end"] = after
     try:
         pipe.scheduler = scheduler
         # an exported U-Net knows nothing of regions
-        engine = engines.engine("eager" if steering else recipe.engine)
+        engine = engines.engine("eager" if placed else recipe.engine)
+        looking = windows.on(base) if windows else nullcontext()
+        seen = over.seen() if over else nullcontext()
         with engine.on(base, tell), steered(base.unet, steering):
-            images = pipe(**kwargs).images
+            with looking, seen:
+                images = pipe(**kwargs).images
+            if over:
+                with tiled_autoencoder(base):
+                    images = pictures(base, over.latents)
     except torch.OutOfMemoryError as e:
         raise OutOfMemory(
             f"Not enough memory on {base.device} for {len(seeds)} pictures at once. Try --batch "
@@ -88,18 +116,23 @@ def paint_batch(
     return [Painted(image, seed) for image, seed in zip(images, seeds, strict=True)]
 
 
-def _steering(base: Base, way: Course, copies: int, height: int, width: int) -> Steering | None:
-    """The regions of the whole prompt: they hold while the category stands in for a concept, too."""
-    placed = way.stages[-1].placed
-    return Steering(placed, copies, (height // base.factor, width // base.factor)) if placed else None
+def steps(base: Base, decided: Plan, strength: float = 1.0) -> int:
+    """How many steps run at this strength."""
+    return begin(decided, _class(decided, base.pipe.scheduler), strength).steps
 
 
-def _scheduler(decided: Plan, own: Any) -> Any:
-    """The plan's scheduler, or a fresh copy of the base's own."""
+def _class(decided: Plan, own: Any) -> str:
+    """diffusers' class name of the plan's scheduler."""
+    name = decided.recipe.scheduler
+    return schedulers.SCHEDULERS[name][0] if name else type(own).__name__
+
+
+def _scheduler(decided: Plan, own: Any, levels: int | None = None) -> Any:
+    """The plan's scheduler, or a fresh copy of the base's own; of `levels` noise levels or all."""
     name, preset = decided.recipe.scheduler, decided.preset
     if name is None:
-        return type(own).from_config(own.config)
-    return schedulers.build(name, own, preset.config if name == preset.scheduler else None)
+        return schedulers.own(own, levels)
+    return schedulers.build(name, own, preset.config if name == preset.scheduler else None, levels)
 
 
 def cautions(base: Base, recipe: Paint, prompt: Prompt) -> list[str]:
@@ -109,7 +142,7 @@ def cautions(base: Base, recipe: Paint, prompt: Prompt) -> list[str]:
     if n > most:
         found.append(f"The prompt has {n} tokens; this base reads the first {most} and leaves out the rest.")
     w, h = recipe.width or base.size_px, recipe.height or base.size_px
-    if max(w, h) > LARGE * base.size_px:
+    if not isinstance(recipe, Rework) and max(w, h) > LARGE * base.size_px:
         found.append(
             f"This base was trained on pictures of {base.size_px} px; at {w}x{h} it tends to repeat the "
             "subject."
@@ -121,18 +154,20 @@ def cautions(base: Base, recipe: Paint, prompt: Prompt) -> list[str]:
 
 def check(base: Base, recipe: Paint) -> None:
     """Raise BadRecipe when the base cannot paint pictures of this size or with this scheduler."""
-    if base.is_inpainting:
-        raise BadRecipe(
-            f"'{base.name}' is an inpainting model: it fills masked parts of a picture and paints nothing "
-            "from a prompt alone. Use the ordinary model of its family."
-        )
     named = schedulers.scheduler_name(recipe.scheduler) if recipe.scheduler else ""
     if base.has_guidance_embedding and named not in ("", "LCM"):
         raise BadRecipe(
             f"'{base.name}' is a latent consistency model and paints with the LCM scheduler only, not "
             f"'{recipe.scheduler}'. Leave --scheduler out."
         )
-    step = base.factor * 2 ** (len(base.unet.config.block_out_channels) - 1)
+    if isinstance(recipe, Rework):  # any size, on any U-Net
+        return
+    if base.is_inpainting:
+        raise BadRecipe(
+            f"'{base.name}' is an inpainting model: it fills masked parts of a picture and paints nothing "
+            "from a prompt alone. Use the ordinary model of its family, or `minikin inpaint`."
+        )
+    step = base.grid
     for name in ("width", "height"):
         value = getattr(recipe, name)
         if value is not None and value % step:

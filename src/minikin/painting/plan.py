@@ -17,7 +17,7 @@ from minikin.bases.base import Base
 from minikin.bases.presets import Preset, Source
 from minikin.errors import BadRecipe
 from minikin.painting import schedulers
-from minikin.recipes import Paint
+from minikin.recipes import Paint, Rework
 
 TINY_GUIDANCE, GUIDANCE = 4.0, 6.0
 
@@ -88,7 +88,8 @@ def plan(base: Base, recipe: Paint, student: Mapping[str, str] | None = None) ->
     values["guidance"] = _guidance(base, chosen) if recipe.guidance is None else recipe.guidance
     named = recipe.scheduler and schedulers.scheduler_name(recipe.scheduler)
     values["scheduler"] = named or chosen.scheduler
-    if not recipe.width and not recipe.height and (side := chosen.sizes.get(base.architecture)):
+    sized = recipe.width or recipe.height or isinstance(recipe, Rework)  # a picture's own size stays
+    if not sized and (side := chosen.sizes.get(base.architecture)):
         values |= {"width": side, "height": side}
     warnings = _disagreements(base, chosen, made_for)
     if not recipe.force:

@@ -33,6 +33,9 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "TCD": ("TCDScheduler", {}),
 }  # fmt: skip
 
+# these step on every 20th timestep, as their students were trained to
+LATTICED, LATTICE = ("LCMScheduler", "TCDScheduler"), 20
+
 _ALIASES = {
     "k_euler": "Euler", "euler_ancestral": "Euler a", "k_euler_a": "Euler a", "eulera": "Euler a",
     "dpmpp_2m": "DPM++ 2M", "dpmpp_2m_karras": "DPM++ 2M Karras", "dpmpp_2m_sde": "DPM++ 2M SDE",
@@ -60,10 +63,35 @@ def scheduler_name(name: str) -> str:
     return found
 
 
-def build(name: str, base_scheduler: Any, wanted: Mapping[str, Any] | None = None) -> Any:
+def own(base_scheduler: Any, levels: int | None = None) -> Any:
+    """A fresh copy of the base's own scheduler; see `build` for levels."""
+    kind = type(base_scheduler)
+    if not levels:
+        return kind.from_config(base_scheduler.config)
+    config = {k: v for k, v in base_scheduler.config.items() if not k.startswith("_")}
+    return kind.from_config(config | _lowered(base_scheduler, levels, kind.__name__))
+
+
+def _lowered(base_scheduler: Any, levels: int, cls: str) -> dict[str, Any]:
+    """Configuration of a scheduler that knows the first `levels` of the base's noise levels alone.
+
+    Its whole range is then what lies below timestep `levels`, whatever its spacing, and it begins at
+    the uppermost (trailing spacing; Lin et al. 2023, arXiv:2305.08891, table 2).
+    """
+    changes = {
+        "trained_betas": base_scheduler.betas[:levels].tolist(), "num_train_timesteps": levels,
+        "rescale_betas_zero_snr": False, "timestep_spacing": "trailing",
+    }  # fmt: skip
+    return changes | ({"original_inference_steps": levels // LATTICE} if cls in LATTICED else {})
+
+
+def build(
+    name: str, base_scheduler: Any, wanted: Mapping[str, Any] | None = None, levels: int | None = None
+) -> Any:  # fmt: skip
     """A scheduler with the base's noise schedule and prediction type.
 
     wanted  what its configuration must say besides (a preset's timestep spacing)
+    levels  of noise that there are, counted from below; all by default
     """
     import diffusers
 
@@ -75,6 +103,8 @@ def build(name: str, base_scheduler: Any, wanted: Mapping[str, Any] | None = Non
         "DEISMultistepScheduler",
     ):  # fmt: skip
         extra = extra | {"final_sigmas_type": "zero"}
+    if levels:
+        extra = extra | _lowered(base_scheduler, levels, cls)
     if cls == "EulerAncestralDiscreteScheduler":
         from minikin.painting.pinned import PinnedEulerAncestral
 

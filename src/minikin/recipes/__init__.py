@@ -24,8 +24,9 @@ from minikin.recipes.base import (
 )
 from minikin.recipes.baseline import PUBLISHED_BASELINES, TINY_BASELINES, Baseline, BaselineMethod
 from minikin.recipes.distill import PUBLISHED, STUDENT_TIMES, TINY, Distill, Method
-from minikin.recipes.judge import BESIDE, Compare, Sweep
+from minikin.recipes.judge import BESIDE, Best, Compare, Sweep
 from minikin.recipes.paint import EngineName, KeyLock, Paint, Tuned
+from minikin.recipes.rework import OF_PRESET, Inpaint, Refine, Rework
 from minikin.recipes.teach import ROW_RATE, Teach
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "MAX_SIDE",
     "MAX_STEPS",
     "N_TRAIN",
+    "OF_PRESET",
     "PUBLISHED",
     "PUBLISHED_BASELINES",
     "ROW_RATE",
@@ -42,14 +44,18 @@ __all__ = [
     "WHOLE",
     "Baseline",
     "BaselineMethod",
+    "Best",
     "Compare",
     "Distill",
     "EngineName",
+    "Inpaint",
     "KeyLock",
     "MaskKind",
     "Method",
     "Paint",
     "Recipe",
+    "Refine",
+    "Rework",
     "Scale",
     "Share",
     "Shares",

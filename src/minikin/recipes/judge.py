@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
+from minikin.errors import BadRecipe
 from minikin.recipes.base import (
     MAX_STEPS,
     WHOLE,
@@ -18,6 +19,7 @@ from minikin.recipes.base import (
     Strength,
     check_spans,
 )
+from minikin.recipes.paint import Paint
 
 BESIDE = "other"  # the name of a comparison's second thing
 
@@ -108,3 +110,19 @@ class Compare(Recipe):
         if self.name == BESIDE:
             raise ValueError(f"'{BESIDE}' is the second thing's name; choose another")
         return self
+
+
+class Best(Recipe):
+    """Paint more pictures than are wanted, and keep those a judge finds best."""
+
+    of: int = Field(ge=1, le=1000, description="how many are painted")
+    judge: str | None = Field(
+        None, description="who chooses: tiny (its own world alone), clip-b32 or clip-l14; what suits the base"
+    )
+    photos: str | None = Field(None, description="folder of the concept's photos, to judge likeness too")
+
+    def drafts(self, recipe: Paint) -> Paint:
+        """The recipe of all that are painted. Raises BadRecipe when more are to be kept."""
+        if recipe.n > self.of:
+            raise BadRecipe(f"Of {self.of} pictures no {recipe.n} can be kept. Raise --best-of or lower -n.")
+        return recipe.model_copy(update={"n": self.of})

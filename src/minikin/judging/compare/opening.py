@@ -34,7 +34,7 @@ def task(
     check_name(recipe.name)
     check_category(recipe.category)
     texts(recipe, recipe.category)  # raises here what is wrong with them, not after teaching
-    judge, photos, known = references(recipe, base, recipe.photos, judge)
+    judge, photos, known = references(recipe.judge, base, recipe.photos, judge, recipe.device)
     courses, skipped = _courses(recipe, listed, facts)
     if not courses:
         raise BadRecipe(f"There is nothing to paint: {' '.join(skipped)} Choose other --steps.")
@@ -42,7 +42,7 @@ def task(
     beside = None
     if recipe.beside and recipe.beside_category:
         check_category(recipe.beside_category)
-        _, second, beside = references(recipe, base, recipe.beside, judge)
+        _, second, beside = references(recipe.judge, base, recipe.beside, judge, recipe.device)
     return Task(recipe, methods, base, photos, courses, skipped, judge, known, beside, second)
 
 

@@ -15,7 +15,7 @@ from minikin.judging.judges import Judge, open_judge
 from minikin.judging.scores import References
 from minikin.judging.sweep.sweep import Task
 from minikin.painting.plan import Plan
-from minikin.recipes import Compare, Sweep
+from minikin.recipes import Sweep
 from minikin.teaching.photos import Photo, load_photos
 
 UNSEEN = "unseen"  # beside the photos: others of the same thing, which teaching was not shown
@@ -36,7 +36,7 @@ def task(
             f"There are no photos of '{concept.name}' to compare with; a concept file holds none. Give "
             "the folder it was taught from: --photos FOLDER."
         )
-    judge, _, known = references(recipe, base, recipe.photos, judge)
+    judge, _, known = references(recipe.judge, base, recipe.photos, judge, recipe.device)
     target = {
         "concept": facts["concepts"][concept.name]["sha256"], "base": facts["base"]["fingerprint"],
         "preset": facts["preset"], "steps": plan.steps, "sampler": facts["sampler"],
@@ -47,21 +47,27 @@ def task(
 
 
 def references(
-    recipe: Sweep | Compare, base: Base, folder: str, judge: Judge | None
+    name: str, base: Base, folder: str, judge: Judge | None = None, device: str | None = None
 ) -> tuple[Judge, list[Photo], References]:
-    """The judge, the photos, and what the judge sees in them and in those of `unseen/`.
+    """The judge of this name, the photos, and what the judge sees in them and in those of `unseen/`.
 
+    judge  opened already
     Raises BadRecipe for a judge of another world, BadPhoto, and what `open_judge` raises.
     """
-    if recipe.judge == "tiny" and judge is None and base.architecture != "tiny":
+    judge = judge or suited(name, base, device)
+    photos, beside = load_photos(folder), Path(folder) / UNSEEN
+    unseen = _images(load_photos(beside)) if beside.is_dir() else None
+    return judge, photos, References.of(judge, _images(photos), held_out=unseen)
+
+
+def suited(name: str, base: Base, device: str | None = None) -> Judge:
+    """The judge of this name; raises BadRecipe when it knows another world than the base's."""
+    if name == "tiny" and base.architecture != "tiny":
         raise BadRecipe(
             f"The judge tiny knows tiny's own world alone and cannot judge pictures of '{base.name}'. "
             "Use --judge clip-b32 or clip-l14."
         )
-    photos, beside = load_photos(folder), Path(folder) / UNSEEN
-    unseen = _images(load_photos(beside)) if beside.is_dir() else None
-    judge = judge or open_judge(recipe.judge, recipe.device)
-    return judge, photos, References.of(judge, _images(photos), held_out=unseen)
+    return open_judge(name, device)
 
 
 def _images(photos: list[Photo]) -> list[Image.Image]:

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,29 +20,18 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from minikin import events
-from minikin.bases import presets
-from minikin.bases.attached import Concepts
-from minikin.bases.base import Base
 from minikin.bases.covariance import Covariance, covariance, read_captions
 from minikin.bases.editing import Loaded, load
-from minikin.bases.loras import adapters
-from minikin.bases.loras.adapters import Adapters
-from minikin.bases.loras.lorafile import Adapter
-from minikin.bases.opening.registry import open_base
-from minikin.bases.prompt import UNKNOWN_HINT, Prompt, concept_tags, parse
+from minikin.bases.prompt import concept_tags, parse
 from minikin.concepts import library
 from minikin.concepts.concept import Concept, check_category, check_name
 from minikin.concepts.file import store_points
-from minikin.errors import BadRecipe, UnknownName
+from minikin.errors import BadRecipe
 from minikin.painting import paint as painting
-from minikin.painting.live import Live
-from minikin.painting.operating import settle
-from minikin.painting.paint import Painted
-from minikin.painting.plan import Plan
-from minikin.painting.plan import plan as plan_for
 from minikin.painting.sheet import contact_sheet
 from minikin.recipes import Baseline, Compare, Distill, Paint, Sweep, Teach, Tuned
 from minikin.stream import stream
+from minikin.studio.painting import Painting, last
 from minikin.teaching.photos import Photo, load_photos
 from minikin.teaching.teach import check as check_teaching
 from minikin.teaching.teach import teach
@@ -57,43 +45,12 @@ if TYPE_CHECKING:
 PREVIEW = 96  # pixels: 2 to 3 KB inside a concept file
 
 
-class Studio:
+class Studio(Painting):
     """One open base and the concepts in use on it.
 
     Calls from several threads take turns; a verb's generator holds its turn until it ends or is
     closed, so run each to its end in one thread.
     """
-
-    def __init__(self, base: Base) -> None:
-        self.base = base
-        self.concepts = Concepts(base)
-        self.adapters = Adapters(base)
-        self._lock = threading.RLock()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="minikin")
-
-    @classmethod
-    def open(cls, base: str = "tiny", **how: Any) -> Studio:
-        """Open a base by name, folder, file or hub id; see `bases.opening.registry.open_base`."""
-        return cls(open_base(base, **how))
-
-    # ---- concepts ----------------------------------------------------------------------------
-
-    def add(self, concept: Concept | str | Path) -> Concept:
-        """Use a concept in prompts: a Concept, a file, or a name from the library."""
-        if isinstance(concept, str) and not concept.endswith(".safetensors"):
-            concept = library.find(concept)
-        with self._lock:  # encoding puts words into the shared text encoder
-            return self.concepts.add(concept)
-
-    def _need(self, prompt: str) -> None:
-        """Load the concepts a prompt names, from the library if they are not in use yet."""
-        here = library.names()
-        for name in concept_tags(prompt):
-            if name in self.concepts.loaded:
-                continue
-            if name not in here:
-                raise UnknownName("concept", name, {*self.concepts.loaded, *here}, UNKNOWN_HINT)
-            self.add(name)
 
     # ---- teaching ----------------------------------------------------------------------------
 
@@ -125,7 +82,7 @@ class Studio:
     def teach(self, photos: str | Path | Sequence[Photo], **recipe: Any) -> Concept:
         """Teach a concept and return it; keyword arguments are those of `recipes.Teach`."""
         wanted = Teach.make(**{"base": self.base.name, **recipe})
-        concept: Concept = _last(self.teaching(photos, wanted)).result
+        concept: Concept = last(self.teaching(photos, wanted)).result
         return concept
 
     def _finished(
@@ -235,9 +192,6 @@ class Studio:
                     event = yield from self._pointed(event, concept, path)
                 yield event
 
-    def _painted(self, recipe: Paint) -> list[Image.Image]:
-        return [one.image for one in _last(self.painting(recipe)).result]
-
     def _swept(self, ref: str) -> tuple[Concept, Path | None]:
         """A concept by name or file, and its file; None for one that is in use already."""
         if ref in self.concepts.loaded:
@@ -304,112 +258,6 @@ class Studio:
             learned: list[Learned] = [one.result for one in taught]
             with self.wearing(*learned, weight=strength):
                 yield lambda recipe: self._painted(recipe.model_copy(update={"prompt": _said(learned, recipe)}))
-
-    # ---- painting ----------------------------------------------------------------------------
-
-    def painting(self, recipe: Paint) -> Iterator[events.Event]:
-        """Paint; yields a Picture for each as it is ready, then Done with all of them."""
-        with self._lock:  # from the first look at the concepts: another thread may replace one
-            self._need(recipe.prompt)
-            self._need(recipe.negative)
-            prompt = parse(recipe.prompt, self.concepts.categories)
-            painting.check(self.base, recipe)
-            plan, wanted = self._prepared(recipe, prompt)
-            for text in (*plan.warnings, *painting.cautions(self.base, plan.recipe, prompt)):
-                yield events.Note(text, warning=True)
-            made: list[Painted] = []
-            total = recipe.n * plan.steps
-            for i in range(0, recipe.n, recipe.batch):
-                seeds = list(recipe.together(recipe.seed + i))
-                some = yield from self._batch(plan, prompt, wanted, seeds, i * plan.steps, total)
-                made += some
-                for one in some:
-                    yield events.Picture(one.image, recipe.prompt, one.seed)
-            yield events.Done(made, self.facts(recipe))
-
-    def _prepared(self, recipe: Paint, prompt: Prompt) -> tuple[Plan, list[tuple[Adapter, float]]]:
-        """How the recipe is painted, and the LoRAs it needs with their weights: the preset's, the prompt's."""
-        negative = parse(recipe.negative, self.concepts.categories)
-        if negative.loras:
-            raise BadRecipe("A LoRA works on the whole picture: move <lora:...> to the prompt.")
-        if "<lora:" in prompt.text:
-            raise BadRecipe("A LoRA is written <lora:name> or <lora:name:0.8>, with one weight.")
-        wanted = [(self.adapters.get(adapters.find(name)), weight) for name, weight in prompt.loras]
-        students = [a.metadata for a, _ in wanted if "minikin.preset" in a.metadata]
-        student = students[0] if students else None
-        plan = plan_for(self.base, recipe, student)
-        if plan.source:
-            own = self.adapters.get(presets.locate(plan.preset, plan.source), plan.source.name)
-            wanted.insert(0, (own, 1.0))
-            student = {**own.metadata, "minikin.preset": plan.preset.name}
-        concepts = {n: one.concept for n, one in self.concepts.loaded.items()}
-        settled = settle(recipe, prompt, negative, concepts, plan.preset.name, plan.steps)
-        return plan_for(self.base, settled, student), wanted
-
-    def _batch(
-        self, plan: Plan, prompt: Prompt, wanted: adapters.Wanted, seeds: list[int], before: int, total: int
-    ) -> Generator[events.Event, None, list[Painted]]:  # fmt: skip
-        def work(emit: Callable[[events.Event], None]) -> list[Painted]:
-            with self.adapters.using(wanted):  # on within a batch only: nothing else ever meets them
-                return painting.paint_batch(
-                    self.base, plan, prompt, self.concepts.loaded, seeds,
-                    on_step=lambda s: emit(events.Progress("painting", before + s * len(seeds), total)),
-                    tell=lambda text: emit(events.Note(text, warning=True)),
-                )  # fmt: skip
-
-        painted: list[Painted] = yield from stream(work, self._worker)
-        return painted
-
-    def paint(self, prompt: str, **recipe: Any) -> list[Image.Image]:
-        """Paint pictures and return them; keyword arguments are those of `recipes.Paint`."""
-        wanted = Paint.make(**{"prompt": prompt, "base": self.base.name, **recipe})
-        return self._painted(wanted)
-
-    def live(self, prompt: str = "", **recipe: Any) -> Live:
-        """Paint as prompt, strengths and seed change; see `painting.live`. Arguments as for `paint`."""
-        return Live(self.painting, Paint.make(**{"prompt": prompt, "base": self.base.name, **recipe}))
-
-    def presets(self) -> list[dict[str, Any]]:
-        """The presets this base can be painted with: name, what it is, steps, guidance, adapter, ready."""
-        made_for = presets.recognise(self.base).name
-        known = dict.fromkeys([made_for, *presets.for_architecture(self.base.architecture)])
-        if self.base.has_guidance_embedding:
-            known = {made_for: None}
-        return [presets.describe(presets.PRESETS[n], self.base.architecture, n == made_for) for n in known]
-
-    def facts(self, recipe: Paint) -> dict[str, Any]:
-        """What a picture should know about how it was made; `recipe` in it repeats the picture."""
-        tags = concept_tags(f"{recipe.prompt} {recipe.negative}")
-        with self._lock:
-            plan, wanted = self._prepared(recipe, parse(recipe.prompt, self.concepts.categories))
-            concepts = {
-                n: {"category": self.concepts.loaded[n].concept.category, "sha256": self.concepts.digest(n)}
-                for n in tags if n in self.concepts.loaded
-            }  # fmt: skip
-        usual = recipe.preset is None and plan.preset.name == "quality"  # what suits the base is left to it
-        repeat = plan.recipe
-        if usual:
-            update = {k: getattr(plan.recipe, k) for k in ("steps", "points", "interval")}
-            if plan.recipe.points and recipe.points is None:
-                update["guidance"] = plan.guidance
-            repeat = recipe.model_copy(update=update)
-        return {
-            "recipe": repeat.model_dump(exclude={"device", "dtype", "batch", "n"}),
-            "base": {"name": self.base.name, "fingerprint": self.base.fingerprint},
-            "concepts": concepts,
-            "preset": plan.preset.name,
-            "sampler": plan.recipe.scheduler or "base default",
-            "guidance": plan.guidance,
-            "adapters": {a.name: {"weight": weight, "sha256": a.sha256} for a, weight in wanted},
-        }  # fmt: skip
-
-
-def _last(run: Iterator[events.Event]) -> events.Done:
-    done = None
-    for event in run:
-        done = event
-    assert isinstance(done, events.Done)
-    return done
 
 
 def _said(learned: Sequence[Learned], recipe: Paint) -> str:

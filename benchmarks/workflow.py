@@ -1,0 +1,106 @@
+"""The workflow measured and shown: seams of refined pictures, time at each strength, the pictures of docs/.
+
+python -m benchmarks workflow       seams and times
+python benchmarks/workflow.py       the same, and docs/workflow-*.jpg
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from minikin import Studio
+from minikin.judging.seams import seams
+from minikin.painting.sheet import contact_sheet
+
+CAR = "a photo of a red car in the snow"
+DOG = "a photo of a dog in the meadow"
+SEEDS = range(6)
+BORDERS = (64, 128, 192)  # of windows of 128 px in 256
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def naive(studio: Studio, draft: Image.Image, seed: int, **how: Any) -> Image.Image:
+    """The control: four tiles refined one by one and put side by side."""
+    grown, sheet = draft.resize((256, 256), Image.Resampling.LANCZOS), Image.new("RGB", (256, 256))
+    for k, (x, y) in enumerate([(0, 0), (128, 0), (0, 128), (128, 128)]):
+        tile = grown.crop((x, y, x + 128, y + 128))
+        sheet.paste(studio.refine(tile, prompt=CAR, seed=seed + 100 * k, **how)[0], (x, y))
+    return sheet
+
+
+def run() -> list[dict[str, Any]]:
+    """Seams of six pictures painted twice as large, in windows and in separate tiles; times."""
+    studio = Studio.open("tiny")
+    rows = []
+    for strength in (0.3, 0.5):
+        how: dict[str, Any] = {"steps": 8, "strength": strength}
+        ours, theirs = [], []
+        for seed in SEEDS:
+            draft = studio.paint(CAR, seed=seed, steps=8)[0]
+            (large,) = studio.refine(draft, prompt=CAR, size="2x", seed=seed, **how)
+            ours.append(seams(large, BORDERS, BORDERS))
+            theirs.append(seams(naive(studio, draft, seed, **how), [128], [128]))
+        for name, values in (("windows", ours), ("separate tiles", theirs)):
+            shown = f"{statistics.median(values):.2f} ({min(values):.2f}, {max(values):.2f})"
+            rows.append({"what": f"seams at 2x, strength {strength}, {name}", "value": shown})
+    mask = np.zeros((128, 128), bool)
+    mask[40:100, 40:100] = True
+    for name, work in {
+        "paint, 25 steps": lambda: studio.paint(CAR),
+        "refine, 25 steps at 0.4 (10 run)": lambda: studio.refine(draft, prompt=CAR),
+        "refine 2x, the same (9 windows)": lambda: studio.refine(draft, prompt=CAR, size="2x"),
+        "inpaint, 25 steps": lambda: studio.inpaint(draft, mask, CAR),
+        "inpaint, turbo": lambda: studio.inpaint(draft, mask, CAR, preset="turbo"),
+    }.items():
+        work()
+        seconds = []
+        for _ in range(5):
+            begun = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - begun)
+        rows.append({"what": name, "value": f"{1000 * statistics.median(seconds):.0f} ms"})
+    return rows
+
+
+def show(folder: Path) -> None:
+    """The pictures of docs/workflow.md."""
+    studio = Studio.open("tiny")
+    drafts = studio.paint(DOG, n=20, preset="turbo")
+    small = [d.resize((96, 96), Image.Resampling.LANCZOS) for d in drafts]
+    contact_sheet(small, [f"seed {k}" for k in range(20)], columns=10).save(
+        folder / "workflow-drafts.jpg", quality=60
+    )
+    studio.teach(ROOT / "examples" / "my_backpack", name="my_backpack", category="backpack")
+    (fine,) = studio.refine(drafts[3], prompt=DOG, preset="quality", seed=3)
+    mask = Image.new("L", fine.size)
+    ImageDraw.Draw(mask).rectangle((74, 50, 126, 122), fill=255)
+    beside = Image.blend(fine, Image.composite(Image.new("RGB", fine.size, "white"), fine, mask), 0.6)
+    (placed,) = studio.inpaint(fine, mask, "<my_backpack> in the meadow", only_masked=True, padding=12, seed=1)
+    (wide,) = studio.inpaint(fine, prompt="a meadow", extend="left=48,right=48", seed=3)
+    shown = [drafts[3], fine, beside, placed, wide]
+    captions = ["draft, turbo", "refined at 0.4", "mask", "<my_backpack> inpainted", "extended left and right"]
+    row = Image.new("RGB", (sum(s.width + 6 for s in shown) + 6, 128 + 30), "white")
+    x = 6
+    for image, caption in zip(shown, captions, strict=True):
+        row.paste(image, (x, 6))
+        ImageDraw.Draw(row).text((x, 138), caption, fill=(60, 60, 60))
+        x += image.width + 6
+    row.save(folder / "workflow.jpg", quality=88)
+    draft = studio.paint(CAR, seed=1, steps=8)[0]
+    how: dict[str, Any] = {"steps": 8, "strength": 0.3}
+    pair = [naive(studio, draft, 1, **how), studio.refine(draft, prompt=CAR, size="2x", seed=1, **how)[0]]
+    scores = [seams(pair[0], [128], [128]), seams(pair[1], BORDERS, BORDERS)]
+    told = [f"separate tiles: {scores[0]:.1f}", f"windows blended at every step: {scores[1]:.1f}"]
+    contact_sheet(pair, told, columns=2).save(folder / "workflow-seams.jpg", quality=85)
+
+
+if __name__ == "__main__":
+    for line in run():
+        print(f"{line['what']:62} {line['value']}")
+    show(ROOT / "docs")

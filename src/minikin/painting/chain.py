@@ -1,0 +1,125 @@
+"""Chains: a picture painted again from its record, with the pictures it was made from.
+
+A record says what was done last (`work`), with which recipe, and on which `parent`, whose own record it
+holds. So a draft that was refined and then inpainted comes back from the last picture alone. A parent
+that Minikin did not paint has to be at hand; its hash tells whether it is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+from minikin import events
+from minikin.errors import BadPhoto, BadRecipe
+from minikin.painting.canvas import mask_of_text, read_mask
+from minikin.painting.paint import Painted
+from minikin.painting.rework import Job
+from minikin.painting.source import Source
+from minikin.recipes import Inpaint, Paint, Refine
+
+WORKS: dict[str, type[Paint]] = {"paint": Paint, "refine": Refine, "inpaint": Inpaint}
+Painter = Callable[[Paint, Job | None], Iterator[events.Event]]
+
+
+def work_of(recipe: Paint) -> str:
+    """The name of a kind of work, as records have it."""
+    return next(name for name, kind in WORKS.items() if type(recipe) is kind)
+
+
+def recipe_of(made: dict[str, Any]) -> Paint:
+    """The recipe of a recorded picture together with those computed in its batch.
+
+    In a batch like its own, because processors round differently for others; with the concepts' points
+    of then, or none, whatever was measured since. Raises BadRecipe.
+    """
+    kind = WORKS.get(made.get("work", "paint"))
+    if kind is None:
+        raise BadRecipe(f"This picture was made by '{made['work']}', which this version of Minikin cannot do.")
+    batch = made.get("batch") or {"seed": made["seed"], "n": 1}
+    points = made["recipe"].get("points") or {}
+    told = {**made["recipe"], "points": points, "seed": batch["seed"], "n": batch["n"]}
+    recipe: Paint = kind.make(**told, batch=batch["n"])
+    return recipe
+
+
+def again(
+    made: dict[str, Any], painter: Painter, folders: tuple[Path, ...] = ()
+) -> Generator[events.Event, None, Painted]:
+    """Paint a recorded picture again, its forebears first; returns it.
+
+    painter  paints a recipe, on a picture if there is one: `Studio.working` of the recipe's base
+    folders  or files where pictures and masks lie that the record does not hold
+    Raises BadRecipe, and BadPhoto for a picture that is not at hand or another one.
+    """
+    recipe = recipe_of(made)
+    job = None
+    if "parent" in made:
+        parent = made["parent"]
+        source = yield from _parent(parent, painter, folders)
+        job = Job(source, _mask(made, source, folders))
+    for event in painter(recipe, job):
+        if isinstance(event, events.Done):
+            found: Painted = next(one for one in event.result if one.seed == made["seed"])
+            return found
+        if not isinstance(event, events.Picture):
+            yield event
+    raise AssertionError("a painter ends with Done")
+
+
+def _parent(
+    parent: dict[str, Any], painter: Painter, folders: tuple[Path, ...]
+) -> Generator[events.Event, None, Source]:
+    if "made" not in parent:
+        return _found(parent, folders)
+    painted = yield from again(parent["made"], painter, folders)
+    source = Source(
+        painted.image.convert("RGB"), parent.get("file", ""), parent.get("sha256", ""), parent["made"]
+    )
+    if source.pixels != parent["pixels"]:
+        yield events.Note(
+            f"{source.file or 'The picture it was made from'} came out otherwise than then; expect a "
+            "difference.",
+            warning=True,
+        )
+    return source
+
+
+def _found(parent: dict[str, Any], folders: tuple[Path, ...]) -> Source:
+    """A parent that has no record here, from a file of its name with its pixels."""
+    name = parent.get("file", "")
+    for path in _places(name, folders):
+        source = Source.of(path)
+        if source.pixels == parent["pixels"]:
+            return source
+    why = "its record was too long to be kept" if parent.get("left_out") else "Minikin did not paint that"
+    raise BadPhoto(
+        f"This picture was made from {name or 'a picture that was no file'} "
+        f"({parent['pixels'][:12]}), and {why}. No file with those pixels is at hand: give it with --source."
+    )
+
+
+def _mask(made: dict[str, Any], source: Source, folders: tuple[Path, ...]) -> Any:
+    told = made.get("mask")
+    if not told:
+        return None
+    if "png" in told:
+        return mask_of_text(told["png"], source.image.size)
+    for path in _places(told.get("file", ""), folders):
+        if hashlib.sha256(path.read_bytes()).hexdigest() == told["sha256"]:
+            return read_mask(path, source.image.size)
+    raise BadPhoto(
+        f"The mask {told.get('file')} ({told['sha256'][:12]}) is too large to be inside the picture, and no "
+        "file of that name and content is at hand: put it beside the picture, or give it with --source."
+    )
+
+
+def _places(name: str, folders: tuple[Path, ...]) -> Iterator[Path]:
+    """Files that may be the one of this name: those given, and those of the name in folders given."""
+    for place in folders:
+        if place.is_file():
+            yield place
+        elif name and (place / Path(name).name).is_file():
+            yield place / Path(name).name

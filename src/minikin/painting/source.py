@@ -1,0 +1,103 @@
+"""Sources: the pictures that are painted over, and what they say of themselves.
+
+What a picture records goes into the record of what is made of it, under `parent`: so a refined picture
+knows its draft, and `chain.again` can repeat both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image, ImageOps
+
+from minikin.errors import BadPhoto, BadRecipe
+from minikin.painting import metadata
+from minikin.recipes import OF_PRESET, Paint, Rework
+
+PictureLike = str | Path | Image.Image
+R = TypeVar("R", bound=Rework)
+_OF_THE_RUN = ("n", "batch", "device", "dtype", "size", "width", "height")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture to paint over.
+
+    image   RGB, upright
+    file    its name, and sha256 its file's hash; "" for a picture that is no file
+    made    what it records of how it was made; {} when it is not Minikin's own
+    said    prompt, negative and seed that another program wrote into it
+    """
+
+    image: Image.Image
+    file: str = ""
+    sha256: str = ""
+    made: dict[str, Any] = field(default_factory=dict)
+    said: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, picture: PictureLike | Source) -> Source:
+        """Read a picture; raises BadPhoto."""
+        if isinstance(picture, Source):
+            return picture
+        if isinstance(picture, Image.Image):
+            return cls(picture.convert("RGB"))
+        path = Path(picture)
+        try:
+            data = path.read_bytes()
+            with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as opened:
+                image = ImageOps.exif_transpose(opened).convert("RGB")
+        except (OSError, ValueError, SyntaxError) as e:
+            raise BadPhoto(f"{path} cannot be read as a picture: {e}.") from e
+        try:
+            found = metadata.read(path)
+        except BadPhoto:  # it says nothing of itself
+            found = metadata.Recorded({})
+        made = found.recipe if isinstance(found.recipe.get("recipe"), dict) else {}
+        seed = found.settings.get("Seed", "")
+        said = {"prompt": found.prompt, "negative": found.negative} | ({"seed": seed} if seed.isdigit() else {})
+        return cls(image, path.name, hashlib.sha256(data).hexdigest(), made, {} if made else said)
+
+    @property
+    def pixels(self) -> str:
+        """SHA-256 of the size and the pixels, whatever file they are in."""
+        return pixels_hash(self.image)
+
+    def parent(self) -> dict[str, Any]:
+        """What a picture made of this one records of it."""
+        facts: dict[str, Any] = {"pixels": self.pixels, "size": list(self.image.size)}
+        if self.file:
+            facts |= {"file": self.file, "sha256": self.sha256}
+        return facts | ({"made": self.made} if self.made else {})
+
+
+def pixels_hash(image: Image.Image) -> str:
+    """SHA-256 of a picture's size and RGB pixels."""
+    size = f"{image.width}x{image.height} ".encode()
+    return hashlib.sha256(size + image.convert("RGB").tobytes()).hexdigest()
+
+
+def inherited(kind: type[R], source: Source, given: dict[str, Any]) -> R:
+    """A recipe from what is asked for and, where nothing is, from the picture's own.
+
+    Another preset or base than the picture's brings its own steps, guidance, scheduler and points.
+    given  fields of the recipe; None is not given
+    Raises BadRecipe; also when there is no prompt to be found.
+    """
+    asked = {k: v for k, v in given.items() if v is not None}
+    told = source.made.get("recipe", source.said)
+    own = {k: v for k, v in told.items() if k in Paint.model_fields and v not in (None, "")}
+    if "seed" in source.made:
+        own["seed"] = source.made["seed"]
+    dropped = set(_OF_THE_RUN)
+    if any(asked.get(k) not in (None, own.get(k)) for k in ("preset", "base")):
+        dropped |= set(OF_PRESET)
+    made: R = kind.make(**{k: v for k, v in own.items() if k not in dropped} | asked)
+    if not made.prompt.strip():
+        raise BadRecipe(
+            f'{source.file or "The picture"} carries no prompt, so say what it shows: --prompt "...".'
+        )
+    return made

@@ -1,0 +1,50 @@
+"""One open base: its concepts, its LoRAs, and the lock that everything on it takes turns with."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+from minikin.bases.attached import Concepts
+from minikin.bases.base import Base
+from minikin.bases.loras.adapters import Adapters
+from minikin.bases.opening.registry import open_base
+from minikin.bases.prompt import UNKNOWN_HINT, concept_tags
+from minikin.concepts import library
+from minikin.concepts.concept import Concept
+from minikin.errors import UnknownName
+
+
+class Opened:
+    """A base with the concepts in use on it."""
+
+    def __init__(self, base: Base) -> None:
+        self.base = base
+        self.concepts = Concepts(base)
+        self.adapters = Adapters(base)
+        self._lock = threading.RLock()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="minikin")
+
+    @classmethod
+    def open(cls, base: str = "tiny", **how: Any) -> Self:
+        """Open a base by name, folder, file or hub id; see `bases.opening.registry.open_base`."""
+        return cls(open_base(base, **how))
+
+    def add(self, concept: Concept | str | Path) -> Concept:
+        """Use a concept in prompts: a Concept, a file, or a name from the library."""
+        if isinstance(concept, str) and not concept.endswith(".safetensors"):
+            concept = library.find(concept)
+        with self._lock:  # encoding puts words into the shared text encoder
+            return self.concepts.add(concept)
+
+    def _need(self, prompt: str) -> None:
+        """Load the concepts a prompt names, from the library if they are not in use yet."""
+        here = library.names()
+        for name in concept_tags(prompt):
+            if name in self.concepts.loaded:
+                continue
+            if name not in here:
+                raise UnknownName("concept", name, {*self.concepts.loaded, *here}, UNKNOWN_HINT)
+            self.add(name)
