@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,18 @@ class Studio:
     def open(cls, base: str = "tiny", **how: Any) -> Studio:
         """Open a base by name, folder, file or hub id; see `bases.opening.registry.open_base`."""
         return cls(open_base(base, **how))
+
+    def beside(self) -> Studio:
+        """The same base, adapters and turns, with no concepts in use yet: names of somebody else's own."""
+        other = copy(self)
+        other.concepts = Concepts(self.base)
+        return other
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Inside, the base is the caller's alone."""
+        with self._lock:
+            yield
 
     # ---- concepts ----------------------------------------------------------------------------
 
@@ -228,7 +241,7 @@ class Studio:
                 prompt=f"<{concept.name}>", base=self.base.name, preset=recipe.preset, steps=recipe.steps,
                 points={},
             )  # fmt: skip
-            plan, _ = self._prepared(looked, parse(looked.prompt, self.concepts.categories))
+            plan, _ = self.prepared(looked, parse(looked.prompt, self.concepts.categories))
             work = task(recipe, concept, self.base, plan, self.facts(looked), judge)
             for event in sweep(work, out, self._painted):
                 if isinstance(event, events.Done):
@@ -312,7 +325,7 @@ class Studio:
             self._need(recipe.negative)
             prompt = parse(recipe.prompt, self.concepts.categories)
             painting.check(self.base, recipe)
-            plan, wanted = self._prepared(recipe, prompt)
+            plan, wanted = self.prepared(recipe, prompt)
             for text in (*plan.warnings, *painting.cautions(self.base, plan.recipe, prompt)):
                 yield events.Note(text, warning=True)
             made: list[Painted] = []
@@ -325,7 +338,7 @@ class Studio:
                     yield events.Picture(one.image, recipe.prompt, one.seed)
             yield events.Done(made, self.facts(recipe))
 
-    def _prepared(self, recipe: Paint, prompt: Prompt) -> tuple[Plan, list[tuple[Adapter, float]]]:
+    def prepared(self, recipe: Paint, prompt: Prompt) -> tuple[Plan, list[tuple[Adapter, float]]]:
         """How the recipe is painted, and the LoRAs it needs with their weights: the preset's, the prompt's."""
         negative = parse(recipe.negative, self.concepts.categories)
         if negative.loras:
@@ -379,7 +392,7 @@ class Studio:
         """What a picture should know about how it was made; `recipe` in it repeats the picture."""
         tags = concept_tags(f"{recipe.prompt} {recipe.negative}")
         with self._lock:
-            plan, wanted = self._prepared(recipe, parse(recipe.prompt, self.concepts.categories))
+            plan, wanted = self.prepared(recipe, parse(recipe.prompt, self.concepts.categories))
             concepts = {
                 n: {"category": self.concepts.loaded[n].concept.category, "sha256": self.concepts.digest(n)}
                 for n in tags if n in self.concepts.loaded

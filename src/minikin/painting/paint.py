@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from minikin.bases import engines
 from minikin.bases.base import Base
@@ -47,12 +48,27 @@ def paint_batch(
     Adapters are the caller's matter: whatever is on the base (`Adapters.using`) takes part.
     """
     decided = recipe if isinstance(recipe, Plan) else plan(base, recipe)
+    way = course(base, decided, prompt, loaded, len(seeds), calls(base, decided))
+    return paint_course(base, decided, way, seeds, on_step=lambda s, _: on_step(s) if on_step else None, tell=tell)
+
+
+def calls(base: Base, decided: Plan) -> int:
+    """How often the U-Net is called: once a step, twice with Heun but for the last."""
+    order: int = _scheduler(decided, base.pipe.scheduler).order
+    return decided.steps * order - (order - 1)
+
+
+@torch.no_grad()
+def paint_course(
+    base: Base, decided: Plan, way: Course, seeds: list[int], *,
+    on_step: Callable[[int, Tensor], None] | None = None, tell: engines.Tell = engines.log.warning,
+) -> list[Painted]:  # fmt: skip
+    """Paint one batch along its course. `on_step(done, latents (B, C, h, w))` may raise events.Cancelled."""
     recipe = decided.recipe
     pipe = base.pipe
     own = pipe.scheduler
     scheduler = _scheduler(decided, own)
-    total = decided.steps * scheduler.order - (scheduler.order - 1)  # Heun: two halves each, but for the last
-    way = course(base, decided, prompt, loaded, len(seeds), total)
+    total = calls(base, decided)
     side = base.size_px
     kwargs: dict[str, Any] = {
         **way.start(base), "num_inference_steps": decided.steps,
@@ -66,7 +82,7 @@ def paint_batch(
 
     def after(running: Any, index: int, _t: Any, state: dict[str, Any]) -> dict[str, Any]:
         if on_step:
-            on_step(index + 1)
+            on_step(index + 1, state["latents"])
         if steering:
             steering.share = (index + 1) / total
         return way.after(base, running, index + 1, state)

@@ -1,0 +1,3 @@
+"""a1111"""
+from fastapi import APIRouter
+router = APIRouter()

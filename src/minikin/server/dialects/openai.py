@@ -1,0 +1,3 @@
+"""openai"""
+from fastapi import APIRouter
+router = APIRouter()
