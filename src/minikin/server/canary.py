@@ -55,7 +55,9 @@ class Canary:
 
     name, side = "canary", SIDE
 
-    def __init__(self, step_s: float = 0.0, steps: int = 4, broken: Mapping[str, Exception] | None = None) -> None:
+    def __init__(
+        self, step_s: float = 0.0, steps: int = 4, broken: Mapping[str, Exception] | None = None
+    ) -> None:
         self.step_s, self.steps, self.broken = step_s, steps, dict(broken or {})
         self.batches: list[int] = []
         self.stepped = 0

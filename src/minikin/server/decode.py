@@ -68,7 +68,9 @@ _SAID = {
 def from_base64(text: object, what: str, limits: Limits) -> Image.Image:
     """A picture from base64, with or without `data:image/...;base64,`; raises Refused."""
     if not isinstance(text, str):
-        raise Refused(f"{what} is no text; send the picture as base64.", status=422, code="invalid_image", param=what)
+        raise Refused(
+            f"{what} is no text; send the picture as base64.", status=422, code="invalid_image", param=what
+        )
     if re.match(r"\s*[a-z][a-z0-9+.-]*://", text[:64], re.IGNORECASE):
         raise Refused(
             "Image URLs are disabled. Send base64 data.", status=400, code="url_inputs_disabled", param=what

@@ -78,6 +78,8 @@ def _openai_type(status: int) -> str:
 def answer(error: MinikinError, path: str, request_id: str) -> Response:
     """The response for an error on this path."""
     status, dialect = status_of(error), dialect_of(path)
+    if dialect == "openai" and status == 422:
+        status = 400  # as theirs
     param = error.param if isinstance(error, Refused) else None
     body = body_of(dialect, status, error.code, sentence_of(error), param)
     response = Response(

@@ -138,7 +138,9 @@ class Guard:
         key, user = _credentials(headers)
         session = user or headers.get("x-minikin-client", "")
         if session and not _CLIENT.fullmatch(session):
-            raise Refused("A client's name has up to 64 letters, digits and . @ + - _.", status=400, code="bad_client")
+            raise Refused(
+                "A client's name has up to 64 letters, digits and . @ + - _.", status=400, code="bad_client"
+            )
         if not self.keys:
             return f"local {session}".strip()
         found = [k for k in self.keys if hmac.compare_digest(k, key.encode("utf-8", "replace"))]

@@ -8,12 +8,13 @@ import io
 import json
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from PIL import Image
+from pydantic import BaseModel, model_validator
 from starlette.concurrency import run_in_threadpool
 
 from minikin.recipes import first_sentence
@@ -23,6 +24,19 @@ from minikin.server.service import Service
 
 MAX_DEPTH = 32
 POLL_S = 0.1  # how often a held line looks whether its caller is still there
+
+
+class Strict(BaseModel):
+    """A request in which true is not one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, values: Any) -> Any:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field and bool not in (field.annotation, *get_args(field.annotation)):
+                raise ValueError(f"{name} is not true or false")
+        return values
 
 
 class StrictRequest(Request):
@@ -82,7 +96,12 @@ def _finite(text: str) -> float:
 def _depth(value: Any) -> int:
     level, deepest = [value], 0
     while level and deepest <= MAX_DEPTH:
-        level = [v for one in level if isinstance(one, dict | list) for v in (one.values() if isinstance(one, dict) else one)]
+        level = [
+            v
+            for one in level
+            if isinstance(one, dict | list)
+            for v in (one.values() if isinstance(one, dict) else one)
+        ]
         deepest += bool(level)
     return deepest
 

@@ -72,4 +72,6 @@ def check_paint(recipe: Paint, limits: Limits, side: int) -> None:
 
 
 def _over(what: str, allowed: str, given: int) -> Refused:
-    return Refused(f"{what}: this server takes {allowed} (it is {given}).", status=422, code="over_limit", param=what)
+    return Refused(
+        f"{what}: this server takes {allowed} (it is {given}).", status=422, code="over_limit", param=what
+    )

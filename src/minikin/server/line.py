@@ -120,7 +120,9 @@ class Line:
 
         pieces = [p for line in self._by_client.values() for p in line]
         seconds = sum(p.job.prepared.cost for p in pieces) * self.rate_s * random.uniform(1, 1.5)
-        return Refused(f"{why[0].upper()}{why[1:]}; try again later.", status=429, code=code, retry_s=max(1.0, seconds))
+        return Refused(
+            f"{why[0].upper()}{why[1:]}; try again later.", status=429, code=code, retry_s=max(1.0, seconds)
+        )
 
     def _any(self) -> bool:
         return any(self._by_client.values())

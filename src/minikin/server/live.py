@@ -61,7 +61,9 @@ async def live(socket: WebSocket) -> None:
         sending.cancel()
 
 
-def painter(service: Service, client: str, concepts: dict[str, str]) -> Callable[[Paint], Iterator[events.Event]]:
+def painter(
+    service: Service, client: str, concepts: dict[str, str]
+) -> Callable[[Paint], Iterator[events.Event]]:
     """A verb that paints with this client's concepts."""
 
     def verb(recipe: Paint) -> Iterator[events.Event]:
@@ -87,7 +89,7 @@ def _changed(run: Live, text: str, concepts: dict[str, str]) -> str:
     try:
         wish = parse_json(text.encode("utf-8", "replace"))
         if not isinstance(wish, dict):
-            raise BadRecipe("Send a JSON object with what changes, for example {\"prompt\": \"a cat\"}.")
+            raise BadRecipe('Send a JSON object with what changes, for example {"prompt": "a cat"}.')
         named, strengths = wish.pop("concepts", {}), wish.pop("strengths", None)
         if not isinstance(named, dict) or not isinstance(strengths or {}, dict):
             raise BadRecipe("concepts and strengths are JSON objects, by name.")

@@ -26,7 +26,7 @@ from minikin.recipes import Teach
 from minikin.server import decode, views
 from minikin.server.engine import Given
 from minikin.server.faults import Refused, not_found
-from minikin.server.http import StrictRoute, client_of, hold, parse_json, preview, service_of, sse, submit
+from minikin.server.http import Strict, StrictRoute, client_of, hold, parse_json, preview, service_of, sse, submit
 from minikin.server.jobs import Asked, Job
 from minikin.server.kinds import KINDS, Kind
 from minikin.server.service import Service
@@ -50,7 +50,7 @@ def _body(kind: Kind) -> type[BaseModel]:
         name: (str, Field(description="JPEG, PNG or WebP in base64, or result:ID")) for name in kind.takes
     }
     model: type[BaseModel] = create_model(
-        f"{kind.name.capitalize()}Request", __base__=kind.recipe or Later,
+        f"{kind.name.capitalize()}Request", __base__=(Strict, kind.recipe or Later),
         concepts=(dict[str, str], Field(default_factory=dict, description="contents by name: sha256:...")),
         task=(str, Field("", max_length=80, description="your own name for this job")),
         **(pictures if kind.recipe else {}),
@@ -125,7 +125,9 @@ async def stop(request: Request, id: str) -> dict[str, Any]:
     if found is None:
         raise not_found("job", id)
     if found.asked.kind != "teach" or found.given.stop is None:
-        raise Refused("Only teaching can be stopped and kept; cancel this with DELETE.", status=422, code="not_teaching")
+        raise Refused(
+            "Only teaching can be stopped and kept; cancel this with DELETE.", status=422, code="not_teaching"
+        )
     found.given.stop.set()
     return views.of(service_of(request), found)
 
@@ -207,15 +209,24 @@ async def teach(
     """Teach a concept from photos. masks: one for each photo, in their order, white where the subject is."""
     values = parse_json(recipe.encode())
     if not isinstance(values, dict):
-        raise Refused("recipe is a JSON object with name and category.", status=422, code="invalid_request", param="recipe")
+        raise Refused(
+            "recipe is a JSON object with name and category.",
+            status=422,
+            code="invalid_request",
+            param="recipe",
+        )
     service = service_of(request)
     asked: Teach = Teach.make(**{"base": service.engine.name, **values})
     check_name(asked.name)
     check_category(asked.category)
     if asked.captions or asked.device or asked.dtype:
-        raise Refused("captions, device and dtype are the server's own: leave them out.", status=422, code="bad_recipe")
+        raise Refused(
+            "captions, device and dtype are the server's own: leave them out.", status=422, code="bad_recipe"
+        )
     if not 1 <= len(photos) <= service.limits.photos:
-        raise Refused(f"Send 1 to {service.limits.photos} photos; 3 to 6 are usual.", status=422, code="bad_photo")
+        raise Refused(
+            f"Send 1 to {service.limits.photos} photos; 3 to 6 are usual.", status=422, code="bad_photo"
+        )
     if masks and len(masks) != len(photos):
         raise Refused(f"There are {len(photos)} photos and {len(masks)} masks.", status=422, code="bad_photo")
     shown = [await _uploaded(service, p, f"photo {k + 1}") for k, p in enumerate(photos)]
@@ -301,5 +312,3 @@ def _photo(k: int, image: Image.Image, cover: Image.Image | None) -> Photo:
     elif "A" in image.getbands():
         mask = np.asarray(image.getchannel("A"), np.float32) / 255
     return Photo(f"{k:03}.png", np.asarray(on_white(image)).copy(), mask)
-
-

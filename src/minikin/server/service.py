@@ -91,7 +91,7 @@ class Service:
 
     @property
     def ready(self) -> str:
-        """"" when requests can be served, else why not."""
+        """ "" when requests can be served, else why not."""
         if self.draining:
             return "draining"
         if not all(w.warm.is_set() for w in self.workers):
@@ -156,7 +156,9 @@ class Service:
         self.line.check(asked.client)
         model = kinds.ready(asked.kind)
         told, pinned = self.shelf.pin(asked.client, values, concepts or {})
-        recipe: Recipe = model.make(**{"base": self.engine.name, **{k: v for k, v in told.items() if v is not None}})
+        recipe: Recipe = model.make(
+            **{"base": self.engine.name, **{k: v for k, v in told.items() if v is not None}}
+        )
         if getattr(recipe, "base", self.engine.name) != self.engine.name:
             raise Refused(
                 f"This server paints with base '{self.engine.name}', not '{getattr(recipe, 'base', '')}'.",
@@ -265,14 +267,18 @@ class Service:
             log.exception("finishing job %s", job.id)
             self.line.remove(job)
             self._finish(
-                job, "failed", Refused(f"Internal error. Reference {job.id}.", status=500, code="internal_error")
+                job,
+                "failed",
+                Refused(f"Internal error. Reference {job.id}.", status=500, code="internal_error"),
             )
 
     def _keep(self, job: Job, number: int, image: Image.Image) -> None:
         if job.over or job.cancelled.is_set():
             return
         seed = job.seeds[number] if number < len(job.seeds) else None
-        info, job.infotexts[number] = stamp.inside(self.engine.facts(job.prepared), job.prepared.recipe, image, seed)
+        info, job.infotexts[number] = stamp.inside(
+            self.engine.facts(job.prepared), job.prepared.recipe, image, seed
+        )
         buffer = io.BytesIO()
         image.save(buffer, "PNG", pnginfo=info, compress_level=1)
         data, id_ = buffer.getvalue(), new_id()

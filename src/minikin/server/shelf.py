@@ -34,7 +34,9 @@ from minikin.server.store import Store
 
 KEPT = 512  # parsed concepts in memory, about 100 KB each
 _HASH = re.compile(r"(?:sha256:)?([0-9a-f]{8,64})")
-_TAG = re.compile(r"<(?P<kind>concept:)?(?P<name>[a-z][a-z0-9_-]{0,39})@sha256:(?P<hash>[0-9a-f]{8,64})(?=[@:>])")
+_TAG = re.compile(
+    r"<(?P<kind>concept:)?(?P<name>[a-z][a-z0-9_-]{0,39})@sha256:(?P<hash>[0-9a-f]{8,64})(?=[@:>])"
+)
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,9 @@ class Shelf:
                 while len(self._parsed) > KEPT:
                     self._parsed.popitem(last=False)
             concept = self._parsed[entry.sha256]
-        return Pinned(entry.sha256, concept if concept.name == name else replace(concept, name=check_name(name)))
+        return Pinned(
+            entry.sha256, concept if concept.name == name else replace(concept, name=check_name(name))
+        )
 
     def again(self, concepts: Mapping[str, str]) -> dict[str, Pinned]:
         """Pinned contents by name and hash, for a job that was taken before a restart."""
@@ -187,6 +191,8 @@ def _taken(m: re.Match[str], wanted: dict[str, str]) -> str:
     """The tag without its hash, which goes into `wanted`."""
     name, sha256 = m["name"], m["hash"]
     if wanted.get(name, sha256).removeprefix("sha256:") != sha256:
-        raise BadRecipe(f"The prompt names two contents of '{name}'. Give one of them another name when uploading.")
+        raise BadRecipe(
+            f"The prompt names two contents of '{name}'. Give one of them another name when uploading."
+        )
     wanted[name] = sha256
     return f"<{m['kind'] or ''}{name}"

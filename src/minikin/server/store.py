@@ -79,7 +79,9 @@ class Store:
                 f"The job store {path} is of version {found}; this Minikin reads up to {VERSION}. Update Minikin."
             )
         if problem != "ok":
-            raise StorageError(f"The job store {path} is damaged ({problem}). Move it away to start with an empty one.")
+            raise StorageError(
+                f"The job store {path} is damaged ({problem}). Move it away to start with an empty one."
+            )
 
     def close(self) -> None:
         with self._lock:
@@ -110,7 +112,8 @@ class Store:
         told = {**job, "warnings": json.dumps(job["warnings"]), "concepts": json.dumps(job["concepts"])}
         with self._change() as db:
             db.execute(
-                f"INSERT INTO jobs ({', '.join(told)}) VALUES ({', '.join('?' * len(told))})", tuple(told.values())
+                f"INSERT INTO jobs ({', '.join(told)}) VALUES ({', '.join('?' * len(told))})",
+                tuple(told.values()),
             )
             _note(db, [job["id"]], "accepted")
 
@@ -118,7 +121,8 @@ class Store:
         with self._change() as db:
             for id_ in ids:
                 db.execute(
-                    "UPDATE jobs SET status='running', started=?, attempts=attempts+1 WHERE id=?", (time.time(), id_)
+                    "UPDATE jobs SET status='running', started=?, attempts=attempts+1 WHERE id=?",
+                    (time.time(), id_),
                 )
             _note(db, ids, "started")
 
