@@ -390,13 +390,17 @@ class Studio:
 
     def facts(self, recipe: Paint) -> dict[str, Any]:
         """What a picture should know about how it was made; `recipe` in it repeats the picture."""
-        tags = concept_tags(f"{recipe.prompt} {recipe.negative}")
         with self._lock:
-            plan, wanted = self.prepared(recipe, parse(recipe.prompt, self.concepts.categories))
-            concepts = {
-                n: {"category": self.concepts.loaded[n].concept.category, "sha256": self.concepts.digest(n)}
-                for n in tags if n in self.concepts.loaded
-            }  # fmt: skip
+            return self.facts_now(recipe)
+
+    def facts_now(self, recipe: Paint) -> dict[str, Any]:
+        """The same without waiting for a turn: for a Studio whose concepts nobody else changes."""
+        tags = concept_tags(f"{recipe.prompt} {recipe.negative}")
+        plan, wanted = self.prepared(recipe, parse(recipe.prompt, self.concepts.categories))
+        concepts = {
+            n: {"category": self.concepts.loaded[n].concept.category, "sha256": self.concepts.digest(n)}
+            for n in tags if n in self.concepts.loaded
+        }  # fmt: skip
         usual = recipe.preset is None and plan.preset.name == "quality"  # what suits the base is left to it
         repeat = plan.recipe
         if usual:

@@ -73,7 +73,7 @@ class StudioEngine:
             prompt = parse(recipe.prompt, view.concepts.categories)
             painting.check(base, recipe)
             plan, wanted = view.prepared(recipe, prompt)
-            facts = view.facts(recipe)
+            facts = view.facts_now(recipe)
         identity = tuple(sorted((n, p.sha256) for n, p in concepts.items()))
         key = together.group(plan, prompt, wanted, identity)
         w, h = plan.recipe.width or base.size_px, plan.recipe.height or base.size_px
