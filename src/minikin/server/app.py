@@ -52,6 +52,7 @@ def create(service: Service) -> FastAPI:
     app.state.service = service
     for module in (probes, native, live, openai, a1111):
         app.include_router(module.router)
+    app.add_exception_handler(Exception, http.on_unexpected)
     app.add_exception_handler(MinikinError, http.on_minikin_error)
     app.add_exception_handler(RequestValidationError, http.on_invalid)
     for kind in (HTTPException, StarletteHTTPException):

@@ -96,6 +96,10 @@ def headers_of(error: MinikinError) -> dict[str, str]:
     retry = error.retry_s if isinstance(error, Refused) else None
     if retry is not None:
         return {"Retry-After": str(max(1, min(120, round(retry))))}
-    if status >= 500 or status == 408:
+    if status == 408:
+        return {"x-should-retry": "false", "Connection": "close"}
+    if status >= 500:
         return {"x-should-retry": "false"}
+    if status == 413:
+        return {"Connection": "close"}
     return {"WWW-Authenticate": 'Basic realm="minikin"'} if status == 401 else {}

@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from fastapi import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -57,6 +58,14 @@ def check_exposure(host: str, keys: Sequence[str], *, insecure: bool = False) ->
         f"Refusing to listen on {host} without a key: everybody who reaches it could use this machine. Give "
         "--api-key (or MINIKIN_API_KEY), or listen on 127.0.0.1."
     )
+
+
+class Cut(HTTPException):
+    """A body that is cut off: of the one kind that the framework lets through while it reads one."""
+
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(refused.status, str(refused))
+        self.refused = refused
 
 
 class Guard:
@@ -172,7 +181,7 @@ class Guard:
     async def _serve(
         self, scope: Scope, receive: Receive, send: Send, request_id: str, headers: dict[str, str]
     ) -> None:
-        begun = False
+        begun = ended = False
         read, since, complete = 0, time.monotonic(), False
 
         async def limited() -> Message:
@@ -183,15 +192,18 @@ class Guard:
             try:
                 message = await asyncio.wait_for(receive(), max(0.01, left))
             except TimeoutError:
-                raise Refused("The body did not arrive in time.", status=408, code="receive_timeout") from None
+                raise Cut(
+                    Refused("The body did not arrive in time.", status=408, code="receive_timeout")
+                ) from None
             read += len(message.get("body", b""))
             complete = message["type"] != "http.request" or not message.get("more_body", False)
             if read > self.limits.body:
-                raise self._too_large()
+                raise Cut(self._too_large())
             return message
 
         async def told(message: Message) -> None:
-            nonlocal begun
+            nonlocal begun, ended
+            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
             if message["type"] == "http.response.start":
                 begun = True
                 own = {k.lower() for k, _ in message["headers"]}
@@ -205,11 +217,15 @@ class Guard:
         try:
             await self.app(scope, limited, told)
         except Exception as e:
-            if begun:
-                raise
+            if isinstance(e, Cut):
+                e = e.refused
             if not isinstance(e, MinikinError):
                 log.exception("request %s failed", request_id)
                 e = faults.internal(request_id)
+            if ended:  # the framework has answered, by `http.on_unexpected`
+                return
+            if begun:
+                raise
             await self._refuse(e, scope, receive, told, request_id)
 
     async def _refuse(
@@ -218,8 +234,6 @@ class Guard:
         answer: Response = faults.answer(e, scope["path"], request_id)
         for name, value in _HEADERS.items():
             answer.headers[name] = value
-        if faults.status_of(e) in (408, 413):
-            answer.headers["Connection"] = "close"
         await answer(scope, receive, send)
 
 

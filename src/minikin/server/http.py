@@ -18,7 +18,7 @@ from pydantic import BaseModel, model_validator
 from starlette.concurrency import run_in_threadpool
 
 from minikin.recipes import first_sentence
-from minikin.server.faults import Refused, answer
+from minikin.server.faults import Refused, answer, internal
 from minikin.server.jobs import Job
 from minikin.server.service import Service
 
@@ -109,6 +109,8 @@ def _depth(value: Any) -> int:
 async def on_http_error(request: Request, e: Exception) -> Response:
     """Errors of the framework, in the dialect's envelope."""
     assert isinstance(e, HTTPException) or hasattr(e, "status_code")
+    if (refused := getattr(e, "refused", None)) is not None:
+        return _tell(request, refused)
     status = int(getattr(e, "status_code", 500))
     codes = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
     text = str(getattr(e, "detail", "")) or "The request was not understood."
@@ -141,6 +143,11 @@ class _Sentence:
 
 async def on_minikin_error(request: Request, e: Exception) -> Response:
     return _tell(request, e)
+
+
+async def on_unexpected(request: Request, e: Exception) -> Response:
+    """A fault of ours: its reference, and nothing else."""
+    return _tell(request, internal(request.scope["state"].get("request_id", "")))
 
 
 def _tell(request: Request, e: Any) -> Response:
