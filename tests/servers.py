@@ -45,7 +45,8 @@ class Served:
 
 @contextmanager
 def served(
-    engine: Engine, folder: Path, *, limits: Limits | None = None, keys: Sequence[str] = (), drained: bool = True
+    engine: Engine, folder: Path, *, limits: Limits | None = None, keys: Sequence[str] = (),
+    drained: bool = True,
 ) -> Iterator[Served]:  # fmt: skip
     """Inside, the server runs; afterwards the ledger must be in order."""
     service = Service([engine], folder, limits)

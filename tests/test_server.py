@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from servers import concept, served
 
 from minikin.errors import BadRecipe, OutOfMemory, StorageError
 from minikin.recipes import Paint
@@ -26,6 +25,7 @@ from minikin.server.limits import Limits
 from minikin.server.line import Line
 from minikin.server.service import Service
 from minikin.server.store import Store
+from servers import concept, served
 
 
 def opened(data: bytes) -> Image.Image:
@@ -60,7 +60,10 @@ def test_paints_what_was_asked_and_tells_how_far_it_is(tmp_path: Path) -> None:
         assert [r["seed"] for r in end["results"]] == [5, 6, 7]
         for r in end["results"]:
             got = c.get(r["url"])
-            assert got.headers["content-type"] == "image/png" and got.headers["x-content-type-options"] == "nosniff"
+            assert (
+                got.headers["content-type"] == "image/png"
+                and got.headers["x-content-type-options"] == "nosniff"
+            )
             assert hashlib.sha256(got.content).hexdigest() == r["sha256"]
             assert read(opened(got.content)) == digest("a cat", "", {}, r["seed"])
             assert "Seed: " + str(r["seed"]) in opened(got.content).info["parameters"]
@@ -232,7 +235,10 @@ def test_a_full_line_says_when_to_come_back(tmp_path: Path) -> None:
         until(lambda: c.get(f"/api/jobs/{first}").json()["status"] == "running")
         told = [c.post("/api/paint", json={"prompt": "x", "steps": k + 5}) for k in range(3)]
         assert [t.status_code for t in told] == [202, 202, 429]
-        assert told[-1].json()["error"]["code"] == "client_queue_full" and int(told[-1].headers["retry-after"]) >= 1
+        assert (
+            told[-1].json()["error"]["code"] == "client_queue_full"
+            and int(told[-1].headers["retry-after"]) >= 1
+        )
         other = {"X-Minikin-Client": "other"}
         more = [c.post("/api/paint", json={"prompt": "y"}, headers=other) for _ in range(2)]
         assert [t.status_code for t in more] == [202, 429] and more[1].json()["error"]["code"] == "queue_full"
@@ -248,13 +254,18 @@ def test_one_bad_row_spoils_nothing_but_itself(tmp_path: Path) -> None:
     with served(engine, tmp_path / "s") as s, s.client() as c:
         engine.hold.clear()
         c.post("/api/paint", json={"prompt": "hold"})
-        ids = {p: c.post("/api/paint", json={"prompt": p}).json()["id"] for p in ("good", "bad", "worse", "fine")}
+        ids = {
+            p: c.post("/api/paint", json={"prompt": p}).json()["id"] for p in ("good", "bad", "worse", "fine")
+        }
         engine.hold.set()
         s.drained()
         got = {p: c.get(f"/api/jobs/{i}").json() for p, i in ids.items()}
         assert [got[p]["status"] for p in ids] == ["completed", "failed", "failed", "completed"]
         assert got["bad"]["error"] == {"code": "bad_recipe", "message": "No such thing."}
-        assert got["worse"]["error"]["code"] == "internal_error" and "secret" not in got["worse"]["error"]["message"]
+        assert (
+            got["worse"]["error"]["code"] == "internal_error"
+            and "secret" not in got["worse"]["error"]["message"]
+        )
 
 
 def test_too_little_memory_halves_the_batch(tmp_path: Path) -> None:
@@ -285,7 +296,9 @@ def test_two_clients_with_different_concepts_of_one_name(tmp_path: Path) -> None
             assert [e["name"] for e in c.get("/api/concepts").json()["concepts"]] == ["tom"]
         s.service.engine.hold.clear()  # type: ignore[attr-defined]
         prompt = "a photo of <tom>"
-        jobs = [(k, c.post("/api/paint", json={"prompt": prompt, "n": 4}).json()["id"]) for k, c in clients.items()]
+        jobs = [
+            (k, c.post("/api/paint", json={"prompt": prompt, "n": 4}).json()["id"]) for k, c in clients.items()
+        ]
         s.service.engine.hold.set()  # type: ignore[attr-defined]
         s.drained()
         for k, id_ in jobs:

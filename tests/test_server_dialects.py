@@ -17,13 +17,13 @@ import pytest
 import webuiapi
 from PIL import Image
 from pydantic import Field
-from servers import Served, concept, served
 
 from minikin.errors import BaseMismatch
 from minikin.recipes import Recipe
 from minikin.server import kinds
 from minikin.server.canary import Canary, digest, read
 from minikin.server.kinds import Kind
+from servers import Served, concept, served
 
 
 class Refine(Recipe):
@@ -210,8 +210,12 @@ def test_openai_retries_only_what_is_worth_it(tmp_path: Path) -> None:
 
 
 def test_webui_txt2img(webui: webuiapi.WebUIApi) -> None:
-    told = webui.txt2img(prompt="a cat", negative_prompt="dogs", seed=5, steps=3, width=64, height=128, batch_size=2)
-    assert told.info["all_seeds"] == [5, 6] and told.info["seed"] == 5 and told.info["sampler_name"] == "Euler a"
+    told = webui.txt2img(
+        prompt="a cat", negative_prompt="dogs", seed=5, steps=3, width=64, height=128, batch_size=2
+    )
+    assert (
+        told.info["all_seeds"] == [5, 6] and told.info["seed"] == 5 and told.info["sampler_name"] == "Euler a"
+    )
     assert "Seed: 6" in told.info["infotexts"][1] and told.info["width"] == 64
     for image, seed in zip(told.images, (5, 6), strict=True):
         assert read(image) == digest("a cat", "dogs", {}, seed) and image.size == (64, 128)
@@ -313,21 +317,24 @@ def test_webui_interrupts_a_task_by_its_name(tmp_path: Path) -> None:
         threads[1].join(5)
         engine.hold.set()
         threads[0].join(5)
-        assert json.loads(told["two"]["info"])["interrupted"] and not json.loads(told["one"]["info"])["interrupted"]
+        assert (
+            json.loads(told["two"]["info"])["interrupted"]
+            and not json.loads(told["one"]["info"])["interrupted"]
+        )
 
 
 # ---- concepts over all three -------------------------------------------------------------------
 
 
-def test_concepts_over_all_dialects(
-    server: Served, theirs: openai.OpenAI, webui: webuiapi.WebUIApi
-) -> None:
+def test_concepts_over_all_dialects(server: Served, theirs: openai.OpenAI, webui: webuiapi.WebUIApi) -> None:
     shas = []
     with server.client() as c:
         for k in (10, 11):
             told = c.post("/api/concepts", files={"file": ("x", concept("pet", k))})
             shas.append(told.json()["sha256"])
-        want = {pin: digest("a <pet>", "", {"pet": sha}, 4) for pin, sha in zip(("old", "new"), shas, strict=True)}
+        want = {
+            pin: digest("a <pet>", "", {"pet": sha}, 4) for pin, sha in zip(("old", "new"), shas, strict=True)
+        }
         assert hashlib.sha256(concept("pet", 11)).hexdigest() == shas[1]
         for pin, more in (("new", {}), ("old", {"concepts": {"pet": shas[0]}})):
             native = c.post("/api/paint?wait=true", json={"prompt": "a <pet>", "seed": 4, **more}).json()
@@ -337,4 +344,7 @@ def test_concepts_over_all_dialects(
             body = {"prompt": "a <pet>", "seed": 4, "width": 64, "height": 64, **more}
             told = c.post("/sdapi/v1/txt2img", json=body).json()
             assert read(decoded(told["images"][0])) == want[pin]
-    assert read(webui.txt2img(prompt=f"a <pet@sha256:{shas[0][:8]}>", seed=4, width=64, height=64).image) == want["old"]
+    assert (
+        read(webui.txt2img(prompt=f"a <pet@sha256:{shas[0][:8]}>", seed=4, width=64, height=64).image)
+        == want["old"]
+    )

@@ -15,7 +15,6 @@ from typing import Any
 import httpx
 import pytest
 from PIL import Image
-from servers import Served, served
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
@@ -27,6 +26,7 @@ from minikin.server.canary import Canary
 from minikin.server.faults import Refused
 from minikin.server.guard import OPEN, check_exposure
 from minikin.server.limits import Limits
+from servers import Served, served
 
 KEY = "a-secret-key"
 
@@ -130,15 +130,21 @@ def test_web_pages_cannot_reach_in(open_: Served, headers: dict[str, str], statu
         told = c.post("/api/paint", content=b'{"prompt": "a"}', headers=given)
         assert told.status_code == status, told.text
         own = open_.url.removeprefix("http://")
-        fine = {"Content-Type": "application/json", "Host": own, "Origin": open_.url, "Sec-Fetch-Site": "same-origin"}
+        fine = {
+            "Content-Type": "application/json",
+            "Host": own,
+            "Origin": open_.url,
+            "Sec-Fetch-Site": "same-origin",
+        }
         assert c.post("/api/paint?wait=true", content=b'{"prompt": "a"}', headers=fine).status_code == 200
         assert "access-control-allow-origin" not in told.headers
 
 
 def test_websockets_have_the_same_gate(open_: Served) -> None:
     client = TestClient(gated(open_.app), base_url="http://127.0.0.1")
-    with pytest.raises(WebSocketDisconnect), client.websocket_connect(
-        "ws://127.0.0.1/api/live", headers={"Origin": "http://evil.example"}
+    with (
+        pytest.raises(WebSocketDisconnect),
+        client.websocket_connect("ws://127.0.0.1/api/live", headers={"Origin": "http://evil.example"}),
     ):
         pass
 
@@ -206,6 +212,7 @@ def noise() -> bytes:
 
 def bomb() -> bytes:
     """A PNG of 16,000 x 16,000 pixels in a few KB."""
+
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -217,7 +224,8 @@ def bomb() -> bytes:
 @pytest.mark.parametrize(
     ("data", "status", "code"),
     [
-        (bomb(), 413, "image_too_large"), (b"<svg/>", 415, "unsupported_image"), (b"", 415, "unsupported_image"),
+        (bomb(), 413, "image_too_large"), (b"<svg/>", 415, "unsupported_image"),
+        (b"", 415, "unsupported_image"),
         (png(format="GIF"), 415, "unsupported_image"), (png(format="BMP"), 415, "unsupported_image"),
         (noise()[:2000], 422, "image_corrupt"), (png(4, 4), 422, "image_too_small"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n", 415, "unsupported_image"), (bytes(60_000_000), 413, "image_too_large"),
@@ -294,11 +302,11 @@ def test_something_unexpected_is_told_by_its_reference(open_: Served, monkeypatc
 
 def test_metrics_stay_few_and_equal_the_ledger(tmp_path: Path) -> None:
     with served(Canary(), tmp_path / "s") as s, s.client() as c:
+
         def count() -> float:
             lines = c.get("/metrics").text.splitlines()
-            return next(
-                (float(x.split()[-1]) for x in lines if x.startswith('minikin_jobs_total{kind="paint",outcome="completed"}')), 0.0
-            )  # fmt: skip
+            name = 'minikin_jobs_total{kind="paint",outcome="completed"}'
+            return next((float(x.split()[-1]) for x in lines if x.startswith(name)), 0.0)
 
         before = count()
         for k in range(5):

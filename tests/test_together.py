@@ -1,8 +1,9 @@
-"""Several people's pictures in one batch equal those painted alone, and the server's real engine paints them."""
+"""Several people's pictures in one batch equal those painted alone, over HTTP too."""
 
 from __future__ import annotations
 
 import io
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from servers import served
 
 from minikin import Studio
 from minikin.bases.base import Base
@@ -26,6 +26,7 @@ from minikin.painting.together import Row, group, paint_together
 from minikin.recipes import Paint
 from minikin.server.engine import Row as Piece
 from minikin.server.studio_engine import NotFinite, StudioEngine
+from servers import served
 
 
 def made(base: Base, name: str, seed: int, mode: str = "gated") -> Concept:
@@ -164,7 +165,7 @@ def test_teaching_over_http(engine: StudioEngine, tmp_path: Path) -> None:
     photos = sorted(p for p in folder.iterdir() if p.suffix in (".png", ".jpg"))[:2]
     with served(engine, tmp_path / "s") as s, s.client() as c:
         files = [("photos", (p.name, p.read_bytes())) for p in photos]
-        recipe = '{"name": "pot", "category": "teapot", "steps": 2, "mode": "row", "mask": "none", "sample_every": 0}'
+        recipe = json.dumps({"name": "pot", "category": "teapot", "steps": 2, "mode": "row", "mask": "none"})
         told = c.post("/api/concepts/teach?wait=true", files=files, data={"recipe": recipe})
         assert told.status_code == 200, told.text
         made_ = told.json()["result"]["concept"]

@@ -27,7 +27,7 @@ def run(
     from minikin.studio import Studio
 
     check_exposure(host, keys, insecure=insecure)
-    engines = [StudioEngine(Studio.open(base, device=d, dtype=dtype)) for d in (devices or [None])]
+    engines = [StudioEngine(Studio.open(base, device=d, dtype=dtype)) for d in devices or (None,)]
     service = Service(list(engines), folder or data_folder() / "server")
     app = create(service)
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"

@@ -49,7 +49,8 @@ def paint_batch(
     """
     decided = recipe if isinstance(recipe, Plan) else plan(base, recipe)
     way = course(base, decided, prompt, loaded, len(seeds), calls(base, decided))
-    return paint_course(base, decided, way, seeds, on_step=lambda s, _: on_step(s) if on_step else None, tell=tell)
+    told = (lambda done, _: on_step(done)) if on_step else None
+    return paint_course(base, decided, way, seeds, on_step=told, tell=tell)
 
 
 def calls(base: Base, decided: Plan) -> int:

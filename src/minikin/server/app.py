@@ -82,13 +82,14 @@ def serve(guard: Guard, service: Service, host: str, port: int) -> None:
     import uvicorn
 
     class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: Any) -> None:
+        def handle_exit(self, sig: int, frame: Any) -> None:  # theirs would end by the signal again, not with 0
             service.drain()
-            super().handle_exit(sig, frame)
+            self.force_exit = self.should_exit
+            self.should_exit = True
 
     config = uvicorn.Config(
         guard, host=host, port=port, log_level="warning", server_header=False, date_header=True,
-        timeout_graceful_shutdown=int(service.limits.drain_s), timeout_keep_alive=15, h11_max_incomplete_event_size=32_768,
-        http="h11", ws_max_size=1 << 20, proxy_headers=False, lifespan="on",
+        timeout_graceful_shutdown=int(service.limits.drain_s), timeout_keep_alive=15, http="h11",
+        h11_max_incomplete_event_size=32_768, ws_max_size=1 << 20, proxy_headers=False, lifespan="on",
     )  # fmt: skip
     Server(config).run()

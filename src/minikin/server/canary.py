@@ -1,7 +1,7 @@
 """An engine without diffusion that draws what was asked into the picture, so that a mix-up is counted.
 
-Every picture is a grid of 16 x 16 blocks of pure grey levels: two bytes of each of the prompt's digest, the concepts'
-contents, the seed. PNG keeps them exactly; `read` gets them back, `expected` says what they must be.
+Every picture is a grid of 8 x 8 blocks of one grey level each: a digest of the prompt, the concepts' contents
+and the seed. PNG keeps them exactly; `read` gets them back, `digest` says what they must be.
 It takes as long as it is told, per batch and step, like a GPU.
 """
 
@@ -111,7 +111,7 @@ class Canary:
         plan = {**recipe.model_dump(mode="json"), "steps": prepared.steps}
         return {
             "recipe": plan, "base": {"name": self.name, "fingerprint": "0" * 64}, "preset": "quality",
-            "concepts": {n: {"sha256": p.sha256, "category": p.concept.category} for n, p in prepared.concepts.items()},
+            "concepts": {n: {"sha256": p.sha256} for n, p in prepared.concepts.items()},
             "sampler": getattr(recipe, "scheduler", None) or "Euler", "guidance": 1.0, "adapters": {},
         }  # fmt: skip
 

@@ -48,7 +48,8 @@ if min(image.size) < 8:
 try:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        texts = {k: image.info[k][:100000] for k in ("parameters", "minikin") if isinstance(image.info.get(k), str)}
+        found = {k: image.info.get(k) for k in ("parameters", "minikin")}
+        texts = {k: v[:100000] for k, v in found.items() if isinstance(v, str)}
         image = ImageOps.exif_transpose(image)
         keep = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
         image = image.convert(keep)
@@ -97,8 +98,8 @@ def decode(data: bytes, what: str, limits: Limits) -> Image.Image:
     refuse = partial(_refused, what, limits)
     try:
         child = subprocess.run(
-            [sys.executable, "-I", "-c", _CHILD, *sized], input=data, capture_output=True, timeout=limits.decode_s,
-            check=False,
+            [sys.executable, "-I", "-c", _CHILD, *sized], input=data, capture_output=True,
+            timeout=limits.decode_s, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise refuse("image_corrupt") from None

@@ -71,8 +71,8 @@ def body_of(dialect: str, status: int, code: str, message: str, param: str | Non
 
 
 def _openai_type(status: int) -> str:
-    return {401: "authentication_error", 403: "permission_error", 404: "not_found_error",
-            429: "rate_limit_error"}.get(status, "server_error" if status >= 500 else "invalid_request_error")  # fmt: skip
+    named = {401: "authentication", 403: "permission", 404: "not_found", 429: "rate_limit"}
+    return f"{named.get(status, 'server' if status >= 500 else 'invalid_request')}_error"
 
 
 def answer(error: MinikinError, path: str, request_id: str) -> Response:

@@ -129,7 +129,7 @@ class Guard:
         host = _hostname(headers.get("host", ""))
         if "*" not in self.hosts and host not in self.hosts and not (self.keys and host):
             raise Refused(
-                f"This server does not answer to the name '{host[:80]}'. Start it with --allow-host {host[:80]}.",
+                f"This server does not answer to '{host[:80]}'. Start it with --allow-host {host[:80]}.",
                 status=421, code="unknown_host",
             )  # fmt: skip
 
@@ -166,8 +166,8 @@ class Guard:
         allowed = kind in ("application/json", "multipart/form-data", "application/octet-stream")
         if not (allowed or (empty and not kind)):
             raise Refused(
-                f"The body is '{kind[:60] or 'of no type'}'; send application/json, or multipart/form-data where "
-                "pictures are uploaded.", status=415, code="unsupported_media_type",
+                f"The body is '{kind[:60] or 'of no type'}'; send application/json, or multipart/form-data "
+                "where pictures are uploaded.", status=415, code="unsupported_media_type",
             )  # fmt: skip
 
     def _too_large(self) -> Refused:

@@ -34,7 +34,11 @@ class Strict(BaseModel):
     def _no_truth_for_numbers(cls, values: Any) -> Any:
         for name, value in values.items() if isinstance(values, dict) else ():
             field = cls.model_fields.get(name)
-            if isinstance(value, bool) and field and bool not in (field.annotation, *get_args(field.annotation)):
+            if (
+                isinstance(value, bool)
+                and field
+                and bool not in (field.annotation, *get_args(field.annotation))
+            ):
                 raise ValueError(f"{name} is not true or false")
         return values
 

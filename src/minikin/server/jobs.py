@@ -142,7 +142,7 @@ class Job:
 
 
 class Watch:
-    """Hears of a job's changes on the event loop: `async with job.watch() as changes: await changes.next(5)`."""
+    """Hears of a job's changes on the event loop: `async with job.watch() as w: await w.next(5)`."""
 
     def __init__(self, job: Job) -> None:
         self.job = job

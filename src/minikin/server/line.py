@@ -147,7 +147,7 @@ class Line:
 
     def _round(self, group: Hashable, room: int) -> list[Piece]:
         """One more picture of each client, at most `room`."""
-        found = []
+        found: list[Piece] = []
         for line in self._by_client.values():
             piece = next((p for p in line if p.group == group), None)
             if piece is not None and len(found) < room:

@@ -1,4 +1,4 @@
-"""Counters for Prometheus. Labels come from fixed sets: however many concepts or clients, the series stay few."""
+"""Counters for Prometheus. Labels come from fixed sets: the series stay few, however many clients come."""
 
 from __future__ import annotations
 

@@ -26,7 +26,17 @@ from minikin.recipes import Teach
 from minikin.server import decode, views
 from minikin.server.engine import Given
 from minikin.server.faults import Refused, not_found
-from minikin.server.http import Strict, StrictRoute, client_of, hold, parse_json, preview, service_of, sse, submit
+from minikin.server.http import (
+    Strict,
+    StrictRoute,
+    client_of,
+    hold,
+    parse_json,
+    preview,
+    service_of,
+    sse,
+    submit,
+)
 from minikin.server.jobs import Asked, Job
 from minikin.server.kinds import KINDS, Kind
 from minikin.server.service import Service
@@ -180,10 +190,11 @@ async def concepts(request: Request) -> dict[str, Any]:
     def listed() -> list[dict[str, Any]]:
         entries = service.shelf.entries(client)
         newest = {e.name: e for e in entries}
+        kinds = [service.shelf.pinned(e.name, e).concept.category for e in entries]
         return [
-            {**views.concept(e, service.shelf.pinned(e.name, e).concept.category), "newest": newest[e.name] is e}
-            for e in entries
-        ]  # fmt: skip
+            {**views.concept(e, kind), "newest": newest[e.name] is e}
+            for e, kind in zip(entries, kinds, strict=True)
+        ]
 
     return {"concepts": await run_in_threadpool(listed)}
 
@@ -203,7 +214,8 @@ async def upload(request: Request, file: UploadFile = File(), name: str | None =
 
 @router.post("/concepts/teach", status_code=202, response_class=JSONResponse)
 async def teach(
-    request: Request, photos: list[UploadFile] = File(), recipe: str = Form(description="JSON of the Teach recipe"),
+    request: Request, photos: list[UploadFile] = File(),
+    recipe: str = Form(description="JSON of the Teach recipe"),
     masks: list[UploadFile] | None = File(None), wait: bool = False,
 ) -> Response:  # fmt: skip
     """Teach a concept from photos. masks: one for each photo, in their order, white where the subject is."""

@@ -173,8 +173,8 @@ class Service:
             job.given = replace(given, folder=self.inputs / job.id, stop=threading.Event())
             stamp.keep_inputs(job.given)
         row = {
-            "id": job.id, "kind": asked.kind, "client": asked.client, "dialect": asked.dialect, "task": asked.task,
-            "held": int(asked.held), "status": "queued", "recipe": recipe.model_dump_json(),
+            "id": job.id, "kind": asked.kind, "client": asked.client, "dialect": asked.dialect,
+            "task": asked.task, "held": int(asked.held), "status": "queued", "recipe": recipe.model_dump_json(),
             "concepts": {n: p.sha256 for n, p in pinned.items()}, "warnings": job.notes, "created": job.created,
         }  # fmt: skip
         try:

@@ -68,8 +68,8 @@ class Shelf:
         name = check_name(name or concept.name)
         if len(self.store.shelved(client)) >= self.limits.concepts_per_client:
             raise Refused(
-                f"You have {self.limits.concepts_per_client} concepts here, as many as this server keeps for one "
-                "client. Delete some first.", status=422, code="shelf_full",
+                f"You have {self.limits.concepts_per_client} concepts here, as many as this server keeps for "
+                "one client. Delete some first.", status=422, code="shelf_full",
             )  # fmt: skip
         sha256 = self._keep(data)
         self.store.shelve(client, sha256, name)

@@ -27,8 +27,8 @@ _TABLES = """
 CREATE TABLE jobs (
     id TEXT PRIMARY KEY, kind TEXT NOT NULL, client TEXT NOT NULL, dialect TEXT NOT NULL, task TEXT NOT NULL,
     held INTEGER NOT NULL, status TEXT NOT NULL, recipe TEXT NOT NULL, concepts TEXT NOT NULL,
-    warnings TEXT NOT NULL, created REAL NOT NULL, started REAL, ended REAL, attempts INTEGER NOT NULL DEFAULT 0,
-    code TEXT, message TEXT, result TEXT);
+    warnings TEXT NOT NULL, created REAL NOT NULL, started REAL, ended REAL,
+    attempts INTEGER NOT NULL DEFAULT 0, code TEXT, message TEXT, result TEXT);
 CREATE INDEX jobs_by_client ON jobs (client, created);
 CREATE TABLE pictures (
     id TEXT PRIMARY KEY, job TEXT NOT NULL, number INTEGER NOT NULL, seed INTEGER, sha256 TEXT NOT NULL,
@@ -71,12 +71,12 @@ class Store:
             problem = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
         except sqlite3.Error as e:
             raise StorageError(
-                f"The job store {path} cannot be used ({e}). Move it away to start with an empty one; it was not "
-                "changed."
+                f"The job store {path} cannot be used ({e}). Move it away to start with an empty one; it "
+                "was not changed."
             ) from e
         if found > VERSION:
             raise StorageError(
-                f"The job store {path} is of version {found}; this Minikin reads up to {VERSION}. Update Minikin."
+                f"The job store {path} is of version {found}; this Minikin reads up to {VERSION}. Update it."
             )
         if problem != "ok":
             raise StorageError(

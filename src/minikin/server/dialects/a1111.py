@@ -116,8 +116,8 @@ async def progress(request: Request, id_task: str = "", skip_current_image: bool
     wait = (1 - share) * now.prepared.cost * max(1, len(now.seeds)) * service.line.rate_s
     ahead = service.line.position(now)
     return {
-        "progress": max(0.01, min(share, 0.99)), "eta_relative": round(wait, 2), "state": _state(now, len(mine)),
-        "current_image": None if skip_current_image else await preview(now),
+        "progress": max(0.01, min(share, 0.99)), "eta_relative": round(wait, 2),
+        "state": _state(now, len(mine)), "current_image": None if skip_current_image else await preview(now),
         "textinfo": f"In the queue: {ahead + 1}" if now.status == "queued" else None,
     }  # fmt: skip
 
@@ -139,7 +139,8 @@ async def interrupt(request: Request, id_task: str = "") -> dict[str, Any]:
 @router.get("/options")
 async def options(request: Request) -> dict[str, Any]:
     """The one option there is, which base is open."""
-    return {"sd_model_checkpoint": _title(service_of(request)), "sd_checkpoint_hash": _hash(service_of(request)),
+    service = service_of(request)
+    return {"sd_model_checkpoint": _title(service), "sd_checkpoint_hash": _hash(service),
             "CLIP_stop_at_last_layers": 1, "samples_format": "png"}  # fmt: skip
 
 
@@ -153,8 +154,8 @@ async def set_options(request: Request, body: dict[str, Any]) -> None:
 async def sd_models(request: Request) -> list[dict[str, Any]]:
     service = service_of(request)
     name = service.engine.name
-    return [{"title": _title(service), "model_name": name, "hash": _hash(service)[:10], "sha256": _hash(service),
-             "filename": f"{name}.safetensors", "config": None}]  # fmt: skip
+    return [{"title": _title(service), "model_name": name, "hash": _hash(service)[:10],
+             "sha256": _hash(service), "filename": f"{name}.safetensors", "config": None}]  # fmt: skip
 
 
 @router.get("/samplers")
@@ -182,8 +183,8 @@ async def embeddings(request: Request) -> dict[str, Any]:
     """Concepts, which are written <name> in prompts."""
     service, client = service_of(request), client_of(request)
     entries = await run_in_threadpool(service.shelf.entries, client)
-    one = {"step": None, "sd_checkpoint": _hash(service)[:10], "sd_checkpoint_name": service.engine.name, "shape": 0,
-           "vectors": 1}  # fmt: skip
+    one = {"step": None, "sd_checkpoint": _hash(service)[:10], "sd_checkpoint_name": service.engine.name,
+           "shape": 0, "vectors": 1}  # fmt: skip
     return {"loaded": {e.name: {**one, "sha256": e.sha256} for e in entries}, "skipped": {}}
 
 
@@ -256,9 +257,9 @@ def values(service: Service, kind: str, body: Txt2Img) -> dict[str, Any]:
     n = (body.batch_size or 1) * (body.n_iter or 1)
     seed = secrets.randbelow(2**32) if body.seed in (None, -1) else body.seed
     told: dict[str, Any] = {
-        "prompt": body.prompt, "negative": body.negative_prompt or "", "n": n, "seed": seed, "steps": body.steps,
-        "guidance": body.cfg_scale, "width": body.width, "height": body.height, "preset": body.preset,
-        "scheduler": sampler(body.sampler_name or body.sampler_index, body.scheduler),
+        "prompt": body.prompt, "negative": body.negative_prompt or "", "n": n, "seed": seed,
+        "steps": body.steps, "guidance": body.cfg_scale, "width": body.width, "height": body.height,
+        "preset": body.preset, "scheduler": sampler(body.sampler_name or body.sampler_index, body.scheduler),
     }  # fmt: skip
     known = kinds.ready(kind).model_fields
     return {k: v for k, v in told.items() if v is not None and k in known}
@@ -314,7 +315,8 @@ def _info(job: Job, told: dict[str, Any]) -> str:
         "seed": seeds[0] if seeds else -1, "all_seeds": seeds, "subseed": -1, "all_subseeds": [-1] * n,
         "subseed_strength": 0, "width": size[0], "height": size[1],
         "sampler_name": told.get("scheduler") or "base default", "cfg_scale": told.get("guidance"),
-        "steps": job.prepared.steps, "batch_size": n, "restore_faces": False, "denoising_strength": told.get("strength"),
+        "steps": job.prepared.steps, "batch_size": n, "restore_faces": False,
+        "denoising_strength": told.get("strength"),
         "extra_generation_params": {}, "index_of_first_image": 0, "styles": [], "clip_skip": 1,
         "infotexts": [job.infotexts[p.number] for p in job.pictures], "job_timestamp": _stamp(job.created),
         "is_using_inpainting_conditioning": False, "warnings": job.notes,

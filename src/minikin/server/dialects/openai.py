@@ -1,7 +1,7 @@
 """OpenAI's images API, as the stock `openai` client speaks it.
 
     /v1/images/generations   JSON        -> paint
-    /v1/images/edits         multipart   -> refine, or inpaint where a mask (or the picture itself) is transparent
+    /v1/images/edits         multipart   -> refine; inpaint where a mask (or the picture itself) is transparent
     /v1/images/variations    multipart   -> refine, a little
     /v1/models                           this base, and `base:preset` for each preset that is ready
 
