@@ -64,7 +64,8 @@ def check_paint(recipe: Paint, limits: Limits, side: int) -> None:
     if cost > limits.cost:
         raise Refused(
             f"The request asks for {recipe.n} pictures of {w}x{h} in {steps} steps, {cost:.0f} "
-            f"megapixel-steps; this server takes {limits.cost:.0f} at once. Ask for fewer, smaller or quicker pictures.",
+            f"megapixel-steps; this server takes {limits.cost:.0f} at once. Ask for fewer, smaller or quicker "
+            "pictures.",
             status=422, code="too_expensive",
         )  # fmt: skip
     if recipe.device or recipe.dtype or recipe.engine != "eager":
