@@ -100,7 +100,9 @@ def _overhead() -> list[dict[str, Any]]:
         while not (server.started and not service.ready):
             time.sleep(0.01)
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as c:
-            whole = timed(lambda: c.post("/api/paint?wait=true", json={"prompt": "a"}).raise_for_status(), 100, 10)
+            whole = timed(
+                lambda: c.post("/api/paint?wait=true", json={"prompt": "a"}).raise_for_status(), 100, 10
+            )
         server.should_exit = True
         thread.join()
         image, path = drawn(bytes(range(64)), (64, 64)), Path(folder) / "one.png"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,26 @@ def test_what_cannot_share_a_batch(tiny: Base) -> None:
     assert len(set(groups)) == len(groups)
     other = group(rows[-1].plan, rows[-1].prompt, [], ("another",))
     assert other != groups[-1], "regions steer the whole batch: the same content alone may share it"
+
+
+def test_admission_does_not_disturb_the_worker(engine: StudioEngine, tiny: Base) -> None:
+    """Tokenizers keep padding as a state: unguarded, a count at the door gave the worker prompts of other
+    lengths (in 9 of 9 runs of this loop)."""
+    over = threading.Event()
+
+    def admit() -> None:
+        while not over.is_set():
+            engine.prepare("paint", Paint(prompt="a photo of a cat on the beach", steps=2), {})
+
+    thread = threading.Thread(target=admit)
+    thread.start()
+    try:
+        prompts = [parse("a photo of a dog", {}), parse("", {})]
+        sizes = {tuple(tiny.encode(prompts[:1] if k % 2 else prompts[1:]).e.shape[1:]) for k in range(150)}
+    finally:
+        over.set()
+        thread.join()
+    assert sizes == {(tiny.n_tokens, tiny.layout.text_width)}
 
 
 @pytest.fixture(scope="module")
