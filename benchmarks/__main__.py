@@ -11,12 +11,24 @@ import json
 import sys
 from typing import Any
 
-from benchmarks import adapters, corpus, measure, memory, packing, painting, speed, startup, teaching, workflow
+from benchmarks import (
+    adapters,
+    corpus,
+    measure,
+    memory,
+    packing,
+    painting,
+    server,
+    speed,
+    startup,
+    teaching,
+    workflow,
+)  # fmt: skip
 
 ALL = {
     "startup": startup.run, "packing": packing.run, "painting": painting.run, "teaching": teaching.run,
     "memory": memory.run, "corpus": corpus.run, "adapters": adapters.run,
-    "speed": speed.run, "workflow": workflow.run,
+    "speed": speed.run, "workflow": workflow.run, "server": server.run,
 }  # fmt: skip
 SLOW = ("memory", "corpus")
 

@@ -44,6 +44,12 @@ class Concepts:
         """Load a concept; raises BaseMismatch when it does not belong to this base."""
         if not isinstance(concept, Concept):
             concept = Concept.load(concept)
+        self.check(concept)
+        self.loaded[concept.name] = load(self.base, concept)
+        return concept
+
+    def check(self, concept: Concept) -> None:
+        """Raise BaseMismatch when a concept does not belong to this base."""
         verdict = self.base.accepts(concept)
         if verdict in _WHY:
             raise BaseMismatch(
@@ -52,8 +58,6 @@ class Concepts:
                 f"{self.base.architecture} ({self.base.fingerprint[:8]}): {_WHY[verdict]}. Open the base "
                 "it was made for, or teach it again on this one."
             )
-        self.loaded[concept.name] = load(self.base, concept)
-        return concept
 
     def digest(self, name: str) -> str:
         """SHA-256 of a concept's content, the same wherever and whenever it is loaded."""

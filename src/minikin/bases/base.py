@@ -9,6 +9,7 @@ and an identity (`fingerprint`, `text_hash`). It owns no state that a prompt cou
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -70,6 +71,7 @@ class Base:
     def __post_init__(self) -> None:
         p = self.pipe
         self.unet, self.vae = p.unet, p.vae
+        self._reading = threading.RLock()  # fast tokenizers keep padding as a state: one caller at a time
         pairs = [(p.tokenizer, p.text_encoder)]
         if getattr(p, "text_encoder_2", None) is not None:
             pairs.append((p.tokenizer_2, p.text_encoder_2))
@@ -243,6 +245,12 @@ class Base:
     def _tokenize(
         self, tokenizer: Any, prompts: Sequence[Prompt]
     ) -> tuple[Tensor, list[tuple[tuple[int, ...], ...]]]:
+        with self._reading:
+            return self._read(tokenizer, prompts)
+
+    def _read(
+        self, tokenizer: Any, prompts: Sequence[Prompt]
+    ) -> tuple[Tensor, list[tuple[tuple[int, ...], ...]]]:
         batch = tokenizer(
             [p.text for p in prompts], padding="max_length", max_length=tokenizer.model_max_length,
             truncation=True, return_tensors="pt", return_offsets_mapping=True,
@@ -264,10 +272,11 @@ class Base:
         """A1111's emphasis: scale the tokens, then restore the mean of the encoding."""
         factors = torch.ones(e.shape[:2], device=e.device, dtype=torch.float32)
         texts = [p.text for p in prompts]
-        spans = self.tokenizers[0](
-            texts, padding="max_length", max_length=self.n_tokens, truncation=True,
-            return_offsets_mapping=True,
-        ).offset_mapping  # fmt: skip
+        with self._reading:
+            spans = self.tokenizers[0](
+                texts, padding="max_length", max_length=self.n_tokens, truncation=True,
+                return_offsets_mapping=True,
+            ).offset_mapping  # fmt: skip
         for b, prompt in enumerate(prompts):
             for w in prompt.weights:
                 for position in _inside(spans[b], w.start, w.end):
@@ -279,13 +288,15 @@ class Base:
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text without begin and end."""
-        return len(self.tokenizers[0](text, add_special_tokens=False).input_ids)
+        with self._reading:
+            return len(self.tokenizers[0](text, add_special_tokens=False).input_ids)
 
     def word_vectors(self, text: str) -> tuple[Tensor, ...]:
         """Per text encoder (n, d_k): the token embeddings of a text, float32."""
         out = []
         for tokenizer, model in zip(self.tokenizers, self.text_encoders, strict=True):
-            ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
+            with self._reading:
+                ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
             table = model.get_input_embeddings().weight
             out.append(table[ids.to(table.device)].detach().float().clone())
         return tuple(out)

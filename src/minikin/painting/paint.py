@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from minikin.bases import engines
 from minikin.bases.base import Base
@@ -21,7 +22,7 @@ from minikin.bases.prompt import Prompt
 from minikin.bases.regions import Placed, Steering, steered, within
 from minikin.errors import BadRecipe, OutOfMemory
 from minikin.painting import schedulers
-from minikin.painting.course import course
+from minikin.painting.course import Course, course
 from minikin.painting.ground import EVERYTHING, Ground, Overpainting, pictures
 from minikin.painting.plan import Plan, plan
 from minikin.painting.strength import begin
@@ -53,14 +54,39 @@ def paint_batch(
     Adapters are the caller's matter: whatever is on the base (`Adapters.using`) takes part.
     """
     decided = recipe if isinstance(recipe, Plan) else plan(base, recipe)
+    total, whole = _calls(base, decided, ground.strength if ground else 1.0)
+    way = course(base, decided, prompt, loaded, len(seeds), total, whole - total)
+    told = (lambda done, _: on_step(done)) if on_step else None
+    return paint_course(base, decided, way, seeds, on_step=told, tell=tell, ground=ground)
+
+
+def calls(base: Base, decided: Plan) -> int:
+    """How often the U-Net is called, from nothing: once a step, twice with Heun but for the last."""
+    return _calls(base, decided, 1.0)[0]
+
+
+def _calls(base: Base, decided: Plan, strength: float) -> tuple[int, int]:
+    """Calls that run at this strength, and those of a whole picture."""
+    own = base.pipe.scheduler
+    beginning, order = begin(decided, _class(decided, own), strength), _scheduler(decided, own).order
+    total, whole = (n * order - (order - 1) for n in (beginning.steps, beginning.steps + beginning.skipped))
+    return total, whole
+
+
+@torch.no_grad()
+def paint_course(
+    base: Base, decided: Plan, way: Course, seeds: list[int], *,
+    on_step: Callable[[int, Tensor], None] | None = None, tell: engines.Tell = engines.log.warning,
+    ground: Ground | None = None,
+) -> list[Painted]:  # fmt: skip
+    """Paint one batch along its course. `on_step(done, latents (B, C, h, w))` may raise events.Cancelled."""
     recipe = decided.recipe
     pipe = base.pipe
     own = pipe.scheduler
-    beginning = begin(decided, _class(decided, own), ground.strength if ground else 1.0)
+    strength = ground.strength if ground else 1.0
+    beginning = begin(decided, _class(decided, own), strength)
     scheduler = _scheduler(decided, own, beginning.levels)
-    total, whole = (n * scheduler.order - (scheduler.order - 1)  # Heun: two halves each, but for the last
-                    for n in (beginning.steps, beginning.steps + beginning.skipped))  # fmt: skip
-    way = course(base, decided, prompt, loaded, len(seeds), total, whole - total)
+    total, whole = _calls(base, decided, strength)
     height, width = recipe.height or base.size_px, recipe.width or base.size_px
     if ground:
         height, width = (n * base.factor for n in ground.size)
@@ -83,7 +109,7 @@ def paint_batch(
 
     def after(running: Any, index: int, _t: Any, state: dict[str, Any]) -> dict[str, Any]:
         if on_step:
-            on_step(index + 1)
+            on_step(index + 1, state["latents"])
         share = (whole - total + index + 1) / whole
         if steering:
             steering.share = share

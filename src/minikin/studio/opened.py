@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +34,18 @@ class Opened:
     def open(cls, base: str = "tiny", **how: Any) -> Self:
         """Open a base by name, folder, file or hub id; see `bases.opening.registry.open_base`."""
         return cls(open_base(base, **how))
+
+    def beside(self) -> Self:
+        """The same base, adapters and turns, with no concepts in use yet: names of somebody else's own."""
+        other = copy(self)
+        other.concepts = Concepts(self.base)
+        return other
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Inside, the base is the caller's alone."""
+        with self._lock:
+            yield
 
     def add(self, concept: Concept | str | Path) -> Concept:
         """Use a concept in prompts: a Concept, a file, or a name from the library."""

@@ -63,7 +63,7 @@ class Painting(Opened):
             self._need(recipe.negative)
             prompt = parse(recipe.prompt, self.concepts.categories)
             painting.check(self.base, recipe)
-            plan, wanted = self._prepared(recipe, prompt)
+            plan, wanted = self.prepared(recipe, prompt)
             for text in (*plan.warnings, *painting.cautions(self.base, plan.recipe, prompt)):
                 yield events.Note(text, warning=True)
             work = rework.begun(self.base, recipe, job)
@@ -77,7 +77,7 @@ class Painting(Opened):
                     yield events.Picture(one.image, recipe.prompt, one.seed)
             yield events.Done(made, self.facts(recipe, job))
 
-    def _prepared(self, recipe: Paint, prompt: Prompt) -> tuple[Plan, list[tuple[Adapter, float]]]:
+    def prepared(self, recipe: Paint, prompt: Prompt) -> tuple[Plan, list[tuple[Adapter, float]]]:
         """How the recipe is painted, and the LoRAs it needs with their weights: the preset's, the prompt's."""
         negative = parse(recipe.negative, self.concepts.categories)
         if negative.loras:
@@ -189,15 +189,19 @@ class Painting(Opened):
 
         job  what it was painted on
         """
+        with self._lock:
+            return self.facts_now(recipe, job)
+
+    def facts_now(self, recipe: Paint, job: Job | None = None) -> dict[str, Any]:
+        """The same without waiting for a turn: for a Studio whose concepts nobody else changes."""
         if job and isinstance(recipe, Refine):
             recipe = recipe.sized(job.source.image.size)
         tags = concept_tags(f"{recipe.prompt} {recipe.negative}")
-        with self._lock:
-            plan, wanted = self._prepared(recipe, parse(recipe.prompt, self.concepts.categories))
-            concepts = {
-                n: {"category": self.concepts.loaded[n].concept.category, "sha256": self.concepts.digest(n)}
-                for n in tags if n in self.concepts.loaded
-            }  # fmt: skip
+        plan, wanted = self.prepared(recipe, parse(recipe.prompt, self.concepts.categories))
+        concepts = {
+            n: {"category": self.concepts.loaded[n].concept.category, "sha256": self.concepts.digest(n)}
+            for n in tags if n in self.concepts.loaded
+        }  # fmt: skip
         usual = recipe.preset is None and plan.preset.name == "quality"  # what suits the base is left to it
         repeat = plan.recipe
         if usual:

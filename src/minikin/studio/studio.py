@@ -185,7 +185,7 @@ class Studio(Painting):
                 prompt=f"<{concept.name}>", base=self.base.name, preset=recipe.preset, steps=recipe.steps,
                 points={},
             )  # fmt: skip
-            plan, _ = self._prepared(looked, parse(looked.prompt, self.concepts.categories))
+            plan, _ = self.prepared(looked, parse(looked.prompt, self.concepts.categories))
             work = task(recipe, concept, self.base, plan, self.facts(looked), judge)
             for event in sweep(work, out, self._painted):
                 if isinstance(event, events.Done):

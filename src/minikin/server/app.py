@@ -1,0 +1,95 @@
+"""The app: one service, three dialects, one gate.
+
+`create` returns the FastAPI app (`app.state.service`), to which a page can be mounted, and `gated` puts
+the gate in front of all of it. `serve` runs both under uvicorn until it is told to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, HTTPException
+from fastapi.exceptions import RequestValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from minikin import __version__
+from minikin.errors import MinikinError
+from minikin.server import http, live, native, probes
+from minikin.server.dialects import a1111, openai
+from minikin.server.guard import Guard
+from minikin.server.service import Service
+
+SWEEP_S = 60.0
+log = logging.getLogger(__name__)
+
+
+def create(service: Service) -> FastAPI:
+    """All routes on one service; the app's life is the service's."""
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        await run_in_threadpool(service.start)
+        sweeping = asyncio.create_task(_sweep(service))
+        try:
+            yield
+        finally:
+            sweeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await sweeping
+            await run_in_threadpool(service.close)
+
+    app = FastAPI(
+        title="Minikin", version=__version__, lifespan=life,
+        description="Pictures from words and personal concepts: the native API, OpenAI's images and A1111's.",
+        docs_url="/docs", redoc_url=None,
+    )  # fmt: skip
+    app.state.service = service
+    for module in (probes, native, live, openai, a1111):
+        app.include_router(module.router)
+    app.add_exception_handler(Exception, http.on_unexpected)
+    app.add_exception_handler(MinikinError, http.on_minikin_error)
+    app.add_exception_handler(RequestValidationError, http.on_invalid)
+    for kind in (HTTPException, StarletteHTTPException):
+        app.add_exception_handler(kind, http.on_http_error)
+    return app
+
+
+def gated(
+    app: FastAPI, *, keys: Sequence[str] = (), hosts: Sequence[str] = (), origins: Sequence[str] = ()
+) -> Guard:
+    """The app behind the gate: what uvicorn is given."""
+    service: Service = app.state.service
+    return Guard(app, keys=keys, hosts=hosts, origins=origins, limits=service.limits)
+
+
+async def _sweep(service: Service) -> None:
+    while True:
+        await asyncio.sleep(SWEEP_S)
+        try:
+            await run_in_threadpool(service.sweep)
+        except MinikinError as e:
+            log.warning("sweeping: %s", e)
+
+
+def serve(guard: Guard, service: Service, host: str, port: int) -> None:
+    """Run until SIGTERM or SIGINT; then take nothing new, finish what is in hand, and leave."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:  # theirs would end by the signal again, not with 0
+            service.drain()
+            self.force_exit = self.should_exit
+            self.should_exit = True
+
+    config = uvicorn.Config(
+        guard, host=host, port=port, log_level="warning", server_header=False, date_header=True,
+        timeout_graceful_shutdown=int(service.limits.drain_s), timeout_keep_alive=15, http="h11",
+        h11_max_incomplete_event_size=32_768, ws_max_size=1 << 20, proxy_headers=False, lifespan="on",
+    )  # fmt: skip
+    Server(config).run()

@@ -1,0 +1,120 @@
+"""Pictures from strangers, decoded in a process of its own with little memory and little time.
+
+A picture arrives as bytes or as base64, never as an address. Its size and format are read from the
+header first; only then a child process decodes it, rebuilt from pixels, with no metadata. Whatever a
+broken or hostile file does to a decoder, it does there.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+import subprocess
+import sys
+from functools import partial
+
+from PIL import Image
+
+from minikin.server.faults import Refused
+from minikin.server.limits import Limits
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+_DATA = re.compile(r"data:image/[\w.+-]{1,20};base64,")
+_CHILD = """
+import sys, resource
+memory, seconds, pixels = map(int, sys.argv[1:4])
+resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+import io, json, warnings
+from PIL import Image, ImageOps
+warnings.simplefilter("error")
+Image.MAX_IMAGE_PIXELS = pixels
+def refuse(code):
+    sys.stderr.write(code); sys.exit(3)
+data = sys.stdin.buffer.read()
+try:
+    image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
+except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+    refuse("image_too_large")
+except Exception:
+    refuse("unsupported_image")
+if image.width * image.height > pixels:
+    refuse("image_too_large")
+if min(image.size) < 8:
+    refuse("image_too_small")
+try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = {k: image.info.get(k) for k in ("parameters", "minikin")}
+        texts = {k: v[:100000] for k, v in found.items() if isinstance(v, str)}
+        image = ImageOps.exif_transpose(image)
+        keep = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
+        image = image.convert(keep)
+except Exception:
+    refuse("image_corrupt")
+head = json.dumps([keep, image.width, image.height, texts])
+sys.stdout.buffer.write(head.encode() + b"\\n" + image.tobytes())
+"""
+_SAID = {
+    "unsupported_image": (415, "is no JPEG, PNG or WebP picture"),
+    "image_too_large": (413, "has too many pixels: at most {mpx:.0f} million are read"),
+    "image_too_small": (422, "is smaller than 8 pixels"),
+    "image_corrupt": (422, "is damaged or incomplete"),
+}
+
+
+def from_base64(text: object, what: str, limits: Limits) -> Image.Image:
+    """A picture from base64, with or without `data:image/...;base64,`; raises Refused."""
+    if not isinstance(text, str):
+        raise Refused(
+            f"{what} is no text; send the picture as base64.", status=422, code="invalid_image", param=what
+        )
+    if re.match(r"\s*[a-z][a-z0-9+.-]*://", text[:64], re.IGNORECASE):
+        raise Refused(
+            "Image URLs are disabled. Send base64 data.", status=400, code="url_inputs_disabled", param=what
+        )  # fmt: skip
+    try:
+        head = _DATA.match(text[:64])
+        data = base64.b64decode(text[head.end() if head else 0 :], validate=True)
+    except (binascii.Error, ValueError):
+        raise Refused(f"{what} is not base64.", status=422, code="invalid_image", param=what) from None
+    return decode(data, what, limits)
+
+
+def decode(data: bytes, what: str, limits: Limits) -> Image.Image:
+    """A picture, RGB or RGBA, from untrusted bytes; blocks; raises Refused with what is wrong.
+
+    Its `info` holds the texts that record how it was made, if it has such, and nothing else.
+    """
+    if len(data) > limits.image:
+        raise Refused(
+            f"{what} has {len(data) / 1e6:.0f} MB; at most {limits.image / 1e6:.0f} MB are read.",
+            status=413, code="image_too_large", param=what,
+        )  # fmt: skip
+    sized = [str(limits.decode_memory), str(max(1, round(limits.decode_s))), str(limits.image_pixels)]
+    refuse = partial(_refused, what, limits)
+    try:
+        child = subprocess.run(
+            [sys.executable, "-I", "-c", _CHILD, *sized], input=data, capture_output=True,
+            timeout=limits.decode_s, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise refuse("image_corrupt") from None
+    if child.returncode != 0:
+        code = child.stderr.decode("ascii", "replace").strip()
+        raise refuse(code if code in _SAID else "image_corrupt")
+    head, _, body = child.stdout.partition(b"\n")
+    mode, width, height, texts = json.loads(head)
+    image = Image.frombytes(mode, (width, height), body)
+    image.info = dict(texts)
+    return image
+
+
+def _refused(what: str, limits: Limits, code: str) -> Refused:
+    status, why = _SAID[code]
+    return Refused(
+        f"{what} {why.format(mpx=limits.image_pixels / 1e6)}.", status=status, code=code, param=what
+    )  # fmt: skip

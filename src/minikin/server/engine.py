@@ -1,0 +1,106 @@
+"""What the server needs of whoever paints: a small protocol, so that tests need no diffusion.
+
+    prepare   at the door: everything that can be wrong with a request is said here, before it waits
+    paint     one batch of rows of one group, in the worker's thread
+    run       any other kind of work, as events
+
+A `Row` carries its own concepts, pinned by content when the request was taken. Nothing is looked up by
+name later, so what other clients add, replace or remove meanwhile changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from PIL import Image
+
+from minikin.concepts.concept import Concept
+from minikin.events import Event
+from minikin.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A concept of exactly this content, under the name it has in this request."""
+
+    sha256: str
+    concept: Concept
+
+
+Concepts = Mapping[str, Pinned]  # by name in the prompt
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request that can be carried out.
+
+    recipe    as it was asked for
+    group     rows of equal groups may share a batch; None for work that is done alone
+    steps     of one picture; pixels of one picture
+    plan      the engine's own business
+    """
+
+    recipe: Recipe
+    concepts: Concepts
+    group: Hashable
+    steps: int
+    pixels: int
+    warnings: tuple[str, ...] = ()
+    plan: Any = None
+
+    @property
+    def cost(self) -> float:
+        """Of one picture, in megapixel-steps."""
+        return self.steps * self.pixels / 1e6
+
+
+class Row(NamedTuple):
+    """One picture of a batch."""
+
+    prepared: Prepared
+    seed: int
+
+
+Preview = Callable[[int], Image.Image | None]  # of the row with this number, as it is now
+OnStep = Callable[[int, Preview], None]  # steps done; may raise events.Cancelled
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a request brings besides its recipe: pictures by field name, and a folder for its work.
+
+    pictures  "picture", "mask"; "photos" and "masks" of teaching are lists in `many`
+    stop      asks long work to end early and keep what there is
+    """
+
+    pictures: Mapping[str, Image.Image] = field(default_factory=dict)
+    many: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    folder: Any = None
+    stop: Any = None
+
+
+class Engine(Protocol):
+    """Paints for one device. `prepare` is called from any thread, the others from the worker's alone."""
+
+    name: str
+    side: int
+
+    def prepare(self, kind: str, recipe: Recipe, concepts: Concepts) -> Prepared:
+        """Raise MinikinError for what cannot be done; quick, and never waits for a batch."""
+
+    def paint(self, rows: Sequence[Row], on_step: OnStep) -> list[Image.Image]:
+        """One picture a row, in their order."""
+
+    def run(self, kind: str, prepared: Prepared, given: Given) -> Iterator[Event]:
+        """Work that is done alone; closing the iterator ends it within a step."""
+
+    def facts(self, prepared: Prepared) -> dict[str, Any]:
+        """What a picture should know about how it was made."""
+
+    def describe(self) -> dict[str, Any]:
+        """Base, presets, samplers, LoRAs: what a client may ask for."""
+
+    def warm_up(self) -> None:
+        """The first picture, so that nobody waits for it."""

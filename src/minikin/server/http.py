@@ -1,0 +1,242 @@
+"""What all dialects share of HTTP: strict JSON, errors in their own words, holding the line, previews."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, get_args
+
+from fastapi import HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from PIL import Image
+from pydantic import BaseModel, model_validator
+from starlette.concurrency import run_in_threadpool
+
+from minikin.recipes import first_sentence
+from minikin.server.faults import Refused, answer, internal
+from minikin.server.jobs import Job
+from minikin.server.service import Service
+
+MAX_DEPTH = 32
+POLL_S = 0.1  # how often a held line looks whether its caller is still there
+
+
+class Strict(BaseModel):
+    """A request in which true is not one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, values: Any) -> Any:
+        for name, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(name)
+            if (
+                isinstance(value, bool)
+                and field
+                and bool not in (field.annotation, *get_args(field.annotation))
+            ):
+                raise ValueError(f"{name} is not true or false")
+        return values
+
+
+class StrictRequest(Request):
+    """Its JSON is JSON: no NaN, no key twice, no depth without end, text that can be encoded."""
+
+    async def json(self) -> Any:
+        if not hasattr(self, "_json"):
+            self._json = parse_json(await self.body())
+        return self._json
+
+
+class StrictRoute(APIRoute):
+    """Routes that read their bodies strictly."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def strict(request: Request) -> Response:
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return strict
+
+
+def parse_json(body: bytes) -> Any:
+    """Raises HTTPException, 400, whose detail is the sentence."""
+    try:
+        text = body.decode("utf-8")
+        found = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+        if _depth(found) > MAX_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
+        json.dumps(found, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise HTTPException(400, "The body is not valid JSON: it is nested too deeply.") from None
+    except ValueError as e:  # of decoding, parsing, and encoding lone surrogates
+        raise HTTPException(400, f"The body is not valid JSON: {str(e)[:120]}.") from None
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (float("inf"), float("-inf")):
+        raise ValueError(f"{text[:20]} is too large")
+    return value
+
+
+def _depth(value: Any) -> int:
+    level, deepest = [value], 0
+    while level and deepest <= MAX_DEPTH:
+        level = [
+            v
+            for one in level
+            if isinstance(one, dict | list)
+            for v in (one.values() if isinstance(one, dict) else one)
+        ]
+        deepest += bool(level)
+    return deepest
+
+
+async def on_http_error(request: Request, e: Exception) -> Response:
+    """Errors of the framework, in the dialect's envelope."""
+    assert isinstance(e, HTTPException) or hasattr(e, "status_code")
+    if (refused := getattr(e, "refused", None)) is not None:
+        return _tell(request, refused)
+    status = int(getattr(e, "status_code", 500))
+    codes = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
+    text = str(getattr(e, "detail", "")) or "The request was not understood."
+    if status == 404:
+        text = f"There is nothing at {request.url.path[:120]}."
+    return _tell(request, Refused(text, status=status, code=codes.get(status, "bad_request")))
+
+
+async def on_invalid(request: Request, e: Exception) -> Response:
+    """A request that does not fit its model: the first problem as a sentence."""
+    assert isinstance(e, RequestValidationError)
+    problem = e.errors()[0]
+    where = [str(p) for p in problem["loc"] if p not in ("body", "query", "path")]
+    if problem["type"] == "json_invalid":
+        return _tell(request, Refused("The body is not valid JSON.", status=400, code="invalid_json"))
+    text = _Sentence([problem | {"loc": tuple(where)}])
+    param = ".".join(where) or None
+    return _tell(request, Refused(first_sentence(text), status=422, code="invalid_request", param=param))  # type: ignore[arg-type]
+
+
+class _Sentence:
+    """As much of a ValidationError as `first_sentence` reads."""
+
+    def __init__(self, problems: list[dict[str, Any]]) -> None:
+        self._problems = problems
+
+    def errors(self, **_: Any) -> list[dict[str, Any]]:
+        return self._problems
+
+
+async def on_minikin_error(request: Request, e: Exception) -> Response:
+    return _tell(request, e)
+
+
+async def on_unexpected(request: Request, e: Exception) -> Response:
+    """A fault of ours: its reference, and nothing else."""
+    return _tell(request, internal(request.scope["state"].get("request_id", "")))
+
+
+def _tell(request: Request, e: Any) -> Response:
+    return answer(e, request.url.path, request.scope["state"].get("request_id", ""))
+
+
+def service_of(request: Any) -> Service:
+    found: Service = request.app.state.service
+    return found
+
+
+def client_of(request: Any) -> str:
+    found: str = request.scope["state"]["client"]
+    return found
+
+
+async def submit(request: Request, *args: Any, **kwargs: Any) -> Job:
+    """`Service.submit` off the event loop."""
+    return await run_in_threadpool(service_of(request).submit, *args, **kwargs)
+
+
+async def hold(request: Request, job: Job) -> Job:
+    """Wait for a job's end; a caller who goes away cancels it. Raises the job's error."""
+    service = service_of(request)
+    until = time.monotonic() + service.limits.queue_wait_s
+    try:
+        async with job.watch() as changes:
+            while not job.over:
+                await changes.next(POLL_S)
+                if not job.over and await request.is_disconnected():
+                    raise Refused("The caller went away.", status=499, code="client_gone")
+                if job.status == "queued" and time.monotonic() > until:
+                    raise Refused(
+                        f"The request waited {service.limits.queue_wait_s:.0f} s without its turn.",
+                        status=503, code="queue_timeout", retry_s=service.line.wait_s(),
+                    )  # fmt: skip
+    except BaseException:
+        service.cancel(job)
+        raise
+    check(job)
+    return job
+
+
+def check(job: Job) -> None:
+    """Raise what a job ended with, when it was not completed."""
+    if job.error is not None:
+        raise job.error
+    if job.status == "cancelled":
+        raise Refused("The job was cancelled.", status=410, code="cancelled")
+
+
+async def pictures(request: Request, job: Job, convert: Callable[[bytes], bytes] | None = None) -> list[bytes]:
+    """The files of a completed job."""
+    service = service_of(request)
+
+    def read() -> list[bytes]:
+        return [(convert or bytes)(service.bytes_of(p)) for p in job.pictures]
+
+    return await run_in_threadpool(read)
+
+
+def jpeg(image: Image.Image, quality: int = 75) -> bytes:
+    buffer = io.BytesIO()
+    image.convert("RGB").save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+async def preview(job: Job) -> str | None:
+    """The picture as it is now, a JPEG in base64."""
+
+    def shown() -> str | None:
+        image = job.preview()
+        return b64(jpeg(image)) if image is not None else None
+
+    return await run_in_threadpool(shown)
+
+
+def sse(event: str, data: dict[str, Any]) -> bytes:
+    """One server-sent event."""
+    return f"event: {event}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n".encode()
+
+
+async def pause(seconds: float) -> None:
+    await asyncio.sleep(seconds)

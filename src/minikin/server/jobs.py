@@ -1,0 +1,168 @@
+"""A job while it lives: what it is, how far it is, who watches.
+
+States: queued -> running -> completed, failed or cancelled. A job ends once; whoever comes second to end
+it is told so and does nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from minikin.errors import MinikinError
+from minikin.server.engine import Given, Prepared, Preview
+from minikin.server.store import Stored
+
+
+def new_id() -> str:
+    """128 random bits: nobody guesses another's."""
+    return secrets.token_hex(16)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Who asked for what, and how.
+
+    client   whose job it is; nobody else sees it
+    dialect  native, openai or a1111
+    task     a name the client gave it (A1111's force_task_id)
+    held     whether the caller waits for the answer: after a restart nobody would fetch it
+    """
+
+    kind: str
+    client: str
+    dialect: str = "native"
+    task: str = ""
+    held: bool = False
+
+
+@dataclass(eq=False)
+class Job:
+    """One job. The worker's thread writes its progress; `watch` wakes the event loop."""
+
+    asked: Asked
+    prepared: Prepared
+    seeds: list[int]
+    given: Given = field(default_factory=Given)
+    id: str = field(default_factory=new_id)
+    created: float = field(default_factory=time.time)
+    started: float | None = None
+    ended: float | None = None
+    status: str = "queued"
+    done: int = 0  # steps of all its pictures
+    stage: str = ""
+    total: int = 0
+    attempts: int = 0
+    error: MinikinError | None = None
+    result: dict[str, Any] | None = None
+    files: dict[int, Stored] = field(default_factory=dict)
+    infotexts: dict[int, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    version: int = 0
+
+    def __post_init__(self) -> None:
+        self.cancelled = threading.Event()
+        self.finished = threading.Event()
+        self._preview: Preview | None = None
+        self._row = 0
+        self._watchers: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
+        self._lock = threading.Lock()
+        self.total = self.total or len(self.seeds) * self.prepared.steps
+
+    @property
+    def pictures(self) -> list[Stored]:
+        """What is finished, in the order of the seeds."""
+        return [self.files[k] for k in sorted(self.files)]
+
+    @property
+    def over(self) -> bool:
+        return self.finished.is_set()
+
+    @property
+    def cost_left(self) -> float:
+        share = 1 - self.done / self.total if self.total else 1.0
+        return self.prepared.cost * max(1, len(self.seeds)) * max(0.0, share)
+
+    # ---- the worker's side -------------------------------------------------------------------
+
+    def begin(self) -> bool:
+        """From queued to running; False when it is over already."""
+        with self._lock:
+            if self.over or self.cancelled.is_set():
+                return False
+            if self.started is None:
+                self.status, self.started = "running", time.time()
+        self.changed()
+        return True
+
+    def step(self, done: int, preview: Preview | None = None, row: int = 0, stage: str = "") -> None:
+        """So many steps are done; never fewer than were told before."""
+        self.done = max(self.done, done)
+        self._preview, self._row, self.stage = preview, row, stage or self.stage
+        self.changed()
+
+    def claim(self, status: str) -> bool:
+        """Take the right to end this job; False when somebody else has ended it."""
+        with self._lock:
+            if self.status in ("completed", "failed", "cancelled"):
+                return False
+            self.status, self.ended = status, time.time()
+            return True
+
+    def end(self) -> None:
+        """After the store knows: wake everybody who waits."""
+        self._preview = None
+        self.finished.set()
+        self.changed()
+
+    # ---- the watchers' side ------------------------------------------------------------------
+
+    def preview(self) -> Any:
+        """The picture as it is now; None when there is none to show."""
+        show, row = self._preview, self._row
+        try:
+            return show(row) if show else None
+        except (RuntimeError, IndexError):  # the batch went on meanwhile
+            return None
+
+    def changed(self) -> None:
+        self.version += 1
+        for loop, event in tuple(self._watchers):
+            try:
+                loop.call_soon_threadsafe(event.set)
+            except RuntimeError:  # that loop is closed
+                self._watchers.discard((loop, event))
+
+    def watch(self) -> Watch:
+        return Watch(self)
+
+
+class Watch:
+    """Hears of a job's changes on the event loop: `async with job.watch() as w: await w.next(5)`."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    async def __aenter__(self) -> Watch:
+        self._mine = (asyncio.get_running_loop(), asyncio.Event())
+        self.job._watchers.add(self._mine)
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        self.job._watchers.discard(self._mine)
+
+    async def next(self, timeout_s: float) -> bool:
+        """Wait for a change; False when there was none in time. A job that is over is always a change."""
+        if self.job.over:
+            return True
+        event = self._mine[1]
+        try:
+            await asyncio.wait_for(event.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        event.clear()
+        return True

@@ -1,0 +1,78 @@
+"""How much one server takes on, in one place. `docs/server.md` has the same table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minikin.errors import BadRecipe
+from minikin.recipes import Paint
+from minikin.server.faults import Refused
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes in bytes and pixels, times in seconds."""
+
+    body: int = 32 * MIB
+    parts: int = 64  # of a multipart body
+    receive_s: float = 15.0  # for a body, and one more second for every RECEIVE_RATE bytes
+    image: int = 20_000_000
+    image_pixels: int = 16_000_000
+    decode_s: float = 10.0
+    decode_memory: int = 1024 * MIB
+    concept: int = 16 * MIB
+    concepts_per_client: int = 1000
+    photos: int = 32
+    pictures: int = 10
+    least_side: int = 64
+    most_side: int = 2048
+    steps: int = 50
+    cost: float = 1500.0  # pictures x megapixels x steps of one request
+    waiting: int = 64
+    waiting_per_client: int = 16
+    batch: int = 8
+    batch_pixels: int = 8 * 1024 * 1024  # of one batch: the memory it takes grows with them
+    queue_wait_s: float = 120.0  # of a caller who holds the line
+    attempts: int = 3  # a job that took the process down this often is not tried again
+    keep_s: float = 24 * 3600.0  # results
+    keep_bytes: int = 2048 * MIB
+    drain_s: float = 30.0
+    live_sessions: int = 8
+    event_streams: int = 64
+
+
+RECEIVE_RATE = 64 * 1024  # bytes a second
+
+
+def check_paint(recipe: Paint, limits: Limits, side: int) -> None:
+    """Raise Refused for a recipe that is larger than this server takes.
+
+    side  of the base's own pictures, px
+    """
+    w, h = recipe.width or side, recipe.height or side
+    steps = recipe.steps or limits.steps // 2
+    if recipe.n > limits.pictures:
+        raise _over("n", f"at most {limits.pictures} pictures a request", recipe.n)
+    if recipe.steps and recipe.steps > limits.steps:
+        raise _over("steps", f"at most {limits.steps} steps", recipe.steps)
+    for name, given in (("width", w), ("height", h)):
+        if not min(limits.least_side, side) <= given <= limits.most_side:
+            raise _over(name, f"{min(limits.least_side, side)} to {limits.most_side} pixels", given)
+    cost = recipe.n * w * h / 1e6 * steps
+    if cost > limits.cost:
+        raise Refused(
+            f"The request asks for {recipe.n} pictures of {w}x{h} in {steps} steps, {cost:.0f} "
+            f"megapixel-steps; this server takes {limits.cost:.0f} at once. Ask for fewer, smaller or quicker "
+            "pictures.",
+            status=422, code="too_expensive",
+        )  # fmt: skip
+    if recipe.device or recipe.dtype or recipe.engine != "eager":
+        raise BadRecipe("device, dtype and engine are the server's own: leave them out.")
+
+
+def _over(what: str, allowed: str, given: int) -> Refused:
+    return Refused(
+        f"{what}: this server takes {allowed} (it is {given}).", status=422, code="over_limit", param=what
+    )

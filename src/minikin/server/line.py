@@ -1,0 +1,156 @@
+"""The line: who is next, and what can be painted together with it.
+
+Clients take turns picture by picture (A1, B1, C1, A2, ...), so that one who asks for much does not keep
+the others waiting. The picture whose turn it is brings along whatever waits and can share its batch, in
+the same order, up to a number of pictures and pixels. Nothing waits for a batch to fill up.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Hashable
+from typing import NamedTuple
+
+from minikin.server.faults import Refused
+from minikin.server.jobs import Job
+from minikin.server.limits import Limits
+
+
+class Piece(NamedTuple):
+    """One picture of a job; all of it when the job is done alone."""
+
+    job: Job
+    number: int
+
+    @property
+    def group(self) -> Hashable:
+        return self.job.prepared.group
+
+    @property
+    def seed(self) -> int:
+        return self.job.seeds[self.number]
+
+
+class Line:
+    """Waiting pictures by client; `take` blocks until there is a batch."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._by_client: OrderedDict[str, deque[Piece]] = OrderedDict()
+        self._changed = threading.Condition()
+        self._closed = False
+        self.rate_s = 0.2  # seconds a megapixel-step takes, as measured lately
+
+    def put(self, job: Job, *, forced: bool = False) -> None:
+        """Let a job wait. Raises Refused, 429, when too many do; `forced` for those of before a restart."""
+        with self._changed:
+            if not forced:
+                self._check(job.asked.client)
+            mine = self._by_client.setdefault(job.asked.client, deque())
+            alone = job.prepared.group is None
+            mine.extend(Piece(job, k) for k in range(1 if alone else len(job.seeds)))
+            self._changed.notify()
+
+    def check(self, client: str) -> None:
+        """Raise Refused, 429, when another job of this client could not wait: before anything is read."""
+        with self._changed:
+            self._check(client)
+
+    def take(self, timeout_s: float | None = None) -> list[Piece]:
+        """The next batch; [] when closed, or when nothing came in time."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._any(), timeout_s)
+            return [] if self._closed else self._batch()
+
+    def give_back(self, pieces: list[Piece]) -> None:
+        """Put pieces in front again."""
+        with self._changed:
+            for piece in reversed(pieces):
+                self._by_client.setdefault(piece.job.asked.client, deque()).appendleft(piece)
+            self._changed.notify()
+
+    def remove(self, job: Job) -> None:
+        """Nothing of this job waits any longer."""
+        with self._changed:
+            client = job.asked.client
+            left = deque(p for p in self._by_client.get(client, ()) if p.job is not job)
+            if left:
+                self._by_client[client] = left
+            else:
+                self._by_client.pop(client, None)
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def waiting(self, client: str | None = None) -> list[Job]:
+        """Jobs none of whose pictures was begun, the oldest first."""
+        with self._changed:
+            lines = [self._by_client.get(client, deque())] if client is not None else self._by_client.values()
+            jobs = {p.job.id: p.job for line in lines for p in line if p.job.started is None}
+        return sorted(jobs.values(), key=lambda job: job.created)
+
+    def position(self, job: Job) -> int:
+        """How many jobs are before this one, counted as they came; 0 for none, or when it is begun."""
+        if job.started is not None:
+            return 0
+        return sum(other.created < job.created for other in self.waiting())
+
+    def wait_s(self) -> float:
+        """How long everything that waits will take."""
+        return sum(job.cost_left for job in self.waiting()) * self.rate_s
+
+    def measured(self, cost: float, seconds: float) -> None:
+        """A batch of this cost took so long."""
+        if cost > 0:
+            self.rate_s += 0.3 * (seconds / cost - self.rate_s)
+
+    def _check(self, client: str) -> None:
+        everybody = {p.job.id for line in self._by_client.values() for p in line}
+        own = {p.job.id for p in self._by_client.get(client, ())}
+        if len(own) >= self.limits.waiting_per_client:
+            raise self._full(f"{len(own)} of your requests are waiting already", "client_queue_full")
+        if len(everybody) >= self.limits.waiting:
+            raise self._full(f"{len(everybody)} requests are waiting already", "queue_full")
+
+    def _full(self, why: str, code: str) -> Refused:
+        import random
+
+        pieces = [p for line in self._by_client.values() for p in line]
+        seconds = sum(p.job.prepared.cost for p in pieces) * self.rate_s * random.uniform(1, 1.5)
+        return Refused(
+            f"{why[0].upper()}{why[1:]}; try again later.", status=429, code=code, retry_s=max(1.0, seconds)
+        )
+
+    def _any(self) -> bool:
+        return any(self._by_client.values())
+
+    def _batch(self) -> list[Piece]:
+        if not self._any():
+            return []
+        client = next(c for c, line in self._by_client.items() if line)
+        first = self._by_client[client].popleft()
+        self._by_client.move_to_end(client)  # who was served goes to the end
+        batch = [first]
+        most = self.limits.batch_pixels // max(1, first.job.prepared.pixels)
+        room = max(1, min(self.limits.batch, most))
+        while first.group is not None and len(batch) < room:
+            more = self._round(first.group, room - len(batch))
+            if not more:
+                break
+            batch += more
+        for empty in [c for c, line in self._by_client.items() if not line]:
+            del self._by_client[empty]
+        return batch
+
+    def _round(self, group: Hashable, room: int) -> list[Piece]:
+        """One more picture of each client, at most `room`."""
+        found: list[Piece] = []
+        for line in self._by_client.values():
+            piece = next((p for p in line if p.group == group), None)
+            if piece is not None and len(found) < room:
+                line.remove(piece)
+                found.append(piece)
+        return found

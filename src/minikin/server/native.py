@@ -1,0 +1,326 @@
+"""The native API: jobs with progress and previews, results, concepts, teaching.
+
+The bodies of /api/paint, /api/refine and /api/inpaint are the recipes themselves, with two fields more:
+`concepts` (contents by name) and `task` (a name of the client's own for the job). Pictures come as
+base64, or as `result:ID` for one that was painted here. A job is answered 202 at once, or 200 with its
+results when `?wait=true`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, File, Form, Request, Response, UploadFile
+from fastapi.responses import JSONResponse, StreamingResponse
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from starlette.concurrency import run_in_threadpool
+
+from minikin import __version__
+from minikin.concepts.concept import check_category, check_name
+from minikin.concepts.file import from_bytes
+from minikin.recipes import Teach
+from minikin.server import decode, views
+from minikin.server.engine import Given
+from minikin.server.faults import Refused, not_found
+from minikin.server.http import (
+    Strict,
+    StrictRoute,
+    client_of,
+    hold,
+    parse_json,
+    preview,
+    service_of,
+    sse,
+    submit,
+)
+from minikin.server.jobs import Asked, Job
+from minikin.server.kinds import KINDS, Kind
+from minikin.server.service import Service
+from minikin.teaching.photos import Photo, on_white
+
+router = APIRouter(prefix="/api", tags=["native"], route_class=StrictRoute)
+HEARTBEAT_S = 10.0
+LISTED = 100
+_EXTRA = ("concepts", "task")
+
+
+class Later(BaseModel):
+    """The request of a kind that this version does not have yet: anything."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def _body(kind: Kind) -> type[BaseModel]:
+    """The kind's recipe with what a request adds to it."""
+    pictures: dict[str, Any] = {
+        name: (str, Field(description="JPEG, PNG or WebP in base64, or result:ID")) for name in kind.takes
+    }
+    model: type[BaseModel] = create_model(
+        f"{kind.name.capitalize()}Request", __base__=(Strict, kind.recipe or Later),
+        concepts=(dict[str, str], Field(default_factory=dict, description="contents by name: sha256:...")),
+        task=(str, Field("", max_length=80, description="your own name for this job")),
+        **(pictures if kind.recipe else {}),
+    )  # fmt: skip
+    return model
+
+
+def _add(kind: Kind) -> None:
+    async def handle(request: Request, body: Any, wait: bool = False) -> Response:
+        values = body.model_dump(exclude_unset=True)
+        extra = {name: values.pop(name, None) for name in _EXTRA}
+        given = None
+        if kind.recipe and kind.takes:
+            given = Given(pictures={n: await _picture(request, values.pop(n), n) for n in kind.takes})
+        asked = Asked(kind.name, client_of(request), "native", extra["task"] or "", wait)
+        job = await submit(request, asked, values, extra["concepts"], given)
+        return await _told(request, job, wait)
+
+    handle.__annotations__ |= {"body": _body(kind), "request": Request, "wait": bool, "return": Response}
+    router.add_api_route(
+        f"/{kind.name}", handle, methods=["POST"], status_code=202, name=kind.name,
+        summary=f"{kind.name.capitalize()} pictures", response_class=JSONResponse,
+    )  # fmt: skip
+
+
+for _kind in KINDS.values():
+    if _kind.name != "teach":
+        _add(_kind)
+
+
+# ---- jobs --------------------------------------------------------------------------------------
+
+
+@router.get("/jobs")
+async def jobs(request: Request, limit: int = LISTED) -> dict[str, Any]:
+    """Your jobs, the newest first."""
+    service, client = service_of(request), client_of(request)
+
+    def listed() -> list[dict[str, Any]]:
+        rows = service.store.jobs(client, max(1, min(limit, LISTED)))
+        return [_view(service, client, row["id"], row) for row in rows]
+
+    return {"jobs": await run_in_threadpool(listed)}
+
+
+@router.get("/jobs/{id}")
+async def job(request: Request, id: str) -> dict[str, Any]:
+    """One job: its place in the line, progress, preview, results or error."""
+    service, client = service_of(request), client_of(request)
+    told = await run_in_threadpool(_view, service, client, id)
+    live = service.job(client, id)
+    return {**told, "preview": await preview(live) if live and not live.over else None}
+
+
+@router.delete("/jobs/{id}")
+async def cancel(request: Request, id: str) -> dict[str, Any]:
+    """Cancel: a waiting job at once, a running one within a step."""
+    service, client = service_of(request), client_of(request)
+    found = service.job(client, id)
+    if found is not None and not found.over:
+        service.cancel(found)
+        async with found.watch() as changes:
+            while not found.over and await changes.next(2.0):
+                pass
+    return await run_in_threadpool(_view, service, client, id)
+
+
+@router.post("/jobs/{id}/stop")
+async def stop(request: Request, id: str) -> dict[str, Any]:
+    """End teaching early and keep the concept as it is."""
+    found = service_of(request).job(client_of(request), id)
+    if found is None:
+        raise not_found("job", id)
+    if found.asked.kind != "teach" or found.given.stop is None:
+        raise Refused(
+            "Only teaching can be stopped and kept; cancel this with DELETE.", status=422, code="not_teaching"
+        )
+    found.given.stop.set()
+    return views.of(service_of(request), found)
+
+
+@router.get("/jobs/{id}/events")
+async def events(request: Request, id: str) -> Response:
+    """Server-sent events: `progress` with a preview after every step, `end` with the results."""
+    service, client = service_of(request), client_of(request)
+    found = service.job(client, id)
+    if found is None:
+        told = await run_in_threadpool(_view, service, client, id)
+        return StreamingResponse(iter([sse("end", told)]), media_type="text/event-stream")
+    open_ = request.app.state.__dict__.setdefault("_streams", [0])
+    if open_[0] >= service.limits.event_streams:
+        raise Refused("Too many event streams are open.", status=429, code="too_many_streams", retry_s=5)
+
+    async def stream() -> AsyncIterator[bytes]:
+        open_[0] += 1
+        try:
+            async with found.watch() as changes:
+                while not found.over:
+                    yield sse("progress", {**views.of(service, found), "preview": await preview(found)})
+                    while not await changes.next(HEARTBEAT_S):
+                        yield b": still here\n\n"
+                yield sse("end", views.of(service, found))
+        finally:
+            open_[0] -= 1
+
+    return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+@router.get("/results/{id}")
+async def result(request: Request, id: str) -> Response:
+    """A finished picture, a PNG with its recipe inside."""
+    data = await run_in_threadpool(service_of(request).read, client_of(request), id)
+    return Response(data, media_type="image/png", headers={
+        "Content-Disposition": f'inline; filename="{id[:8]}.png"', "Cache-Control": "private, max-age=3600",
+        "Content-Security-Policy": "sandbox; default-src 'none'",
+    })  # fmt: skip
+
+
+# ---- concepts ----------------------------------------------------------------------------------
+
+
+@router.get("/concepts")
+async def concepts(request: Request) -> dict[str, Any]:
+    """The concepts you can name: your own, and this server's library."""
+    service, client = service_of(request), client_of(request)
+
+    def listed() -> list[dict[str, Any]]:
+        entries = service.shelf.entries(client)
+        newest = {e.name: e for e in entries}
+        kinds = [service.shelf.pinned(e.name, e).concept.category for e in entries]
+        return [
+            {**views.concept(e, kind), "newest": newest[e.name] is e}
+            for e, kind in zip(entries, kinds, strict=True)
+        ]
+
+    return {"concepts": await run_in_threadpool(listed)}
+
+
+@router.post("/concepts", status_code=201)
+async def upload(request: Request, file: UploadFile = File(), name: str | None = Form(None)) -> dict[str, Any]:
+    """Upload a concept file; of two with one name the newer is meant."""
+    service, client = service_of(request), client_of(request)
+    data = await file.read(service.limits.concept + 1)
+
+    def put() -> dict[str, Any]:
+        entry = service.shelf.put(client, data, name or None)
+        return views.concept(entry, from_bytes(data).category)
+
+    return await run_in_threadpool(put)
+
+
+@router.post("/concepts/teach", status_code=202, response_class=JSONResponse)
+async def teach(
+    request: Request, photos: list[UploadFile] = File(),
+    recipe: str = Form(description="JSON of the Teach recipe"),
+    masks: list[UploadFile] | None = File(None), wait: bool = False,
+) -> Response:  # fmt: skip
+    """Teach a concept from photos. masks: one for each photo, in their order, white where the subject is."""
+    values = parse_json(recipe.encode())
+    if not isinstance(values, dict):
+        raise Refused(
+            "recipe is a JSON object with name and category.",
+            status=422,
+            code="invalid_request",
+            param="recipe",
+        )
+    service = service_of(request)
+    asked: Teach = Teach.make(**{"base": service.engine.name, **values})
+    check_name(asked.name)
+    check_category(asked.category)
+    if asked.captions or asked.device or asked.dtype:
+        raise Refused(
+            "captions, device and dtype are the server's own: leave them out.", status=422, code="bad_recipe"
+        )
+    if not 1 <= len(photos) <= service.limits.photos:
+        raise Refused(
+            f"Send 1 to {service.limits.photos} photos; 3 to 6 are usual.", status=422, code="bad_photo"
+        )
+    if masks and len(masks) != len(photos):
+        raise Refused(f"There are {len(photos)} photos and {len(masks)} masks.", status=422, code="bad_photo")
+    shown = [await _uploaded(service, p, f"photo {k + 1}") for k, p in enumerate(photos)]
+    covers = [await _uploaded(service, m, f"mask {k + 1}") for k, m in enumerate(masks or [])]
+    given = Given(many={"photos": [_photo(k, p, covers[k] if covers else None) for k, p in enumerate(shown)]})
+    job = await submit(request, Asked("teach", client_of(request), "native", "", wait), values, None, given)
+    return await _told(request, job, wait)
+
+
+@router.get("/concepts/{ref}")
+async def download(request: Request, ref: str) -> Response:
+    """The concept's file, by name or by `sha256:...`."""
+    service, client = service_of(request), client_of(request)
+
+    def read() -> tuple[str, bytes]:
+        entry = service.shelf.find(client, ref)
+        return entry.name, service.shelf.data(entry)
+
+    name, data = await run_in_threadpool(read)
+    told = {"Content-Disposition": f'attachment; filename="{name}.safetensors"'}
+    return Response(data, media_type="application/octet-stream", headers=told)
+
+
+@router.delete("/concepts/{ref}")
+async def delete(request: Request, ref: str) -> dict[str, Any]:
+    """Remove a concept of yours, every content of that name, or one content by its hash."""
+    gone = await run_in_threadpool(service_of(request).shelf.delete, client_of(request), ref)
+    return {"deleted": [views.concept(e) for e in gone]}
+
+
+@router.get("/capabilities")
+async def capabilities(request: Request) -> dict[str, Any]:
+    """What can be asked for here: kinds, base, presets, samplers, LoRAs, limits."""
+    service = service_of(request)
+    told = await run_in_threadpool(service.engine.describe)
+    return {
+        "version": __version__, "kinds": {k.name: k.recipe is not None for k in KINDS.values()}, **told,
+        "limits": dict(service.limits.__dict__),
+    }  # fmt: skip
+
+
+# ---- shared ------------------------------------------------------------------------------------
+
+
+async def _told(request: Request, job: Job, wait: bool) -> Response:
+    if wait:
+        await hold(request, job)
+    told = views.of(service_of(request), job)
+    location = {"Location": f"/api/jobs/{job.id}"}
+    return Response(json.dumps(told).encode(), 200 if wait else 202, location, "application/json")
+
+
+def _view(service: Service, client: str, id_: str, row: dict[str, Any] | None = None) -> dict[str, Any]:
+    live = service.job(client, id_)
+    if live is not None:
+        return views.of(service, live)
+    row = row or service.store.job(id_)
+    if row is None or row["client"] != client:
+        raise not_found("job", id_)
+    return views.of_row(row, service.store.pictures(id_))
+
+
+async def _picture(request: Request, text: Any, what: str) -> Image.Image:
+    """A picture of a request's body: base64, or one that was painted here."""
+    service = service_of(request)
+    if isinstance(text, str) and text.startswith("result:"):
+        data = await run_in_threadpool(service.read, client_of(request), text.removeprefix("result:"))
+        return await run_in_threadpool(decode.decode, data, what, service.limits)
+    return await run_in_threadpool(decode.from_base64, text, what, service.limits)
+
+
+async def _uploaded(service: Service, file: UploadFile, what: str) -> Image.Image:
+    data = await file.read(service.limits.image + 1)
+    return await run_in_threadpool(decode.decode, data, what, service.limits)
+
+
+def _photo(k: int, image: Image.Image, cover: Image.Image | None) -> Photo:
+    """A photo for teaching; its name says nothing of the file it came from."""
+    mask = None
+    if cover is not None:
+        grey = cover.getchannel("A") if "A" in cover.getbands() else cover.convert("L")
+        mask = np.asarray(grey.resize(image.size, Image.Resampling.BILINEAR), np.float32) / 255
+    elif "A" in image.getbands():
+        mask = np.asarray(image.getchannel("A"), np.float32) / 255
+    return Photo(f"{k:03}.png", np.asarray(on_white(image)).copy(), mask)

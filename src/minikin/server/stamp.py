@@ -1,0 +1,52 @@
+"""What goes into a picture, and what a request brought: both as files that name nobody."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from minikin.files import save_image
+from minikin.painting.metadata import parameters_text, png_info
+from minikin.painting.output import settings
+from minikin.painting.paint import Painted
+from minikin.recipes import Paint, Recipe
+from minikin.server.engine import Given
+from minikin.teaching.photos import Photo
+
+
+def inside(facts: dict[str, Any], recipe: Recipe, image: Image.Image, seed: int | None) -> tuple[Any, str]:
+    """The PNG's texts, and A1111's infotext by itself."""
+    prompt, negative = getattr(recipe, "prompt", ""), getattr(recipe, "negative", "") or ""
+    told: dict[str, Any] = {"Seed": seed, "Size": f"{image.width}x{image.height}"}
+    if isinstance(recipe, Paint) and "sampler" in facts:
+        told = settings(recipe, facts, Painted(image, seed or 0))
+    own = {**facts, "seed": seed, "batch": {"seed": seed, "n": 1}}
+    return png_info(own, prompt, negative, told), parameters_text(prompt, negative, told)
+
+
+def keep_inputs(given: Given) -> None:
+    """Write a request's pictures into its folder, rebuilt from their pixels: no metadata of photos."""
+    folder: Path = given.folder
+    for name, image in given.pictures.items():
+        save_image(image, folder / f"{name}.png")
+    for k, photo in enumerate(given.many.get("photos", ())):
+        save_image(Image.fromarray(photo.pixels), folder / "photos" / f"{k:03}.png")
+        if photo.mask is not None:
+            grey = (photo.mask * 255).round().astype(np.uint8)
+            save_image(Image.fromarray(grey), folder / "photos" / "masks" / f"{k:03}.png")
+
+
+def inputs(folder: Path, takes: Sequence[str]) -> Given:
+    """The same, read back after a restart."""
+    pictures = {n: Image.open(folder / f"{n}.png").copy() for n in takes if (folder / f"{n}.png").exists()}
+    photos: list[Photo] = []
+    if (folder / "photos").is_dir():
+        from minikin.teaching.photos import load_photos
+
+        photos = load_photos(folder / "photos")
+    return Given(pictures, {"photos": photos} if photos else {}, folder, threading.Event())

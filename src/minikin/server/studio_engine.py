@@ -1,0 +1,157 @@
+"""The engine that paints: a Studio for one device, with every request's concepts kept apart."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from minikin.bases.editing import Loaded, load
+from minikin.bases.loras import adapters
+from minikin.bases.prompt import Prompt, parse
+from minikin.errors import MinikinError
+from minikin.events import Event
+from minikin.painting import paint as painting
+from minikin.painting import together
+from minikin.painting.plan import Plan
+from minikin.painting.schedulers import SCHEDULERS
+from minikin.recipes import Paint, Recipe
+from minikin.server.engine import Concepts, Given, OnStep, Pinned, Prepared, Row
+from minikin.server.kinds import KINDS
+from minikin.server.previews import Colours
+from minikin.studio import Studio
+
+READY = 512  # concepts kept ready for this base; each takes about 100 KB
+_NOTHING = torch.empty(0)
+
+
+class NotFinite(MinikinError):
+    """The model gave numbers that are none: a picture that cannot be shown."""
+
+    code = "non_finite_output"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """How a recipe is painted here."""
+
+    plan: Plan
+    prompt: Prompt
+    wanted: tuple[tuple[Any, float], ...]
+    facts: dict[str, Any]
+
+
+class StudioEngine:
+    """See `engine.Engine`."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        self.name, self.side = studio.base.name, studio.base.size_px
+        self.colours = Colours()
+        self._door = threading.Lock()  # LoRA files and plans, one request at a time
+        self._ready: OrderedDict[tuple[str, str], Loaded] = OrderedDict()
+
+    def prepare(self, kind: str, recipe: Recipe, concepts: Concepts) -> Prepared:
+        for one in concepts.values():
+            self.studio.concepts.check(one.concept)
+        if kind != "paint":
+            side = getattr(recipe, "size", None) or self.side
+            pixels = int(side) ** 2 if str(side).isdigit() else self.side**2
+            steps = getattr(recipe, "steps", None) or getattr(recipe, "max_steps", None) or 25
+            return Prepared(recipe, concepts, None, steps, pixels)
+        assert isinstance(recipe, Paint)
+        base = self.studio.base
+        with self._door:
+            # planning asks concepts for their facts alone; they are encoded in the worker's thread
+            view = self._view({n: Loaded(p.concept, None, _NOTHING) for n, p in concepts.items()})
+            prompt = parse(recipe.prompt, view.concepts.categories)
+            painting.check(base, recipe)
+            plan, wanted = view.prepared(recipe, prompt)
+            facts = view.facts_now(recipe)
+        identity = tuple(sorted((n, p.sha256) for n, p in concepts.items()))
+        key = together.group(plan, prompt, wanted, identity)
+        w, h = plan.recipe.width or base.size_px, plan.recipe.height or base.size_px
+        said = (*plan.warnings, *painting.cautions(base, plan.recipe, prompt))
+        own = Planned(plan, prompt, tuple(wanted), facts)
+        return Prepared(recipe, concepts, key, plan.steps, w * h, said, own)
+
+    def paint(self, rows: Sequence[Row], on_step: OnStep) -> list[Image.Image]:
+        base, last = self.studio.base, torch.empty(0)
+        planned: list[Planned] = [row.prepared.plan for row in rows]
+        pixels = planned[0].plan.recipe
+        size = (pixels.width or base.size_px, pixels.height or base.size_px)
+
+        def step(done: int, latents: Tensor) -> None:
+            nonlocal last
+            last = latents
+            on_step(done, lambda i: self.colours.show(latents[i], size))
+
+        with self.studio.turn(), self.studio.adapters.using(list(planned[0].wanted)):
+            made = together.paint_together(
+                base,
+                [
+                    together.Row(p.plan, p.prompt, self._loaded(row.prepared.concepts), row.seed)
+                    for p, row in zip(planned, rows, strict=True)
+                ],
+                on_step=step,
+            )
+        if not bool(torch.isfinite(last).all()):
+            raise NotFinite(
+                "The model gave numbers that are not finite, so there is no picture. Try other guidance or "
+                "LoRA weights; in half precision, restart the server with --dtype float32."
+            )
+        self.colours.learn(last[0], made[0].image)
+        return [one.image for one in made]
+
+    def run(self, kind: str, prepared: Prepared, given: Given) -> Iterator[Event]:
+        verb = KINDS[kind].verb
+        assert verb is not None, kind
+        with self.studio.turn():
+            view = self._view(self._loaded(prepared.concepts))
+            yield from verb(view, prepared.recipe, given)
+
+    def facts(self, prepared: Prepared) -> dict[str, Any]:
+        if prepared.plan is None:
+            base = self.studio.base
+            own = prepared.recipe.model_dump(mode="json", exclude={"device", "dtype"})
+            return {"recipe": own, "base": {"name": base.name, "fingerprint": base.fingerprint}}
+        facts: dict[str, Any] = prepared.plan.facts
+        return facts
+
+    def describe(self) -> dict[str, Any]:
+        base = self.studio.base
+        return {
+            "base": {"name": base.name, "architecture": base.architecture, "fingerprint": base.fingerprint,
+                     "licence": base.licence, "side": base.size_px},
+            "presets": self.studio.presets(),
+            "samplers": list(SCHEDULERS),
+            "loras": sorted({p.stem for p in adapters.folder().glob("*.safetensors")}),
+        }  # fmt: skip
+
+    def warm_up(self) -> None:
+        recipe = Paint(prompt="a photo of a cat", base=self.name, steps=2)
+        self.paint([Row(self.prepare("paint", recipe, {}), 0)], lambda done, preview: None)
+
+    def _view(self, loaded: Mapping[str, Loaded]) -> Studio:
+        """A Studio in which these concepts alone are in use."""
+        view = self.studio.beside()
+        view.concepts.loaded = dict(loaded)
+        return view
+
+    def _loaded(self, concepts: Concepts) -> dict[str, Loaded]:
+        return {name: self._encoded(name, one) for name, one in concepts.items()}
+
+    def _encoded(self, name: str, one: Pinned) -> Loaded:
+        key = (one.sha256, name)
+        if key not in self._ready:
+            self._ready[key] = load(self.studio.base, one.concept)
+            while len(self._ready) > READY:
+                self._ready.popitem(last=False)
+        self._ready.move_to_end(key)
+        return self._ready[key]

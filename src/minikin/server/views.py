@@ -1,0 +1,56 @@
+"""How jobs and concepts look from outside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minikin.server.faults import sentence_of
+from minikin.server.jobs import Job
+from minikin.server.service import Service
+from minikin.server.shelf import Entry
+
+
+def of(service: Service, job: Job) -> dict[str, Any]:
+    """A job that is in memory."""
+    step, steps = job.done, job.total
+    error = None if job.error is None else {"code": job.error.code, "message": sentence_of(job.error)}
+    ahead = service.line.position(job)
+    return {
+        "id": job.id, "kind": job.asked.kind, "status": job.status, "task": job.asked.task or None,
+        "queue_position": ahead if job.status == "queued" else None,
+        "created": job.created, "started": job.started, "completed": job.ended,
+        "progress": {"step": step, "steps": steps, "stage": job.stage, "eta_s": _eta(service, job)},
+        "results": [result(p._asdict(), job.infotexts.get(p.number)) for p in job.pictures],
+        "result": job.result, "warnings": list(job.notes), "error": error,
+    }  # fmt: skip
+
+
+def of_row(row: dict[str, Any], pictures: list[dict[str, Any]]) -> dict[str, Any]:
+    """A job of before, from the store."""
+    error = {"code": row["code"], "message": row["message"]} if row["code"] else None
+    return {
+        "id": row["id"], "kind": row["kind"], "status": row["status"], "task": row["task"] or None,
+        "queue_position": None, "created": row["created"], "started": row["started"], "completed": row["ended"],
+        "progress": {"step": 0, "steps": 0, "stage": "", "eta_s": 0.0},
+        "results": [result(p) for p in pictures if not p["swept"]],
+        "result": row["result"], "warnings": row["warnings"], "error": error,
+    }  # fmt: skip
+
+
+def result(picture: dict[str, Any], infotext: str | None = None) -> dict[str, Any]:
+    told = {k: picture[k] for k in ("id", "number", "seed", "width", "height", "sha256")}
+    return {**told, "url": f"/api/results/{picture['id']}", "infotext": infotext}
+
+
+def concept(entry: Entry, category: str = "") -> dict[str, Any]:
+    return {"name": entry.name, "sha256": entry.sha256, "mine": entry.mine, "category": category}
+
+
+def _eta(service: Service, job: Job) -> float | None:
+    """Seconds until its end, as far as one can tell; None for work of unknown length."""
+    if job.over:
+        return 0.0
+    if job.prepared.group is None:
+        return None
+    before = sum(o.cost_left for o in service.line.waiting() if o.created < job.created and job.started is None)
+    return round((before + job.cost_left) * service.line.rate_s, 2)

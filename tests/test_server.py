@@ -1,0 +1,485 @@
+"""The server's native API, its line, its store: on an engine that draws what was asked."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import sqlite3
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from minikin.errors import BadRecipe, OutOfMemory, StorageError
+from minikin.recipes import Paint
+from minikin.server import ledger
+from minikin.server.canary import Canary, digest, read
+from minikin.server.engine import Prepared
+from minikin.server.faults import Refused
+from minikin.server.jobs import Asked, Job
+from minikin.server.limits import Limits
+from minikin.server.line import Line
+from minikin.server.service import Service
+from minikin.server.store import Store
+from servers import concept, served
+
+
+def opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data))
+
+
+def until(true: Any, seconds: float = 5.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.005)
+
+
+# ---- painting ----------------------------------------------------------------------------------
+
+
+def test_paints_what_was_asked_and_tells_how_far_it_is(tmp_path: Path) -> None:
+    with served(Canary(), tmp_path / "s") as s, s.client() as c:
+        told = c.post("/api/paint", json={"prompt": "a cat", "n": 3, "seed": 5, "task": "mine"})
+        assert told.status_code == 202
+        id_ = told.json()["id"]
+        assert told.headers["location"] == f"/api/jobs/{id_}" and len(id_) == 32
+        seen = []
+        with c.stream("GET", f"/api/jobs/{id_}/events") as stream:
+            for line in stream.iter_lines():
+                if line.startswith("data:"):
+                    seen.append(json.loads(line[5:]))
+        end = seen[-1]
+        assert end["status"] == "completed" and end["task"] == "mine"
+        steps = [one["progress"]["step"] for one in seen]
+        assert steps == sorted(steps) and steps[-1] == end["progress"]["steps"] == 12
+        assert [r["seed"] for r in end["results"]] == [5, 6, 7]
+        for r in end["results"]:
+            got = c.get(r["url"])
+            assert (
+                got.headers["content-type"] == "image/png"
+                and got.headers["x-content-type-options"] == "nosniff"
+            )
+            assert hashlib.sha256(got.content).hexdigest() == r["sha256"]
+            assert read(opened(got.content)) == digest("a cat", "", {}, r["seed"])
+            assert "Seed: " + str(r["seed"]) in opened(got.content).info["parameters"]
+        assert [j["id"] for j in c.get("/api/jobs").json()["jobs"]] == [id_]
+
+
+def test_waiting_for_the_answer(tmp_path: Path) -> None:
+    with served(Canary(), tmp_path / "s") as s, s.client() as c:
+        told = c.post("/api/paint?wait=true", json={"prompt": "a cat", "size": "64x72"})
+        assert told.status_code == 200 and told.json()["status"] == "completed"
+        assert (told.json()["results"][0]["width"], told.json()["results"][0]["height"]) == (64, 72)
+
+
+def test_previews_while_it_runs(tmp_path: Path) -> None:
+    engine = Canary()
+    with served(engine, tmp_path / "s") as s, s.client() as c:
+        engine.hold.clear()
+        id_ = c.post("/api/paint", json={"prompt": "a cat"}).json()["id"]
+        until(lambda: c.get(f"/api/jobs/{id_}").json()["preview"])
+        engine.hold.set()
+        until(lambda: c.get(f"/api/jobs/{id_}").json()["status"] == "completed")
+        assert c.get(f"/api/jobs/{id_}").json()["preview"] is None
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "words"),
+    [
+        ({"prompt": "a", "n": 11}, 422, "over_limit", "at most 10 pictures"),
+        ({"prompt": "a", "n": 10**6}, 422, "invalid_request", "at most 1000"),
+        ({"prompt": "a", "n": True}, 422, "invalid_request", "not true or false"),
+        ({"prompt": "a", "steps": 51}, 422, "over_limit", "at most 50 steps"),
+        ({"prompt": "a", "width": 4096}, 422, "over_limit", "64 to 2048"),
+        ({"prompt": "a", "n": 10, "size": "2048", "steps": 50}, 422, "too_expensive", "megapixel-steps"),
+        ({"prompt": "a", "base": "sdxl"}, 404, "model_not_found", "paints with base 'canary'"),
+        ({"prompt": "a", "device": "cuda"}, 422, "bad_recipe", "the server's own"),
+        ({"prompt": "a", "colour": 1}, 422, "invalid_request", "colour"),
+        ({"prompt": "a <tom>"}, 422, "unknown_name", "Unknown concept 'tom'"),
+        ({"prompt": "a <tom>", "concepts": {"tom": "sha256:" + "0" * 64}}, 404, "not_found", "no concept"),
+        ({"prompt": "".join(f"<c{i}>" for i in range(9))}, 422, "bad_recipe", "At most 8 concepts"),
+        ({}, 422, "invalid_request", "prompt"),
+    ],
+)  # fmt: skip
+def test_refusals_before_anything_waits(
+    refusing: Any, body: dict[str, Any], status: int, code: str, words: str
+) -> None:
+    told = refusing.post("/api/paint", json=body)
+    assert (told.status_code, told.json()["error"]["code"]) == (status, code)
+    assert words in told.json()["error"]["message"]
+    assert "/" not in told.json()["error"]["message"].replace("://", "") or code in ("over_limit",)
+
+
+@pytest.fixture(scope="module")
+def refusing(tmp_path_factory: Any) -> Any:
+    with served(Canary(), tmp_path_factory.mktemp("r") / "s") as s, s.client() as c:
+        yield c
+        assert not s.service.store.jobs("local", 10)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"prompt": NaN}', b'{"prompt": "a", "guidance": 1e999}', b'{"prompt": "a", "prompt": "b"}',
+        b"[" * 100_000, b'{"prompt": "a", "points": ' + b"[" * 50 + b"]" * 50 + b"}", b"{", b"\xff",
+        b'{"prompt": "\\ud800"}', b'{"seed": ' + b"9" * 5000 + b', "prompt": "a"}',
+    ],
+)  # fmt: skip
+def test_json_that_is_none(refusing: Any, raw: bytes) -> None:
+    told = refusing.post("/api/paint", content=raw, headers={"content-type": "application/json"})
+    assert told.status_code == 400 and told.json()["error"]["code"] == "invalid_json", told.text
+
+
+def test_kinds_to_come_answer_with_a_sentence(refusing: Any) -> None:
+    for kind in ("refine", "inpaint"):
+        if refusing.get("/api/capabilities").json()["kinds"][kind]:
+            pytest.skip(f"{kind} is there")
+        told = refusing.post(f"/api/{kind}", json={"prompt": "x"})
+        assert told.status_code == 501 and f"cannot {kind} pictures yet" in told.json()["error"]["message"]
+        assert told.headers["x-should-retry"] == "false"
+
+
+def test_what_is_not_there(refusing: Any) -> None:
+    for path in ("/api/jobs/" + "0" * 32, "/api/results/" + "0" * 32, "/api/results/..%2f..%2fjobs.sqlite",
+                 "/api/results/%2e%2e%2fjobs.sqlite", "/api/concepts/tom", "/nothing"):  # fmt: skip
+        told = refusing.get(path)
+        assert told.status_code == 404 and told.json()["error"]["code"] == "not_found", path
+
+
+# ---- cancelling --------------------------------------------------------------------------------
+
+
+def test_a_running_job_is_left_within_a_step(tmp_path: Path) -> None:
+    engine = Canary(step_s=0.05, steps=40)
+    with served(engine, tmp_path / "s") as s, s.client() as c:
+        engine.stepped = 0
+        id_ = c.post("/api/paint", json={"prompt": "long", "steps": 40}).json()["id"]
+        until(lambda: engine.stepped >= 2)
+        at = engine.stepped
+        told = c.delete(f"/api/jobs/{id_}").json()
+        assert told["status"] == "cancelled" and not told["results"]
+        again = c.post("/api/paint?wait=true", json={"prompt": "short", "steps": 1}).json()
+        assert again["status"] == "completed"
+        assert engine.stepped - at <= 3, "the step it was in, perhaps one more, and the short one's"
+
+
+def test_a_waiting_job_is_gone_at_once_and_mates_go_on(tmp_path: Path) -> None:
+    engine = Canary()
+    with served(engine, tmp_path / "s") as s, s.client() as c:
+        engine.hold.clear()
+        first = c.post("/api/paint", json={"prompt": "first"}).json()["id"]
+        until(lambda: c.get(f"/api/jobs/{first}").json()["status"] == "running")
+        second, third = (c.post("/api/paint", json={"prompt": p}).json() for p in ("second", "third"))
+        assert (second["queue_position"], third["queue_position"]) == (0, 1)
+        begun = time.monotonic()
+        assert c.delete(f"/api/jobs/{second['id']}").json()["status"] == "cancelled"
+        assert time.monotonic() - begun < 0.25
+        assert c.get(f"/api/jobs/{third['id']}").json()["queue_position"] == 0
+        engine.hold.set()
+        s.drained()
+        got = c.get(f"/api/jobs/{third['id']}").json()
+        assert read(opened(c.get(got["results"][0]["url"]).content)) == digest("third", "", {}, 0)
+
+
+def test_a_caller_who_goes_away_cancels(tmp_path: Path) -> None:
+    engine = Canary()
+    with served(engine, tmp_path / "s") as s, s.client() as c:
+        engine.hold.clear()
+        with pytest.raises(Exception, match="timed out"):
+            c.post("/api/paint?wait=true", json={"prompt": "left"}, timeout=0.3)
+        until(lambda: s.service.store.jobs("local", 1)[0]["status"] == "cancelled")
+        engine.hold.set()
+
+
+# ---- the line ----------------------------------------------------------------------------------
+
+
+def waiting(line: Line, client: str, n: int, group: Any = "g") -> Job:
+    job = Job(Asked("paint", client), Prepared(Paint(prompt=client), {}, group, 1, 1000), list(range(n)))
+    line.put(job)
+    return job
+
+
+def test_clients_take_turns() -> None:
+    """InvokeAI's order: A1, B1, C1, A2, C2, A3; each piece alone, so that only the order counts."""
+    line = Line(Limits(batch=1))
+    for client, n in (("A", 3), ("B", 1), ("C", 2)):
+        waiting(line, client, n)
+    order = [f"{p.job.asked.client}{p.number + 1}" for _ in range(6) for p in line.take(0)]
+    assert order == ["A1", "B1", "C1", "A2", "C2", "A3"]
+    assert line.take(0) == []
+
+
+def test_what_waits_is_taken_together_up_to_the_limits() -> None:
+    line = Line(Limits(batch=4, batch_pixels=10_000))
+    for client in "ABC":
+        waiting(line, client, 3)
+    waiting(line, "D", 1, group="other")
+    sizes = [len(line.take(0)) for _ in range(4)]
+    assert sorted(sizes) == [1, 1, 4, 4]
+    line = Line(Limits(batch=4, batch_pixels=2_500))
+    waiting(line, "A", 3)
+    assert [len(line.take(0)) for _ in range(2)] == [2, 1]
+
+
+def test_a_full_line_says_when_to_come_back(tmp_path: Path) -> None:
+    engine = Canary()
+    with served(engine, tmp_path / "s", limits=Limits(waiting_per_client=2, waiting=3)) as s, s.client() as c:
+        engine.hold.clear()
+        first = c.post("/api/paint", json={"prompt": "0"}).json()["id"]
+        until(lambda: c.get(f"/api/jobs/{first}").json()["status"] == "running")
+        told = [c.post("/api/paint", json={"prompt": "x", "steps": k + 5}) for k in range(3)]
+        assert [t.status_code for t in told] == [202, 202, 429]
+        assert (
+            told[-1].json()["error"]["code"] == "client_queue_full"
+            and int(told[-1].headers["retry-after"]) >= 1
+        )
+        other = {"X-Minikin-Client": "other"}
+        more = [c.post("/api/paint", json={"prompt": "y"}, headers=other) for _ in range(2)]
+        assert [t.status_code for t in more] == [202, 429] and more[1].json()["error"]["code"] == "queue_full"
+        engine.hold.set()
+        s.drained()
+
+
+# ---- errors of the engine ----------------------------------------------------------------------
+
+
+def test_one_bad_row_spoils_nothing_but_itself(tmp_path: Path) -> None:
+    engine = Canary(broken={"bad": BadRecipe("No such thing."), "worse": RuntimeError("/secret/path")})
+    with served(engine, tmp_path / "s") as s, s.client() as c:
+        engine.hold.clear()
+        c.post("/api/paint", json={"prompt": "hold"})
+        ids = {
+            p: c.post("/api/paint", json={"prompt": p}).json()["id"] for p in ("good", "bad", "worse", "fine")
+        }
+        engine.hold.set()
+        s.drained()
+        got = {p: c.get(f"/api/jobs/{i}").json() for p, i in ids.items()}
+        assert [got[p]["status"] for p in ids] == ["completed", "failed", "failed", "completed"]
+        assert got["bad"]["error"] == {"code": "bad_recipe", "message": "No such thing."}
+        assert (
+            got["worse"]["error"]["code"] == "internal_error"
+            and "secret" not in got["worse"]["error"]["message"]
+        )
+
+
+def test_too_little_memory_halves_the_batch(tmp_path: Path) -> None:
+    class Small(Canary):
+        def paint(self, rows: Any, on_step: Any) -> Any:
+            if len(rows) > 2:
+                raise OutOfMemory("Too much.")
+            return super().paint(rows, on_step)
+
+    with served(Small(), tmp_path / "s") as s, s.client() as c:
+        told = c.post("/api/paint?wait=true", json={"prompt": "many", "n": 8}).json()
+        assert told["status"] == "completed" and len(told["results"]) == 8
+        assert s.service.engine.batches[-4:] == [2, 2, 2, 2]  # type: ignore[attr-defined]
+
+
+# ---- concepts ----------------------------------------------------------------------------------
+
+
+def test_two_clients_with_different_concepts_of_one_name(tmp_path: Path) -> None:
+    """At once, in one batch, over one line: each sees its own, and names contents by hash when it wants."""
+    with served(Canary(), tmp_path / "s", keys=["k1", "k2"]) as s:
+        clients = {k: s.client(headers={"X-API-Key": k}) for k in ("k1", "k2")}
+        files = {k: concept("tom", i) for i, k in enumerate(clients)}
+        shas = {k: hashlib.sha256(f).hexdigest() for k, f in files.items()}
+        for k, c in clients.items():
+            told = c.post("/api/concepts", files={"file": ("x.safetensors", files[k])})
+            assert told.status_code == 201 and told.json()["sha256"] == shas[k]
+            assert [e["name"] for e in c.get("/api/concepts").json()["concepts"]] == ["tom"]
+        s.service.engine.hold.clear()  # type: ignore[attr-defined]
+        prompt = "a photo of <tom>"
+        jobs = [
+            (k, c.post("/api/paint", json={"prompt": prompt, "n": 4}).json()["id"]) for k, c in clients.items()
+        ]
+        s.service.engine.hold.set()  # type: ignore[attr-defined]
+        s.drained()
+        for k, id_ in jobs:
+            for r in clients[k].get(f"/api/jobs/{id_}").json()["results"]:
+                got = read(opened(clients[k].get(r["url"]).content))
+                assert got == digest(prompt, "", {"tom": shas[k]}, r["seed"])
+                other = clients["k2" if k == "k1" else "k1"]
+                assert other.get(r["url"]).status_code == 404
+            assert other.get(f"/api/jobs/{id_}").status_code == 404
+            assert other.delete(f"/api/jobs/{id_}").status_code == 404
+        stolen = clients["k1"].post("/api/paint", json={"prompt": f"<tom@sha256:{shas['k2']}>"})
+        assert stolen.status_code == 404
+        for c in clients.values():
+            c.close()
+
+
+def test_contents_by_hash(tmp_path: Path) -> None:
+    with served(Canary(), tmp_path / "s") as s, s.client() as c:
+        shas = []
+        for k in range(2):
+            told = c.post("/api/concepts", files={"file": ("x", concept("tom", k))}, data={"name": "tom"})
+            shas.append(told.json()["sha256"])
+
+        def painted(prompt: str, **more: Any) -> bytes:
+            told = c.post("/api/paint?wait=true", json={"prompt": prompt, **more}).json()
+            return read(opened(c.get(told["results"][0]["url"]).content))
+
+        newest = digest("<tom>", "", {"tom": shas[1]}, 0)
+        older = digest("<tom>", "", {"tom": shas[0]}, 0)
+        assert painted("<tom>") == newest
+        assert painted(f"<tom@sha256:{shas[0][:12]}>") == older
+        assert painted("<tom>", concepts={"tom": f"sha256:{shas[0]}"}) == older
+        placed = digest("<tom@left:0.8>", "", {"tom": shas[0]}, 0)
+        assert painted(f"<tom@sha256:{shas[0]}@left:0.8>") == placed
+        both = c.post("/api/paint", json={"prompt": f"<tom@sha256:{shas[0]}> <tom@sha256:{shas[1]}>"})
+        assert both.status_code == 422 and "two contents" in both.json()["error"]["message"]
+        assert c.get("/api/concepts/tom").content == concept("tom", 1)
+        assert c.get(f"/api/concepts/sha256:{shas[0]}").content == concept("tom", 0)
+        assert len(c.delete("/api/concepts/tom").json()["deleted"]) == 2
+        assert c.post("/api/paint", json={"prompt": "<tom>"}).status_code == 422
+        assert not list((tmp_path / "s" / "concepts").iterdir())
+        refused = c.post("/api/concepts", files={"file": ("x", b"nonsense")})
+        assert refused.status_code == 422 and refused.json()["error"]["code"] == "concept_corrupt"
+
+
+# ---- the store ---------------------------------------------------------------------------------
+
+
+def test_jobs_survive_a_restart(tmp_path: Path) -> None:
+    """What waited and what ran are painted after the restart; who held the line is told it was cancelled."""
+    folder, engine = tmp_path / "s", Canary()
+    service = Service([engine], folder)
+    engine.hold.clear()
+    for worker in service.workers:
+        worker.warm.set()
+    ran = service.submit(Asked("paint", "a"), {"prompt": "ran", "n": 2, "seed": 3})
+    service.store.start([ran.id])
+    waited = service.submit(Asked("paint", "a"), {"prompt": "waited"})
+    held = service.submit(Asked("paint", "a", held=True), {"prompt": "held"})
+    poison = service.submit(Asked("paint", "a"), {"prompt": "poison"})
+    for _ in range(3):
+        service.store.start([poison.id])
+    (service.results / ("f" * 32 + ".png")).write_bytes(b"of a killed process")
+    service.store.close()  # as after kill -9: nothing was tidied up
+    service._held_folder.__exit__(None, None, None)
+    with served(Canary(), folder) as s:
+        s.drained()
+        rows = {j.id: s.service.store.job(j.id) for j in (ran, waited, held, poison)}
+        assert [rows[j.id]["status"] for j in (ran, waited, held, poison)] == [
+            "completed", "completed", "cancelled", "failed"
+        ]  # fmt: skip
+        assert rows[poison.id]["code"] == "poison" and rows[ran.id]["attempts"] == 2
+        pictures = s.service.store.pictures(ran.id)
+        seen = [read(opened((s.folder / "results" / f"{p['id']}.png").read_bytes())) for p in pictures]
+        assert seen == [digest("ran", "", {}, seed) for seed in (3, 4)]
+
+
+def test_a_server_that_ends_leaves_waiting_jobs_for_the_next(tmp_path: Path) -> None:
+    folder, engine = tmp_path / "s", Canary()
+    with served(engine, folder, limits=Limits(drain_s=0.2), drained=False) as s, s.client() as c:
+        engine.hold.clear()
+        id_ = c.post("/api/paint", json={"prompt": "late"}).json()["id"]
+        until(lambda: c.get(f"/api/jobs/{id_}").json()["status"] == "running")
+        s.service.drain()
+        told = c.post("/api/paint", json={"prompt": "new"})
+        assert told.status_code == 503 and int(told.headers["retry-after"]) > 0
+        assert c.get("/readyz").status_code == 503 and c.get("/livez").status_code == 200
+    with served(Canary(), folder) as s, s.client() as c:
+        s.drained()
+        assert c.get(f"/api/jobs/{id_}").json()["status"] == "completed"
+
+
+def test_one_server_a_folder(tmp_path: Path) -> None:
+    service = Service([Canary()], tmp_path / "s")
+    with pytest.raises(Exception, match="Another process"):
+        Service([Canary()], tmp_path / "s")
+    service.close(0)
+
+
+def test_stores_that_cannot_be_used(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.sqlite"
+    damaged.write_bytes(b"SQLite format 3\0" + b"\xff" * 4096)
+    with pytest.raises(StorageError, match="cannot be used|is damaged"):
+        Store(damaged)
+    assert damaged.read_bytes().endswith(b"\xff")
+    newer = tmp_path / "newer.sqlite"
+    Store(newer).close()
+    with sqlite3.connect(newer) as db:
+        db.execute("PRAGMA user_version=99")
+    with pytest.raises(StorageError, match="version 99"):
+        Store(newer)
+
+
+def test_results_are_swept(tmp_path: Path) -> None:
+    with served(Canary(), tmp_path / "s", limits=Limits(keep_bytes=1)) as s, s.client() as c:
+        url = c.post("/api/paint?wait=true", json={"prompt": "a"}).json()["results"][0]["url"]
+        assert c.get(url).status_code == 200
+        assert s.service.sweep() == 1
+        assert c.get(url).status_code == 404
+
+
+def test_the_ledger_script_finds_what_is_wrong(tmp_path: Path) -> None:
+    """Its positive controls: each planted fault is told, and only then."""
+    folder = tmp_path / "s"
+    with served(Canary(), folder) as s, s.client() as c:
+        told = c.post("/api/paint?wait=true", json={"prompt": "a", "n": 2}).json()
+    job, (one, two) = told["id"], [r["id"] for r in told["results"]]
+    assert ledger.problems(folder) == []
+    db = sqlite3.connect(folder / "jobs.sqlite")
+
+    def planted(*statements: str) -> str:
+        db.executescript(";".join(statements))
+        return "; ".join(ledger.problems(folder))
+
+    assert "ended 2 times" in planted(f"INSERT INTO ledger (job, event, at) VALUES ('{job}', 'failed', 0)")
+    assert "never ended" in planted(f"DELETE FROM ledger WHERE job='{job}' AND event!='accepted'")
+    assert "never ended" not in "; ".join(ledger.problems(folder, drained=False))
+    assert "not in the ledger" in planted(f"DELETE FROM ledger WHERE job='{job}'")
+    (folder / "results" / f"{one}.png").write_bytes(b"another")
+    assert f"picture {one} of job {job} is not the one" in planted()
+    (folder / "results" / f"{two}.png").unlink()
+    assert f"picture {two} of job {job} has no file" in planted()
+    (folder / "results" / "stray.png").write_bytes(b"")
+    assert "stray.png belongs to no job" in planted()
+    assert "completed with 1 of 2" in planted(f"DELETE FROM pictures WHERE id='{two}'")
+    db.close()
+
+
+def test_finishing_that_fails_is_told(tmp_path: Path, monkeypatch: Any) -> None:
+    """A full disk: the job fails with 507's words, nothing is half there, the next one is painted."""
+    with served(Canary(), tmp_path / "s") as s, s.client() as c:
+        from minikin import files
+
+        whole = files.atomic_write
+        monkeypatch.setattr(files, "atomic_write", lambda *_: (_ for _ in ()).throw(StorageError("/x is full")))
+        told = c.post("/api/paint?wait=true", json={"prompt": "a"})
+        assert told.status_code == 507 and "/x" not in told.text and "nothing was overwritten" in told.text
+        monkeypatch.setattr(files, "atomic_write", whole)
+        assert c.post("/api/paint?wait=true", json={"prompt": "a"}).status_code == 200
+
+
+def test_many_threads_submit_and_cancel(tmp_path: Path) -> None:
+    """The ledger stays in order when submissions, cancellations and batches race."""
+    with served(Canary(step_s=0.001), tmp_path / "s", limits=Limits(waiting_per_client=500, waiting=500)) as s:
+        done: list[str] = []
+
+        def run(k: int) -> None:
+            for i in range(12):
+                job = s.service.submit(Asked("paint", f"c{k}"), {"prompt": f"{k} {i}", "n": 1 + i % 3})
+                if i % 3 == 0:
+                    s.service.cancel(job)
+                assert job.finished.wait(10)
+                done.append(job.status)
+
+        threads = [threading.Thread(target=run, args=(k,)) for k in range(6)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join()
+        assert len(done) == 72 and set(done) == {"completed", "cancelled"}
+
+
+def test_refused_is_an_error_like_others() -> None:
+    assert isinstance(Refused("x", status=400, code="y"), Exception)
