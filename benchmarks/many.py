@@ -33,7 +33,7 @@ def _parts(
     for prompt in dict.fromkeys(prompts):
         studio._need(prompt)
     one: Paint = Paint.make(prompt="", base=base.name, **recipe)
-    decided, wanted = studio._prepared(one, parse("", studio.concepts.categories))
+    decided, wanted = studio.prepared(one, parse("", studio.concepts.categories))
     cast = torch.autocast(base.device.type, torch.bfloat16) if half else nullcontext()
     own = pipe.scheduler
     for i in range(0, len(prompts), BATCH):

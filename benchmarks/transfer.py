@@ -109,7 +109,7 @@ def _moved(studio: Studio, concept: Concept, how: dict[str, Any], rule: str) -> 
     base = studio.base
     e = category_encoding(base, concept.category)
     recipe: Paint = Paint.make(prompt="", base=base.name, **how)
-    _, wanted = studio._prepared(recipe, parse("", {}))
+    _, wanted = studio.prepared(recipe, parse("", {}))
     before = {s.path: _values(base, s.path) for s in base.layout.sites}
     with studio.adapters.using(wanted):
         after = {s.path: _values(base, s.path) for s in base.layout.sites}

@@ -204,7 +204,7 @@ def test_a_student_is_painted_as_its_header_says(bases: dict[str, Base], case: s
         done = list(studio.painting(Paint(prompt="a cat" if named else f"a cat <lora:{name}>", **how)))
     assert calls.timesteps == times
     assert not [e for e in done if isinstance(e, events.Note)]
-    decided, _ = studio._prepared(Paint(prompt="a cat" if named else "", **how),
+    decided, _ = studio.prepared(Paint(prompt="a cat" if named else "", **how),
                                   parse("a cat" if named else f"a cat <lora:{name}>", {}))  # fmt: skip
     made = schedulers.build(decided.recipe.scheduler, base.pipe.scheduler, decided.preset.config)
     assert type(made).__name__ == scheduler and decided.guidance == guidance

@@ -132,10 +132,11 @@ def _scenes(
 
 
 def _together(studio: Studio) -> list[Shown]:
+    """Both in one picture, by the words alone and with region words."""
     (a, _), (b, _) = CONCEPTS
     places = ("in a meadow", "on a white background", "in the snow")
-    prompts = [f"<{a}> and <{b}> {place}" for place in places]
-    return [Shown(_one(studio, p, seed=SEED + k), p) for p in prompts for k in range(2)]
+    words = (f"<{a}> to the left of <{b}>", f"<{a}@left> to the left of <{b}@right>")
+    return [Shown(_one(studio, f"{both} {place}"), f"{both} {place}") for both in words for place in places]
 
 
 def _strengths(studio: Studio) -> list[Shown]:
