@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import resources
+from lzma import LZMAError
 from pathlib import Path
 from typing import TYPE_CHECKING
 from zipfile import BadZipFile
@@ -37,7 +38,7 @@ class ArtPack:
             with np.load(source, allow_pickle=False) as z:
                 names, rgba = [str(n) for n in z["names"]], z["rgba"]
                 held_names, held = [str(n) for n in z["held_names"]], z["held"]
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as e:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile, LZMAError) as e:
             raise AssetError(
                 f"The art pack {source} cannot be read ({type(e).__name__}: {e}). Expected an .npz with "
                 "names, rgba, held_names and held. Reinstall minikin, or rebuild the pack with "

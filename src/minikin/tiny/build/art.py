@@ -13,8 +13,9 @@ import hashlib
 import io
 import subprocess
 import tempfile
+import zipfile
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -97,14 +98,25 @@ def make(out: Path, packages: Path | None = None, rasterise: Callable[[str], Ima
             if (i.category, i.art, i.code) not in set(wanted)
         }  # fmt: skip
         own = [readers[s].drawing(code) for s, code in held]
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer, names=np.array(["|".join(w) for w in wanted]), rgba=np.stack(drawings),
-        held_names=np.array(list(held.values()), dtype=np.str_),
-        held=np.stack(own) if own else np.zeros((0, SIDE, SIDE, 4), np.uint8),
-    )  # fmt: skip
-    atomic_write(out, buffer.getvalue())
+    atomic_write(out, packed({
+        "names": np.array(["|".join(w) for w in wanted]), "rgba": np.stack(drawings),
+        "held_names": np.array(list(held.values()), dtype=np.str_),
+        "held": np.stack(own) if own else np.zeros((0, SIDE, SIDE, 4), np.uint8),
+    }))  # fmt: skip
     return len(wanted) + len(own)
+
+
+def packed(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """An .npz whose members are compressed by LZMA: a quarter smaller than numpy's own, read as any other."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_LZMA) as pack:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.save(member, array, allow_pickle=False)
+            pack.writestr(
+                zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0)), member.getvalue(), zipfile.ZIP_LZMA
+            )
+    return buffer.getvalue()
 
 
 def fit(image: Image.Image) -> np.ndarray:
