@@ -15,7 +15,7 @@ from minikin.distilling.adversarial import Adversarial
 from minikin.distilling.consistency import Consistency
 from minikin.distilling.distribution import Matching, follow
 from minikin.distilling.features import PixelFeatures, augmented
-from minikin.distilling.objective import Setting
+from minikin.distilling.objective import Setting, frozen_twin
 from minikin.distilling.student import TARGETS, Texts, trained
 from minikin.errors import BadRecipe, NoNetwork
 from minikin.training.plan import Turn
@@ -249,3 +249,18 @@ def test_augmentation_moves_cuts_and_can_be_differentiated() -> None:
     assert float(moved[0, 0, 0].sum()) == 0 and float(moved[0, 0, -1].sum()) == 16
     moved.sum().backward()
     assert images.grad is not None and float(images.grad.sum()) > 0
+
+
+def test_a_twin_copies_the_network_alone(bases: dict[str, Base]) -> None:
+    """The averaged target has weights of its own and shares the base: one pipeline in memory is enough."""
+    s = setting(bases["sd15"], method="lcm")
+    network = Consistency(s).student
+    twin = frozen_twin(network)
+    assert twin._base is network._base and twin.unet is not network.unet
+    assert not trained(twin) and trained(network)
+    x, t, texts = inputs(s)
+    w = torch.full((len(x),), 3.0)
+    with torch.no_grad():
+        assert torch.equal(twin(x, t, texts, w).x0, network(x, t, texts, w).x0)
+        shaken(network)
+        assert not torch.equal(twin(x, t, texts, w).x0, network(x, t, texts, w).x0)

@@ -78,6 +78,10 @@ class Network(nn.Module):
         self._dtype = unet.conv_in.weight.dtype
         self.guidance = bool(unet.config.get("time_cond_proj_dim"))
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Network:
+        """The U-Net is copied; the base is not: a second pipeline in memory would serve nobody."""
+        return Network(self._base, deepcopy(self.unet, memo), self.schedule, autocast=self.autocast)
+
     def forward(self, x_t: Tensor, t: Tensor, texts: Texts, w: Tensor | None = None) -> Estimate:
         """x_t (B, C, h, w), t (B,), w (B,) guidance scale minus 1, for a network with its embedding."""
         side = (x_t.shape[2] * self._base.factor, x_t.shape[3] * self._base.factor)
