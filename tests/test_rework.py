@@ -365,7 +365,7 @@ def test_no_seams(tiny: Base, draft: Image.Image) -> None:
 
 def test_the_autoencoders_tiles_leave_no_seams(tiny: Base, draft: Image.Image) -> None:
     """In tiles of 128 px instead of whole: no jumps where tiles end, and nearly the same picture."""
-    from minikin.painting.ground import pictures
+    from minikin.painting.decoding import pictures
 
     grown = draft.resize((256, 256), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.asarray(grown).copy()).permute(2, 0, 1)[None] / 127.5 - 1

@@ -22,6 +22,7 @@ from minikin.bases.loras import adapters
 from minikin.bases.opening.registry import KNOWN, add, models_folder
 from minikin.bases.presets import Source
 from minikin.errors import BadModelFile, NoNetwork, StorageError, UnknownName
+from minikin.files import move_into_place
 
 CHUNK = 1 << 20
 TIMEOUT_S = 30
@@ -176,7 +177,7 @@ def _fetch(p: Plan, f: RemoteFile, target: Path) -> Iterator[int]:
             f"{f.name} arrived damaged (its SHA-256 is not the one the hub states) and was removed. "
             "Run the same command to fetch it again."
         )
-    os.replace(part, target)
+    move_into_place(part, target)
 
 
 def _is_right(path: Path, f: RemoteFile) -> bool:
