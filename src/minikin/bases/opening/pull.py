@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -77,7 +78,7 @@ def plan(name: str) -> Plan:
     wanted = tuple(_wanted(files, flat=name in HELPERS))
     if not any(f.name.endswith(".safetensors") for f in wanted):
         raise BadModelFile(f"{repo} has no .safetensors weights in diffusers layout; pickles are not fetched.")
-    return Plan(name, repo, licence, str(facts.get("sha", "main")), wanted)
+    return Plan(name, repo, licence, _revision(facts, repo), wanted)
 
 
 def _ask(repo: str) -> tuple[dict[str, Any], list[RemoteFile], str]:
@@ -90,13 +91,21 @@ def _ask(repo: str) -> tuple[dict[str, Any], list[RemoteFile], str]:
     return facts, files, str((facts.get("cardData") or {}).get("license", "unknown"))
 
 
+def _revision(facts: dict[str, Any], repo: str) -> str:
+    """The commit that all files are taken of: a branch may move between two of them."""
+    found = str(facts.get("sha") or "")
+    if not re.fullmatch(r"[0-9a-f]{6,64}", found):
+        raise BadModelFile(f"The hub does not say which commit of {repo} this is, so it is not fetched.")
+    return found
+
+
 def _adapter_plan(source: Source) -> Plan:
     """One file of a repository: a preset's adapter."""
     facts, files, stated = _ask(source.repo)
     wanted = tuple(f for f in files if f.name == source.file)
     if not wanted:
         raise BadModelFile(f"{source.repo} has no file {source.file} any more. Look for it on its page.")
-    return Plan(source.name, source.repo, source.licence or stated, str(facts.get("sha", "main")), wanted)
+    return Plan(source.name, source.repo, source.licence or stated, _revision(facts, source.repo), wanted)
 
 
 def _wanted(files: list[RemoteFile], flat: bool = False) -> Iterator[RemoteFile]:
