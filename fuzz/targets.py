@@ -39,7 +39,8 @@ def check_accepted(data: bytes, concept: Concept) -> None:
     assert concept.is_finite(), "numbers that are not finite"
     assert concept.n_values <= file.MAX_VALUES, "too many values"
     assert all(float(t.abs().max()) <= file.MAX_ABS for t in concept.delta.values()), "absurd values"
-    assert len(meta) <= io.MAX_KEYS and all(len(v) <= io.MAX_VALUE for v in meta.values()), "too much metadata"
+    assert len(meta) <= io.MAX_KEYS, "too many keys"
+    assert all(len(v) <= io.MAX_VALUE for v in meta.values()), "too much metadata"
     told = "".join(_texts([concept.name, concept.category, *vars(concept.origin).values(), concept.recipe]))
     assert not any(c in told for c in "\x00\x1b\u202e\u200b"), "control characters"
     again = file.from_bytes(file.to_bytes(concept))

@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-torch.set_num_threads(1)  # before anything runs: a fork copies no threads
-
 from conftest import build_pipeline
 from distillings import captions_file
 from kills import Work, digest
@@ -38,6 +36,7 @@ from minikin.teaching.photos import Photo
 from minikin.teaching.teach import teach
 from minikin.training import checkpoint
 
+torch.set_num_threads(1)  # before anything runs: a fork copies no threads
 PAUSE = 0.01  # s in steps that take none, so that a kill meets them
 
 
@@ -83,8 +82,8 @@ def _distill(folder: Path, done: Any) -> None:
     torch.set_num_threads(1)
     data = captions_file(folder)
     recipe = Distill.make(
-        data=str(data), base="sd15", method="lcm-lora", rank=4, batch=2, steps=8, teacher_steps=2, save_minutes=0,
-        rate=1e-2,
+        data=str(data), base="sd15", method="lcm-lora", rank=4, batch=2, steps=8, teacher_steps=2,
+        save_minutes=0, rate=1e-2,
     )  # fmt: skip
     out, there = folder / "out", base()
     done.value = 0
@@ -167,10 +166,11 @@ def _serve(folder: Path, done: Any) -> None:
 
 def _served(folder: Path) -> str:
     """Every job that was accepted and noted ended once, with its own pictures."""
+    from PIL import Image
+
     from minikin.server.canary import digest as wanted
     from minikin.server.canary import read
     from minikin.server.store import Store
-    from PIL import Image
 
     if problems := ledger.problems(folder / "s"):
         return f"the ledger: {problems}"

@@ -27,11 +27,19 @@ ODD = [
 TEXTS = [
     "", "7", "-1", "1e999", "NaN", "[]", "{}", "[[]]", '[["m.0",16,Infinity]]', '{"beta":NaN,"tau":0.1}',
     '{"beta":1e400,"tau":0.1}', "[" * 500, '{"a":' * 300, "../../etc/passwd", "\x1b[31m", "\u202e", "a\x00b",
-    '{"a":["\\u001b[31m\\u202e"]}', "<script>", "=1+1", "gated", "row", "\ud800", "9" * 5000, "data:image/jpeg;base64,????",
+    '{"a":["\\u001b[31m\\u202e"]}', "<script>", "=1+1", "gated", "row", "\ud800", "9" * 5000,
+    "data:image/jpeg;base64,????",
 ]  # fmt: skip
 NAMES = ["delta", "scale", "i_star", "dual", "word.0", "word.9", "keys", "c_inv", "../x", "", "__metadata__",
          "unet.conv_in", "a" * 99, "delta\x00"]  # fmt: skip
-HALVES = [b"\xff\x7f", b"\x00\x7c", b"\x00\xfc", b"\xff\xff", b"\x00\x00", b"\xff\x7b"]  # NaN, infinities, 65504
+HALVES = [
+    b"\xff\x7f",
+    b"\x00\x7c",
+    b"\x00\xfc",
+    b"\xff\xff",
+    b"\x00\x00",
+    b"\xff\x7b",
+]  # NaN, infinities, 65504
 
 
 def seeds() -> list[bytes]:
@@ -123,7 +131,9 @@ BLIND: tuple[Callable[[random.Random, bytes, Sequence[bytes]], bytes], ...] = (
 
 
 def _length(rng: random.Random, header: str, body: bytes) -> bytes:
-    return joined(header, body, rng.choice((0, 1, 2, 9, len(header) - 1, len(header) + 1, 2**16, 2**40, 2**64 - 1)))
+    return joined(
+        header, body, rng.choice((0, 1, 2, 9, len(header) - 1, len(header) + 1, 2**16, 2**40, 2**64 - 1))
+    )
 
 
 def _field(rng: random.Random, header: str, body: bytes) -> bytes:
@@ -182,14 +192,17 @@ def _numbers(rng: random.Random, header: str, body: bytes) -> bytes:
     """Values that are not finite, or the largest there are."""
     at = rng.randrange(0, max(1, len(body) - 4), 2)
     width = rng.choice((2, 4))
-    value = rng.choice(HALVES) if width == 2 else struct.pack("<f", rng.choice((3e38, float("inf"), float("nan"))))
+    value = (
+        rng.choice(HALVES) if width == 2 else struct.pack("<f", rng.choice((3e38, float("inf"), float("nan"))))
+    )
     return joined(header, body[:at] + value + body[at + width :])
 
 
 def _spelt(rng: random.Random, header: str, body: bytes) -> bytes:
     """The same JSON with blanks, signs, fractions or half characters in places."""
-    old, new = rng.choice(((":", " : "), ("0", "-0"), ("0,", "0.0,"), ("{", " {"), ("}", "}\n"), ("cat", "\\ud800"),
-                           ("F16", "\\u004616"), ("[0", "[00"), ("]", ",]"), ('"', "'")))  # fmt: skip
+    old, new = rng.choice(((":", " : "), ("0", "-0"), ("0,", "0.0,"), ("{", " {"), ("}", "}\n"),
+                           ("cat", "\\ud800"), ("F16", "\\u004616"),
+                           ("[0", "[00"), ("]", ",]"), ('"', "'")))  # fmt: skip
     at = rng.choice([i for i in range(len(header)) if header.startswith(old, i)] or [0])
     return joined(header[:at] + new + header[at + len(old) :], body)
 

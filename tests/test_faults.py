@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,8 @@ ROOT = Path(minikin.__file__).parent
 STAMPS = {  # where the clock on the wall is asked, and what for; durations are of the monotonic clock
     "files.py": "age of orphans, besides their lock", "server/dialects/a1111.py": "a stamp that is shown",
     "server/dialects/openai.py": "a stamp that is shown", "server/jobs.py": "stamps of jobs",
-    "server/service.py": "the age of results, which outlives restarts", "server/store.py": "stamps in the ledger",
+    "server/service.py": "the age of results, which outlives restarts",
+    "server/store.py": "stamps in the ledger",
 }  # fmt: skip
 
 
@@ -46,11 +46,10 @@ def test_the_wall_clock_is_for_stamps_only() -> None:
 
 
 @pytest.fixture
-def jumping(monkeypatch: Any) -> Iterator[None]:
+def jumping(monkeypatch: Any) -> None:
     """A wall clock that is an hour off, to and fro, whenever it is asked."""
     real, jumps = time.time, itertools.cycle((0.0, 3600.0, -3600.0))
     monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
-    yield
 
 
 @pytest.mark.usefixtures("jumping")
@@ -112,7 +111,8 @@ def test_too_little_memory_for_a_single_picture(tmp_path: Path) -> None:
 
 def row(k: int, text: str = "") -> dict[str, Any]:
     return {"id": f"{k:032x}", "kind": "paint", "client": "a", "dialect": "native", "task": "", "held": 0,
-            "status": "queued", "recipe": f'"{text}"', "concepts": {}, "warnings": [], "created": float(k)}  # fmt: skip
+            "status": "queued", "recipe": f'"{text}"', "concepts": {}, "warnings": [],
+            "created": float(k)}  # fmt: skip
 
 
 def test_a_store_that_another_process_holds(tmp_path: Path) -> None:

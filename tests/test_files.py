@@ -43,7 +43,7 @@ def traced(path: Path, *options: str) -> tuple[int, list[str]]:
     """Exit code of a process that writes NEW to `path`, and its system calls on files in that folder."""
     log = path.parent.parent / "calls"
     told = subprocess.run(
-        ["strace", "-f", "-y", "-o", str(log), "-e", "trace=openat,write,fsync,rename,renameat,renameat2,unlink",
+        ["strace", "-f", "-y", "-o", str(log), "-e", "trace=openat,write,fsync,rename,renameat,renameat2",
          *options, sys.executable, "-c", CHILD, str(path)],
         input=NEW, capture_output=True, check=False,
     )  # fmt: skip
@@ -131,7 +131,11 @@ class Recorder:
             a, b = Path(a), Path(b)
             inside = [p for p in a.rglob("*") if p.is_file()] if a.is_dir() else [a]
             for p in inside:
-                if not f"{a}{b}".endswith("-old") and "-old" not in a.name and self.synced.get(str(p)) != p.stat().st_size:
+                if (
+                    not f"{a}{b}".endswith("-old")
+                    and "-old" not in a.name
+                    and self.synced.get(str(p)) != p.stat().st_size
+                ):
                     self.wrong.append(f"{p.name} was renamed before it was synced")
             if a.parent != b.parent:
                 self.wrong.append(f"{b.name} comes from another folder")
@@ -228,6 +232,7 @@ def test_the_recorder_finds_what_is_out_of_order(save: Any, tmp_path: Path, monk
 def test_disks_that_refuse(target: Path, monkeypatch: Any, number: int, words: str, where: str) -> None:
     """K6 and K7: a StorageError with the reason (exit 7), the old file whole, nothing left over."""
     with monkeypatch.context() as patch:
+
         def refuse(*args: Any, **kwargs: Any) -> Any:
             raise OSError(number, os.strerror(number))
 
@@ -263,7 +268,9 @@ def test_a_file_size_limit(target: Path) -> None:
         "try: atomic_write(sys.argv[1], b'x' * 100_000)\n"
         "except StorageError as e: print(e); sys.exit(e.exit_code)"
     )
-    told = subprocess.run([sys.executable, "-c", code, str(target)], capture_output=True, text=True, check=False)
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(target)], capture_output=True, text=True, check=False
+    )
     assert told.returncode == 7 and "was not written" in told.stdout
     assert [p.name for p in target.parent.iterdir()] == [target.name] and target.read_bytes() == OLD
 
@@ -351,8 +358,9 @@ def test_the_lock_is_what_protects_a_writer(tmp_path: Path, monkeypatch: Any) ->
 
 # ---- who writes --------------------------------------------------------------------------------------
 
-WRITES = {"write_text", "write_bytes", "save_pretrained", "save_config", "save_file", "savez", "savez_compressed",
-          "open_memmap", "mapped", "copyfile", "copytree", "move", "rename", "replace_file"}  # fmt: skip
+WRITES = {"write_text", "write_bytes", "save_pretrained", "save_config", "save_file", "savez",
+          "savez_compressed", "open_memmap", "mapped", "copyfile", "copytree", "move", "rename",
+          "replace_file"}  # fmt: skip
 INSIDE = "inside an atomic_folder, which is renamed when all of it is there"
 SCRATCH = "into a temporary folder that is gone afterwards"
 BUFFER = "into a buffer in memory; atomic_write then writes it"
@@ -390,7 +398,11 @@ def writers(text: str) -> Iterator[str]:
         if name in WRITES and not (name == "move" and owner != "shutil"):
             yield name
         elif name == "open" and owner in ("", "io"):
-            mode = node.args[1] if len(node.args) > 1 else next((k.value for k in node.keywords if k.arg == "mode"), None)
+            mode = (
+                node.args[1]
+                if len(node.args) > 1
+                else next((k.value for k in node.keywords if k.arg == "mode"), None)
+            )
             if mode is not None and not (isinstance(mode, ast.Constant) and set(str(mode.value)) <= set("rbt")):
                 yield name
 
@@ -398,7 +410,9 @@ def writers(text: str) -> Iterator[str]:
 def test_every_writer_of_files_is_known() -> None:
     """What is written goes through `minikin.files`, or is listed above with its reason; the list is exact."""
     found = {
-        (path.relative_to(ROOT).as_posix(), name) for path in ROOT.rglob("*.py") for name in writers(path.read_text())
+        (path.relative_to(ROOT).as_posix(), name)
+        for path in ROOT.rglob("*.py")
+        for name in writers(path.read_text())
     }
     assert found == set(MAY)
 
@@ -413,7 +427,11 @@ def test_the_walk_finds_each_of_them(line: str) -> None:
 
 
 def test_nothing_is_mapped_that_a_stranger_gives() -> None:
-    """C11: maps are of the build's own arrays alone (safetensors' safe_open reads bases, LoRAs, checkpoints)."""
-    maps = {p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.py") if re.search(r"mmap_mode|\bmmap\.", p.read_text())}
+    """C11: maps are of the build's own arrays alone (safe_open reads bases, LoRAs, checkpoints)."""
+    maps = {
+        p.relative_to(ROOT).as_posix()
+        for p in ROOT.rglob("*.py")
+        if re.search(r"mmap_mode|\bmmap\.", p.read_text())
+    }
     assert maps == {"tiny/build/lookalikes.py", "tiny/build/shards.py"}
     assert not any("safe_open" in p.read_text() for p in (ROOT / "concepts").glob("*.py"))

@@ -22,9 +22,9 @@ from typing import Any
 
 import pytest
 import torch
+from fuzz.targets import TARGETS, check_accepted
 
 from conftest import build_pipeline, command
-from fuzz.targets import TARGETS, check_accepted
 from minikin import Concept, Studio
 from minikin.bases.base import Base
 from minikin.bases.exchange import read_embedding
@@ -169,7 +169,9 @@ def test_the_server_refuses_and_goes_on(server: Served, case: str) -> None:
         assert c.get("/readyz").status_code == 200
 
 
-@pytest.mark.parametrize("case", ["C1 pickle", "C2 cut in the body", "C4 key twice", "C7 NaN", "C12 zip with a path"])
+@pytest.mark.parametrize(
+    "case", ["C1 pickle", "C2 cut in the body", "C4 key twice", "C7 NaN", "C12 zip with a path"]
+)
 def test_the_command_line_refuses_with_3(case: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     data, _, words = REFUSED[case]
     path = tmp_path / "tom.safetensors"
@@ -275,9 +277,9 @@ def test_c12_nothing_is_unpacked() -> None:
     """No importer opens archives; only sources of training data and the art pack of the build read tars."""
     root = Path(file.__file__).parents[1]
     may = {"distilling/sources.py", "tiny/build/art.py", "tiny/build/lookalikes.py", "tiny/sprites.py"}
+    words = ("import zipfile", "from zipfile", "import tarfile", "unpack_archive")
     found = {
-        p.relative_to(root).as_posix() for p in root.rglob("*.py")
-        if any(w in p.read_text() for w in ("import zipfile", "from zipfile", "import tarfile", "unpack_archive"))
+        p.relative_to(root).as_posix() for p in root.rglob("*.py") if any(w in p.read_text() for w in words)
     }  # fmt: skip
     assert found <= may and "distilling/sources.py" in found
 

@@ -17,8 +17,8 @@ from minikin.errors import BadModelFile
 
 ROOT = Path(minikin.__file__).parent
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "_pickle"}
-CALLS = {"eval", "exec", "torch.load", "torch.jit.load", "torch.hub.load", "torch.package.PackageImporter", "yaml.load",
-         "np.load(pickled)", "numpy.load(pickled)", "os.system", "os.popen"}  # fmt: skip
+CALLS = {"eval", "exec", "torch.load", "torch.jit.load", "torch.hub.load", "torch.package.PackageImporter",
+         "yaml.load", "np.load(pickled)", "numpy.load(pickled)", "os.system", "os.popen"}  # fmt: skip
 # classes that read JSON and text alone; every other from_pretrained reads weights
 TEXT_ONLY = ("Tokenizer", "Processor", "Config", "Scheduler")
 
@@ -52,7 +52,9 @@ def problems(text: str, where: str) -> Iterator[str]:
         tail = name.rsplit(".", 1)[-1]
         if tail == "from_pretrained" and not any(w in name for w in TEXT_ONLY):
             shared = any(k is None for k in told)  # **how: looked for in the same file
-            if not _is(told.get("use_safetensors"), True) and not (shared and '"use_safetensors": True' in text):
+            if not _is(told.get("use_safetensors"), True) and not (
+                shared and '"use_safetensors": True' in text
+            ):
                 yield f"{where}:{node.lineno} may open pickled weights"
 
 
@@ -61,7 +63,9 @@ def _is(node: ast.expr | None, value: bool, missing: bool = False) -> bool:
 
 
 def test_nothing_is_unpickled_anywhere() -> None:
-    found = [p for f in sorted(ROOT.rglob("*.py")) for p in problems(f.read_text(), f.relative_to(ROOT).as_posix())]
+    found = [
+        p for f in sorted(ROOT.rglob("*.py")) for p in problems(f.read_text(), f.relative_to(ROOT).as_posix())
+    ]
     assert found == []
 
 
@@ -69,7 +73,8 @@ def test_nothing_is_unpickled_anywhere() -> None:
     "line",
     [
         "import pickle", "from joblib import load", "import os, dill.settings", "torch.load(path)",
-        "torch.load(path, weights_only=True)", "np.load(path, allow_pickle=True)", "np.load(path, allow_pickle=p)",
+        "torch.load(path, weights_only=True)", "np.load(path, allow_pickle=True)",
+        "np.load(path, allow_pickle=p)",
         "exec(text)", "UNet.from_pretrained(path)", "UNet.from_pretrained(path, use_safetensors=None)",
         "D.from_pretrained(p, use_safetensors=True, trust_remote_code=True)",
         "D.from_pretrained(p, use_safetensors=True, custom_pipeline='x')",
@@ -91,7 +96,9 @@ def test_the_walk_lets_sound_lines_pass(line: str) -> None:
 
 # ---- bases that bring code ---------------------------------------------------------------------------
 
-EVIL = "from pathlib import Path\nPath({!r}).mkdir()\nclass Evil:\n    from_pretrained = classmethod(lambda c, *a, **k: c())\n"
+EVIL = "from pathlib import Path\nPath({!r}).mkdir()\n" + (
+    "class Evil:\n    from_pretrained = classmethod(lambda c, *a, **k: c())\n"
+)
 
 
 @pytest.fixture
@@ -136,7 +143,9 @@ def test_a_folder_that_brings_code_is_refused(folder: Path, tmp_path: Path, how:
         (place / "evil.py").write_text(EVIL.format(str(ran)))
     how(folder)
     for step in (registry.add, lambda path: registry.open_base(str(path), device="cpu")):
-        with pytest.raises(BadModelFile, match=r"brings? (code|programs)|Expected a class of diffusers|of its own"):
+        with pytest.raises(
+            BadModelFile, match=r"brings? (code|programs)|Expected a class of diffusers|of its own"
+        ):
             step(folder)
     assert not ran.exists()
 
@@ -170,7 +179,8 @@ def test_a_pull_without_a_commit_is_refused(monkeypatch: Any, sha: str | None) -
 
 def test_a_pull_takes_every_file_of_one_commit(monkeypatch: Any) -> None:
     facts = {"sha": "ab" * 20, "siblings": [{"rfilename": "unet/a.safetensors", "size": 1},
-                                            {"rfilename": "run.py", "size": 1}, {"rfilename": "unet/b.bin", "size": 1},
+                                            {"rfilename": "run.py", "size": 1},
+                                            {"rfilename": "unet/b.bin", "size": 1},
                                             {"rfilename": "../c.json", "size": 1}]}  # fmt: skip
     monkeypatch.setattr(hub, "_get", lambda url, repo: json.dumps(facts).encode())
     p = hub.plan("owner/name")

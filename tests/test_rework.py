@@ -236,7 +236,9 @@ def test_same_seed_same_picture_in_any_batch(
     how: dict[str, Any] = {"prompt": "a duck", "steps": 3, "scheduler": "Euler a", "strength": 0.7}
     latents: list[torch.Tensor] = []
     decode = painting.pictures
-    monkeypatch.setattr(painting, "pictures", lambda base, x, *told: latents.append(x) or decode(base, x, *told))
+    monkeypatch.setattr(
+        painting, "pictures", lambda base, x, *told: latents.append(x) or decode(base, x, *told)
+    )
     three = studio.inpaint(draft, mask, n=3, seed=40, batch=3, **how)
     (second,) = studio.inpaint(draft, mask, n=1, seed=41, **how)
     assert (latents[0][1] - latents[1][0]).abs().max() < 1e-4

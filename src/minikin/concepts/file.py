@@ -182,7 +182,10 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
     beta, tau = float(gate["beta"]), float(gate["tau"])
     if not (math.isfinite(beta) and math.isfinite(tau)):
         raise ValueError("a gate that is not finite")
-    measured, recipe = points.from_json(json.loads(m.get("points", "{}"))), _plain(json.loads(m.get("recipe", "{}")))
+    measured, recipe = (
+        points.from_json(json.loads(m.get("points", "{}"))),
+        _plain(json.loads(m.get("recipe", "{}"))),
+    )
     if not isinstance(recipe, dict):
         raise TypeError("a recipe that is not an object")
     i_star, dual = (tensors[k].float() if gated else torch.zeros(1) for k in ("i_star", "dual"))
@@ -193,7 +196,7 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
     preview = meta.get("modelspec.thumbnail", "").removeprefix("data:image/jpeg;base64,")
     concept = Concept(
         name=m["name"], category=m["category"], mode="gated" if gated else "row",
-        origin=Origin(*(_plain(m[k]) for k in ("architecture", "fingerprint", "text_hash")),
+        origin=Origin(_plain(m["architecture"]), _plain(m["fingerprint"]), _plain(m["text_hash"]),
                       _plain(m.get("licence", "")), _plain(m.get("text_sketch", ""))),
         word_deltas=words, i_star=i_star, dual=dual,
         delta=delta, keys=keys, c_hash=m.get("c_hash", ""), gate=Gate(beta, tau),
@@ -204,7 +207,8 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
     largest = max(float(t.abs().max()) for t in numbers)
     if largest > MAX_ABS:
         raise BadConceptFile(
-            f"a value of {largest:.3g} (at most {MAX_ABS:g} is plausible). Teach it again.", "concept_out_of_range"
+            f"a value of {largest:.3g} (at most {MAX_ABS:g} is plausible). Teach it again.",
+            "concept_out_of_range",
         )
     return concept
 

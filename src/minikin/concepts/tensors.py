@@ -51,16 +51,17 @@ def serialize(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
 def parse(data: bytes, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file; raises BadConceptFile naming the first rule broken."""
 
-    def refuse(
-        why: str, code: str = "concept_malformed", to_do: str = "Get the file again."
-    ) -> BadConceptFile:
+    def refuse(why: str, code: str = "concept_malformed", to_do: str = "Get the file again.") -> BadConceptFile:
         return BadConceptFile(f"{what} is not a sound concept file: {why}. {to_do}", code)
 
     if len(data) > MAX_FILE:
-        raise refuse(f"it has {len(data)} bytes, more than the {MAX_FILE} a concept may have", "concept_too_large")
+        raise refuse(
+            f"it has {len(data)} bytes, more than the {MAX_FILE} a concept may have", "concept_too_large"
+        )
     if len(data) < 10 or data[8:9] != b"{":
         raise refuse(
-            "it is not in the safetensors format", "unsupported_concept_format",
+            "it is not in the safetensors format",
+            "unsupported_concept_format",
             "Pickle-based files (.pt, .ckpt, .bin) are never opened.",
         )
     (n,) = struct.unpack("<Q", data[:8])
@@ -68,7 +69,8 @@ def parse(data: bytes, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise refuse(f"its header claims {n} bytes, more than the {MAX_HEADER} allowed", "concept_too_large")
     if 8 + n > len(data):
         raise refuse(
-            f"the file is incomplete: its header declares {n} bytes, {len(data) - 8} are there", "concept_corrupt"
+            f"the file is incomplete: its header declares {n} bytes, {len(data) - 8} are there",
+            "concept_corrupt",
         )
     header = _header(data[8 : 8 + n], refuse)
     metadata = _metadata(header.pop("__metadata__", {}), refuse)
@@ -145,5 +147,7 @@ def _tensor(name: str, entry: dict[str, Any], raw: bytes, refuse: Any) -> Tensor
         raise refuse(f"tensor '{name}' of shape {shape} does not fill its {len(raw)} bytes")
     tensor = torch.frombuffer(bytearray(raw), dtype=dtype).view(shape)
     if dtype is not torch.int8 and not bool(torch.isfinite(tensor).all()):
-        raise refuse(f"tensor '{name}' holds numbers that are not finite", "concept_non_finite", "Teach it again.")
+        raise refuse(
+            f"tensor '{name}' holds numbers that are not finite", "concept_non_finite", "Teach it again."
+        )
     return tensor

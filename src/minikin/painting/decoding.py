@@ -37,7 +37,9 @@ def pictures(base: Base, latents: Tensor, tell: Tell = lambda text: None) -> lis
     bad = _not_finite(pixels)
     if bad and base.vae.dtype is not torch.float32:
         tell("The autoencoder's numbers were too large for half precision; it decoded again in float32.")
-        pixels[bad] = _decoded(base, latents[bad], torch.float32).to(pixels.dtype)  # the others stay as they are
+        pixels[bad] = _decoded(base, latents[bad], torch.float32).to(
+            pixels.dtype
+        )  # the others stay as they are
         bad = _not_finite(pixels)
     if bad:
         raise NotFinite(

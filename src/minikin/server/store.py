@@ -216,5 +216,5 @@ def _read(row: dict[str, Any]) -> dict[str, Any]:
         return {**row, **told, "result": json.loads(row["result"]) if row["result"] else None}
     except ValueError as e:
         raise StorageError(
-            f"Job {row['id']} of the job store is damaged ({e}). Move the store away to start with an empty one."
+            f"Job {row['id']} of the job store is damaged ({e}). Move the store away to start anew."
         ) from e
