@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 from packaging.version import Version
+from tools import audit
 
 ROOT = Path(__file__).parents[1]
-
-from tools import audit
 
 
 def found(**changes: Any) -> list[str]:

@@ -94,7 +94,7 @@ def leaks(places: Iterable[Path], but: Iterable[Path] = ()) -> list[str]:
 def test_teaching_painting_and_sweeping_keep_nothing_of_a_photo(
     album: Path, bases: dict[str, Base], tmp_path: Path, monkeypatch: Any, capsys: Any, caplog: Any
 ) -> None:  # fmt: skip
-    """The command's own results, home, cache, samples, checkpoint and locks; a sweep's page, figure and cache."""
+    """The command's own results, home, cache, samples and checkpoint; a sweep's page, figure and cache."""
     caplog.set_level(logging.DEBUG, "minikin")  # Pillow itself tells all of it at that level
     home, cache = tmp_path / "home", tmp_path / "cache"
     monkeypatch.setenv("MINIKIN_HOME", str(home))
@@ -176,8 +176,8 @@ KEYS = {
         "hash_sha256", "thumbnail",
     )),
 }  # fmt: skip
-RECIPE = {"mode", "batch", "value_rate", "word_rate", "beta", "tau", "positions", "mask", "flip", "size", "seed",
-          "keys", "photos", "captions", "steps"}  # fmt: skip
+RECIPE = {"mode", "batch", "value_rate", "word_rate", "beta", "tau", "positions", "mask", "flip", "size",
+          "seed", "keys", "photos", "captions", "steps"}  # fmt: skip
 
 
 def test_what_a_concept_file_may_say(bases: dict[str, Base], photos: Any) -> None:
