@@ -66,11 +66,11 @@ def _sparing(base: Base, latents: Tensor, tell: Tell) -> Tensor:
     made = _tried(lambda: _decoded(base, latents, dtype))
     if made is None and len(latents) > 1:
         tell("Too little memory to decode the batch at once; its pictures are decoded one by one.")
-        made = _tried(lambda: torch.cat([_decoded(base, one, dtype) for one in latents.split(1)]))
+        made = _tried(lambda: torch.cat([_decoded(base, one, dtype) for one in torch.split(latents, 1)]))
     if made is None:
         tell("Too little memory to decode a picture as a whole; it is decoded in tiles.")
         with tiled_autoencoder(base, base.size_px // 2):
-            made = torch.cat([_decoded(base, one, dtype) for one in latents.split(1)])
+            made = torch.cat([_decoded(base, one, dtype) for one in torch.split(latents, 1)])
     return made
 
 
