@@ -1,6 +1,8 @@
 # make demo    set everything up, teach two concepts on the embedded model, paint them
 # make test    set everything up, run every test
-# make check   lint and types
+# make check   lint, types, dependencies
+# make soak    the long versions of the tests: hours
+# make audit   dependencies against PyPI's advisories; needs the network
 # Needs Python 3.11+ and make. PYTHON=... chooses the interpreter.
 
 PYTHON ?= python3
@@ -9,7 +11,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TORCH  := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
-.PHONY: setup demo test test-fast check bench clean
+.PHONY: setup demo test test-fast soak check audit bench clean
 
 setup: $(READY)
 
@@ -36,6 +38,18 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/audit.py
+
+# 2,000,000 damaged concept files, 300 kills, an hour of fuzzing
+soak: setup
+	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	for target in concept_file prompt parameters; do \
+	  $(BIN)/python -m fuzz $$target -max_total_time=1200 || exit 1; done
+
+audit: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/python tools/audit.py --online
 
 bench: setup
 	$(BIN)/python -m benchmarks

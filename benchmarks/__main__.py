@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks import (
     adapters,
     corpus,
+    library,
     measure,
     memory,
     packing,
@@ -29,8 +30,9 @@ ALL = {
     "startup": startup.run, "packing": packing.run, "painting": painting.run, "teaching": teaching.run,
     "memory": memory.run, "corpus": corpus.run, "adapters": adapters.run,
     "speed": speed.run, "workflow": workflow.run, "server": server.run,
+    "library": library.run,
 }  # fmt: skip
-SLOW = ("memory", "corpus")
+SLOW = ("memory", "corpus", "library")
 
 
 def main() -> None:

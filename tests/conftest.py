@@ -25,6 +25,12 @@ torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
 FAMILIES = tuple(ARCHITECTURES)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What takes hours runs when it is asked for by its mark, never by accident."""
+    if "soak" not in (config.option.markexpr or ""):
+        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+
+
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path_factory: Any, monkeypatch: Any) -> None:
     """Every test has its own data folder; the cache is shared within a run (C of tiny is in it)."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -351,38 +349,3 @@ def test_bfloat16_keeps_float32_weights(tmp_path: Path) -> None:
     list(run.train(loss))
     assert kinds == [torch.bfloat16] * 2
     assert all(p.dtype is torch.float32 for p in net.parameters())
-
-
-CHILD = """
-import sys, time
-sys.path.insert(0, "tests")
-from pathlib import Path
-from test_build_run import trained
-import torch
-torch.set_num_threads(1)
-trained(Path(sys.argv[1]), lambda turn: time.sleep(0.03), steps=60, save_minutes=0)
-"""
-
-
-def _changed(folder: Path) -> int:
-    """When the checkpoint was last written; 0 before."""
-    try:
-        return (folder / "checkpoint.safetensors").stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
-
-
-@pytest.mark.slow
-def test_kill_9_loses_nothing(tmp_path: Path) -> None:
-    """Killed three times at whatever moment; the end is that of the run that nobody killed."""
-    whole = trained(tmp_path / "whole", steps=60, save_minutes=0)
-    folder = tmp_path / "part"
-    saved = 0
-    for wait in (0.0, 0.1, 0.2):
-        child = subprocess.Popen([sys.executable, "-c", CHILD, str(folder)])
-        while child.poll() is None and saved == (saved := _changed(folder)):
-            time.sleep(0.01)
-        time.sleep(wait)
-        child.kill()
-        assert child.wait() == -signal.SIGKILL  # it had not finished
-    assert_equal(whole, trained(folder, steps=60, save_minutes=0))

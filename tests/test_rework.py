@@ -236,7 +236,9 @@ def test_same_seed_same_picture_in_any_batch(
     how: dict[str, Any] = {"prompt": "a duck", "steps": 3, "scheduler": "Euler a", "strength": 0.7}
     latents: list[torch.Tensor] = []
     decode = painting.pictures
-    monkeypatch.setattr(painting, "pictures", lambda base, x: latents.append(x) or decode(base, x))
+    monkeypatch.setattr(
+        painting, "pictures", lambda base, x, *told: latents.append(x) or decode(base, x, *told)
+    )
     three = studio.inpaint(draft, mask, n=3, seed=40, batch=3, **how)
     (second,) = studio.inpaint(draft, mask, n=1, seed=41, **how)
     assert (latents[0][1] - latents[1][0]).abs().max() < 1e-4
@@ -365,7 +367,7 @@ def test_no_seams(tiny: Base, draft: Image.Image) -> None:
 
 def test_the_autoencoders_tiles_leave_no_seams(tiny: Base, draft: Image.Image) -> None:
     """In tiles of 128 px instead of whole: no jumps where tiles end, and nearly the same picture."""
-    from minikin.painting.ground import pictures
+    from minikin.painting.decoding import pictures
 
     grown = draft.resize((256, 256), Image.Resampling.LANCZOS)
     pixels = torch.from_numpy(np.asarray(grown).copy()).permute(2, 0, 1)[None] / 127.5 - 1

@@ -56,10 +56,14 @@ class BadPhoto(MinikinError):
 
 
 class BadConceptFile(MinikinError):
-    """A concept file that is damaged, foreign or absurd."""
+    """A concept file that is damaged, foreign or absurd; `code` tells programs which."""
 
     exit_code = 3
     code = "concept_corrupt"
+
+    def __init__(self, message: str, code: str = "concept_corrupt") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class BadAdapterFile(MinikinError):
@@ -102,6 +106,13 @@ class Diverged(MinikinError):
 
     exit_code = 6
     code = "diverged"
+
+
+class NotFinite(MinikinError):
+    """A picture came out as numbers that are not finite; it is never shown as a black one."""
+
+    exit_code = 6
+    code = "non_finite_output"
 
 
 class StorageError(MinikinError):

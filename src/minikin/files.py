@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
+import re
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +15,8 @@ from typing import IO, Any
 from minikin.errors import Busy, StorageError
 
 _PREFIX = ".minikin-"
+_TEMPORARY = re.compile(r"\.minikin-[0-9a-f]{16}(-old)?")  # what this module makes, and nobody else
+SETTLED_S = 60.0  # a temporary file is locked at once after it is made; longer ago than that, it is
 
 
 def atomic_write(path: str | Path, data: bytes) -> Path:
@@ -21,26 +25,37 @@ def atomic_write(path: str | Path, data: bytes) -> Path:
     Raises StorageError with the reason; an older file of that name survives.
     """
     path = Path(path)
-    temporary: str | None = None
+    temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=_PREFIX, dir=path.parent)
-        with os.fdopen(handle, "wb") as f:
+        handle, temporary = _new_file(path.parent)
+        with os.fdopen(handle, "wb") as f:  # open until it has its name: the lock says that it is being written
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+            os.replace(temporary, path)
         temporary = None
-        _sync_folder(path.parent)
+        _sync(path.parent)
     except OSError as e:
         raise StorageError(_why(path, e)) from e
     finally:
         if temporary:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
+    return path
+
+
+def move_into_place(finished: Path, path: Path) -> Path:
+    """Give a file that was written over some time its name: fsync, rename, fsync of the folder.
+
+    Both in one folder. Raises StorageError.
+    """
+    try:
+        _sync(finished)
+        os.replace(finished, path)
+        _sync(path.parent)
+    except OSError as e:
+        raise StorageError(_why(path, e)) from e
     return path
 
 
@@ -56,14 +71,16 @@ def atomic_folder(path: Path, keep: int | None = None) -> Iterator[Path]:
     fresh = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=path.parent))
-        fresh.chmod(path.parent.stat().st_mode & 0o777)  # a temporary folder is closed to others
-        yield fresh
-        for file in fresh.rglob("*"):
-            _sync_folder(file)
-        _swap(fresh, path)
+        fresh = _new_name(path.parent)
+        fresh.mkdir()
+        with _being_written(os.open(fresh, os.O_RDONLY)):
+            yield fresh
+            for file in fresh.rglob("*"):
+                _sync(file)
+            _sync(fresh)
+            _swap(fresh, path)
         fresh = None
-        _sync_folder(path.parent)
+        _sync(path.parent)
         if keep is not None:
             left = keep - folder_bytes(path)
             beside = [p for p in path.parent.iterdir() if p.is_dir() and not p.name.startswith(_PREFIX)]
@@ -76,6 +93,20 @@ def atomic_folder(path: Path, keep: int | None = None) -> Iterator[Path]:
     finally:
         if fresh:
             shutil.rmtree(fresh, ignore_errors=True)
+
+
+def read_small(path: Path, most: int) -> bytes | None:
+    """A regular file's bytes; None when it has more than `most`, or is a pipe, a device or a folder.
+
+    Never mapped into memory: another process may cut the file off at any time. Raises OSError.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe nobody writes to does not hold
+    with os.fdopen(handle, "rb") as f:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > most:
+            return None
+        data = f.read(most + 1)
+    return data if len(data) <= most else None
 
 
 def folder_bytes(path: Path) -> int:
@@ -99,18 +130,69 @@ def _swap(fresh: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def sweep_orphans(folder: Path, older_than_s: float = 3600) -> int:
-    """Remove temporary files that a killed process left behind; how many."""
+def sweep_orphans(folder: Path) -> int:
+    """Remove temporary files and folders that a killed process left behind in a folder; how many.
+
+    Only what has a name that this module gives, belongs to this user, and no process holds: a writer's
+    lock is the kernel's and ends with it. Whether the clock jumped does not matter to a writer at work.
+    """
     import shutil
     import time
 
     n = 0
     for orphan in folder.glob(f"{_PREFIX}*"):
-        with suppress(FileNotFoundError):
-            if time.time() - orphan.stat().st_mtime > older_than_s:
-                shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
-                n += 1
+        with suppress(OSError):
+            found = orphan.lstat()
+            ours = _TEMPORARY.fullmatch(orphan.name) and found.st_uid == os.getuid()
+            kind = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)  # never what a link points to
+            if not ours or not kind or time.time() - found.st_mtime < SETTLED_S or _is_held(orphan):
+                continue
+            shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
+            n += 1
     return n
+
+
+def _new_name(folder: Path) -> Path:
+    return folder / f"{_PREFIX}{secrets.token_hex(8)}"
+
+
+def _new_file(folder: Path) -> tuple[int, Path]:
+    """An empty temporary file, open and locked, with the rights that any new file of this user has."""
+    path = _new_name(folder)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    _lock(handle)
+    return handle, path
+
+
+@contextmanager
+def _being_written(handle: int) -> Iterator[None]:
+    """Inside, what this handle is of is locked: a sweep leaves it alone."""
+    try:
+        _lock(handle)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _lock(handle: int) -> None:
+    import fcntl
+
+    with suppress(OSError):  # a file system without locks: then its age alone protects it
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_held(path: Path) -> bool:
+    """Whether a process that is alive writes it."""
+    import fcntl
+
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
 
 
 @contextmanager
@@ -168,7 +250,7 @@ def data_folder() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "minikin"
 
 
-def _sync_folder(path: Path) -> None:
+def _sync(path: Path) -> None:
     """fsync of a folder or file."""
     handle = os.open(path, os.O_RDONLY)
     try:

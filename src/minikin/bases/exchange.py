@@ -22,8 +22,9 @@ from minikin.bases.locking import category_encoding
 from minikin.concepts import edit
 from minikin.concepts.concept import Concept, check_category, check_name
 from minikin.errors import BadConceptFile, BadRecipe, UnknownName
-from minikin.files import atomic_write
+from minikin.files import atomic_write, read_small
 
+MAX_EMBEDDING = 4 * 2**20  # SDXL, 75 vectors, float32: 0.6 MB
 KINDS = ("peft", "kohya", "textual-inversion")
 _LOST = (
     "Lost without the gate: the LoRA acts on related words and on padding too, strength scales the whole "
@@ -134,14 +135,20 @@ def read_embedding(path: Path, n_encoders: int) -> list[Tensor]:
     from safetensors.torch import load
 
     try:
-        data = path.read_bytes()
+        data = read_small(path, MAX_EMBEDDING)
+        if data is None:
+            raise BadConceptFile(
+                f"{path.name} is no file, or one of more than {MAX_EMBEDDING} bytes, which no embedding has.",
+                "concept_too_large",
+            )
         tensors = load(data)
     except OSError as e:
         raise BadConceptFile(f"The embedding {path} cannot be read: {e.strerror}.") from e
     except SafetensorError as e:
         raise BadConceptFile(
             f"{path.name} is not a safetensors file. Embeddings in .pt or .bin are pickles, which can run "
-            "code, and are never opened; convert it to .safetensors in the tool it came from."
+            "code, and are never opened; convert it to .safetensors in the tool it came from.",
+            "unsupported_concept_format",
         ) from e
     tensors = {k: v for k, v in tensors.items() if not k.endswith("_out")}
     if "delta" in tensors:
@@ -161,6 +168,10 @@ def read_embedding(path: Path, n_encoders: int) -> list[Tensor]:
     if len(found) != n_encoders:
         raise BadConceptFile(
             f"{path.name} has vectors for {len(found)} text encoder(s); this base has {n_encoders}."
+        )
+    if any(t.ndim not in (1, 2) or not t.numel() or not bool(torch.isfinite(t.float()).all()) for t in found):
+        raise BadConceptFile(
+            f"{path.name} holds vectors that are empty, of another shape, or not finite.", "concept_non_finite"
         )
     return [t.float().reshape(-1, t.shape[-1]) for t in found]
 

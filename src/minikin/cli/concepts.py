@@ -14,14 +14,20 @@ Json = Annotated[bool, typer.Option("--json", help="JSON, for programs")]
 
 
 @app.command("list")
-def list_(as_json: Json = False) -> None:
+def list_(
+    search: Annotated[str, typer.Option(help="only those whose name holds this")] = "",
+    category: Annotated[str, typer.Option(help="only those of this category")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="show so many at most")] = 1000,
+    as_json: Json = False,
+) -> None:
     """Concepts in this folder and in your library."""
     from minikin.cli import display
     from minikin.concepts import library
     from minikin.concepts.file import load
     from minikin.errors import MinikinError
 
-    for name, path in sorted(library.names().items()):
+    shown = library.search(search, category=category, limit=limit)
+    for name, path, *_ in shown:
         try:
             facts: dict[str, Any] = _facts(load(path), path)
         except MinikinError as e:
@@ -36,6 +42,11 @@ def list_(as_json: Json = False) -> None:
                 f"{facts['bytes']:>8,} bytes  {path}",
                 soft_wrap=True,
             )
+    more = library.count(search, category=category) - len(shown) if len(shown) == limit else 0
+    if more > 0 and not as_json:
+        display.out.print(
+            f"... and {more:,} more; show them with --limit, or some with --search or --category."
+        )
 
 
 @app.command()

@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from minikin.concepts import tensors as io
 from minikin.concepts.concept import Concept, Origin
 from minikin.concepts.edit import Gate
 from minikin.errors import BadConceptFile, MinikinError
-from minikin.files import atomic_write
+from minikin.files import atomic_write, read_small
 
 FORMAT = 1
 MAX_BYTES = 100_000  # of the whole file, with its preview
@@ -81,9 +82,12 @@ def load(path: str | Path) -> Concept:
     """Read and check a concept; raises BadConceptFile with what, why and what to do."""
     path = Path(path)
     try:
-        if path.stat().st_size > io.MAX_FILE:
-            raise BadConceptFile(f"{path.name} is {path.stat().st_size} bytes; a concept is under 100 KB.")
-        data = path.read_bytes()
+        data = read_small(path, io.MAX_FILE)
+        if data is None:
+            raise BadConceptFile(
+                f"{path.name} is no file, or one of more than {io.MAX_FILE} bytes; a concept is under 100 KB.",
+                "concept_too_large",
+            )
     except OSError as e:
         raise BadConceptFile(f"The concept file {path} cannot be read: {e.strerror}.") from e
     return from_bytes(data, path.name)
@@ -134,21 +138,27 @@ def from_bytes(data: bytes, what: str = "the concept") -> Concept:
     except (KeyError, ValueError):
         raise BadConceptFile(
             f"{what} is a safetensors file, but not a Minikin concept (no minikin.format in its metadata). "
-            "To use a textual-inversion embedding, import it: minikin concepts import FILE."
+            "To use a textual-inversion embedding, import it: minikin concepts import FILE.",
+            "unsupported_concept_format",
         ) from None
     if version < 1:
-        raise BadConceptFile(f"{what} has format {version}, which there never was. Get the file again.")
+        raise BadConceptFile(
+            f"{what} has format {version}, which there never was. Get the file again.", "concept_malformed"
+        )
     if version > FORMAT:
         raise BadConceptFile(
-            f"{what} has format {version}; this Minikin reads up to {FORMAT}. Update Minikin to use it."
+            f"{what} has format {version}; this Minikin reads up to {FORMAT}. Update Minikin to use it.",
+            "concept_too_new",
         )
     try:
         return _build(tensors, meta)
     except MinikinError as e:
-        raise BadConceptFile(f"{what} is not a sound concept file: {e}") from None
+        code = e.code if isinstance(e, BadConceptFile) else "concept_malformed"
+        raise BadConceptFile(f"{what} is not a sound concept file: {e}", code) from None
     except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as e:
         raise BadConceptFile(
-            f"{what} is not a sound concept file: {type(e).__name__} at {e}. Get the file again."
+            f"{what} is not a sound concept file: {type(e).__name__} at {e}. Get the file again.",
+            "concept_malformed",
         ) from None
 
 
@@ -163,14 +173,19 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
         allowed |= {"i_star", "dual", *(f"{n}.{k}" for k in range(len(words)) for n in ("word", "wordscale"))}
     unexpected = set(tensors) - allowed
     if unexpected or (gated and not words):
-        raise ValueError(f"unexpected tensors {sorted(unexpected)[:5]}")
+        raise BadConceptFile(
+            f"unexpected tensors {sorted(unexpected)[:5]}. Get the file again.", "concept_unexpected_tensor"
+        )
     delta = _deltas(tensors, json.loads(m["index"]))
     keys = _keys(tensors["keys"], delta) if "keys" in tensors else {}
     gate = json.loads(m["gate"])
     beta, tau = float(gate["beta"]), float(gate["tau"])
     if not (math.isfinite(beta) and math.isfinite(tau)):
         raise ValueError("a gate that is not finite")
-    measured, recipe = points.from_json(json.loads(m.get("points", "{}"))), json.loads(m.get("recipe", "{}"))
+    measured, recipe = (
+        points.from_json(json.loads(m.get("points", "{}"))),
+        _plain(json.loads(m.get("recipe", "{}"))),
+    )
     if not isinstance(recipe, dict):
         raise TypeError("a recipe that is not an object")
     i_star, dual = (tensors[k].float() if gated else torch.zeros(1) for k in ("i_star", "dual"))
@@ -181,18 +196,30 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
     preview = meta.get("modelspec.thumbnail", "").removeprefix("data:image/jpeg;base64,")
     concept = Concept(
         name=m["name"], category=m["category"], mode="gated" if gated else "row",
-        origin=Origin(m["architecture"], m["fingerprint"], m["text_hash"], m.get("licence", ""),
-                      m.get("text_sketch", "")),
+        origin=Origin(_plain(m["architecture"]), _plain(m["fingerprint"]), _plain(m["text_hash"]),
+                      _plain(m.get("licence", "")), _plain(m.get("text_sketch", ""))),
         word_deltas=words, i_star=i_star, dual=dual,
         delta=delta, keys=keys, c_hash=m.get("c_hash", ""), gate=Gate(beta, tau),
         points=measured, recipe=recipe,
         preview=base64.b64decode(preview) if preview else b"",
     )  # fmt: skip
-    numbers = (*concept.delta.values(), *concept.keys.values(), i_star, *words)
+    numbers = (*concept.delta.values(), *concept.keys.values(), i_star, dual, *words)
     largest = max(float(t.abs().max()) for t in numbers)
     if largest > MAX_ABS:
-        raise ValueError(f"a value of {largest:.3g} (at most {MAX_ABS:g} is plausible)")
+        raise BadConceptFile(
+            f"a value of {largest:.3g} (at most {MAX_ABS:g} is plausible). Teach it again.",
+            "concept_out_of_range",
+        )
     return concept
+
+
+def _plain(value: Any) -> Any:
+    """What a stranger wrote, without control and direction characters: shown on terminals and pages."""
+    if isinstance(value, str):
+        return "".join(c for c in value if unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
+    if isinstance(value, dict):
+        return {_plain(k): _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list) else value
 
 
 def _word(tensors: dict[str, Tensor], k: int) -> Tensor:

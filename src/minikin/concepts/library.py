@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from minikin.concepts.concept import Concept, check_name
+from minikin.concepts.concept import NAME, Concept, check_name
 from minikin.concepts.file import load
+from minikin.concepts.index import Index, Listed
 from minikin.errors import BadConceptFile, BadRecipe, UnknownName
-from minikin.files import atomic_write, data_folder
+from minikin.files import atomic_write, data_folder, sweep_orphans
+
+MANY = 200  # files in a folder: from there on an index knows their names
 
 
 def library_folder() -> Path:
@@ -20,23 +23,52 @@ def folders() -> list[Path]:
 
 def names() -> dict[str, Path]:
     """File of every concept by file name; the current folder wins. Contents are not checked."""
-    found: dict[str, Path] = {}
+    return {name: path for folder in reversed(folders()) for name, path in _names(folder).items()}
+
+
+def _names(folder: Path) -> dict[str, Path]:
+    paths = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if len(paths) > MANY:
+        return {one.name: one.path for one in Index().search(folder)}
+    return {path.stem: path for path in paths if _looks_like_concept(path)}
+
+
+def search(text: str = "", *, category: str = "", limit: int | None = None) -> list[Listed]:
+    """Concepts whose names hold `text`, of this category, by name; the current folder wins."""
+    index, found = Index(), dict[str, Listed]()
     for folder in reversed(folders()):
-        for path in sorted(folder.glob("*.safetensors")) if folder.is_dir() else []:
-            if _looks_like_concept(path):
-                found[path.stem] = path
-    return found
+        found |= {one.name: one for one in index.search(folder, text, category=category, limit=limit)}
+    return [found[name] for name in sorted(found)][:limit]
+
+
+def count(text: str = "", *, category: str = "") -> int:
+    """How many files `search` looks at without a limit; one in both folders counts twice."""
+    index = Index()
+    return sum(index.count(folder, text, category=category) for folder in folders())
+
+
+def _path(name: str) -> Path | None:
+    """The concept file of this name, without looking at any other."""
+    paths = (folder / f"{name}.safetensors" for folder in folders())
+    return next((p for p in paths if p.is_file() and _looks_like_concept(p)), None)
+
+
+def _unknown(name: str) -> UnknownName:
+    """Says which names come nearest; of very many, among those that begin alike."""
+    known = [one.name for one in search(name[:1])] if count() > MANY else list(names())
+    alike = [n for n in known if n[:2] == name[:2]] if len(known) > MANY else known
+    return UnknownName(
+        "concept", name, alike[:MANY],
+        f"Concepts are NAME.safetensors files in this folder or in {library_folder()}.",
+    )  # fmt: skip
 
 
 def find(name: str) -> Concept:
     """The concept `name`; raises UnknownName with the nearest names, or BadConceptFile."""
     check_name(name)
-    path = names().get(name)
+    path = _path(name)
     if path is None:
-        raise UnknownName(
-            "concept", name, names(),
-            f"Concepts are NAME.safetensors files in this folder or in {library_folder()}.",
-        )  # fmt: skip
+        raise _unknown(name)
     concept = load(path)
     return concept if concept.name == name else concept.renamed(name)
 
@@ -48,9 +80,9 @@ def resolve(ref: str) -> Path:
         if not path.is_file():
             raise BadConceptFile(f"There is no concept file {path}.")
         return path
-    found = names().get(ref)
+    found = _path(ref) if NAME.fullmatch(ref) else None
     if found is None:
-        raise UnknownName("concept", ref, names())
+        raise _unknown(ref)
     return found
 
 
@@ -63,6 +95,7 @@ def keep(path: Path) -> Path:
             f"Your library has another concept '{concept.name}' ({target}). Remove it first: "
             f"minikin concepts remove {concept.name}."
         )
+    sweep_orphans(target.parent)
     return atomic_write(target, path.read_bytes())
 
 

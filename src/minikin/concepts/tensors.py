@@ -28,6 +28,7 @@ MAX_DIMS = 4
 
 DTYPES = {"F16": torch.float16, "F32": torch.float32, "I8": torch.int8}
 _NAMES = {v: k for k, v in DTYPES.items()}
+_FACTS = {"dtype", "shape", "data_offsets"}
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,30}(\.[0-9]{1,2})?")
 
 
@@ -50,41 +51,53 @@ def serialize(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
 def parse(data: bytes, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file; raises BadConceptFile naming the first rule broken."""
 
-    def refuse(why: str, to_do: str = "Get the file again.") -> BadConceptFile:
-        return BadConceptFile(f"{what} is not a sound concept file: {why}. {to_do}")
+    def refuse(why: str, code: str = "concept_malformed", to_do: str = "Get the file again.") -> BadConceptFile:
+        return BadConceptFile(f"{what} is not a sound concept file: {why}. {to_do}", code)
 
     if len(data) > MAX_FILE:
-        raise refuse(f"it has {len(data)} bytes, more than the {MAX_FILE} a concept may have")
+        raise refuse(
+            f"it has {len(data)} bytes, more than the {MAX_FILE} a concept may have", "concept_too_large"
+        )
     if len(data) < 10 or data[8:9] != b"{":
         raise refuse(
             "it is not in the safetensors format",
+            "unsupported_concept_format",
             "Pickle-based files (.pt, .ckpt, .bin) are never opened.",
         )
     (n,) = struct.unpack("<Q", data[:8])
     if n > MAX_HEADER:
-        raise refuse(f"its header claims {n} bytes, more than the {MAX_HEADER} allowed")
+        raise refuse(f"its header claims {n} bytes, more than the {MAX_HEADER} allowed", "concept_too_large")
     if 8 + n > len(data):
-        raise refuse(f"the file is incomplete: its header declares {n} bytes, {len(data) - 8} are there")
+        raise refuse(
+            f"the file is incomplete: its header declares {n} bytes, {len(data) - 8} are there",
+            "concept_corrupt",
+        )
     header = _header(data[8 : 8 + n], refuse)
     metadata = _metadata(header.pop("__metadata__", {}), refuse)
     body = data[8 + n :]
     if len(header) > MAX_TENSORS:
-        raise refuse(f"it has {len(header)} tensors, more than {MAX_TENSORS}")
+        raise refuse(f"it has {len(header)} tensors, more than {MAX_TENSORS}", "concept_too_large")
     tensors, end = {}, 0
     for name, entry in sorted(header.items(), key=lambda kv: _offsets(kv[1], refuse)):
         start, stop = _offsets(entry, refuse)
         if not _NAME.fullmatch(name):
-            raise refuse(f"a tensor is named {name[:40]!r}")
+            raise refuse(f"a tensor is named {name[:40]!r}", "concept_unexpected_tensor")
         if start != end or stop < start or stop > len(body):
-            raise refuse(f"tensor '{name}' lies at bytes {start} to {stop} of {len(body)}")
+            why = "concept_corrupt" if start == end <= stop else "concept_malformed"  # cut off, or never right
+            raise refuse(f"tensor '{name}' lies at bytes {start} to {stop} of {len(body)}", why)
         tensors[name] = _tensor(name, entry, body[start:stop], refuse)
         end = stop
     if end != len(body):
-        raise refuse(f"{len(body) - end} bytes after the last tensor belong to nothing")
+        raise refuse(f"{len(body) - end} bytes after the last tensor belong to nothing", "concept_corrupt")
     return tensors, metadata
 
 
 def _header(raw: bytes, refuse: Any) -> dict[str, Any]:
+    """The header's JSON: no key twice, and for every number but whole ones from 0 on, None."""
+
+    def natural(text: str) -> int | None:
+        return int(text) if text.isdecimal() else None
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [k for k, _ in pairs]
         if len(set(keys)) != len(keys):
@@ -92,7 +105,8 @@ def _header(raw: bytes, refuse: Any) -> dict[str, Any]:
         return dict(pairs)
 
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_int=natural,
+                            parse_float=natural, parse_constant=natural)  # fmt: skip
     except (ValueError, RecursionError) as e:
         raise refuse(f"its header is not valid JSON ({e})") from None
     if not isinstance(header, dict):
@@ -106,13 +120,15 @@ def _metadata(found: Any, refuse: Any) -> dict[str, str]:
     for key, value in found.items():
         if not isinstance(value, str) or len(value) > MAX_VALUE or len(key) > 64:
             raise refuse(f"its metadata '{key[:40]}' is not a text of at most {MAX_VALUE} characters")
+        if not (key + value).isascii() and any("\ud800" <= c <= "\udfff" for c in key + value):
+            raise refuse(f"its metadata '{key[:40]!a}' holds half a character")
     return found
 
 
 def _offsets(entry: Any, refuse: Any) -> tuple[int, int]:
     try:
         start, stop = entry["data_offsets"]
-        if type(start) is not int or type(stop) is not int or start < 0:
+        if type(start) is not int or type(stop) is not int or set(entry) != _FACTS:
             raise ValueError
         return start, stop
     except (KeyError, TypeError, ValueError):
@@ -131,5 +147,7 @@ def _tensor(name: str, entry: dict[str, Any], raw: bytes, refuse: Any) -> Tensor
         raise refuse(f"tensor '{name}' of shape {shape} does not fill its {len(raw)} bytes")
     tensor = torch.frombuffer(bytearray(raw), dtype=dtype).view(shape)
     if dtype is not torch.int8 and not bool(torch.isfinite(tensor).all()):
-        raise refuse(f"tensor '{name}' holds numbers that are not finite", "Teach it again.")
+        raise refuse(
+            f"tensor '{name}' holds numbers that are not finite", "concept_non_finite", "Teach it again."
+        )
     return tensor

@@ -97,7 +97,7 @@ def _dinov2(name: str) -> Any:
 
     ref = DINOV2 if name == "dinov2" else name
     try:
-        model = AutoModel.from_pretrained(ref, local_files_only=True, dtype=torch.float32)
+        model = AutoModel.from_pretrained(ref, local_files_only=True, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError) as e:
         raise NoNetwork(
             f"The features '{name}' ({ref}) are not on this machine, and training never downloads. Fetch "

@@ -138,13 +138,22 @@ def open_tower(name: str, device: torch.device | str = "cpu", known: Known | Non
     kind, options = _loader(known)
     try:
         model, told = kind.from_pretrained(
-            where, local_files_only=True, dtype=torch.float32, output_loading_info=True, **options
+            where,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **options,
         )
         tokenizer = _tokenizer(where) if known.reads else None
     except Exception as e:  # transformers has no one error of its own
         if isinstance(e, OSError) and where == known.repo:
             raise NoNetwork(_missing(name, known)) from e
-        raise BadModelFile(f"The weights of the judge {name} in {where} cannot be read ({e}).") from e
+        pickled = own.is_dir() and not list(own.glob("*.safetensors"))
+        hint = (
+            " They are pickles, which are never opened: get the .safetensors of this model." if pickled else ""
+        )
+        raise BadModelFile(f"The weights of the judge {name} in {where} cannot be read ({e}).{hint}") from e
     wrong = sorted(str(k) for k in (*told["missing_keys"], *told.get("mismatched_keys", ())))
     if wrong:  # transformers would go on with random numbers in their place
         raise BadModelFile(

@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from PIL import Image
 from torch import Tensor
 
 from minikin.bases.base import Base
@@ -113,22 +112,3 @@ class Overpainting:
 
         with behind(self.base.unet, forward):
             yield
-
-
-@torch.no_grad()
-def pictures(base: Base, latents: Tensor) -> list[Image.Image]:
-    """Latents (B, C, h, w) to pictures, as the stock pipeline decodes them."""
-    vae = base.vae
-    dtype = vae.dtype
-    upcast = dtype == torch.float16 and vae.config.force_upcast
-    try:
-        if upcast:  # SDXL's autoencoder overflows in it
-            vae.to(torch.float32)
-        shift = getattr(vae.config, "shift_factor", None) or 0.0
-        given = latents.to(torch.float32 if upcast else dtype) / vae.config.scaling_factor + shift
-        decoded = vae.decode(given, return_dict=False)[0]
-    finally:
-        if upcast:
-            vae.to(dtype)
-    made: list[Image.Image] = base.pipe.image_processor.postprocess(decoded.detach(), output_type="pil")
-    return made

@@ -23,7 +23,8 @@ from minikin.bases.regions import Placed, Steering, steered, within
 from minikin.errors import BadRecipe, OutOfMemory
 from minikin.painting import schedulers
 from minikin.painting.course import Course, course
-from minikin.painting.ground import EVERYTHING, Ground, Overpainting, pictures
+from minikin.painting.decoding import pictures
+from minikin.painting.ground import EVERYTHING, Ground, Overpainting
 from minikin.painting.plan import Plan, plan
 from minikin.painting.strength import begin
 from minikin.painting.windows import Windows, tiled_autoencoder
@@ -93,13 +94,13 @@ def paint_course(
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     kwargs: dict[str, Any] = {
         **way.start(base), "num_inference_steps": beginning.steps, "width": width, "height": height,
-        "generator": generators,
+        "generator": generators, "output_type": "latent",
     }  # fmt: skip
     if beginning.pinned:
         kwargs["timesteps"] = list(beginning.pinned)
     over = Overpainting(ground, base, scheduler, beginning, generators) if ground else None
     if over:
-        kwargs |= {"latents": over.latents, "output_type": "latent"}
+        kwargs |= {"latents": over.latents}
     view = ground.view if ground else EVERYTHING
     placed = [Placed(within(p.box, view), p.tokens) for p in way.stages[-1].placed]
     # the regions of the whole prompt: they hold while the category stands in for a concept, too
@@ -128,10 +129,9 @@ def paint_course(
         seen = over.seen() if over else nullcontext()
         with engine.on(base, tell), steered(base.unet, steering):
             with looking, seen:
-                images = pipe(**kwargs).images
-            if over:
-                with tiled_autoencoder(base):
-                    images = pictures(base, over.latents)
+                latents = pipe(**kwargs).images  # of a consistency model, what its last step expects
+            with tiled_autoencoder(base) if over else nullcontext():
+                images = pictures(base, over.latents if over else latents, tell)
     except torch.OutOfMemoryError as e:
         raise OutOfMemory(
             f"Not enough memory on {base.device} for {len(seeds)} pictures at once. Try --batch "

@@ -103,6 +103,10 @@ def decode(data: bytes, what: str, limits: Limits) -> Image.Image:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise refuse("image_corrupt") from None
+    except OSError as e:  # no process, memory or file handle left for the child
+        raise Refused(
+            "The server cannot look at pictures just now; try again.", status=503, code="busy", retry_s=5
+        ) from e
     if child.returncode != 0:
         code = child.stderr.decode("ascii", "replace").strip()
         raise refuse(code if code in _SAID else "image_corrupt")

@@ -43,6 +43,8 @@ def status_of(error: MinikinError) -> int:
     """The status of an error that a user can read; 500 for one that is nobody's in particular."""
     if isinstance(error, Refused):
         return error.status
+    if error.code == "unsupported_concept_format":
+        return 415
     return next((s for kind, s in _STATUS.items() if isinstance(error, kind)), 500)
 
 

@@ -65,7 +65,8 @@ class Service:
                 raise StorageError(f"{folder} can be written by other users. Close it: chmod go-w {folder}.")
         except OSError as e:
             raise StorageError(f"{folder} cannot be used for jobs and results: {e.strerror}.") from e
-        files.sweep_orphans(self.results)
+        for place in (folder, self.results, folder / "concepts"):
+            files.sweep_orphans(place)
         self._held_folder = files.lock(folder / ".lock", str(folder))
         self._held_folder.__enter__()
         self.store = Store(folder / STORE)

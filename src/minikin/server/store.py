@@ -55,15 +55,18 @@ class Stored(NamedTuple):
 
 
 class Store:
-    """One connection, used in turns; `path` None keeps everything in memory."""
+    """One connection, used in turns; `path` None keeps everything in memory.
 
-    def __init__(self, path: Path | None) -> None:
+    wait_s  how long another process may hold the file before that is an error
+    """
+
+    def __init__(self, path: Path | None, wait_s: float = 10.0) -> None:
         self._lock = threading.Lock()
         self.path = path
         try:
             self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
             self._db.row_factory = sqlite3.Row
-            for setting in ("busy_timeout=10000", "journal_mode=WAL", "synchronous=FULL"):
+            for setting in (f"busy_timeout={round(1000 * wait_s)}", "journal_mode=WAL", "synchronous=FULL"):
                 self._db.execute(f"PRAGMA {setting}")
             (found,) = self._db.execute("PRAGMA user_version").fetchone()
             if not found:
@@ -103,7 +106,10 @@ class Store:
 
     def _rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
         with self._lock:
-            return [dict(row) for row in self._db.execute(sql, values).fetchall()]
+            try:
+                return [dict(row) for row in self._db.execute(sql, values).fetchall()]
+            except sqlite3.Error as e:
+                raise StorageError(f"The job store {self.path} cannot be read: {e}.") from e
 
     # ---- jobs --------------------------------------------------------------------------------
 
@@ -205,5 +211,10 @@ def _note(db: sqlite3.Connection, ids: Sequence[str], event: str) -> None:
 
 
 def _read(row: dict[str, Any]) -> dict[str, Any]:
-    told = {k: json.loads(row[k]) for k in ("warnings", "concepts", "recipe")}
-    return {**row, **told, "result": json.loads(row["result"]) if row["result"] else None}
+    try:
+        told = {k: json.loads(row[k]) for k in ("warnings", "concepts", "recipe")}
+        return {**row, **told, "result": json.loads(row["result"]) if row["result"] else None}
+    except ValueError as e:
+        raise StorageError(
+            f"Job {row['id']} of the job store is damaged ({e}). Move the store away to start anew."
+        ) from e

@@ -108,7 +108,9 @@ def clipseg_masks(pixels: Sequence[np.ndarray], category: str, latent_hw: tuple[
     from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
     processor = CLIPSegProcessor.from_pretrained(str(folder), local_files_only=True)
-    model = CLIPSegForImageSegmentation.from_pretrained(str(folder), local_files_only=True).eval()
+    model = CLIPSegForImageSegmentation.from_pretrained(
+        str(folder), local_files_only=True, use_safetensors=True
+    ).eval()
     out = []
     for image in pixels:
         inputs = processor(text=[category], images=[Image.fromarray(image)], return_tensors="pt")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from minikin.bases.loras import adapters
 from minikin.bases.opening.registry import KNOWN, add, models_folder
 from minikin.bases.presets import Source
 from minikin.errors import BadModelFile, NoNetwork, StorageError, UnknownName
+from minikin.files import move_into_place
 
 CHUNK = 1 << 20
 TIMEOUT_S = 30
@@ -76,7 +78,7 @@ def plan(name: str) -> Plan:
     wanted = tuple(_wanted(files, flat=name in HELPERS))
     if not any(f.name.endswith(".safetensors") for f in wanted):
         raise BadModelFile(f"{repo} has no .safetensors weights in diffusers layout; pickles are not fetched.")
-    return Plan(name, repo, licence, str(facts.get("sha", "main")), wanted)
+    return Plan(name, repo, licence, _revision(facts, repo), wanted)
 
 
 def _ask(repo: str) -> tuple[dict[str, Any], list[RemoteFile], str]:
@@ -89,13 +91,21 @@ def _ask(repo: str) -> tuple[dict[str, Any], list[RemoteFile], str]:
     return facts, files, str((facts.get("cardData") or {}).get("license", "unknown"))
 
 
+def _revision(facts: dict[str, Any], repo: str) -> str:
+    """The commit that all files are taken of: a branch may move between two of them."""
+    found = str(facts.get("sha") or "")
+    if not re.fullmatch(r"[0-9a-f]{6,64}", found):
+        raise BadModelFile(f"The hub does not say which commit of {repo} this is, so it is not fetched.")
+    return found
+
+
 def _adapter_plan(source: Source) -> Plan:
     """One file of a repository: a preset's adapter."""
     facts, files, stated = _ask(source.repo)
     wanted = tuple(f for f in files if f.name == source.file)
     if not wanted:
         raise BadModelFile(f"{source.repo} has no file {source.file} any more. Look for it on its page.")
-    return Plan(source.name, source.repo, source.licence or stated, str(facts.get("sha", "main")), wanted)
+    return Plan(source.name, source.repo, source.licence or stated, _revision(facts, source.repo), wanted)
 
 
 def _wanted(files: list[RemoteFile], flat: bool = False) -> Iterator[RemoteFile]:
@@ -176,7 +186,7 @@ def _fetch(p: Plan, f: RemoteFile, target: Path) -> Iterator[int]:
             f"{f.name} arrived damaged (its SHA-256 is not the one the hub states) and was removed. "
             "Run the same command to fetch it again."
         )
-    os.replace(part, target)
+    move_into_place(part, target)
 
 
 def _is_right(path: Path, f: RemoteFile) -> bool:

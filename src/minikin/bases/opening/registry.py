@@ -30,6 +30,7 @@ class Known:
     note: str = ""
 
 
+_FILTER = ("safety_checker", "feature_extractor")  # never opened: a black picture is never an answer
 TINY_LICENCE = "Apache-2.0 AND MIT AND CC-BY-4.0 (art)"
 
 KNOWN = {
@@ -206,7 +207,7 @@ def _without_filter(index: Path) -> dict[str, Any]:
     index  the folder's model_index.json
     """
     names = json.loads(index.read_text())
-    return {k: None for k in ("safety_checker", "feature_extractor") if k in names}
+    return {k: None for k in _FILTER if k in names}
 
 
 def _open_cached(repo: str, ref: str, **kwargs: Any) -> Any:
@@ -216,6 +217,8 @@ def _open_cached(repo: str, ref: str, **kwargs: Any) -> Any:
     try:
         index = try_to_load_from_cache(repo, "model_index.json")
         own = _without_filter(Path(index)) if isinstance(index, str) else {}
+        if isinstance(index, str):
+            _refuse_code(Path(index).parent, json.loads(Path(index).read_text()))
         return DiffusionPipeline.from_pretrained(
             repo, local_files_only=True, use_safetensors=True, **own, **kwargs
         )
@@ -226,12 +229,46 @@ def _open_cached(repo: str, ref: str, **kwargs: Any) -> Any:
         ) from e
 
 
+def _refuse_code(path: Path, index: Any) -> None:
+    """Raise BadModelFile when opening this folder would import anything but diffusers and transformers.
+
+    A base is configurations and tensors. diffusers once imported whatever module a model_index.json
+    names; it no longer does, and this does not rely on it.
+    """
+    if not isinstance(index.get("_class_name"), str):
+        raise BadModelFile(f"{path} names a pipeline of its own; a base that brings code is never opened.")
+    for part, named in index.items():
+        if part.startswith("_") or part in _FILTER or not isinstance(named, list) or named == [None, None]:
+            continue
+        if len(named) != 2 or named[0] not in ("diffusers", "transformers") or not isinstance(named[1], str):
+            raise BadModelFile(
+                f"{path} wants its {part} from {str(named)[:80]}. Expected a class of diffusers or "
+                "transformers: a base that brings code is never opened."
+            )
+    programs = sorted(p.relative_to(path).as_posix() for p in path.glob("*/*.py"))  # a part of their own
+    if programs:
+        raise BadModelFile(
+            f"{path} brings programs ({', '.join(programs[:5])}). A base is configurations and tensors; remove "
+            "them if you do not need them."
+        )
+    for config in path.glob("*/config.json"):
+        try:
+            facts = json.loads(config.read_text())
+        except ValueError:
+            continue  # not readable: the library says so
+        if isinstance(facts, dict) and "auto_map" in facts:
+            raise BadModelFile(
+                f"{config} names code of its own (auto_map); a base that brings code is never opened."
+            )
+
+
 def _folder_family(path: Path) -> str:
-    """The architecture of a diffusers folder, from its configuration alone."""
+    """The architecture of a diffusers folder, from its configuration alone; refuses what brings code."""
     from minikin.bases.base import ARCHITECTURES
 
     try:
         index = json.loads((path / "model_index.json").read_text())
+        _refuse_code(path, index)
         width = json.loads((path / "unet" / "config.json").read_text())["cross_attention_dim"]
         if "StableDiffusion" not in index["_class_name"] and "LatentCons" not in index["_class_name"]:
             raise ValueError(f"a {index['_class_name']}")

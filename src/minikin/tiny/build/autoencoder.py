@@ -199,4 +199,4 @@ def before_after(x: Tensor, y: Tensor) -> Image.Image:
 def _load(folder: str) -> Any:
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    return AutoencoderKL.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)

@@ -44,14 +44,16 @@ def assembled(job: Job) -> Any:
     from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import AutoTokenizer, CLIPTextModel
 
-    how = {"torch_dtype": torch.float32}
+    how = {"use_safetensors": True, "torch_dtype": torch.float32}
     vae = AutoencoderKL.from_pretrained(job.need(job.vae, "autoencoder"), **how)
     unet = UNet2DConditionModel.from_pretrained(job.need(job.unet, "unet"), **how)
     for part in (vae, unet):
         part.register_to_config(_name_or_path="")  # where it lay while building is nobody's business
     return StableDiffusionPipeline(
         vae=vae, unet=unet,
-        text_encoder=CLIPTextModel.from_pretrained(job.need(job.text_encoder, "text"), dtype=torch.float32),
+        text_encoder=CLIPTextModel.from_pretrained(
+            job.need(job.text_encoder, "text"), use_safetensors=True, dtype=torch.float32
+        ),
         tokenizer=AutoTokenizer.from_pretrained(job.need(job.tokenizer, "tokenizer")),
         scheduler=scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minikin.errors import BadModelFile, BadRecipe, StorageError, UnknownName
+from minikin.files import atomic_folder
 from minikin.tiny.build.recipes import Build
 from minikin.training.plan import Plan
 
@@ -133,20 +134,11 @@ def storing(path: Path) -> Iterator[None]:
 
 
 def save_part(part: Any, path: Path, **options: Any) -> None:
-    """`part.save_pretrained(path)`, whole or not at all: written beside it, then renamed."""
-    import shutil
-
-    fresh, old = path.with_name(f".{path.name}-new"), path.with_name(f".{path.name}-old")
-    with storing(path):
-        shutil.rmtree(fresh, ignore_errors=True)
+    """`part.save_pretrained(path)`, whole or not at all; raises StorageError."""
+    with atomic_folder(path) as fresh, storing(path):
         part.save_pretrained(fresh, **options)
         for file in fresh.rglob("*.safetensors"):
             file.chmod(0o644)  # safetensors makes files that nobody else can read
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            path.rename(old)
-        fresh.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def adopt(job: Job, part: str, path: Path) -> str:
@@ -158,6 +150,6 @@ def adopt(job: Job, part: str, path: Path) -> str:
         return f"{path} is kept" + (
             "" if digest(path) == digest(source) else f"; it is not that of {job.source}"
         )
-    with storing(path):
-        shutil.copytree(source, path)
+    with atomic_folder(path) as fresh, storing(path):
+        shutil.copytree(source, fresh, dirs_exist_ok=True)
     return f"{part} taken from {job.source}"

@@ -93,7 +93,7 @@ def _encode(job: Job, latents: Shards) -> Iterator[events.Event]:
     if not missing:
         return
     device, size = torch.device(job.device), job.recipe.latents.batch
-    vae = AutoencoderKL.from_pretrained(job.vae, torch_dtype=torch.float32).eval()
+    vae = AutoencoderKL.from_pretrained(job.vae, use_safetensors=True, torch_dtype=torch.float32).eval()
     vae.to(device, memory_format=torch.channels_last)
     _, scenes = pictures.stores(job)[0]
     with interruptible() as stop, torch.no_grad():

@@ -39,7 +39,9 @@ class Encoder:
         self.device, self.context = torch.device(job.device), job.recipe.text.context
         self.bf16 = job.recipe.unet.plan.bf16
         self.tokenizer = AutoTokenizer.from_pretrained(job.need(job.tokenizer, "tokenizer"))
-        tower = CLIPTextModel.from_pretrained(job.need(job.text_encoder, "text"), dtype=torch.float32)
+        tower = CLIPTextModel.from_pretrained(
+            job.need(job.text_encoder, "text"), use_safetensors=True, dtype=torch.float32
+        )
         self.tower = tower.eval().requires_grad_(False).to(self.device)
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
@@ -62,7 +64,9 @@ class Painter:
         self.unet, self.run, self.r = unet, run, job.recipe.unet
         self.encode = Encoder(job)
         self.prompts = PROMPTS[: self.r.samples]
-        vae = AutoencoderKL.from_pretrained(job.need(job.vae, "autoencoder"), torch_dtype=torch.float32)
+        vae = AutoencoderKL.from_pretrained(
+            job.need(job.vae, "autoencoder"), use_safetensors=True, torch_dtype=torch.float32
+        )
         self.vae = vae.eval().requires_grad_(False).to(run.device)
 
     @torch.no_grad()

@@ -48,7 +48,7 @@ def run(job: Job, names: Sequence[str] = ()) -> Iterator[events.Event]:
         )
     with lock(job.out / ".lock", f"the build in {job.out}"):
         for folder in (p for p in job.out.rglob("*") if p.is_dir()):
-            sweep_orphans(folder, older_than_s=0)  # the lock is ours: nobody else is writing
+            sweep_orphans(folder)
         for name in chosen(names):
             yield from import_module(STAGES[name]).stage(job)
     yield events.Done(job.model, {"seconds": round(time.monotonic() - started, 1)})

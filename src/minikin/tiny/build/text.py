@@ -52,7 +52,9 @@ def stage(job: Job) -> Iterator[events.Event]:
     tokenizer = AutoTokenizer.from_pretrained(job.need(job.tokenizer, "tokenizer"))
     torch.manual_seed(r.plan.seed)
     if job.source:
-        tower = CLIPTextModel.from_pretrained(job.adopted("text_encoder"), dtype=torch.float32)
+        tower = CLIPTextModel.from_pretrained(
+            job.adopted("text_encoder"), use_safetensors=True, dtype=torch.float32
+        )
     else:
         tower = build(r, tokenizer)
     learner = Learner(tower, len(tokenizer), r.width).to(device)

@@ -152,7 +152,9 @@ def _adopted(job: Job, data: Data) -> Any:
     """The U-Net of `source`. Raises BadRecipe when it does not fit the latents or the text tower."""
     from diffusers import UNet2DConditionModel
 
-    unet = UNet2DConditionModel.from_pretrained(job.adopted("unet"), torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(
+        job.adopted("unet"), use_safetensors=True, torch_dtype=torch.float32
+    )
     c = unet.config
     theirs = (c.in_channels, c.sample_size, c.cross_attention_dim)
     ours = (*data.shape, job.recipe.text.width)

@@ -1,0 +1,77 @@
+"""What is fuzzed: each target takes any bytes and lets nothing out but the documented error.
+
+A target fails by raising: an error of another class, or an AssertionError when something was accepted
+that breaks a rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from minikin.bases.prompt import parse
+from minikin.concepts import file
+from minikin.concepts import tensors as io
+from minikin.concepts.concept import Concept
+from minikin.errors import BadConceptFile, BadRecipe
+from minikin.painting.metadata import parse_parameters
+
+
+def concept_file(data: bytes) -> None:
+    """A concept file: refused by BadConceptFile, or sound by every rule and by the safetensors library's."""
+    try:
+        concept = file.from_bytes(data)
+    except BadConceptFile:
+        return
+    check_accepted(data, concept)
+
+
+def check_accepted(data: bytes, concept: Concept) -> None:
+    """AssertionError when a file should not have been accepted."""
+    from safetensors.torch import load
+
+    ours, meta = io.parse(data, "it")
+    theirs = load(data)
+    assert ours.keys() == theirs.keys(), "other tensors than the safetensors library reads"
+    assert all(torch.equal(ours[k], theirs[k]) for k in ours), "other values than the safetensors library reads"
+    assert concept.is_finite(), "numbers that are not finite"
+    assert concept.n_values <= file.MAX_VALUES, "too many values"
+    assert all(float(t.abs().max()) <= file.MAX_ABS for t in concept.delta.values()), "absurd values"
+    assert len(meta) <= io.MAX_KEYS, "too many keys"
+    assert all(len(v) <= io.MAX_VALUE for v in meta.values()), "too much metadata"
+    told = "".join(_texts([concept.name, concept.category, *vars(concept.origin).values(), concept.recipe]))
+    assert not any(c in told for c in "\x00\x1b\u202e\u200b"), "control characters"
+    again = file.from_bytes(file.to_bytes(concept))
+    assert (again.name, again.category, again.mode) == (concept.name, concept.category, concept.mode)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text inside a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for pair in value.items():
+            yield from _texts(list(pair))
+    elif isinstance(value, list):
+        for one in value:
+            yield from _texts(one)
+
+
+def prompt(data: bytes) -> None:
+    """A prompt with concepts: parsed, or refused by BadRecipe."""
+    try:
+        parse(data.decode("utf-8", "replace"), {"tom": "cat", "rex": "dog"})
+    except BadRecipe:
+        return
+
+
+def parameters(data: bytes) -> None:
+    """A1111's text inside a stranger's picture: always read as far as it can be."""
+    parse_parameters(data.decode("utf-8", "replace"))
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "concept_file": concept_file, "prompt": prompt, "parameters": parameters,
+}  # fmt: skip
