@@ -109,10 +109,15 @@ def read(path: str | Path) -> Recorded:
                 texts["parameters"] = comment
     except (OSError, ValueError, SyntaxError) as e:
         raise BadPhoto(f"{path} cannot be read as a picture: {e}.") from e
+    return recorded(texts, str(path))
+
+
+def recorded(texts: dict[str, str], name: str = "The picture") -> Recorded:
+    """The same from a picture's texts by key; raises BadPhoto when they say nothing or too much."""
     longest = max(len(texts.get(k, "")) for k in (JSON_KEY, "parameters"))
     if longest > MAX_TEXT:
         raise BadPhoto(
-            f"{path} carries a recipe of {longest:,} characters; at most {MAX_TEXT:,} are read. It was not "
+            f"{name} carries a recipe of {longest:,} characters; at most {MAX_TEXT:,} are read. It was not "
             "made by Minikin."
         )
     recipe: Any = {}
@@ -122,7 +127,7 @@ def read(path: str | Path) -> Recorded:
         recipe = {}
     if not recipe and "parameters" not in texts:
         raise BadPhoto(
-            f"{path} carries no recipe. It was made with --no-metadata, by another program, or its "
+            f"{name} carries no recipe. It was made with --no-metadata, by another program, or its "
             "metadata was removed on the way."
         )
     prompt, negative, settings = parse_parameters(texts.get("parameters", ""))
