@@ -93,8 +93,8 @@ def test_refining_takes_the_pictures_own_recipe(http: httpx.Client, draft: bytes
 
 
 def test_refining_larger_and_several(http: httpx.Client, draft: bytes) -> None:
-    told = http.post("/api/refine?wait=true", json={
-        "picture": base64.b64encode(draft).decode(), "size": "1.5x", "n": 2, "strength": 0.2}).json()  # fmt: skip
+    body = {"picture": base64.b64encode(draft).decode(), "size": "1.5x", "n": 2, "strength": 0.2}
+    told = http.post("/api/refine?wait=true", json=body).json()
     assert [(r["width"], r["height"], r["seed"]) for r in told["results"]] == [(192, 192, 7), (192, 192, 8)]
     assert told["progress"]["steps"] == 2, "one step each: ceil(2 x 0.2)"
 
