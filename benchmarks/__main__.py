@@ -17,6 +17,7 @@ from benchmarks import (
     measure,
     memory,
     packing,
+    page,
     painting,
     server,
     speed,
@@ -29,6 +30,7 @@ ALL = {
     "startup": startup.run, "packing": packing.run, "painting": painting.run, "teaching": teaching.run,
     "memory": memory.run, "corpus": corpus.run, "adapters": adapters.run,
     "speed": speed.run, "workflow": workflow.run, "server": server.run,
+    "page": page.run,
 }  # fmt: skip
 SLOW = ("memory", "corpus")
 

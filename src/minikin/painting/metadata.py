@@ -104,12 +104,17 @@ def read(path: str | Path) -> Recorded:
     path = Path(path)
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-            texts = {k: v for k, v in image.info.items() if isinstance(v, str)}
+            texts = texts_of(image)
             if "parameters" not in texts and (comment := _exif_comment(image)):
                 texts["parameters"] = comment
     except (OSError, ValueError, SyntaxError) as e:
         raise BadPhoto(f"{path} cannot be read as a picture: {e}.") from e
     return recorded(texts, str(path))
+
+
+def texts_of(image: Image.Image) -> dict[str, str]:
+    """A picture's texts by key."""
+    return {k: v for k, v in image.info.items() if isinstance(k, str) and isinstance(v, str)}
 
 
 def recorded(texts: dict[str, str], name: str = "The picture") -> Recorded:

@@ -45,8 +45,7 @@ class Source:
         if isinstance(picture, Source):
             return picture
         if isinstance(picture, Image.Image):
-            texts = {k: v for k, v in picture.info.items() if isinstance(v, str)}
-            return cls(picture.convert("RGB"), **_said(lambda: metadata.recorded(texts)))
+            return cls(picture.convert("RGB"), **_said(lambda: metadata.recorded(metadata.texts_of(picture))))
         path = Path(picture)
         try:
             data = path.read_bytes()

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from minikin.concepts.concept import check_category
-from minikin.painting.metadata import Recorded, recorded
+from minikin.painting.metadata import Recorded, recorded, texts_of
 from minikin.recipes import Teach
 from minikin.server import decode, views
 from minikin.server.engine import Given
@@ -28,8 +28,7 @@ async def recipe(request: Request, file: UploadFile = File()) -> dict[str, Any]:
     limits = service_of(request).limits
     data = await file.read(limits.image + 1)
     image = await run_in_threadpool(decode.decode, data, "the picture", limits)
-    texts = {k: v for k, v in image.info.items() if isinstance(v, str)}
-    found = recorded(texts)
+    found = recorded(texts_of(image))
     return {
         "size": list(image.size), "prompt": found.prompt, "negative": found.negative,
         "settings": found.settings, "seed": found.recipe.get("seed"), "made": found.recipe,
@@ -41,7 +40,8 @@ def _chain(found: Recorded) -> list[dict[str, Any]]:
     """What was done, the first picture first: kind of work, seed, preset."""
     steps, made = [], found.recipe
     while made:
-        told = made.get("recipe") if isinstance(made.get("recipe"), dict) else {}
+        told: Any = made.get("recipe")
+        told = told if isinstance(told, dict) else {}
         steps.append({
             "work": made.get("work", "paint"), "seed": made.get("seed"), "preset": made.get("preset"),
             "prompt": told.get("prompt", ""), "strength": told.get("strength"),
