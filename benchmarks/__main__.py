@@ -18,6 +18,7 @@ from benchmarks import (
     measure,
     memory,
     packing,
+    page,
     painting,
     server,
     speed,
@@ -30,7 +31,7 @@ ALL = {
     "startup": startup.run, "packing": packing.run, "painting": painting.run, "teaching": teaching.run,
     "memory": memory.run, "corpus": corpus.run, "adapters": adapters.run,
     "speed": speed.run, "workflow": workflow.run, "server": server.run,
-    "library": library.run,
+    "library": library.run, "page": page.run,
 }  # fmt: skip
 SLOW = ("memory", "corpus", "library")
 

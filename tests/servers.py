@@ -46,11 +46,15 @@ class Served:
 @contextmanager
 def served(
     engine: Engine, folder: Path, *, limits: Limits | None = None, keys: Sequence[str] = (),
-    drained: bool = True,
+    drained: bool = True, page: bool = False,
 ) -> Iterator[Served]:  # fmt: skip
     """Inside, the server runs; afterwards the ledger must be in order."""
     service = Service([engine], folder, limits)
     app = create(service)
+    if page:
+        from minikin.page.app import mount
+
+        mount(app)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

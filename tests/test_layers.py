@@ -12,7 +12,8 @@ import minikin
 ROOT = Path(minikin.__file__).parent
 # from the top down; a module may import from its own layer and from those below
 LAYERS = (
-    ("cli",), ("server",), ("studio",), ("teaching", "painting", "judging", "distilling"), ("bases",),
+    ("cli",), ("page",), ("server",), ("studio",),
+    ("teaching", "painting", "judging", "distilling"), ("bases",),
     ("concepts", "recipes", "stream", "training"),
     ("files", "events"), ("errors",),
 )  # fmt: skip

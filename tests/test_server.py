@@ -135,15 +135,6 @@ def test_json_that_is_none(refusing: Any, raw: bytes) -> None:
     assert told.status_code == 400 and told.json()["error"]["code"] == "invalid_json", told.text
 
 
-def test_kinds_to_come_answer_with_a_sentence(refusing: Any) -> None:
-    for kind in ("refine", "inpaint"):
-        if refusing.get("/api/capabilities").json()["kinds"][kind]:
-            pytest.skip(f"{kind} is there")
-        told = refusing.post(f"/api/{kind}", json={"prompt": "x"})
-        assert told.status_code == 501 and f"cannot {kind} pictures yet" in told.json()["error"]["message"]
-        assert told.headers["x-should-retry"] == "false"
-
-
 def test_what_is_not_there(refusing: Any) -> None:
     for path in ("/api/jobs/" + "0" * 32, "/api/results/" + "0" * 32, "/api/results/..%2f..%2fjobs.sqlite",
                  "/api/results/%2e%2e%2fjobs.sqlite", "/api/concepts/tom", "/nothing"):  # fmt: skip

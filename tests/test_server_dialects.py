@@ -16,32 +16,10 @@ import openai
 import pytest
 import webuiapi
 from PIL import Image
-from pydantic import Field
 
 from minikin.errors import BaseMismatch
-from minikin.recipes import Recipe
-from minikin.server import kinds
 from minikin.server.canary import Canary, digest, read
-from minikin.server.kinds import Kind
 from servers import Served, concept, served
-
-
-class Refine(Recipe):
-    """Stands for the recipe of image-to-image."""
-
-    prompt: str = ""
-    negative: str = ""
-    base: str = "canary"
-    n: int = 1
-    seed: int = 0
-    steps: int | None = None
-    strength: float = Field(0.5, ge=0, le=1)
-
-
-class Inpaint(Refine):
-    """Stands for the recipe of inpainting."""
-
-    feather: int = 0
 
 
 class Recorder(Canary):
@@ -58,15 +36,9 @@ class Recorder(Canary):
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: Any) -> Iterator[Served]:
-    before = dict(kinds.KINDS)
-    kinds.KINDS["refine"] = Kind("refine", Refine, None, ("picture",))
-    kinds.KINDS["inpaint"] = Kind("inpaint", Inpaint, None, ("picture", "mask"))
     engine = Recorder(broken={"other-base": BaseMismatch("Taught on another base.")})
-    try:
-        with served(engine, tmp_path_factory.mktemp("d") / "s") as s:
-            yield s
-    finally:
-        kinds.KINDS.update(before)
+    with served(engine, tmp_path_factory.mktemp("d") / "s") as s:
+        yield s
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,7 @@ def test_copy_and_paste(tmp_path: Path, monkeypatch: Any) -> None:
 def test_the_page_names_every_kind_and_the_limits() -> None:
     text = DOCS.read_text()
     assert {"/api/paint", "/api/refine", "/api/inpaint"} <= set(re.findall(r"/api/\w+", text))
-    assert set(kinds.KINDS) == {"paint", "refine", "inpaint", "teach"}
+    assert set(kinds.KINDS) == {"paint", "refine", "inpaint", "teach", "masks"}
     limits = Limits()
     for said in (f"{limits.body >> 20} MiB", f"{limits.waiting}, {limits.waiting_per_client} jobs",
                  f"{limits.pictures}; {limits.steps}; {limits.least_side} to {limits.most_side} px",

@@ -26,6 +26,7 @@ from minikin.concepts.concept import Concept, Origin
 from minikin.errors import BadModelFile, BadRecipe
 
 ARCHITECTURES = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # by text width; anything else is tiny
+NO_MEAN = 1e-4  # a mean below this share of an encoding's root mean square is rounding
 
 
 class Encoded(NamedTuple):
@@ -269,7 +270,10 @@ class Base:
         return batch.input_ids, places
 
     def _weighted(self, e: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """A1111's emphasis: scale the tokens, then restore the mean of the encoding."""
+        """A1111's emphasis: scale the tokens, then restore the mean of the encoding.
+
+        An encoding whose mean is 0 (a text encoder that ends in a plain layer norm) has none to restore.
+        """
         factors = torch.ones(e.shape[:2], device=e.device, dtype=torch.float32)
         texts = [p.text for p in prompts]
         with self._reading:
@@ -283,7 +287,10 @@ class Base:
                     factors[b, position] *= w.value
         scaled = e.float() * factors[..., None]
         touched = (factors != 1).any(-1)[:, None, None]
-        mean = e.float().mean((1, 2), keepdim=True) / scaled.mean((1, 2), keepdim=True)
+        before, after = (x.mean((1, 2), keepdim=True) for x in (e.float(), scaled))
+        least = NO_MEAN * e.float().square().mean((1, 2), keepdim=True).sqrt()
+        some = (before.abs() > least) & (after.abs() > least)
+        mean = torch.where(some, before / torch.where(some, after, 1.0), 1.0)
         return torch.where(touched, scaled * mean, e.float()).to(e.dtype)
 
     def count_tokens(self, text: str) -> int:

@@ -222,6 +222,36 @@ def serve(
 
 
 @app.command()
+def studio(
+    base: Annotated[str, typer.Option(help="base model: a name, folder, .safetensors file or hub id")] = "tiny",
+    host: Annotated[
+        str, typer.Option(help="address to listen on; others than this machine need a key")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 7860,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(help="key that requests must carry; again for more clients", envvar="MINIKIN_API_KEY"),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="jobs, results and uploads [the data folder's server/]")
+    ] = None,
+    device: Annotated[
+        list[str] | None, typer.Option(help="cuda, cuda:1, mps, xpu or cpu; again for more")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")] = None,
+    allow_host: Annotated[list[str] | None, typer.Option(help="a name this server answers to")] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="do not open the page in a browser")] = False,
+) -> None:
+    """Open the page: paint as you type, refine, inpaint, teach; served with the API of `minikin serve`."""
+    from minikin.cli import serve as serving
+
+    serving.run(
+        base=base, host=host, port=port, keys=api_key or (), folder=folder, devices=device or (), dtype=dtype,
+        hosts=allow_host or (), page=True, browser=not no_browser,
+    )  # fmt: skip
+
+
+@app.command()
 def show(picture: Path, as_json: Json = False) -> None:
     """Show the recipe inside a picture."""
     from minikin.cli import verbs

@@ -104,15 +104,25 @@ def read(path: str | Path) -> Recorded:
     path = Path(path)
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-            texts = {k: v for k, v in image.info.items() if isinstance(v, str)}
+            texts = texts_of(image)
             if "parameters" not in texts and (comment := _exif_comment(image)):
                 texts["parameters"] = comment
     except (OSError, ValueError, SyntaxError) as e:
         raise BadPhoto(f"{path} cannot be read as a picture: {e}.") from e
+    return recorded(texts, str(path))
+
+
+def texts_of(image: Image.Image) -> dict[str, str]:
+    """A picture's texts by key."""
+    return {k: v for k, v in image.info.items() if isinstance(k, str) and isinstance(v, str)}
+
+
+def recorded(texts: dict[str, str], name: str = "The picture") -> Recorded:
+    """The same from a picture's texts by key; raises BadPhoto when they say nothing or too much."""
     longest = max(len(texts.get(k, "")) for k in (JSON_KEY, "parameters"))
     if longest > MAX_TEXT:
         raise BadPhoto(
-            f"{path} carries a recipe of {longest:,} characters; at most {MAX_TEXT:,} are read. It was not "
+            f"{name} carries a recipe of {longest:,} characters; at most {MAX_TEXT:,} are read. It was not "
             "made by Minikin."
         )
     recipe: Any = {}
@@ -122,7 +132,7 @@ def read(path: str | Path) -> Recorded:
         recipe = {}
     if not recipe and "parameters" not in texts:
         raise BadPhoto(
-            f"{path} carries no recipe. It was made with --no-metadata, by another program, or its "
+            f"{name} carries no recipe. It was made with --no-metadata, by another program, or its "
             "metadata was removed on the way."
         )
     prompt, negative, settings = parse_parameters(texts.get("parameters", ""))

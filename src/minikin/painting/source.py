@@ -7,6 +7,7 @@ knows its draft, and `chain.again` can repeat both.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,11 +41,11 @@ class Source:
 
     @classmethod
     def of(cls, picture: PictureLike | Source) -> Source:
-        """Read a picture; raises BadPhoto."""
+        """Read a picture; raises BadPhoto. One that is no file records what its `info` says."""
         if isinstance(picture, Source):
             return picture
         if isinstance(picture, Image.Image):
-            return cls(picture.convert("RGB"))
+            return cls(picture.convert("RGB"), **_said(lambda: metadata.recorded(metadata.texts_of(picture))))
         path = Path(picture)
         try:
             data = path.read_bytes()
@@ -52,14 +53,8 @@ class Source:
                 image = ImageOps.exif_transpose(opened).convert("RGB")
         except (OSError, ValueError, SyntaxError) as e:
             raise BadPhoto(f"{path} cannot be read as a picture: {e}.") from e
-        try:
-            found = metadata.read(path)
-        except BadPhoto:  # it says nothing of itself
-            found = metadata.Recorded({})
-        made = found.recipe if isinstance(found.recipe.get("recipe"), dict) else {}
-        seed = found.settings.get("Seed", "")
-        said = {"prompt": found.prompt, "negative": found.negative} | ({"seed": seed} if seed.isdigit() else {})
-        return cls(image, path.name, hashlib.sha256(data).hexdigest(), made, {} if made else said)
+        told = _said(lambda: metadata.read(path))
+        return cls(image, path.name, hashlib.sha256(data).hexdigest(), **told)
 
     @property
     def pixels(self) -> str:
@@ -72,6 +67,18 @@ class Source:
         if self.file:
             facts |= {"file": self.file, "sha256": self.sha256}
         return facts | ({"made": self.made} if self.made else {})
+
+
+def _said(read: Callable[[], metadata.Recorded]) -> dict[str, Any]:
+    """`made` and `said` of what a picture records."""
+    try:
+        found = read()
+    except BadPhoto:  # it says nothing of itself
+        found = metadata.Recorded({})
+    made = found.recipe if isinstance(found.recipe.get("recipe"), dict) else {}
+    seed = found.settings.get("Seed", "")
+    said = {"prompt": found.prompt, "negative": found.negative} | ({"seed": seed} if seed.isdigit() else {})
+    return {"made": made, "said": {} if made else said}
 
 
 def pixels_hash(image: Image.Image) -> str:

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from minikin import __version__
 from minikin.errors import MinikinError
-from minikin.server import http, live, native, probes
+from minikin.server import http, live, native, probes, showing
 from minikin.server.dialects import a1111, openai
 from minikin.server.guard import Guard
 from minikin.server.service import Service
@@ -50,7 +50,7 @@ def create(service: Service) -> FastAPI:
         docs_url="/docs", redoc_url=None,
     )  # fmt: skip
     app.state.service = service
-    for module in (probes, native, live, openai, a1111):
+    for module in (probes, native, showing, live, openai, a1111):
         app.include_router(module.router)
     app.add_exception_handler(Exception, http.on_unexpected)
     app.add_exception_handler(MinikinError, http.on_minikin_error)

@@ -65,7 +65,7 @@ class Canary:
         self.hold.set()
         self._turn = threading.Lock()
 
-    def prepare(self, kind: str, recipe: Recipe, concepts: Concepts) -> Prepared:
+    def prepare(self, kind: str, recipe: Recipe, concepts: Concepts, given: Given | None = None) -> Prepared:
         width = getattr(recipe, "width", None) or SIDE
         height = getattr(recipe, "height", None) or SIDE
         steps = getattr(recipe, "steps", None) or self.steps

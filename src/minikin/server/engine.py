@@ -87,7 +87,7 @@ class Engine(Protocol):
     name: str
     side: int
 
-    def prepare(self, kind: str, recipe: Recipe, concepts: Concepts) -> Prepared:
+    def prepare(self, kind: str, recipe: Recipe, concepts: Concepts, given: Given | None = None) -> Prepared:
         """Raise MinikinError for what cannot be done; quick, and never waits for a batch."""
 
     def paint(self, rows: Sequence[Row], on_step: OnStep) -> list[Image.Image]:

@@ -1,21 +1,21 @@
-"""The kinds of work a server takes: one entry each, and everything else follows from it.
-
-A kind whose recipe this version does not have yet is listed all the same; asking for it is answered
-501 with a sentence. To plug one in: name its recipe and its verb here.
-"""
+"""The kinds of work a server takes: one entry each, and everything else follows from it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from PIL import Image
 
 from minikin import recipes
 from minikin.errors import BadRecipe
 from minikin.events import Event
-from minikin.recipes import Recipe
+from minikin.painting.canvas import read_mask
+from minikin.painting.rework import Job
+from minikin.painting.source import Source, inherited
+from minikin.recipes import Recipe, Rework
 from minikin.server.engine import Given
-from minikin.server.faults import Refused
 
 Verb = Callable[[Any, Any, Given], Iterator[Event]]  # studio, recipe, given
 
@@ -24,23 +24,35 @@ Verb = Callable[[Any, Any, Given], Iterator[Event]]  # studio, recipe, given
 class Kind:
     """One kind of work.
 
-    recipe   the model of its request; None when this version cannot do it
+    recipe   the model of its request
     verb     runs it alone on a Studio that has this request's concepts; None for what is batched
-    takes    the pictures it needs, by field name
+    takes    the pictures it needs, by field name; may: those it can do without
     """
 
     name: str
-    recipe: type[Recipe] | None
+    recipe: type[Recipe]
     verb: Verb | None = None
     takes: tuple[str, ...] = ()
+    may: tuple[str, ...] = ()
 
 
-def _refine(studio: Any, recipe: Any, given: Given) -> Iterator[Event]:
-    yield from studio.refining(recipe, given.pictures["picture"])
+def job_of(given: Given) -> Job:
+    """The picture to paint over and its mask; raises BadPhoto."""
+    source = Source.of(given.pictures["picture"])
+    mask = given.pictures.get("mask")
+    return Job(source, None if mask is None else read_mask(mask, source.image.size))
 
 
-def _inpaint(studio: Any, recipe: Any, given: Given) -> Iterator[Event]:
-    yield from studio.inpainting(recipe, given.pictures["picture"], given.pictures["mask"])
+def complete(kind: str, values: Mapping[str, Any], picture: Image.Image, base: str) -> dict[str, Any]:
+    """A recipe's fields with the picture's own for what is not given; raises BadRecipe."""
+    model = ready(kind)
+    assert issubclass(model, Rework)
+    made = inherited(model, Source.of(picture), {"base": base, **values})
+    return made.model_dump(exclude_none=True)
+
+
+def _rework(studio: Any, recipe: Any, given: Given) -> Iterator[Event]:
+    yield from studio.working(recipe, job_of(given))
 
 
 def _teach(studio: Any, recipe: Any, given: Given) -> Iterator[Event]:
@@ -51,28 +63,21 @@ def _teach(studio: Any, recipe: Any, given: Given) -> Iterator[Event]:
     )  # fmt: skip
 
 
-def _recipe(name: str) -> type[Recipe] | None:
-    found: type[Recipe] | None = getattr(recipes, name, None)
-    return found
+def _masks(studio: Any, recipe: Any, given: Given) -> Iterator[Event]:
+    yield from studio.masking(given.many["photos"], recipe.category)
 
 
 KINDS: dict[str, Kind] = {
     "paint": Kind("paint", recipes.Paint),
-    "refine": Kind("refine", _recipe("Refine"), _refine, ("picture",)),
-    "inpaint": Kind("inpaint", _recipe("Inpaint"), _inpaint, ("picture", "mask")),
+    "refine": Kind("refine", recipes.Refine, _rework, ("picture",)),
+    "inpaint": Kind("inpaint", recipes.Inpaint, _rework, ("picture",), ("mask",)),
     "teach": Kind("teach", recipes.Teach, _teach),
+    "masks": Kind("masks", recipes.Teach, _masks),
 }
 
 
 def ready(name: str) -> type[Recipe]:
-    """The recipe of a kind; raises Refused, 501, for one that is not there yet."""
+    """The recipe of a kind; raises BadRecipe."""
     if name not in KINDS:
         raise BadRecipe(f"There is no kind of work '{name[:40]}'. Known: {', '.join(KINDS)}.")
-    found = KINDS[name].recipe
-    if found is None:
-        raise Refused(
-            f"This version of Minikin cannot {name} pictures yet; it paints them from a prompt alone "
-            "(/api/paint, /v1/images/generations, /sdapi/v1/txt2img).",
-            status=501, code="not_implemented",
-        )  # fmt: skip
-    return found
+    return KINDS[name].recipe

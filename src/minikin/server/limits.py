@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from minikin.errors import BadRecipe
-from minikin.recipes import Paint
+from minikin.recipes import Inpaint, Paint, Refine, Rework
 from minikin.server.faults import Refused
 
 MIB = 1 << 20
@@ -46,20 +47,24 @@ class Limits:
 RECEIVE_RATE = 64 * 1024  # bytes a second
 
 
-def check_paint(recipe: Paint, limits: Limits, side: int) -> None:
+def check_paint(recipe: Paint, limits: Limits, side: int, picture: tuple[int, int] | None = None) -> None:
     """Raise Refused for a recipe that is larger than this server takes.
 
-    side  of the base's own pictures, px
+    side     of the base's own pictures, px
+    picture  width and height of the one that is painted over
     """
-    w, h = recipe.width or side, recipe.height or side
+    w, h = _size(recipe, side, picture)
     steps = recipe.steps or limits.steps // 2
     if recipe.n > limits.pictures:
         raise _over("n", f"at most {limits.pictures} pictures a request", recipe.n)
     if recipe.steps and recipe.steps > limits.steps:
         raise _over("steps", f"at most {limits.steps} steps", recipe.steps)
+    least = min(limits.least_side, side, *(picture or ()))
     for name, given in (("width", w), ("height", h)):
-        if not min(limits.least_side, side) <= given <= limits.most_side:
-            raise _over(name, f"{min(limits.least_side, side)} to {limits.most_side} pixels", given)
+        if not least <= given <= limits.most_side:
+            raise _over(name, f"{least} to {limits.most_side} pixels", given)
+    if isinstance(recipe, Rework):
+        steps = max(1, math.ceil(steps * recipe.strength))
     cost = recipe.n * w * h / 1e6 * steps
     if cost > limits.cost:
         raise Refused(
@@ -70,6 +75,16 @@ def check_paint(recipe: Paint, limits: Limits, side: int) -> None:
         )  # fmt: skip
     if recipe.device or recipe.dtype or recipe.engine != "eager":
         raise BadRecipe("device, dtype and engine are the server's own: leave them out.")
+
+
+def _size(recipe: Paint, side: int, picture: tuple[int, int] | None) -> tuple[int, int]:
+    """Width and height of the picture that comes out."""
+    if picture and isinstance(recipe, Refine):
+        recipe = recipe.sized(picture)
+    elif picture and isinstance(recipe, Inpaint):
+        left, right, up, down = recipe.margins
+        return picture[0] + left + right, picture[1] + up + down
+    return recipe.width or side, recipe.height or side
 
 
 def _over(what: str, allowed: str, given: int) -> Refused:

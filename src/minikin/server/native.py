@@ -2,7 +2,8 @@
 
 The bodies of /api/paint, /api/refine and /api/inpaint are the recipes themselves, with two fields more:
 `concepts` (contents by name) and `task` (a name of the client's own for the job). Pictures come as
-base64, or as `result:ID` for one that was painted here. A job is answered 202 at once, or 200 with its
+base64, or as `result:ID` for one that was painted here; what a request does not say of one is the
+picture's own, where it records it. A job is answered 202 at once, or 200 with its
 results when `?wait=true`.
 """
 
@@ -16,13 +17,13 @@ import numpy as np
 from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 from fastapi.responses import JSONResponse, StreamingResponse
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, Field, create_model
 from starlette.concurrency import run_in_threadpool
 
 from minikin import __version__
 from minikin.concepts.concept import check_category, check_name
 from minikin.concepts.file import from_bytes
-from minikin.recipes import Teach
+from minikin.recipes import Paint, Teach
 from minikin.server import decode, views
 from minikin.server.engine import Given
 from minikin.server.faults import Refused, not_found
@@ -38,7 +39,7 @@ from minikin.server.http import (
     submit,
 )
 from minikin.server.jobs import Asked, Job
-from minikin.server.kinds import KINDS, Kind
+from minikin.server.kinds import KINDS, Kind, complete
 from minikin.server.service import Service
 from minikin.teaching.photos import Photo, on_white
 
@@ -48,22 +49,18 @@ LISTED = 100
 _EXTRA = ("concepts", "task")
 
 
-class Later(BaseModel):
-    """The request of a kind that this version does not have yet: anything."""
-
-    model_config = ConfigDict(extra="allow")
-
-
 def _body(kind: Kind) -> type[BaseModel]:
     """The kind's recipe with what a request adds to it."""
-    pictures: dict[str, Any] = {
-        name: (str, Field(description="JPEG, PNG or WebP in base64, or result:ID")) for name in kind.takes
-    }
+    told = "JPEG, PNG or WebP in base64, or result:ID"
+    more: dict[str, Any] = {name: (str, Field(description=told)) for name in kind.takes}
+    more |= {name: (str | None, Field(None, description=told)) for name in kind.may}
+    if kind.takes:
+        more["prompt"] = (str, Field("", description="what it shows; the picture's own prompt by default"))
     model: type[BaseModel] = create_model(
-        f"{kind.name.capitalize()}Request", __base__=(Strict, kind.recipe or Later),
+        f"{kind.name.capitalize()}Request", __base__=(Strict, kind.recipe),
         concepts=(dict[str, str], Field(default_factory=dict, description="contents by name: sha256:...")),
         task=(str, Field("", max_length=80, description="your own name for this job")),
-        **(pictures if kind.recipe else {}),
+        **more,
     )  # fmt: skip
     return model
 
@@ -73,8 +70,11 @@ def _add(kind: Kind) -> None:
         values = body.model_dump(exclude_unset=True)
         extra = {name: values.pop(name, None) for name in _EXTRA}
         given = None
-        if kind.recipe and kind.takes:
-            given = Given(pictures={n: await _picture(request, values.pop(n), n) for n in kind.takes})
+        if kind.takes:
+            told = {n: values.pop(n, None) for n in (*kind.takes, *kind.may)}
+            given = Given(pictures={n: await _picture(request, t, n) for n, t in told.items() if t is not None})
+            base = service_of(request).engine.name
+            values = complete(kind.name, values, given.pictures["picture"], base)
         asked = Asked(kind.name, client_of(request), "native", extra["task"] or "", wait)
         job = await submit(request, asked, values, extra["concepts"], given)
         return await _told(request, job, wait)
@@ -87,7 +87,7 @@ def _add(kind: Kind) -> None:
 
 
 for _kind in KINDS.values():
-    if _kind.name != "teach":
+    if issubclass(_kind.recipe, Paint):
         _add(_kind)
 
 
@@ -190,10 +190,13 @@ async def concepts(request: Request) -> dict[str, Any]:
     def listed() -> list[dict[str, Any]]:
         entries = service.shelf.entries(client)
         newest = {e.name: e for e in entries}
-        kinds = [service.shelf.pinned(e.name, e).concept.category for e in entries]
         return [
-            {**views.concept(e, kind), "newest": newest[e.name] is e}
-            for e, kind in zip(entries, kinds, strict=True)
+            {
+                **views.concept(e),
+                **views.inside(service.shelf.pinned(e.name, e).concept),
+                "newest": newest[e.name] is e,
+            }
+            for e in entries
         ]
 
     return {"concepts": await run_in_threadpool(listed)}
@@ -235,15 +238,7 @@ async def teach(
         raise Refused(
             "captions, device and dtype are the server's own: leave them out.", status=422, code="bad_recipe"
         )
-    if not 1 <= len(photos) <= service.limits.photos:
-        raise Refused(
-            f"Send 1 to {service.limits.photos} photos; 3 to 6 are usual.", status=422, code="bad_photo"
-        )
-    if masks and len(masks) != len(photos):
-        raise Refused(f"There are {len(photos)} photos and {len(masks)} masks.", status=422, code="bad_photo")
-    shown = [await _uploaded(service, p, f"photo {k + 1}") for k, p in enumerate(photos)]
-    covers = [await _uploaded(service, m, f"mask {k + 1}") for k, m in enumerate(masks or [])]
-    given = Given(many={"photos": [_photo(k, p, covers[k] if covers else None) for k, p in enumerate(shown)]})
+    given = Given(many={"photos": await photos_of(request, photos, masks)})
     job = await submit(request, Asked("teach", client_of(request), "native", "", wait), values, None, given)
     return await _told(request, job, wait)
 
@@ -275,7 +270,7 @@ async def capabilities(request: Request) -> dict[str, Any]:
     service = service_of(request)
     told = await run_in_threadpool(service.engine.describe)
     return {
-        "version": __version__, "kinds": {k.name: k.recipe is not None for k in KINDS.values()}, **told,
+        "version": __version__, "kinds": dict.fromkeys(KINDS, True), **told,
         "limits": dict(service.limits.__dict__),
     }  # fmt: skip
 
@@ -308,6 +303,22 @@ async def _picture(request: Request, text: Any, what: str) -> Image.Image:
         data = await run_in_threadpool(service.read, client_of(request), text.removeprefix("result:"))
         return await run_in_threadpool(decode.decode, data, what, service.limits)
     return await run_in_threadpool(decode.from_base64, text, what, service.limits)
+
+
+async def photos_of(
+    request: Request, photos: list[UploadFile], masks: list[UploadFile] | None = None
+) -> list[Photo]:
+    """Photos for teaching with their masks; raises Refused."""
+    service = service_of(request)
+    if not 1 <= len(photos) <= service.limits.photos:
+        raise Refused(
+            f"Send 1 to {service.limits.photos} photos; 3 to 6 are usual.", status=422, code="bad_photo"
+        )
+    if masks and len(masks) != len(photos):
+        raise Refused(f"There are {len(photos)} photos and {len(masks)} masks.", status=422, code="bad_photo")
+    shown = [await _uploaded(service, p, f"photo {k + 1}") for k, p in enumerate(photos)]
+    covers = [await _uploaded(service, m, f"mask {k + 1}") for k, m in enumerate(masks or [])]
+    return [_photo(k, p, covers[k] if covers else None) for k, p in enumerate(shown)]
 
 
 async def _uploaded(service: Service, file: UploadFile, what: str) -> Image.Image:

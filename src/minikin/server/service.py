@@ -166,8 +166,9 @@ class Service:
                 status=404, code="model_not_found", param="base",
             )  # fmt: skip
         if isinstance(recipe, Paint):
-            check_paint(recipe, self.limits, self.engine.side)
-        prepared = self.engine.prepare(asked.kind, recipe, pinned)
+            picture = given.pictures.get("picture") if given else None
+            check_paint(recipe, self.limits, self.engine.side, picture.size if picture else None)
+        prepared = self.engine.prepare(asked.kind, recipe, pinned, given)
         job = Job(asked, prepared, _seeds(recipe), given or Given())
         job.notes += prepared.warnings
         if given is not None:
@@ -344,8 +345,10 @@ class Service:
         else:
             try:
                 recipe = kinds.ready(row["kind"]).make(**row["recipe"])
-                prepared = self.engine.prepare(row["kind"], recipe, self.shelf.again(row["concepts"]))
-                given = stamp.inputs(self.inputs / row["id"], kinds.KINDS[row["kind"]].takes)
+                one = kinds.KINDS[row["kind"]]
+                given = stamp.inputs(self.inputs / row["id"], (*one.takes, *one.may))
+                concepts = self.shelf.again(row["concepts"])
+                prepared = self.engine.prepare(row["kind"], recipe, concepts, given)
                 job = Job(asked, prepared, _seeds(recipe), given, id=row["id"], created=row["created"])
                 job.attempts = row["attempts"]
                 job.notes += row["warnings"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +11,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from minikin.files import save_image
-from minikin.painting.metadata import parameters_text, png_info
-from minikin.painting.output import settings
+from minikin.painting.metadata import JSON_KEY, parameters_text, png_info
+from minikin.painting.output import LARGEST_MASK, settings
 from minikin.painting.paint import Painted
 from minikin.recipes import Paint, Recipe
 from minikin.server.engine import Given
@@ -25,15 +28,33 @@ def inside(facts: dict[str, Any], recipe: Recipe, image: Image.Image, seed: int 
     told: dict[str, Any] = {"Seed": seed, "Size": f"{image.width}x{image.height}"}
     if isinstance(recipe, Paint) and "sampler" in facts:
         told = settings(recipe, facts, Painted(image, seed or 0))
-    own = {**facts, "seed": seed, "batch": {"seed": seed, "n": 1}}
+    own = {**_short(facts), "seed": seed, "batch": {"seed": seed, "n": 1}}
     return png_info(own, prompt, negative, told), parameters_text(prompt, negative, told)
 
 
+def _short(facts: dict[str, Any]) -> dict[str, Any]:
+    """The facts without a mask that is too large for a picture's record: its hash alone."""
+    text = facts.get("mask", {}).get("png", "")
+    if len(text) <= LARGEST_MASK:
+        return facts
+    return {**facts, "mask": {"sha256": hashlib.sha256(base64.b64decode(text)).hexdigest()}}
+
+
+def _texts(image: Image.Image) -> PngInfo | None:
+    """What a picture records of how it was made; None where it records nothing."""
+    kept, info = {k: image.info.get(k) for k in ("parameters", JSON_KEY)}, PngInfo()
+    for key, text in kept.items():
+        if isinstance(text, str):
+            info.add_itxt(key, text)
+    return info if any(kept.values()) else None
+
+
 def keep_inputs(given: Given) -> None:
-    """Write a request's pictures into its folder, rebuilt from their pixels: no metadata of photos."""
+    """Write a request's pictures into its folder, rebuilt from their pixels: no metadata of photos,
+    but for the texts that record how a picture was painted."""
     folder: Path = given.folder
     for name, image in given.pictures.items():
-        save_image(image, folder / f"{name}.png")
+        save_image(image, folder / f"{name}.png", info=_texts(image))
     for k, photo in enumerate(given.many.get("photos", ())):
         save_image(Image.fromarray(photo.pixels), folder / "photos" / f"{k:03}.png")
         if photo.mask is not None:

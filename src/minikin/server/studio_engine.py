@@ -18,12 +18,12 @@ from minikin.bases.prompt import Prompt, parse
 from minikin.errors import MinikinError
 from minikin.events import Event
 from minikin.painting import paint as painting
-from minikin.painting import together
+from minikin.painting import rework, together
 from minikin.painting.plan import Plan
 from minikin.painting.schedulers import SCHEDULERS
-from minikin.recipes import Paint, Recipe
+from minikin.recipes import Paint, Recipe, Rework, Teach
 from minikin.server.engine import Concepts, Given, OnStep, Pinned, Prepared, Row
-from minikin.server.kinds import KINDS
+from minikin.server.kinds import KINDS, job_of
 from minikin.server.previews import Colours
 from minikin.studio import Studio
 
@@ -57,28 +57,34 @@ class StudioEngine:
         self._door = threading.Lock()  # LoRA files and plans, one request at a time
         self._ready: OrderedDict[tuple[str, str], Loaded] = OrderedDict()
 
-    def prepare(self, kind: str, recipe: Recipe, concepts: Concepts) -> Prepared:
+    def prepare(self, kind: str, recipe: Recipe, concepts: Concepts, given: Given | None = None) -> Prepared:
         for one in concepts.values():
             self.studio.concepts.check(one.concept)
-        if kind != "paint":
-            side = getattr(recipe, "size", None) or self.side
-            pixels = int(side) ** 2 if str(side).isdigit() else self.side**2
-            steps = getattr(recipe, "steps", None) or getattr(recipe, "max_steps", None) or 25
-            return Prepared(recipe, concepts, None, steps, pixels)
+        if isinstance(recipe, Teach):
+            side = recipe.size or self.side
+            if kind == "masks":
+                return Prepared(recipe, concepts, None, 1, side**2)
+            return Prepared(recipe, concepts, None, recipe.steps or recipe.max_steps, side**2)
         assert isinstance(recipe, Paint)
         base = self.studio.base
+        job = job_of(given) if given and isinstance(recipe, Rework) else None
         with self._door:
             # planning asks concepts for their facts alone; they are encoded in the worker's thread
             view = self._view({n: Loaded(p.concept, None, _NOTHING) for n, p in concepts.items()})
             prompt = parse(recipe.prompt, view.concepts.categories)
             painting.check(base, recipe)
             plan, wanted = view.prepared(recipe, prompt)
-            facts = view.facts_now(recipe)
+            facts = view.facts_now(recipe, job)
         identity = tuple(sorted((n, p.sha256) for n, p in concepts.items()))
         key = together.group(plan, prompt, wanted, identity)
         w, h = plan.recipe.width or base.size_px, plan.recipe.height or base.size_px
         said = (*plan.warnings, *painting.cautions(base, plan.recipe, prompt))
         own = Planned(plan, prompt, tuple(wanted), facts)
+        if isinstance(recipe, Rework):  # done alone; its verb says the warnings
+            work = rework.begun(base, recipe, job)
+            assert work is not None
+            w, h = work.canvas.padded
+            return Prepared(recipe, concepts, None, painting.steps(base, plan, recipe.strength), w * h, (), own)
         return Prepared(recipe, concepts, key, plan.steps, w * h, said, own)
 
     def paint(self, rows: Sequence[Row], on_step: OnStep) -> list[Image.Image]:

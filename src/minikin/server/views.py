@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from minikin.concepts.concept import Concept
 from minikin.server.faults import sentence_of
 from minikin.server.jobs import Job
 from minikin.server.service import Service
@@ -44,6 +45,18 @@ def result(picture: dict[str, Any], infotext: str | None = None) -> dict[str, An
 
 def concept(entry: Entry, category: str = "") -> dict[str, Any]:
     return {"name": entry.name, "sha256": entry.sha256, "mine": entry.mine, "category": category}
+
+
+def inside(concept: Concept) -> dict[str, Any]:
+    """What a concept's file says that helps to choose it: its category and its operating points."""
+    points = {
+        preset: {
+            name: {"strength": p.strength, "likeness": p.likeness, "follows": p.follows}
+            for name, p in named.items()
+        }
+        for preset, named in concept.points.items()
+    }
+    return {"category": concept.category, "points": points, "preview": bool(concept.preview)}
 
 
 def _eta(service: Service, job: Job) -> float | None:

@@ -32,6 +32,7 @@ from minikin.painting.sheet import contact_sheet
 from minikin.recipes import Baseline, Compare, Distill, Paint, Sweep, Teach, Tuned
 from minikin.stream import stream
 from minikin.studio.painting import Painting, last
+from minikin.teaching.masks import proposed_mask
 from minikin.teaching.photos import Photo, load_photos
 from minikin.teaching.teach import check as check_teaching
 from minikin.teaching.teach import teach
@@ -78,6 +79,17 @@ class Studio(Painting):
                 if isinstance(event, events.Done):
                     event = yield from self._finished(event, recipe)
                 yield event
+
+    def masking(self, photos: Sequence[Photo], category: str) -> Iterator[events.Event]:
+        """Where the category is in photos, before it is taught; a Picture (L) for each, then Done with all."""
+        check_category(category)
+        made = []
+        with self._lock:
+            for k, photo in enumerate(photos):
+                yield events.Progress("finding the subject", k, len(photos))
+                made.append(proposed_mask(self.base, Image.fromarray(photo.pixels), category))
+                yield events.Picture(made[-1], "mask", k)
+        yield events.Done(made, {"category": category})
 
     def teach(self, photos: str | Path | Sequence[Photo], **recipe: Any) -> Concept:
         """Teach a concept and return it; keyword arguments are those of `recipes.Teach`."""

@@ -61,6 +61,16 @@ def picture_mask(base: Base, picture: Image.Image, category: str) -> np.ndarray:
     return F.interpolate(mask[None].float().cpu(), size, mode="bilinear")[0, 0].numpy()
 
 
+def proposed_mask(base: Base, photo: Image.Image, category: str) -> Image.Image:
+    """The same for a photo of any size: "L", its longer side that of the base's pictures."""
+    times = base.size_px / max(photo.size)
+    size = [max(base.grid, round(side * times / base.grid) * base.grid) for side in photo.size]
+    mask = picture_mask(
+        base, photo.convert("RGB").resize((size[0], size[1]), Image.Resampling.LANCZOS), category
+    )
+    return Image.fromarray((mask * 255).round().astype(np.uint8))
+
+
 def _share(weights: Tensor, position: int, size: tuple[int, int]) -> Tensor:
     """How much of the attention to a word and those before it goes to the word: (B, h, w)."""
     h, w = size

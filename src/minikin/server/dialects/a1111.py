@@ -31,6 +31,7 @@ from minikin.server.service import Service
 router = APIRouter(prefix="/sdapi/v1", tags=["a1111"], route_class=StrictRoute)
 HARMLESS = ("CLIP_stop_at_last_layers", "sd_model_checkpoint", "samples_format", "eta_noise_seed_delta")
 KARRAS = " Karras"
+LEAST = 0.01  # strength
 
 
 class Txt2Img(BaseModel):
@@ -86,9 +87,13 @@ async def img2img(request: Request, body: Img2Img) -> Response:
     """Refine a picture, or inpaint it where a mask is white."""
     limits = service_of(request).limits
     kind = "refine" if body.mask is None else "inpaint"
-    kinds.ready(kind)
     image = await run_in_threadpool(decode.from_base64, body.init_images[0], "init_images", limits)
-    more: dict[str, Any] = {"strength": body.denoising_strength}
+    if not body.prompt.strip() and "parameters" in image.info:
+        body.prompt, negative, _ = parse_parameters(image.info["parameters"])
+        body.negative_prompt = body.negative_prompt or negative
+    # A1111's 0 changes nothing; here at least one step runs
+    strength = 0.75 if body.denoising_strength is None else body.denoising_strength
+    more: dict[str, Any] = {"strength": max(LEAST, strength)}
     shown = {"picture": image.convert("RGB")}
     if body.mask is not None:
         mask = await run_in_threadpool(decode.from_base64, body.mask, "mask", limits)
@@ -261,6 +266,8 @@ def values(service: Service, kind: str, body: Txt2Img) -> dict[str, Any]:
         "steps": body.steps, "guidance": body.cfg_scale, "width": body.width, "height": body.height,
         "preset": body.preset, "scheduler": sampler(body.sampler_name or body.sampler_index, body.scheduler),
     }  # fmt: skip
+    if kind == "inpaint":  # keeps its picture's size
+        told["width"] = told["height"] = None
     known = kinds.ready(kind).model_fields
     return {k: v for k, v in told.items() if v is not None and k in known}
 

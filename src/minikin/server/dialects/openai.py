@@ -160,7 +160,7 @@ def values(service: Service, kind: str, body: Images) -> dict[str, Any]:
     told: dict[str, Any] = {
         "prompt": body.prompt, "negative": body.negative_prompt, "n": body.n or 1, "seed": body.seed,
         "steps": body.num_inference_steps, "guidance": body.guidance_scale, "preset": preset,
-        "scheduler": body.scheduler, "strength": body.strength,
+        "scheduler": body.scheduler, "strength": body.strength or None,
     }  # fmt: skip
     if told["seed"] is None:
         told["seed"] = secrets.randbelow(2**32)
@@ -255,7 +255,6 @@ def _contents(body: Images) -> dict[str, str]:
 async def _answer(
     request: Request, kind: str, body: Images, shown: dict[str, Image.Image] | None, event: str
 ) -> Response:  # fmt: skip
-    kinds.ready(kind)
     if body.stream and (body.n or 1) > 1:
         raise Refused(
             "stream works for one picture: n must be 1.", status=400, code="invalid_request", param="n"

@@ -1,0 +1,38 @@
+// Painting live: one wish is on its way to /api/live at a time, and the newest goes when its picture is there.
+// Sent at once, each key would stop the picture of the last: who types quickly would see none before a pause.
+
+const PATIENCE_MS = 3000; // then the next wish goes without an answer
+
+export class Live {
+  constructor(shown, problem) { this.shown = shown; this.problem = problem; this.sent = {}; this.socket = null; this.since = 0; }
+  wish(recipe) {
+    this.wanted = recipe;
+    if (this.socket?.readyState === WebSocket.OPEN) this.#send();
+    else if (!this.socket || this.socket.readyState > WebSocket.OPEN) this.#open();
+  }
+  #open() {
+    const way = location.protocol === "https:" ? "wss" : "ws";
+    this.socket = new WebSocket(`${way}://${location.host}/api/live`);
+    this.sent = {};
+    this.since = 0;
+    this.socket.onopen = () => this.#send();
+    this.socket.onmessage = e => {
+      const told = JSON.parse(e.data);
+      this.since = 0;
+      this.#send();
+      if (told.problem) this.problem(told.problem); else { this.problem(""); this.shown(told); }
+    };
+    this.socket.onclose = e => {
+      if (e.code >= 4000) this.problem(e.reason || "Live painting is not possible just now.");
+      else if (e.code === 1006) this.problem("The connection was lost; type on to open it again.");
+    };
+  }
+  #send() { // what changed; the server keeps the rest
+    if (this.since && performance.now() - this.since < PATIENCE_MS) return;
+    const changed = Object.fromEntries(Object.entries(this.wanted).filter(([k, v]) => JSON.stringify(this.sent[k]) !== JSON.stringify(v)));
+    if (!Object.keys(changed).length) return;
+    this.sent = {...this.wanted};
+    this.since = performance.now();
+    this.socket.send(JSON.stringify(changed));
+  }
+}

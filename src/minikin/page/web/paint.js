@@ -1,0 +1,212 @@
+import {$, Work, ask, capabilities, concepts, filled, hear, jpeg, make, number, open, post, presets, sends, strengthOf, tell, told, withStrength} from "./minikin.js";
+import {Live} from "./live.js";
+
+const KEPT = ["prompt", "negative", "preset", "steps", "seed", "n", "guidance", "size"];
+const DID = {paint: "", refine: "refined ", inpaint: "inpainted "};
+const QUICK = 8; // steps of a preset one can type with
+let quick, ready, work, live, shown = null;
+let typing = false; // since the last job or pick: what was wished for before is not shown any more
+const picked = new Map();
+
+export async function start() {
+  work = new Work("paint", {preview: p => look(jpeg(p), "")});
+  live = new Live(follow, t => typing && work.say(t));
+  told($("refine-strength"));
+  sends($("paint-form"));
+  $("paint-form").addEventListener("submit", e => { e.preventDefault(); paint(); });
+  $("refine-form").addEventListener("submit", e => { e.preventDefault(); refine(); });
+  $("paint-prompt").addEventListener("input", () => { sliders(); typed(); });
+  for (const name of ["preset", "steps", "seed", "guidance", "negative", "size"]) $(`paint-${name}`).addEventListener("input", typed);
+  $("paint-dice").addEventListener("click", () => { $("paint-seed").value = Math.floor(Math.random() * 1e9); typed(); });
+  $("paint-live").addEventListener("change", typed);
+  $("paint-to-inpaint").addEventListener("click", () => { tell("inpaint", {url: $("paint-shown").src, id: shown.id}); open("Inpaint"); });
+  $("paint-again").addEventListener("click", () => recipeOf(shown));
+  hear("recipe", fill);
+  hear("strength", ({name, value}) => { use(name); set(name, value); open("Paint"); });
+  hear("name", name => { use(name); open("Paint"); });
+  hear("concepts", names);
+  try {
+    ready = await presets($("paint-preset"));
+    await presets($("refine-preset"), "its own");
+    quick = ready.reduce((a, b) => (b.steps < a.steps ? b : a));
+    const {limits} = await capabilities();
+    $("paint-n").max = limits.pictures;
+    $("paint-steps").max = limits.steps;
+    restore();
+    await names();
+    await drafts();
+  } catch (e) { work.say(e.message); }
+}
+
+// ---- the recipe in the form
+
+const value = () => filled({
+  prompt: $("paint-prompt").value.trim(), negative: $("paint-negative").value.trim(), preset: $("paint-preset").value,
+  steps: number("paint-steps"), seed: number("paint-seed"), guidance: number("paint-guidance"), size: $("paint-size").value.trim()});
+
+function fill(recipe) {
+  for (const name of KEPT) if (name in recipe) $(`paint-${name}`).value = recipe[name] ?? "";
+  sliders();
+  typed();
+}
+function restore() {
+  try { fill(JSON.parse(localStorage.getItem("minikin.paint") ?? "{}")); } catch { /* of another version */ }
+}
+function keep() {
+  localStorage.setItem("minikin.paint", JSON.stringify(Object.fromEntries(KEPT.map(n => [n, $(`paint-${n}`).value]))));
+}
+async function recipeOf(result) {
+  const body = new FormData();
+  body.append("file", await (await fetch(result.url)).blob(), "picture.png");
+  try { fill(formOf(await ask("/api/recipe", {method: "POST", body}))); } catch (e) { work.say(e.message); }
+}
+/** What a picture records, as the form's fields. */
+export function formOf(found) {
+  const made = found.made?.recipe ?? {};
+  const seed = found.seed ?? found.settings?.Seed;
+  const own = {prompt: found.prompt, negative: found.negative, seed: seed ?? "", steps: made.steps ?? found.settings?.Steps ?? "",
+    guidance: made.guidance ?? "", size: "", n: 1};
+  if (made.preset || found.made?.preset) own.preset = made.preset ?? found.made.preset;
+  return own;
+}
+
+// ---- live, and concepts' strengths
+
+/** Few steps for typing: the form's own preset where it is quick, else the quickest there is. */
+function wished() {
+  const own = ready?.find(p => p.name === $("paint-preset").value);
+  const all = {prompt: "", negative: "", steps: null, guidance: null, width: null, height: null, ...value()};
+  const fits = own && (all.steps ?? own.steps) <= QUICK;
+  return {prompt: all.prompt, negative: all.negative, seed: all.seed ?? 0,
+    preset: fits ? own.name : quick?.name, steps: fits ? all.steps : null, guidance: fits ? all.guidance : null};
+}
+function typed() {
+  keep();
+  typing = true;
+  if ($("paint-live").checked && $("paint-prompt").value.trim() && quick) live.wish(wished());
+}
+async function names() {
+  const all = await concepts();
+  $("paint-names").replaceChildren(...all.map(c => make("button", {type: "button", class: "mk-name", text: `<${c.name}>`,
+    title: c.category, onclick: () => use(c.name)})));
+  sliders();
+}
+function use(name) {
+  const field = $("paint-prompt");
+  if (strengthOf(field.value, name) === null) {
+    const at = field.selectionStart ?? field.value.length;
+    const [before, after] = [field.value.slice(0, at), field.value.slice(at)];
+    field.value = before + (before && !/\s$/.test(before) ? " " : "") + `<${name}>` + after || `a photo of <${name}>`;
+  }
+  field.focus();
+  sliders();
+  typed();
+}
+function set(name, strength) {
+  $("paint-prompt").value = withStrength($("paint-prompt").value, name, strength);
+  sliders();
+  typed();
+}
+async function sliders() {
+  const all = await concepts().catch(() => []);
+  const prompt = $("paint-prompt").value;
+  const named = all.filter(c => strengthOf(prompt, c.name) !== null);
+  const place = $("paint-strengths");
+  const there = [...place.children].map(e => e.dataset.name).join();
+  if (there !== named.map(c => c.name).join()) place.replaceChildren(...named.map(slider));
+  for (const row of place.children) {
+    const strength = strengthOf(prompt, row.dataset.name);
+    row.querySelector("output").textContent = strength.toFixed(2);
+    const range = row.querySelector("input");
+    if (range !== document.activeElement) range.value = strength;
+  }
+}
+function slider({name}) {
+  const id = `strength-${name}`;
+  return make("div", {class: "mk-strength", "data-name": name},
+    make("label", {for: id, text: `<${name}> `}), make("input", {id, type: "range", min: 0, max: 2, step: 0.05, value: 1,
+      oninput: e => set(name, Number(e.target.value))}), make("output", {for: id}));
+}
+
+// ---- jobs
+
+async function paint() {
+  keep();
+  typing = false;
+  $("paint-go").disabled = true;
+  const end = await work.run(() => post("/api/paint", {...value(), n: number("paint-n") ?? 1}));
+  $("paint-go").disabled = false;
+  if (end) { add(end, true); select(end.results[0]); }
+}
+async function refine() {
+  const chosen = [...picked.values()];
+  $("refine-go").disabled = true;
+  const more = filled({strength: number("refine-strength"), size: $("refine-size").value, preset: $("refine-preset").value});
+  for (const result of chosen) {
+    const end = await work.run(() => post("/api/refine", {picture: `result:${result.id}`, ...more}));
+    if (!end) break;
+    add(end, true);
+    select(end.results[0]);
+  }
+  unpick();
+}
+async function drafts() {
+  const {jobs} = await ask("/api/jobs?limit=40");
+  for (const job of jobs.filter(j => ["paint", "refine", "inpaint"].includes(j.kind))) {
+    if (job.status === "completed") add(job, false);
+    else if (job.status === "queued" || job.status === "running") work.run(async () => job).then(end => end && add(end, true));
+  }
+  hear("made", job => add(job, true));
+}
+
+// ---- pictures
+
+function follow({image, seconds, number, prompt}) {
+  if (!typing) return;
+  look(jpeg(image), `live, ${Math.round(seconds * 1000)} ms`);
+  Object.assign($("paint-shown").dataset, {number, prompt});
+}
+
+function look(src, caption) {
+  const image = $("paint-shown");
+  image.src = src;
+  image.alt = $("paint-prompt").value || "The picture";
+  image.hidden = false;
+  $("paint-empty").hidden = true;
+  $("paint-tools").hidden = true;
+  $("paint-caption").textContent = caption;
+}
+function select(result) {
+  shown = result;
+  typing = false;
+  look(result.url, `seed ${result.seed} · ${result.width}x${result.height}`);
+  $("paint-tools").hidden = false;
+  $("paint-download").href = result.url;
+  $("paint-download").download = `minikin-${result.seed}.png`;
+  for (const card of $("paint-drafts").children) card.classList.toggle("mk-on", card.dataset.id === result.id);
+}
+function add(job, first) {
+  $("paint-none").hidden = true;
+  const cards = job.results.map(r => card(r, job.kind));
+  if (first) $("paint-drafts").prepend(...cards); else $("paint-drafts").append(...cards);
+}
+function card(result, kind) {
+  const box = make("input", {type: "checkbox", "aria-label": `Pick seed ${result.seed} for refining`});
+  box.addEventListener("change", () => {
+    if (box.checked) picked.set(result.id, result); else picked.delete(result.id);
+    counted();
+  });
+  const face = make("button", {type: "button", class: "mk-face", "aria-label": `Show ${kind} of seed ${result.seed}`, onclick: () => select(result)},
+    make("img", {src: result.url, alt: "", loading: "lazy", width: result.width, height: result.height}));
+  const label = make("label", {class: "mk-pick"}, box, `${DID[kind]}${result.seed}`);
+  return make("div", {class: "mk-card", "data-id": result.id, "data-kind": kind}, face, label);
+}
+function counted() {
+  $("refine-go").disabled = !picked.size;
+  $("refine-go").textContent = picked.size > 1 ? `Refine ${picked.size}` : "Refine";
+}
+function unpick() {
+  picked.clear();
+  for (const box of $("paint-drafts").querySelectorAll("input:checked")) box.checked = false;
+  counted();
+}
