@@ -332,7 +332,7 @@ def test_contents_by_hash(tmp_path: Path) -> None:
         assert c.post("/api/paint", json={"prompt": "<tom>"}).status_code == 422
         assert not list((tmp_path / "s" / "concepts").iterdir())
         refused = c.post("/api/concepts", files={"file": ("x", b"nonsense")})
-        assert refused.status_code == 422 and refused.json()["error"]["code"] == "concept_corrupt"
+        assert refused.status_code == 415 and refused.json()["error"]["code"] == "unsupported_concept_format"
 
 
 # ---- the store ---------------------------------------------------------------------------------
