@@ -348,7 +348,7 @@ def test_by_keyboard(page: Any) -> None:
     """The order of tabbing is that of reading, every stop shows its focus and has a name."""
     page.focus("#paint-prompt")
     order = []
-    for _ in range(9):
+    for _ in range(12):
         page.keyboard.press("Tab")
         order.append(page.evaluate("document.activeElement.id || document.activeElement.tagName.toLowerCase()"))
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", order[-1]

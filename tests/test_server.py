@@ -218,6 +218,22 @@ def test_what_waits_is_taken_together_up_to_the_limits() -> None:
     assert [len(line.take(0)) for _ in range(2)] == [2, 1]
 
 
+def test_progress_is_that_of_the_stage() -> None:
+    """Within a stage it never falls; a new one begins at its own count (teaching stood at 3072 of 60)."""
+    job = Job(Asked("teach", "A"), Prepared(Paint(prompt=""), {}, None, 60, 1000), [])
+    told = []
+    for done, stage in (
+        (10, "covariance"),
+        (3072, "covariance"),
+        (1, "teaching"),
+        (9, "teaching"),
+        (8, "teaching"),
+    ):
+        job.step(done, stage=stage)
+        told.append(job.done)
+    assert told == [10, 3072, 1, 9, 9]
+
+
 def test_a_full_line_says_when_to_come_back(tmp_path: Path) -> None:
     engine = Canary()
     with served(engine, tmp_path / "s", limits=Limits(waiting_per_client=2, waiting=3)) as s, s.client() as c:

@@ -263,6 +263,7 @@ def describe(p: Preset, architecture: str, own: bool) -> dict[str, Any]:
         "name": p.name, "what": p.what, "steps": p.steps, "guidance": p.guidance,
         "scheduler": p.scheduler or "the base's own", "adapter": source.name if source else None,
         "ready": source is None or where(source) is not None,
+        "allowed": list(p.allowed) if len(p.allowed) <= 16 else [],
     }  # fmt: skip
 
 

@@ -100,8 +100,9 @@ class Job:
         return True
 
     def step(self, done: int, preview: Preview | None = None, row: int = 0, stage: str = "") -> None:
-        """So many steps are done; never fewer than were told before."""
-        self.done = max(self.done, done)
+        """So many steps of its stage are done; never fewer than were told before."""
+        another = bool(stage) and stage != self.stage
+        self.done = done if another else max(self.done, done)
         self._preview, self._row, self.stage = preview, row, stage or self.stage
         self.changed()
 

@@ -60,7 +60,7 @@ export class Work {
     this.ids = new Set();
     this.cancel.addEventListener("click", () => this.ids.forEach(id => ask(`/api/jobs/${id}`, {method: "DELETE"}).catch(() => {})));
   }
-  say(text) { this.problem.textContent = text; }
+  say(text, good = false) { this.problem.textContent = text; this.problem.classList.toggle("mk-good", good); }
   /** send   starts the job and resolves with it; resolves with the completed job, or null. */
   async run(send) {
     this.say("");

@@ -4,6 +4,7 @@ import {Live} from "./live.js";
 const KEPT = ["prompt", "negative", "preset", "steps", "seed", "n", "guidance", "size"];
 const DID = {paint: "", refine: "refined ", inpaint: "inpainted "};
 const QUICK = 8; // steps of a preset one can type with
+const LEAST = 2; // steps while typing, where the student takes so few and none are asked for
 let quick, ready, work, live, shown = null;
 let typing = false; // since the last job or pick: what was wished for before is not shown any more
 const picked = new Map();
@@ -77,8 +78,10 @@ function wished() {
   const own = ready?.find(p => p.name === $("paint-preset").value);
   const all = {prompt: "", negative: "", steps: null, guidance: null, width: null, height: null, ...value()};
   const fits = own && (all.steps ?? own.steps) <= QUICK;
+  const used = fits ? own : quick;
+  const least = used?.allowed.length ? Math.min(...used.allowed.filter(n => n >= Math.min(LEAST, Math.max(...used.allowed)))) : null;
   return {prompt: all.prompt, negative: all.negative, seed: all.seed ?? 0,
-    preset: fits ? own.name : quick?.name, steps: fits ? all.steps : null, guidance: fits ? all.guidance : null};
+    preset: used?.name, steps: (fits && all.steps) || least, guidance: fits ? all.guidance : null};
 }
 function typed() {
   keep();

@@ -93,7 +93,7 @@ async function teach() {
   $("teach-stop").hidden = true;
   if (!end) return;
   const made = end.result.concept;
-  work.say(`<${made.name}> is taught: ${(made.bytes / 1000).toFixed(1)} KB.`);
+  work.say(`<${made.name}> is taught: ${(made.bytes / 1000).toFixed(1)} KB.`, true);
   $("teach-done").hidden = false;
   $("teach-paint").dataset.name = made.name;
   $("teach-paint").textContent = `Paint <${made.name}>`;
@@ -105,5 +105,5 @@ function frame(data, now) {
   if (data === film) return;
   film = data;
   $("teach-film").hidden = false;
-  $("teach-film").append(make("figure", {}, make("img", {src: jpeg(data), alt: `Sample after ${now.progress.step} steps`}), make("figcaption", {text: now.progress.step})));
+  $("teach-film").append(make("figure", {}, make("img", {src: jpeg(data), alt: `Sample after ${now.progress.step} steps`}), make("figcaption", {text: now.progress.stage === "teaching" ? `${now.progress.step}` : "masks"})));
 }
