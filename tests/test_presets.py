@@ -420,7 +420,7 @@ def test_pulling_an_adapter(bases: dict[str, Base], tmp_path: Path, monkeypatch:
     data = write(tmp_path / "x.safetensors", random_lora(bases["sd15"])).read_bytes()
     source = presets.sources()["hyper-sd15-4"]
     files = [{"rfilename": source.file, "size": len(data)}, {"rfilename": "a.bin", "size": 3}]
-    facts = {"sha": "abc", "cardData": {"license": "other"}, "siblings": files}
+    facts = {"sha": "abc0" * 10, "cardData": {"license": "other"}, "siblings": files}
     monkeypatch.setattr(pull, "_get", lambda url, repo: json.dumps(facts).encode())
     served = SimpleNamespace(status=200, read=io.BytesIO(data).read)
     monkeypatch.setattr(pull, "_open", lambda url, repo, start=0: contextlib.nullcontext(served))
