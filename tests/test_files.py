@@ -376,7 +376,6 @@ MAY: dict[tuple[str, str], str] = {
     ("files.py", "open"): "the lock's own file",
     ("judging/compare/memory.py", "write_text"): "a switch of the kernel's, no file",
     ("judging/sweep/cache.py", "open"): LOG,
-    ("tiny/build/art.py", "savez_compressed"): BUFFER,
     ("teaching/baselines/dreambooth.py", "save_config"): INSIDE,
     ("tiny/build/job.py", "copytree"): INSIDE,
     ("tiny/build/job.py", "save_pretrained"): INSIDE,
