@@ -164,7 +164,7 @@ def eroded(mask: np.ndarray, pixels: int) -> np.ndarray:
     for axis in (0, 1):
         margins = [(pixels, pixels) if k == axis else (0, 0) for k in (0, 1)]
         padded = np.pad(mask, margins, mode="edge")
-        mask = np.lib.stride_tricks.sliding_window_view(padded, 2 * pixels + 1, axis).all(-1)
+        mask = np.asarray(np.lib.stride_tricks.sliding_window_view(padded, 2 * pixels + 1, axis).all(-1))
     return mask
 
 
