@@ -17,6 +17,8 @@ from minikin.files import data_folder
 if TYPE_CHECKING:
     from minikin.server.service import Service
 
+NEEDS = ("fastapi", "uvicorn", "websockets")
+
 
 def run(
     *, base: str, host: str, port: int, keys: Sequence[str], folder: Path | None, devices: Sequence[str],
@@ -24,11 +26,12 @@ def run(
     page: bool = False, browser: bool = False,
 ) -> None:  # fmt: skip
     """Open the base on each device and serve it; with the page, and a browser that shows it."""
-    try:
-        import fastapi  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as e:
-        raise BadRecipe("The server is not installed. Install it with `pip install 'minikin[serve]'`.") from e
+    missing = [name for name in NEEDS if not find_spec(name)]
+    if missing:  # without websockets, uvicorn would serve all but /api/live and say nothing
+        raise BadRecipe(
+            f"The server is not installed: {', '.join(missing)} is missing. Install it with "
+            "`pip install 'minikin[serve]'`."
+        )
     from minikin.server.app import create, gated, serve
     from minikin.server.guard import check_exposure
     from minikin.server.service import Service
