@@ -35,7 +35,7 @@ demo: setup
 	$(BIN)/minikin demo --out demo
 
 test: setup browser
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=20
 
 test-fast: setup
 	$(BIN)/python -m pytest -m 'not slow'
@@ -46,7 +46,7 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python tools/audit.py
 
-# 2,000,000 damaged concept files, 300 kills, an hour of fuzzing
+# 2,000,000 damaged concept files, 300 kills, overload and fairness of the server, an hour of fuzzing
 soak: setup
 	$(BIN)/python -m pytest -m soak
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'

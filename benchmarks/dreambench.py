@@ -27,7 +27,7 @@ from PIL import Image
 from benchmarks.memory import full_size
 from minikin import Concept, Studio
 from minikin.errors import BadRecipe
-from minikin.files import save_image
+from minikin.files import atomic_write, save_image
 from minikin.judging import metrics
 from minikin.judging.intervals import Measured
 from minikin.judging.judges import Judge, open_judge
@@ -81,6 +81,7 @@ def _run(args: argparse.Namespace) -> None:
     else:
         judges = {n: open_judge(n) for n in ("dino-s16", "clip-b32")}  # before an hour of painting
         studio, copies, teaching = Studio.open(args.base), args.copies, {}
+    same_settings(args.out, {"base": studio.base.fingerprint, "copies": copies, **how})
     rows = []
     for subject in chosen:
         pictures, prompts = painted(studio, subject, args.dataset, args.out, copies, teaching, how)
@@ -92,6 +93,18 @@ def _run(args: argparse.Namespace) -> None:
     if judges:
         print(table(rows))
         (args.out / "dreambench.json").write_text(json.dumps(rows, indent=1, default=asdict))
+
+
+def same_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Raise BadRecipe when the pictures in this folder were made otherwise: they would count as these."""
+    path = out / "settings.json"
+    if path.is_file() and (theirs := json.loads(path.read_text())) != settings:
+        differ = sorted(k for k in settings if theirs.get(k) != settings[k])
+        raise BadRecipe(
+            f"{out} holds pictures of another run ({', '.join(differ)} differ). Choose another --out, or "
+            "delete that folder."
+        )
+    atomic_write(path, json.dumps(settings).encode())
 
 
 def subjects(dataset: Path, only: Sequence[str] | None = None) -> list[Subject]:

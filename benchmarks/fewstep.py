@@ -4,9 +4,11 @@
     python -m benchmarks.fewstep --only lcm-lora tdm --steps 4
 
 Prompts are held out: combinations that training never saw. Distances (FD, KID in the judge's features)
-are to pictures of the 50-step base with other seeds, and the base's own row is the distance of two
-such sets: nothing can be expected below it. `seeds` is seed identifiability, chance 1 / 8. Likeness is
-that of concepts taught once on the base and painted with each preset.
+are to pictures of the 50-step base of other prompts and seeds (pictures of equal prompts are pairs, for
+which these are not meant), and the base's own row is the distance of two such sets: nothing can be
+expected below it. `seeds` is seed identifiability, chance 1 / 8. Likeness is that of concepts taught once
+on the base and painted with each preset. What is kept of the base's alignment and likeness is a ratio
+over the same prompts and seeds, drawn together.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from benchmarks.many import paint_many
 from benchmarks.measure import machine
 from minikin import Studio
 from minikin.errors import MinikinError
-from minikin.judging import distance, metrics, seeds
+from minikin.judging import distance, intervals, metrics, seeds
 from minikin.judging.judges import Judge, open_judge
 from minikin.painting.sheet import contact_sheet
 from minikin.tiny.evaluation import rules
@@ -34,16 +36,19 @@ from minikin.tiny.evaluation.report import shares
 from minikin.tiny.judges.classifier import Classifier
 from minikin.tiny.world import World
 
-BASE_STEPS, GUIDANCE = 50, 4.0
-# name: (preset, fixed scheduler, steps it is made for)
+BASE_STEPS = 50
+BASE = "DDIM"  # at the guidance that tiny is painted with by default
+# name: how it is painted, and in how many steps
 ROWS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
-    "DDIM": ({"scheduler": "DDIM", "guidance": GUIDANCE}, (1, 2, 4, 8, BASE_STEPS)),
-    "DPM++ 2M": ({"scheduler": "DPM++ 2M", "guidance": GUIDANCE}, (1, 2, 4, 8)),
+    BASE: ({"scheduler": "DDIM"}, (BASE_STEPS, 1, 2, 4, 8)),  # first: the others are shares of it
+    "DPM++ 2M": ({"scheduler": "DPM++ 2M"}, (1, 2, 4, 8)),
+    "DDIM, guidance 4": ({"scheduler": "DDIM", "guidance": 4.0}, (8,)),  # what the students were taught
+    "lcm": ({"preset": "lcm"}, (1, 2, 4, 8)),
     "lcm-lora": ({"preset": "lcm-lora", "force": True}, (1, 2, 4, 8)),
-    "turbo": ({"preset": "turbo", "force": True}, (1, 2, 4)),
-    "tdm": ({"preset": "tdm"}, (4,)),
+    "turbo": ({"preset": "turbo", "force": True}, (1, 2, 4, 8)),
+    "tdm": ({"preset": "tdm", "force": True}, (1, 2, 4, 8)),
 }
-CONCEPTS = ("my_dog", "my_teapot", "my_car")
+CONCEPTS = ("my_dog", "my_teapot", "my_car", "my_chair", "my_robot", "my_teddy")
 PLACES = ("on the beach", "in the forest", "in the snow", "on a blue background", "in the desert", "at night")
 SEEDS, SEED_PROMPTS, SHOWN = 8, 24, 8
 
@@ -51,22 +56,39 @@ SEEDS, SEED_PROMPTS, SHOWN = 8, 24, 8
 class Bench:
     """The judge, the classifier, the prompts, the taught concepts."""
 
-    def __init__(self, n: int, base: str, concepts: tuple[str, ...]) -> None:
+    def __init__(
+        self, n: int, base: str, concepts: tuple[str, ...], mode: str = "gated", kept: Path | None = None
+    ) -> None:
+        self.mode, self.kept = mode, kept
         self.studio = Studio.open(base, device="cpu")
         self.judge: Judge = open_judge("tiny")
         self.classifier = Classifier.open()
-        self.asked = prompts(World("small"), n, 5)
+        drawn = prompts(World("small"), 2 * n, 5)
+        self.asked, others = drawn[:n], [a.prompt for a in drawn[n:]]
         self.texts = [a.prompt for a in self.asked]
         self.read = self.judge.texts(self.texts)
-        other = paint_many(self.studio, self.texts, range(50_000, 50_000 + n), **_base())
-        self.reference = self.judge.images(other)
+        painted = paint_many(self.studio, others, range(50_000, 50_000 + n), scheduler=BASE, steps=BASE_STEPS)
+        self.reference = self.judge.images(painted)
         self.photos = {name: self._taught(name) for name in concepts}
+        self.whole: dict[str, np.ndarray] = {}  # of the base in 50 steps, picture by picture
 
     def _taught(self, name: str) -> torch.Tensor:
-        """Teach a concept on the base; its photos as the judge sees them, whole as the pictures are."""
+        """Teach a concept on the base; its photos as the judge sees them, whole as the pictures are.
+
+        What was taught before lies in `kept` and is not taught again."""
         folder = Path("examples") / name
         category = (folder / "category.txt").read_text().strip()
-        self.studio.teach(folder, name=name, category=category, seed=1, preview=False)
+        own = f"{self.studio.base.fingerprint[:8]}-{self.mode}"
+        file = self.kept / own / f"{name}.safetensors" if self.kept else None
+        if file and file.is_file():
+            self.studio.add(str(file))
+        else:
+            concept = self.studio.teach(
+                folder, name=name, category=category, mode=self.mode, seed=1, preview=False
+            )
+            if file:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                concept.save(file)
         return self.judge.likeness([Image.open(f).convert("RGB") for f in sorted(folder.glob("*.jpg"))])
 
     def row(self, name: str, how: dict[str, Any]) -> tuple[dict[str, Any], list[Image.Image]]:
@@ -85,8 +107,15 @@ class Bench:
             "seeds": self._seeds(how),
         }
         found |= {f"true {k}": v for k, v in shares(rules.judge_all(self.asked, verdicts)).items()}
+        aligned = (seen.double() * self.read.double()).sum(1).numpy()
+        values, groups = {"alignment": aligned}, {"alignment": self.texts}
         if self.photos:
-            found["likeness"] = self._likeness(how)
+            values["likeness"], groups["likeness"] = self._likeness(how)
+            found["likeness"] = intervals.mean(values["likeness"], 0, groups["likeness"])
+        if name == f"{BASE} {BASE_STEPS}":
+            self.whole = values
+        for score, whole in self.whole.items():
+            found[f"{score} kept"] = intervals.ratio(values[score], whole, 0, groups[score])
         return found, pictures[:SHOWN]
 
     def _seeds(self, how: dict[str, Any]) -> Any:
@@ -95,18 +124,15 @@ class Bench:
         pictures = paint_many(self.studio, texts, list(range(SEEDS)) * len(chosen), **how)
         return seeds.identifiability(seeds.thumbnails(pictures).view(len(chosen), SEEDS, -1))
 
-    def _likeness(self, how: dict[str, Any]) -> Any:
+    def _likeness(self, how: dict[str, Any]) -> tuple[np.ndarray, list[str]]:
+        """Of every picture, and its prompt."""
         texts = [f"a photo of <{c}> {place}" for c in self.photos for place in PLACES for _ in range(2)]
         pictures = paint_many(self.studio, texts, range(len(texts)), **how)
         things = self.judge.likeness(pictures)
         each = len(texts) // len(self.photos)
         values = [(things[i * each : (i + 1) * each].double() @ photos.double().T).mean(1)
                   for i, photos in enumerate(self.photos.values())]  # fmt: skip
-        return metrics.mean(torch.cat(values).numpy(), 0, texts)
-
-
-def _base() -> dict[str, Any]:
-    return {"scheduler": "DDIM", "guidance": GUIDANCE, "steps": BASE_STEPS}
+        return torch.cat(values).numpy(), texts
 
 
 def main() -> None:
@@ -116,10 +142,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--steps", nargs="*", type=int)
     parser.add_argument("--concepts", nargs="*", default=list(CONCEPTS))
+    parser.add_argument(
+        "--mode", default="gated", choices=("gated", "row"), help="of teaching; the docs' tables are gated's"
+    )
+    parser.add_argument("--kept", type=Path, help="folder of the taught concepts, to use them again")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--grid", type=Path)
     args = parser.parse_args()
-    bench = Bench(args.prompts, args.base, tuple(args.concepts))
+    bench = Bench(args.prompts, args.base, tuple(args.concepts), args.mode, args.kept)
     rows, shown, captions = [], [], []
     for name in args.only:
         how, counts = ROWS[name]

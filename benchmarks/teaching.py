@@ -18,6 +18,7 @@ from minikin import Concept, Studio, events
 from minikin.bases.covariance import covariance
 from minikin.judging import likeness as looks
 from minikin.recipes import Teach
+from minikin.studio.painting import last
 from minikin.teaching.masks import picture_mask
 from minikin.teaching.photos import load_photos
 from minikin.teaching.teach import teach
@@ -34,9 +35,8 @@ def run() -> list[dict[str, Any]]:
         for mode in ("gated", "row"):
             recipe = Teach(name=name, category=category, mode=mode, sample_every=0)
             start = time.perf_counter()
-            done = list(studio.teaching(EXAMPLES / name, recipe))[-1]
+            facts = last(studio.teaching(EXAMPLES / name, recipe)).facts
             seconds = time.perf_counter() - start
-            facts = done.facts  # type: ignore[union-attr]
             rows.append({"what": f"teach {name}, {mode}: {facts['steps']} steps, best at {facts['best_step']}",
                          "value": f"{seconds:.1f} s", "bar": "<= 60 s", "holds": seconds <= 60})  # fmt: skip
     return rows + trace("my_backpack", "backpack") + trace("my_dog", "dog")
@@ -49,7 +49,7 @@ def trace(name: str, category: str) -> list[dict[str, Any]]:
     references = [looks.descriptor(p.pixels, p.mask) for p in photos if p.mask is not None]
     found: list[tuple[float, float]] = []
     spent = 0.0  # on measuring
-    recipe = Teach(name=name, category=category, steps=STEPS, sample_every=EVERY)
+    recipe = Teach.make(name=name, category=category, mode="gated", steps=STEPS, sample_every=EVERY)
 
     def measure(concept: Concept) -> Image.Image:
         nonlocal spent

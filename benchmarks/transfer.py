@@ -1,4 +1,4 @@
-"""How a concept taught on a base goes to its few-step sibling: four rules, measured (likeness, text alignment).
+"""How a concept taught on a base goes to its few-step sibling: three rules, likeness and text alignment.
 
     python -m benchmarks.transfer --json transfer.json
 
@@ -35,7 +35,8 @@ from minikin.recipes import Paint
 
 RULES = ("rebased", "absolute", "inverse")
 PRESETS: dict[str, dict[str, Any]] = {
-    "quality 25": {"steps": 25}, "lcm-lora 4": {"preset": "lcm-lora", "steps": 4},
+    "quality 25": {"steps": 25}, "lcm 4": {"preset": "lcm", "steps": 4},
+    "lcm-lora 4": {"preset": "lcm-lora", "steps": 4},
     "turbo 1": {"preset": "turbo", "steps": 1}, "turbo 4": {"preset": "turbo", "steps": 4},
     "tdm 4": {"preset": "tdm", "steps": 4},
 }  # fmt: skip
@@ -47,9 +48,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--base", default="tiny")
     parser.add_argument("--only", nargs="*", default=list(PRESETS), choices=list(PRESETS))
+    parser.add_argument("--mode", default="gated", choices=("gated", "row"), help="of teaching")
+    parser.add_argument("--kept", type=Path, help="folder of the taught concepts, to use them again")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    bench = Bench(2, args.base, CONCEPTS)
+    bench = Bench(2, args.base, CONCEPTS, args.mode, args.kept)
     own = {n: bench.studio.concepts.loaded[n].concept for n in CONCEPTS}
     rows = []
     for name in args.only:
@@ -58,7 +61,7 @@ def main() -> None:
             with following(bench.studio, own, how, rule):
                 rows.append({"preset": name, "rule": rule, **judged(bench, how)})
             print(rows[-1], flush=True)
-        for beta, tau in GATES:
+        for beta, tau in GATES if args.mode == "gated" else ():  # a row has no gate
             found = judged(bench, {**how, "beta": beta, "tau": tau})
             rows.append({"preset": name, "beta": beta, "tau": tau, **found})
             print(rows[-1], flush=True)

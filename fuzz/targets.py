@@ -40,7 +40,7 @@ def check_accepted(data: bytes, concept: Concept) -> None:
     assert concept.n_values <= file.MAX_VALUES, "too many values"
     assert all(float(t.abs().max()) <= file.MAX_ABS for t in concept.delta.values()), "absurd values"
     assert len(meta) <= io.MAX_KEYS, "too many keys"
-    assert all(len(v) <= io.MAX_VALUE for v in meta.values()), "too much metadata"
+    assert all(len(v) <= io.MAX_VALUE or k in io.LONG for k, v in meta.items()), "too much metadata"
     told = "".join(_texts([concept.name, concept.category, *vars(concept.origin).values(), concept.recipe]))
     assert not any(c in told for c in "\x00\x1b\u202e\u200b"), "control characters"
     again = file.from_bytes(file.to_bytes(concept))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1,localhost"  # every server here is this machine's
 
 import numpy as np
 import pytest
@@ -23,12 +25,20 @@ from minikin.teaching.photos import Photo
 
 torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
 FAMILIES = tuple(ARCHITECTURES)
+SHARED = pytest.StashKey[dict[str, tuple[list[torch.nn.Module], list[float]]]]()  # by fixture: modules, sums
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What takes hours runs when it is asked for by its mark, never by accident."""
     if "soak" not in (config.option.markexpr or ""):
         items[:] = [item for item in items if not item.get_closest_marker("soak")]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Which tests failed, once more and last: what they said can be longer than what a log keeps."""
+    for kind in ("failed", "error"):
+        for report in terminalreporter.getreports(kind):
+            terminalreporter.write_line(f"{kind}: {report.nodeid}")
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +67,14 @@ def quick_disk() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def no_curves() -> Iterator[None]:
+    """Drawing the learning curve takes a sixth of these short runs; tests/test_build_run.py looks at it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minikin.training.telling.curve", lambda *_: None)
+        yield
+
+
 def filling(writes: int) -> Callable[[int], None]:
     """An os.fsync of a disk that is full after so many writes."""
     real, left = os.fsync, iter(range(writes))
@@ -67,6 +85,11 @@ def filling(writes: int) -> Callable[[int], None]:
         real(handle)
 
     return fsync
+
+
+def equal(a: Image.Image, b: Image.Image) -> bool:
+    """To the bit, without pages of bytes where they are not."""
+    return a.size == b.size and a.mode == b.mode and a.tobytes() == b.tobytes()
 
 
 def command(monkeypatch: Any, capsys: Any, *args: object) -> tuple[int, str, str]:
@@ -81,6 +104,13 @@ def command(monkeypatch: Any, capsys: Any, *args: object) -> tuple[int, str, str
         code = int(e.code or 0)
     told = capsys.readouterr()
     return code, told.out, told.err
+
+
+@pytest.fixture
+def cli(monkeypatch: Any, capsys: Any, tmp_path: Path) -> Any:
+    """`cli("paint", ...)` as typed in an empty folder: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *args: command(monkeypatch, capsys, *args)
 
 
 def build_pipeline(name: str, folder: Path, seed: int = 0) -> Any:
@@ -117,23 +147,80 @@ def build_pipeline(name: str, folder: Path, seed: int = 0) -> Any:
 
 
 @pytest.fixture(scope="session")
-def pipelines(tmp_path_factory: Any) -> dict[str, Any]:
+def pipelines(request: pytest.FixtureRequest, tmp_path_factory: Any) -> dict[str, Any]:
     """One miniature pipeline of every architecture, without Minikin on it."""
-    return {n: build_pipeline(n, tmp_path_factory.mktemp(f"mini-{n}")) for n in FAMILIES}
+    made = {n: build_pipeline(n, tmp_path_factory.mktemp(f"mini-{n}")) for n in FAMILIES}
+    parts = [part for pipe in made.values() for part in pipe.components.values()]
+    share(request, [part for part in parts if isinstance(part, torch.nn.Module)])
+    return made
 
 
 @pytest.fixture(scope="session")
-def bases(tmp_path_factory: Any) -> dict[str, Base]:
+def bases(request: pytest.FixtureRequest, tmp_path_factory: Any) -> dict[str, Base]:
     """The same miniatures as bases (same weights: same seeds)."""
-    return {n: Base(build_pipeline(n, tmp_path_factory.mktemp(f"base-{n}")), n) for n in FAMILIES}
+    made = {n: Base(build_pipeline(n, tmp_path_factory.mktemp(f"base-{n}")), n) for n in FAMILIES}
+    share(request, [part for base in made.values() for part in base.modules])
+    return made
 
 
 @pytest.fixture(scope="session")
-def tiny() -> Base:
-    """The embedded base."""
+def tiny(request: pytest.FixtureRequest) -> Base:
+    """The embedded base, one for all tests."""
     from minikin.bases.opening.registry import open_base
 
-    return open_base("tiny", device="cpu")
+    base = open_base("tiny", device="cpu")
+    share(request, base.modules)
+    return base
+
+
+def share(request: pytest.FixtureRequest, modules: Sequence[torch.nn.Module]) -> None:
+    """Note what the weights of a fixture of all tests are."""
+    assert request.fixturename
+    request.config.stash.setdefault(SHARED, {})[request.fixturename] = list(modules), sums(modules)
+
+
+def sums(modules: Sequence[torch.nn.Module]) -> list[float]:
+    """Of every weight: anything that was rounded or left changed shows. By NumPy: PyTorch's sums depend on how
+    many threads there are, and `one_thread` may come before what is shared is made."""
+    return [float(p.detach().double().numpy().sum()) for part in modules for p in part.parameters()]
+
+
+def changed(config: pytest.Config, fixtures: Collection[str]) -> list[str]:
+    """Which of these fixtures have other weights than they began with."""
+    shared = config.stash.get(SHARED, {})
+    return [name for name, (modules, before) in shared.items() if name in fixtures and sums(modules) != before]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_is_shared_is_left_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
+    """To bfloat16 and back is not the same weights: a later file would fail for it, and not when run alone."""
+    yield
+    here = [item for item in request.session.items if item.path == request.path]
+    used = {name for item in here if isinstance(item, pytest.Function) for name in item.fixturenames}
+    wrong = changed(request.config, used)
+    assert not wrong, f"{request.node.name} changed what all tests share: {', '.join(wrong)}."
+
+
+@pytest.fixture(scope="module")
+def ray(tmp_path_factory: Any) -> Iterator[Any]:
+    """One cluster of this machine's own for the whole file."""
+    from minikin.fleet.cluster import Cluster
+
+    if not find_spec("ray"):  # not imported before its environment is set
+        pytest.skip("Ray is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MINIKIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.setenv("MINIKIN_HOME", str(tmp_path_factory.mktemp("fleet-home")))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_worker_niceness", "0")  # by its default, 15, a busy machine lets workers starve
+        patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # which ends workers for what others use
+        here = str(Path(__file__).parent)
+        patch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS"):
+            patch.setenv(name, "")  # noted, so that what Ray is given is gone afterwards
+            patch.delenv(name)
+        with Cluster(4, cpus=1, gpus=0).joined() as module:  # room for replicas beside workers
+            yield module
 
 
 @pytest.fixture

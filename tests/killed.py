@@ -25,8 +25,7 @@ from minikin.concepts import file
 from minikin.distilling import export
 from minikin.distilling.distill import distill
 from minikin.files import atomic_write
-from minikin.painting.plan import plan as plan_of
-from minikin.recipes import Distill, Paint, Teach
+from minikin.recipes import Distill, Teach
 from minikin.server import ledger
 from minikin.server.canary import Canary
 from minikin.server.jobs import Asked
@@ -101,17 +100,11 @@ def _trained(folder: Path) -> int:
 
 
 def _sweep(folder: Path, done: Any) -> None:
-    import test_sweep as s
-    from minikin.concepts.concept import Concept, Origin
-    from minikin.judging.scores import References
     from minikin.judging.sweep.cache import Cache
+    from sweeps import Painter, run, task_on
 
     torch.set_num_threads(1)
-    tom = Concept("tom", "cat", "gated", Origin("tiny", "f", "t"), (torch.zeros(1, 4),), torch.ones(4),
-                  torch.ones(4), {})  # fmt: skip
-    known = References(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
-    decided = plan_of(base(), Paint(prompt="<tom>", steps=5, guidance=3))
-    task = s.Task(s.SEARCH, tom, decided, {"base": "f", "concept": "c"}, s.Planted(), known)
+    task = task_on(base())
     kept = len(Cache(folder / "cache.jsonl"))
 
     def after(n: int) -> None:
@@ -119,7 +112,7 @@ def _sweep(folder: Path, done: Any) -> None:
         time.sleep(PAUSE / 5)
 
     done.value = 0
-    found, _ = s.run(task, folder, s.Painter(after=after))
+    found, _ = run(task, folder, Painter(after=after))
     atomic_write(folder / "points.json", json.dumps({k: repr(v) for k, v in sorted(found.items())}).encode())
 
 
@@ -207,10 +200,10 @@ def _in_place(folder: Path, done: Any) -> None:
 
 
 def _forgetful(folder: Path, done: Any) -> None:
-    """Goes on from where it was, with other numbers than it had."""
+    """Goes on from where it was, with other numbers than it had; alike as long as nobody kills it."""
     path = folder / "state.json"
     n, total = json.loads(path.read_text()) if path.exists() else (0, 0)
-    rng = np.random.default_rng(os.getpid())
+    rng = np.random.default_rng(n)
     done.value = 0
     while n < 30:
         time.sleep(PAUSE)

@@ -66,9 +66,7 @@ class Kills:
         rng = random.Random(self.seed)
         whole = self.folder / "whole"
         whole.mkdir(parents=True)
-        began = time.monotonic()
-        code, _ = _life(self.work, whole, None)
-        took = time.monotonic() - began
+        code, _, took = _life(self.work, whole, None)
         if code != 0:
             return [f"the unbroken run ended with {code}"]
         wanted, turn = self.work.result(whole), 0
@@ -79,7 +77,7 @@ class Kills:
             for _ in range(rng.randint(1, 4)):
                 if self.killed < kills and not self._killed(part, rng.uniform(0, 0.7 * took)):
                     break
-            code, _ = _life(self.work, part, None)
+            code, *_ = _life(self.work, part, None)
             if code != 0:
                 self.wrong.append(f"what went on after {self.killed} kills ended with {code}")
             elif self.work.result(part) != wanted:
@@ -89,7 +87,7 @@ class Kills:
 
     def _killed(self, part: Path, after: float) -> bool:
         """Begin, kill, look; False when the work was done before."""
-        code, done = _life(self.work, part, after)
+        code, done, _ = _life(self.work, part, after)
         if code == 0:
             self.early += 1
             return False
@@ -105,23 +103,20 @@ class Kills:
         return not self.wrong
 
     def _swept(self, part: Path) -> None:
-        """Temporary files of the killed are recognised as such by whoever comes next."""
-        before = files.SETTLED_S
-        try:
-            files.SETTLED_S = 0.0
-            for folder in [part, *(p for p in part.rglob("*") if p.is_dir())]:
-                if folder.is_dir():
-                    files.sweep_orphans(folder)
-        finally:
-            files.SETTLED_S = before
+        """Temporary files of the killed are recognised as such by whoever comes next (here: of any age)."""
+        for folder in [part, *(p for p in part.rglob("*") if p.is_dir())]:
+            if folder.is_dir():
+                files.sweep_orphans(folder, settled_s=0)
         self.wrong += [f"{p.name} was left behind" for p in part.rglob(".minikin-*")]
 
 
 _contexts: dict[tuple[str, ...], Any] = {}
 
 
-def _life(work: Work, folder: Path, after: float | None) -> tuple[int, int]:
-    """Exit code and steps done of one process; killed `after` seconds of work, or never."""
+def _life(work: Work, folder: Path, after: float | None) -> tuple[int, int, float]:
+    """Exit code, steps done and seconds of work of one process; killed `after` seconds of work, or never.
+
+    Work begins when it says so: starting the first process, and the server it is forked from, takes longer."""
     here = str(Path(__file__).parent)
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(
         [here, str(Path(here).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
@@ -135,14 +130,16 @@ def _life(work: Work, folder: Path, after: float | None) -> tuple[int, int]:
     child.start()
     while done.value < 0 and child.is_alive():
         time.sleep(0.002)
+    begun = time.monotonic()
     if after is not None:
         child.join(after)
         child.kill()
     child.join()
+    took = time.monotonic() - begun
     code, steps = child.exitcode, done.value
     child.close()
     assert code is not None
-    return code, max(0, steps)
+    return code, max(0, steps), took
 
 
 def torn(folder: Path) -> list[str]:

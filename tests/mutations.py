@@ -1,6 +1,6 @@
 """Damaged copies of valid concept files, by the hundred thousand: what a parser must survive.
 
-    for data in mutations(seeds(), n, seed): ...
+    accepted, wrong = survey(n, seed)
 
 Half of the mutations know the format (header fields, lengths, offsets, keys, numbers), half do not (bits,
 bytes, cuts, blocks moved). All are drawn from one seed, so a failure repeats.
@@ -14,10 +14,13 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from fuzz.targets import check_accepted
 
+from minikin.concepts import file
 from minikin.concepts import tensors as io
 from minikin.concepts.concept import Concept, Origin
 from minikin.concepts.file import to_bytes
+from minikin.errors import BadConceptFile
 
 SITE = "mid_block.attentions.0.transformer_blocks.0.attn2"
 ODD = [
@@ -74,6 +77,27 @@ def mutations(files: Sequence[bytes], n: int, seed: int = 0) -> Iterator[bytes]:
             header, body = parts[k]
             data = rng.choice(KNOWING)(rng, header, body)
         yield rng.choice(BLIND)(rng, data, files) if rng.random() < 0.1 and len(data) > 8 else data
+
+
+def survey(n: int, seed: int = 0) -> tuple[int, list[str]]:
+    """How many of `n` damaged files were accepted, and the first things that went wrong."""
+    accepted, wrong = 0, []
+    for k, data in enumerate(mutations(seeds(), n, seed)):
+        try:
+            concept = file.from_bytes(data)
+        except BadConceptFile:
+            continue
+        except Exception as e:
+            wrong.append(f"{k}: {type(e).__name__}: {e}")
+        else:
+            accepted += 1
+            try:
+                check_accepted(data, concept)
+            except Exception as e:
+                wrong.append(f"{k}: accepted, but {type(e).__name__}: {e}")
+        if len(wrong) >= 5:
+            break
+    return accepted, wrong
 
 
 def split(data: bytes) -> tuple[str, bytes]:

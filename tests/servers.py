@@ -14,14 +14,19 @@ from typing import Any
 import httpx
 import torch
 import uvicorn
+from PIL import Image
 
 from minikin.concepts.concept import Concept, Origin
 from minikin.concepts.file import to_bytes
-from minikin.server import ledger
+from minikin.server import app as app_
+from minikin.server import ledger, metrics
 from minikin.server.app import create, gated
-from minikin.server.engine import Engine
+from minikin.server.canary import Canary
+from minikin.server.engine import Engine, OnStep, Preview, Row
 from minikin.server.limits import Limits
 from minikin.server.service import Service
+
+_begun, _open = 0, 0  # servers of this process
 
 
 @dataclass
@@ -32,9 +37,11 @@ class Served:
     service: Service
     app: Any
     folder: Path
+    server: uvicorn.Server
 
     def client(self, **kwargs: Any) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30, trust_env=False, **kwargs)
+        """Without certificates: reading them took longer than most of these tests' requests."""
+        return httpx.Client(base_url=self.url, timeout=30, trust_env=False, verify=False, **kwargs)
 
     def drained(self, seconds: float = 10.0) -> None:
         """Wait until every job has ended."""
@@ -46,36 +53,67 @@ class Served:
 @contextmanager
 def served(
     engine: Engine, folder: Path, *, limits: Limits | None = None, keys: Sequence[str] = (),
-    drained: bool = True, page: bool = False,
+    drained: bool = True, page: bool = False, engines: Sequence[Engine] = (), **how: Any,
 ) -> Iterator[Served]:  # fmt: skip
-    """Inside, the server runs; afterwards the ledger must be in order."""
-    service = Service([engine], folder, limits)
+    """Inside, the server runs, with one engine or several, its `Service` told `how`.
+
+    Afterwards the ledger must be in order, and what was counted agree with it: a process has one set of
+    counters, so that is looked at where no other server ran beside this one.
+    """
+    global _begun, _open
+    service = Service(list(engines) or [engine], folder, limits, **how)
+    before, since = metrics.text().decode(), ledger.last(folder)
+    alone, _begun, _open = (not _open) and _begun + 1, _begun + 1, _open + 1
     app = create(service)
     if page:
         from minikin.page.app import mount
 
         mount(app)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    config = uvicorn.Config(
-        gated(app, keys=keys), host="127.0.0.1", port=port, log_level="error", timeout_graceful_shutdown=2
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
+    own = socket.create_server(("127.0.0.1", 0))  # stays ours from here on
+    port = own.getsockname()[1]
+    guard = gated(app, keys=keys)
+    quiet = {"log_level": "critical", "timeout_graceful_shutdown": 2}
+    server = app_.server(guard, service, "127.0.0.1", port, **quiet)
+    thread = threading.Thread(target=server.run, args=([own],), daemon=True)
     thread.start()
-    one = Served(f"http://127.0.0.1:{port}", service, app, folder)
+    one = Served(f"http://127.0.0.1:{port}", service, app, folder, server)
     until = time.monotonic() + 30
     while not (server.started and not service.ready) and time.monotonic() < until:
         time.sleep(0.01)
     try:
         yield one
+    except BaseException:
+        service.close(0)  # what a failed test leaves in hand is not waited for
+        raise
     finally:
         server.should_exit = True
         thread.join(30)
         service.close(0)
+        _open -= 1
     wrong = ledger.problems(folder, drained=drained)
+    if alone == _begun and service.limits.keep_s > 60:  # else its lines may be gone
+        wrong += ledger.disagreements(folder, metrics.text().decode(), before, since)
     assert not wrong, wrong
+
+
+class Watched(Canary):
+    """Goes on to the next step when somebody has looked at the picture, or after `patience` seconds."""
+
+    patience = 0.0
+
+    def paint(self, rows: Sequence[Row], on_step: OnStep) -> list[Image.Image]:
+        def step(done: int, preview: Preview) -> None:
+            looked = threading.Event()
+
+            def look(row: int) -> Any:
+                looked.set()
+                return preview(row)
+
+            on_step(done, look)
+            if done < rows[0].prepared.steps:
+                looked.wait(self.patience)
+
+        return super().paint(rows, step)
 
 
 def concept(name: str, seed: int, category: str = "cat") -> bytes:

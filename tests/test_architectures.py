@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import FAMILIES, build_pipeline
+from conftest import FAMILIES, build_pipeline, changed
 from minikin import Concept, Studio, attach
 from minikin.bases.base import Base
 from minikin.bases.identity import alike
@@ -46,10 +46,13 @@ def add_lora(pipe: Any) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("lora", [False, True], ids=["plain", "lora"])
-def test_no_concept_means_bit_identical(family: str, lora: bool, tmp_path: Any) -> None:
+def test_no_concept_means_bit_identical(
+    family: str, lora: bool, pipelines: dict[str, Any], tmp_path: Any
+) -> None:  # fmt: skip
     """Text-to-image with packed prompts equals the stock pipeline to the bit."""
-    stock, ours = (build_pipeline(family, tmp_path / str(k)) for k in range(2))
+    stock, ours = pipelines[family], build_pipeline(family, tmp_path / "ours")
     if lora:
+        stock = build_pipeline(family, tmp_path / "stock")
         add_lora(stock)
         add_lora(ours)
     guidance = 8.0 if family.startswith("lcm") else 5.0
@@ -64,13 +67,15 @@ def negative(family: str, text: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"])
 @pytest.mark.parametrize("task", ["Img2Img", "Inpaint"])
-def test_other_stock_pipelines_accept_packed(family: str, task: str, tmp_path: Any) -> None:
+def test_other_stock_pipelines_accept_packed(
+    family: str, task: str, pipelines: dict[str, Any], tmp_path: Any
+) -> None:  # fmt: skip
     """Image-to-image and inpainting take packed prompts unchanged, and agree to the bit."""
     import diffusers
 
     kind = "StableDiffusionXL" if family == "sdxl" else "StableDiffusion"
     cls = getattr(diffusers, f"{kind}{task}Pipeline")
-    stock, ours = (cls.from_pipe(build_pipeline(family, tmp_path / str(k))) for k in range(2))
+    stock, ours = (cls.from_pipe(p) for p in (pipelines[family], build_pipeline(family, tmp_path)))
     rng = np.random.default_rng(1)
     kwargs: dict[str, Any] = {"image": Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))}
     kwargs["strength"] = 0.7
@@ -153,7 +158,7 @@ def test_only_words_and_values_are_trainable(family: str, bases: dict[str, Base]
     from minikin.teaching.teach import Batches, prepare
 
     base = bases[family]
-    recipe = Teach(name="tom", category="teddy bear", batch=2)
+    recipe = Teach.make(name="tom", category="teddy bear", mode="gated", batch=2)
     prepared = prepare(base, photos, recipe)
     c = Covariance(torch.eye(base.layout.text_width, dtype=torch.float64), 1, 1)
     student = Student(base, recipe, category_encoding(base, "teddy bear"), c.inverse)
@@ -171,8 +176,8 @@ def test_only_words_and_values_are_trainable(family: str, bases: dict[str, Base]
     assert {p.numel() for p in trainable} == {base.layout.n_values, *(w.numel() for w in student.words)}
 
 
-def test_detach_gives_the_stock_pipeline_back(tmp_path: Any) -> None:
-    stock, ours = (build_pipeline("sd15", tmp_path / str(k)) for k in range(2))
+def test_detach_gives_the_stock_pipeline_back(pipelines: dict[str, Any], tmp_path: Any) -> None:
+    stock, ours = pipelines["sd15"], build_pipeline("sd15", tmp_path)
     attach(ours)
     detach(ours.unet)
     kwargs = {"prompt": PROMPT, "guidance_scale": 5.0}
@@ -181,8 +186,8 @@ def test_detach_gives_the_stock_pipeline_back(tmp_path: Any) -> None:
     assert type(next(iter(ours.unet.attn_processors.values()))).__name__ == "AttnProcessor2_0"
 
 
-def test_plain_prompts_still_work_while_attached(tmp_path: Any) -> None:
-    stock, ours = (build_pipeline("sd15", tmp_path / str(k)) for k in range(2))
+def test_plain_prompts_still_work_while_attached(pipelines: dict[str, Any], tmp_path: Any) -> None:
+    stock, ours = pipelines["sd15"], build_pipeline("sd15", tmp_path)
     attach(ours)
     kwargs = {"prompt": PROMPT, "guidance_scale": 5.0}
     assert np.array_equal(call(ours, **kwargs), call(stock, **kwargs))
@@ -243,13 +248,14 @@ def test_a_concept_fits_copies_of_its_base_in_any_precision(family: str, tmp_pat
     copies += [Base(build_pipeline(family, tmp_path / "c").to(torch.float16).to(torch.bfloat16))]
     assert copies[0].text_hash == copies[1].text_hash and copies[0].fingerprint == copies[1].fingerprint
     assert copies[0].text_hash != copies[2].text_hash  # what the sketch is for
+    theirs = [attach(b.pipe) for b in copies]
     for a in copies:
         tom = Concept(
             "tom", "cat", "row", a.origin, (), torch.zeros(1), torch.zeros(1),
             {s.path: torch.zeros(s.width) for s in a.layout.sites},
         )  # fmt: skip
-        for b in copies:
-            attach(b.pipe).add(file.from_bytes(file.to_bytes(tom)))
+        for concepts in theirs:
+            concepts.add(file.from_bytes(file.to_bytes(tom)))
     with torch.no_grad():
         for p in copies[0].text_encoders[0].parameters():
             p.mul_(1.02)
@@ -274,3 +280,13 @@ def test_teach_and_paint_in_bfloat16(family: str, mode: str, photos: list[Photo]
     assert made.is_finite()
     (image,) = studio.paint("<tom> and (a dog:1.2)", negative="blurry", steps=2)
     assert image.size == (64, 64)
+
+
+def test_a_change_of_what_all_tests_share_is_seen(bases: dict[str, Base], request: Any) -> None:
+    """The control of conftest's look after every file: one weight, and where it is as before again."""
+    weight = next(bases["sdxl"].unet.parameters()).data.view(-1)[:1]
+    before = weight.clone()
+    weight += 0.01
+    assert changed(request.config, ["bases", "tiny"]) == ["bases"]
+    weight.copy_(before)
+    assert changed(request.config, ["bases", "tiny"]) == []

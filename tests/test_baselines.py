@@ -28,6 +28,7 @@ from minikin.teaching.baselines.learned import Learned, using
 from minikin.teaching.baselines.methods import METHODS
 from minikin.teaching.photos import Photo
 
+pytestmark = pytest.mark.usefixtures("no_curves")
 FAST = {"steps": 4, "batch": 2, "rate": 1e-2, "prior": 0.0}
 TRAINS = {  # what each method may change, as regular expressions over the trained tensors' names
     "textual-inversion": r"words\.0",
@@ -36,14 +37,6 @@ TRAINS = {  # what each method may change, as regular expressions over the train
     "dreambooth-lora": r"unet\..*\.attn[12]\.to_(q|k|v|out\.0)\.lora_[AB]\.default\.weight",
     "custom-diffusion": r"words\.0|unet\..*\.attn2\.to_[kv]\.weight",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_curves() -> Any:
-    """Drawing the learning curve takes longer than these runs; tests/test_build_run.py looks at it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minikin.training.telling.curve", lambda *_: None)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -546,7 +539,7 @@ def test_every_family_has_its_published_methods() -> None:
 
 def test_the_search_finds_a_planted_best() -> None:
     """Highest mean score over the concepts; a setting measured on fewer of them does not count."""
-    from benchmarks.baselines import best
+    from benchmarks.baselines import best, leading
 
     def row(rate: float, steps: int, concept: str, likeness: float, alignment: float) -> dict[str, Any]:
         return {"method": "dreambooth", "rate": rate, "steps": steps, "concept": concept,
@@ -557,3 +550,4 @@ def test_the_search_finds_a_planted_best() -> None:
     rows += [row(3e-4, 100, c, 0.9, 0.1) for c in ("a", "b")]
     rows += [row(1e-3, 50, "a", 1.0, 1.0)]
     assert best(rows) == {"dreambooth": {"rate": 1e-4, "steps": 100, "score": 0.6, "concepts": 2}}
+    assert leading(rows, "dreambooth") == [1e-3, 1e-4]  # by the first concept alone, each at its best steps

@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer as FastTokenizer
 
 from conftest import filling
-from minikin.errors import AssetError, BadModelFile, BadRecipe, Busy, OutOfMemory, StorageError, UnknownName
+from minikin.errors import AssetError, BadModelFile, BadRecipe, Busy, StorageError, UnknownName
 from minikin.events import Done, Note
 from minikin.tiny.build import art, stages
+from minikin.tiny.build.autoencoder import DecoderLoss
 from minikin.tiny.build.autoencoder import build as build_autoencoder
-from minikin.tiny.build.autoencoder import grown
 from minikin.tiny.build.job import Job
-from minikin.tiny.build.noise import STEPS, Levels, scheduler
-from minikin.tiny.build.normalise import normalise
-from minikin.tiny.build.pool import spread
+from minikin.tiny.build.latents import stores as latent_stores
+from minikin.tiny.build.pictures import stores, stream, world_of
 from minikin.tiny.build.recipes import (
     Adapters,
     Autoencoder,
@@ -37,8 +37,9 @@ from minikin.tiny.build.recipes import (
     Unet,
     recipe,
 )  # fmt: skip
-from minikin.tiny.build.shards import Shards, write
+from minikin.tiny.captions import caption
 from minikin.training.plan import Plan, Turn
+from minikin.training.run import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PLAN = Plan(steps=3, batch=4, bf16=False, log_steps=1, warmup=2, save_minutes=0)
@@ -49,9 +50,16 @@ STAGES = ("pictures", "autoencoder", "tokenizer", "text", "latents", "unet", "ex
 def miniature(**unet: Any) -> Build:
     """Everything of the small recipe but its size: latents of 16x16x4 from two levels and a grown third."""
     return Build(
-        pictures=Pictures(count=48, others=16, shard=16, backdrops=1),
+        pictures=Pictures(count=48, pairs=16, others=16, shard=16, backdrops=1),
         autoencoder=Autoencoder(
-            channels=(4, 8, 8, 8), latents=4, first_latents=2, crop=32, held_out=4, first=PLAN, grown=PLAN
+            channels=(4, 8, 8, 8),
+            latents=4,
+            first_latents=2,
+            crop=32,
+            held_out=4,
+            first=PLAN,
+            grown=PLAN,
+            decoder=PLAN,
         ),
         tokenizer=Tokenizer(size=700, captions=60),
         text=Text(layers=1, width=32, heads=2, plan=PLAN),
@@ -76,7 +84,7 @@ def built(tmp_path_factory: Any) -> Job:
 
 
 def test_every_stage_leaves_what_a_person_wants_to_see(built: Job) -> None:
-    for name in ("autoencoder/first", "autoencoder/grown", "text", "unet"):
+    for name in ("autoencoder/first", "autoencoder/grown", "autoencoder/decoder", "text", "unet"):
         folder = built.out / name
         rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         assert [r["step"] for r in rows if "loss" in r] == [1, 2, 3]
@@ -211,21 +219,6 @@ def test_another_art_pack_is_refused_unless_asked_for(tmp_path: Path, monkeypatc
     art.check(art.shipped())
 
 
-def test_damaged_pictures_are_named(tmp_path: Path) -> None:
-    shards = Shards(tmp_path, 8, 4, {"world": "small"})
-    for i in range(2):
-        write(shards.path(i), np.full((4, 2), i, np.uint8))
-    assert shards[np.array([0, 7, 3])].tolist() == [[0, 0], [1, 1], [0, 0]]
-    shards.path(1).write_bytes(shards.path(1).read_bytes()[:-3])
-    again = Shards(tmp_path, 8, 4, {"world": "small"})
-    with pytest.raises(AssetError, match=r"00001.npy cannot be read .* Delete this one file"):
-        again.all()
-    shards.path(1).unlink()
-    assert Shards(tmp_path, 8, 4, {"world": "small"}).missing() == [1]
-    with pytest.raises(BadRecipe, match="made from something else: world is small there and wide now"):
-        Shards(tmp_path, 8, 4, {"world": "wide"})
-
-
 def test_a_full_disk_while_rendering(tmp_path: Path, monkeypatch: Any) -> None:
     """The message says what to do, finished files stay, and the same call goes on."""
     job = Job(miniature(), tmp_path)
@@ -255,7 +248,7 @@ def test_a_full_disk_while_exporting(built: Job, monkeypatch: Any) -> None:
 
 
 def test_budgets() -> None:
-    """By stage; the autoencoder's is shared by its two parts; without one the recipe's holds."""
+    """By stage; the autoencoder's is shared by its three parts; without one the recipe's holds."""
     job = Job(miniature(), Path("out"), minutes={"autoencoder": 10}, steps={"unet": 7})
     assert job.plan("autoencoder", PLAN, 0.4).minutes == 4
     assert job.plan("autoencoder", PLAN, 0.4).steps is None
@@ -271,67 +264,38 @@ def test_two_builds_in_one_folder(tmp_path: Path) -> None:
     work.close()
 
 
-def test_worker_processes(tmp_path: Path) -> None:
-    """They do the same as this process; one that is ended from outside is told."""
-    calls = [(tmp_path / str(i), np.arange(i)) for i in range(3)]
-    assert list(spread(write, calls, 2)) == [1, 2, 3]
-    assert np.load(tmp_path / "2").tolist() == [0, 1]
-    with pytest.raises(OutOfMemory, match="worker process was ended from outside.*fewer than --workers 1"):
-        list(spread(os._exit, [(1,)], 1))
-
-
 # ---- the pieces ----------------------------------------------------------------------------------
 
 
-def test_normalising_changes_latents_only() -> None:
-    """Decoding what was encoded gives what it gave before; channels end with mean 0 and unit total."""
+def test_the_last_scenes_are_pairs(built: Job) -> None:
+    """Their pictures and captions are of the same stream."""
+    worlds = [stream(built, i) for i in range(48)]
+    assert worlds == ["small"] * 32 + ["small:pair"] * 16
+    world = world_of("small:pair", 1, None)
+    scene = world.scene(built.recipe.pictures.seed, 40)
+    assert scene.layout == "pair"
+    own = stores(built)[0][1]
+    assert np.array_equal(own[np.array([40])][0], np.asarray(world.draw(scene)[0]))
+    tokens = latent_stores(built)[1][np.array([40])][0]
+    said = caption(scene, np.random.default_rng((built.recipe.pictures.seed, 40, 0))).text
+    ids = FastTokenizer.from_file(str(built.tokenizer / "tokenizer.json")).encode(said).ids
+    assert tokens[0].tolist()[:10] == ids[:10]
+
+
+def test_the_decoder_goes_on_alone(built: Job, tmp_path: Path) -> None:
+    """Its loss teaches the decoder, and the encoder is what it was: latents stay valid."""
+    vae = build_autoencoder((4, 8), 3, 32)
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(False)
+    run = Run(tmp_path, vae, PLAN, device=torch.device("cpu"), stage="decoder")
+    pixels = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
     torch.manual_seed(0)
-    vae = build_autoencoder((4, 8), 3, 32).eval()
-    x = torch.rand(8, 3, 32, 32) * 2 - 1
-    out, _ = normalise(vae, x, torch.autocast("cpu", enabled=False))
-    with torch.no_grad():
-        was = vae.decode(vae.encode(x).latent_dist.mean).sample
-        z = out.encode(x).latent_dist
-        now = out.decode(z.mean).sample
-        assert torch.allclose(was, now, atol=1e-4)
-        assert z.mean.mean((0, 2, 3)).abs().max() < 1e-4
-        assert float(z.mean.std((0, 2, 3)).pow(2).mean()) == pytest.approx(1, rel=1e-3)
-        before = vae.encode(x).latent_dist
-        ratio, kept = (q.logvar.exp() / q.mean.var((0, 2, 3), keepdim=True) for q in (before, z))
-        assert torch.allclose(ratio, kept, rtol=1e-2)  # the posterior's relative width too
-
-
-def test_growing_keeps_the_outer_levels() -> None:
-    small, large = build_autoencoder((4, 8), 2, 32), build_autoencoder((4, 8, 8), 4, 32)
-    out = grown(small, large).state_dict()
-    old = small.state_dict()
-    for before, after in (
-        ("encoder.conv_in.weight", "encoder.conv_in.weight"),
-        ("encoder.down_blocks.1.resnets.0.conv1.weight", "encoder.down_blocks.1.resnets.0.conv1.weight"),
-        ("decoder.up_blocks.1.resnets.0.conv1.weight", "decoder.up_blocks.2.resnets.0.conv1.weight"),
-        ("decoder.conv_out.weight", "decoder.conv_out.weight"),
-    ):
-        assert torch.equal(old[before], out[after])
-
-
-def test_timesteps_follow_the_recipe() -> None:
-    """Three quarters by a Laplace law of log-SNR: its median and its mean distance from it."""
-    levels = Levels(scheduler().alphas_cumprod, uniform=0.25, centre=0.3, spread=0.8)
-    t = levels.draw(4000, torch.Generator().manual_seed(0))
-    assert t.shape == (4000,) and 0 <= int(t.min()) and int(t.max()) < STEPS
-    only = Levels(scheduler().alphas_cumprod, uniform=0, centre=0.3, spread=0.8)
-    log_snr = only.log_snr[only.draw(4000, torch.Generator().manual_seed(0))]
-    assert float(log_snr.median()) == pytest.approx(0.3, abs=0.02)
-    assert float((log_snr - 0.3).abs().mean()) == pytest.approx(0.8, abs=0.03)
-
-
-def test_v_is_the_schedulers(tmp_path: Path) -> None:
-    ddim = scheduler()
-    levels = Levels(ddim.alphas_cumprod, uniform=0.25, centre=0.3, spread=0.8)
-    x0, eps, t = torch.randn(5, 2, 4, 4), torch.randn(5, 2, 4, 4), torch.tensor([0, 10, 500, 900, 999])
-    x_t, v = levels.mix(x0, eps, t)
-    assert torch.allclose(x_t, ddim.add_noise(x0, eps, t), atol=1e-6)
-    assert torch.allclose(v, ddim.get_velocity(x0, eps, t), atol=1e-6)
+    told = DecoderLoss(run, built.recipe.autoencoder)(Turn(0, 4, (0, 0)), pixels)
+    told["loss"].backward()
+    taught = {
+        n.split(".")[0] for n, p in vae.named_parameters() if p.grad is not None and p.grad.abs().max() > 0
+    }
+    assert taught == {"decoder", "post_quant_conv"}
 
 
 def test_tokenizer_is_clips(built: Job) -> None:
@@ -391,105 +355,6 @@ def test_sides_are_told_where_they_can_be_known(built: Job) -> None:
     assert seen == set(SIDES)
 
 
-def test_presets() -> None:
-    """On a GPU all budgets together leave time for the rest; the wide U-Net still fits into 60 MB."""
-    for world in ("small", "wide"):
-        gpu, cpu = recipe(world, "gpu"), recipe(world, "cpu")
-        plans = (gpu.autoencoder.first, gpu.autoencoder.grown, gpu.text.plan, gpu.unet.plan)
-        assert sum(p.minutes or 99 for p in plans) <= 16
-        assert all(p.steps and not p.minutes for p in (cpu.text.plan, cpu.unet.plan, cpu.autoencoder.grown))
-    from minikin.tiny.build.unet import build
-
-    n = sum(p.numel() for p in build(recipe("wide", "gpu").unet, (32, 8), 256).parameters())
-    assert 2 * n + 15e6 < 60e6
-
-
-# ---- the art pack --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def packages(tmp_path: Path, monkeypatch: Any) -> Path:
-    """Packed stand-ins of the four packages with one drawing each, and a vocabulary of that drawing."""
-    import hashlib
-    import io
-    import tarfile
-    from base64 import b64encode
-
-    from PIL import Image
-
-    from minikin.tiny import vocabulary as words
-
-    cat = words.Category("cat", ("1f431",), "animal", "cats")
-    monkeypatch.setattr(words, "CATEGORIES", {"cat": cat})
-    own = words.Identity("my_dog", "dog", "f3d", "1f9ae", "dots", ((0, 0, 0), (9, 9, 9)))
-    monkeypatch.setattr(words, "IDENTITIES", {"my_dog": own})
-    webp = io.BytesIO()
-    Image.new("RGBA", (40, 20), (200, 30, 60, 255)).save(webp, "WEBP", lossless=True)
-    icons = {"width": 32, "height": 32, "icons": {"cat-face": {"body": "<path/>"}}}
-    icons["aliases"] = {"c": {"parent": "cat-face"}}
-    folder = tmp_path / "packages"
-    folder.mkdir()
-    for style, (version, _) in list(art.INTEGRITY.items()):
-        name = words.ART_SETS[style].package.removeprefix("@").replace("/", "-")
-        path = folder / f"{name}-{version}.tgz"
-        if style == "f3d":
-            files = {"assets/1f431.webp": webp.getvalue(), "assets/1f9ae-fe0f.webp": webp.getvalue()}
-        else:
-            files = {"icons.json": json.dumps(icons).encode(), "chars.json": b'{"1f431": "c"}'}
-        with tarfile.open(path, "w:gz") as tar:
-            for member, data in files.items():
-                info = tarfile.TarInfo(f"package/{member}")
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-        digest = b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
-        monkeypatch.setitem(art.INTEGRITY, style, (version, digest))
-    return folder
-
-
-def test_the_art_pack_from_its_packages(tmp_path: Path, packages: Path) -> None:
-    from PIL import Image
-
-    seen = []
-
-    def rasterise(svg: str) -> Image.Image:
-        seen.append(svg)
-        return Image.new("RGBA", (256, 256), (1, 2, 3, 255))
-
-    assert art.make(tmp_path / "sprites.npz", packages, rasterise) == 5
-    with np.load(tmp_path / "sprites.npz") as z:
-        assert [str(n) for n in z["names"]] == [f"cat|{s}|1f431" for s in ("f3d", "flat", "noto", "twe")]
-        assert z["rgba"].shape == (4, 96, 96, 4)
-        assert [str(n) for n in z["held_names"]] == ["my_dog"]
-        alpha = z["rgba"][0, ..., 3]
-        assert (alpha > 128).any(0).sum() == 96 and (alpha > 128).any(1).sum() == 48  # 2:1, centred
-    assert len(seen) == 3 and 'viewBox="0 0 32 32"' in seen[0]
-    from minikin.tiny.sprites import ArtPack
-
-    assert ArtPack.load(tmp_path / "sprites.npz").has("cat", "flat")
-
-
-def test_packages_must_be_the_known_ones(tmp_path: Path, packages: Path) -> None:
-    path = next(packages.glob("*noto*"))
-    path.write_bytes(path.read_bytes() + b"\0")
-    with pytest.raises(AssetError, match=r"noto.* its SHA-512 is .*, expected .* Delete it and fetch it again"):
-        art.make(tmp_path / "sprites.npz", packages, lambda svg: None)  # type: ignore[arg-type,return-value]
-    path.unlink()
-    with pytest.raises(AssetError, match="is missing. Put the packed @iconify-json/noto 1.2.9 there"):
-        art.make(tmp_path / "sprites.npz", packages, lambda svg: None)  # type: ignore[arg-type,return-value]
-    assert not (tmp_path / "sprites.npz").exists()
-
-
-def test_making_the_pack_offline(tmp_path: Path, monkeypatch: Any) -> None:
-    from minikin.errors import NoNetwork
-
-    def offline(*_: Any, **__: Any) -> Any:
-        return subprocess.CompletedProcess([], 1, "", "npm error network request failed")
-
-    monkeypatch.setattr(subprocess, "run", offline)
-    with pytest.raises(NoNetwork, match=r"cannot be fetched \(npm error network request failed\).*--packages"):
-        art.make(tmp_path / "sprites.npz")
-
-
 # ---- the command line ----------------------------------------------------------------------------
 
 
@@ -512,16 +377,25 @@ def test_the_adapters_are_those_of_the_presets(built: Job, monkeypatch: Any) -> 
     from minikin.bases import presets
     from minikin.bases.loras import adapters
 
-    own = Adapters(rank=2, steps=dict.fromkeys(("lcm-lora", "turbo", "tdm"), 1), batch=4, scenes=8)
+    methods = ("lcm-lora", "lcm", "turbo", "tdm")
+    assert tuple(Adapters().batch) == methods and {*Adapters().steps, *Adapters().named} == {*methods}
+    own = Adapters(
+        rank=2, steps=dict.fromkeys(("lcm-lora", "turbo", "tdm"), 1), batch=dict.fromkeys(methods, 4), scenes=8,
+        named={"lcm-lora": 1, "lcm": 1}, things=2, things_steps=1, captions=4, teacher_steps=1,
+    )  # fmt: skip
     job = replace(built, recipe=built.recipe.model_copy(update={"adapters": own}))
     notes = [e.text for e in events_of(job, "adapters") if isinstance(e, Note)]
-    assert sum("adapters/" in n and "MB" in n for n in notes) == 3
-    for method in own.steps:
+    assert sum("adapters/" in n and "MB" in n for n in notes) == 4
+    for method in methods:
         made = job.out / "adapters" / f"{method}.safetensors"
         assert made.stat().st_size < 200_000
         adapters.remember(made, f"{method}-tiny")
     studio = Studio.open(str(job.model), device="cpu")
-    for method in own.steps:
+    for method in methods:
         assert presets.where(presets.PRESETS[method].adapters["tiny"][0]) is not None
         assert studio.paint("a cat", preset=method)[0].size == (128, 128)
+    things = job.out / "adapters" / "things"
+    lines = (things / "captions.txt").read_text().splitlines()
+    assert len(lines) == 8 and sum("<thing0" in line for line in lines) == 4
+    assert len(list((things / "photos" / "thing00").glob("*.jpg"))) == 5
     assert any("already trained" in e.text for e in events_of(job, "adapters") if isinstance(e, Note))

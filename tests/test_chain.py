@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 
 from minikin import Studio
 from minikin.bases.base import Base
-from minikin.cli.app import app, main
+from minikin.cli.app import app
 from minikin.errors import BadPhoto, BadRecipe, NoNetwork
 from minikin.judging.choosing import Chooser, ranked
 from minikin.painting import chain, metadata, output
@@ -28,23 +29,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(autouse=True)
 def in_own_folder(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def cli(monkeypatch: Any, capsys: Any) -> Any:
-    """Run the command; exit code, standard output, standard error."""
-
-    def run(*args: object) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["minikin", *(str(a) for a in args)])
-        code = 0
-        try:
-            main()
-        except SystemExit as e:
-            code = int(e.code or 0)
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return run
 
 
 def made(path: str | Path) -> dict[str, Any]:
@@ -75,6 +59,12 @@ def test_draft_refine_inpaint_redo(cli: Any) -> None:
                        "--out", "i.png")  # fmt: skip
     assert code == 0, err
     assert made("i.png")["parent"]["made"]["parent"]["made"]["seed"] == 5
+    _, out, _ = cli("show", "i.png")
+    assert "Made from: r.png, refine 'a red car', seed 5" in out
+    assert "Made from: a-red-car-5.png, paint 'a red car', seed 5" in out
+    nearest, draft = json.loads(cli("show", "i.png", "--json")[1])["parents"]
+    assert nearest["pixels"] == made("i.png")["parent"]["pixels"] and nearest["work"] == "refine"
+    assert draft["sha256"] == hashlib.sha256(Path("d/a-red-car-5.png").read_bytes()).hexdigest()
     for lost in ("r.png", "mask.png", "d/a-red-car-5.png"):
         Path(lost).unlink()
     code, out, err = cli("redo", "i.png", "--out", "again.png", "--json")
@@ -97,6 +87,14 @@ def test_redo_wants_a_picture_that_minikin_did_not_paint(cli: Any) -> None:
     assert cli("redo", "o/r.png", "--source", ".")[0] == 3
     Image.fromarray(pixels).resize((128, 128)).save("o/photo.png")  # beside it, in another file
     assert "identical" in cli("redo", "o/r.png")[1]
+
+
+def test_forebears_of_a_strangers_record() -> None:
+    """Whatever it holds, it is shown as far as it goes."""
+    odd = {"parent": {"file": 3, "made": {"parent": "x", "recipe": 3, "concepts": {"tom": [1], "rex": {}}}}}
+    assert chain.forebears(odd) == [{"file": 3, "work": "paint", "concepts": {"rex": ""}}]
+    for nothing in ({}, {"parent": []}, {"concepts": [1]}):
+        assert chain.forebears(nothing) == [] and chain.concepts_of(nothing) == {}
 
 
 def test_a_large_mask_lies_beside_its_picture(cli: Any, monkeypatch: Any) -> None:
@@ -261,3 +259,11 @@ def test_help_names_what_people_look_for(verb: str) -> None:
     text = CliRunner().invoke(app, [verb, "--help"], terminal_width=200).output
     assert "--strength" in text and "--preset" in text
     assert ("--size" in text and "2x" in text) if verb == "refine" else "--mask" in text and "--extend" in text
+
+
+def test_a_picture_that_is_not_there_is_told_in_words(cli: Any) -> None:
+    code, _, err = cli("refine", "nothing.png")
+    assert code == 3 and "nothing.png cannot be read as a picture: No such file or directory." in " ".join(
+        err.split()
+    )
+    assert "Errno" not in err

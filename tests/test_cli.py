@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -11,23 +12,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from conftest import command
 from minikin import Concept
 from minikin.cli import display
 from minikin.errors import BadRecipe
 from minikin.painting import metadata
 
 QUICK = ["--mode", "row", "--steps", "2", "--batch", "2", "--sample-every", "0"]
-
-
-@pytest.fixture(autouse=True)
-def in_own_folder(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def cli(monkeypatch: Any, capsys: Any) -> Any:
-    return lambda *args: command(monkeypatch, capsys, *args)
 
 
 @pytest.fixture
@@ -51,11 +41,25 @@ def test_teach_paint_show_redo(cli: Any, tom: Path) -> None:
     code, out, _ = cli("show", files[0])
     assert "<tom>" in out
     assert "Seed: 7" in out
+    told = json.loads(cli("show", tom, "--json")[1])
+    assert told == json.loads(cli("concepts", "show", tom, "--json")[1])
+    assert told["sha256"] == hashlib.sha256(tom.read_bytes()).hexdigest()
+    assert f"Concept: tom, content {told['content']}" in out
+    _, shown, _ = cli("show", "tom")
+    assert told["sha256"] in shown and told["content"] in shown
+    assert json.loads(cli("show", files[0], "--json")[1])["concepts"] == {"tom": told["content"]}
     assert metadata.read(files[1]).recipe["batch"] == {"seed": 7, "n": 2}
-    code, out, _ = cli("redo", files[1])  # its whole batch is painted again: alone it may round differently
-    assert "identical" in out and len(list(Path("out").glob("*.png"))) == 4
+    code, out, err = cli("redo", files[1])  # its whole batch is painted again: alone it may round differently
+    assert (
+        "identical" in out
+        and "in a batch of 2: all of them are painted again" in err
+        and len(list(Path("out").glob("*.png"))) == 4
+    )
     code, out, _ = cli("concepts", "list", "--json")
-    assert json.loads(out)["category"] == "cat"
+    assert json.loads(out)["category"] == "cat" and json.loads(out)["library"] is None
+    kept = cli("concepts", "add", tom)[1].strip()
+    assert json.loads(cli("concepts", "list", "--json")[1])["library"] == kept
+    assert f"and in your library: {kept}" in cli("concepts", "list")[1]
     code, out, _ = cli("concepts", "check", "tom", "--base", "tiny")
     assert "sound; fits tiny (same base)" in out
 
@@ -207,6 +211,8 @@ def test_base_that_is_not_here(cli: Any) -> None:
 def test_show_without_a_recipe(cli: Any) -> None:
     Image.new("RGB", (8, 8)).save("plain.png")
     bad(cli, "show", "plain.png", code=3, words="carries no recipe")
+    bad(cli, "show", "gone.png", code=3, words="gone.png")
+    bad(cli, "show", "gone", code=2, words="Unknown concept 'gone'")
     bad(cli, "redo", "plain.png", code=3, words="carries no recipe")
 
 
@@ -224,7 +230,7 @@ def test_models_and_doctor(cli: Any) -> None:
 
 def test_export_and_import(cli: Any, photo_folder: Path) -> None:
     args = ("--name", "kim", "--category", "cat", "--steps", 2, "--batch", 2, "--sample-every", 0)
-    assert cli("teach", photo_folder, *args)[0] == 0
+    assert cli("teach", photo_folder, *args, "--mode", "gated")[0] == 0
     code, out, _ = cli("concepts", "export", "kim", "--to", "kohya")
     assert code == 0
     assert "Lost without the gate" in out

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +17,20 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
+from browsers import Tags, shown
 from conftest import build_pipeline
 from loras import random_lora, write
-from minikin import Concept, Studio, events
+from minikin import Concept, Studio, events, memory
 from minikin.bases.base import Base
 from minikin.bases.loras.adapters import Adapters
 from minikin.concepts import file
 from minikin.concepts.concept import Origin
 from minikin.errors import AssetError, BadPhoto, BadRecipe, UnknownName
 from minikin.judging import metrics
-from minikin.judging.compare import memory, methods
+from minikin.judging.compare import methods
 from minikin.judging.compare.measure import Course, Gallery, Painter, Task, Wish, compare
 from minikin.judging.compare.methods import Taught, chosen, concept_bytes, strengths
+from minikin.judging.compare.opening import _courses
 from minikin.judging.compare.variants import variant
 from minikin.judging.front import hypervolume
 from minikin.judging.judges import Card
@@ -38,7 +39,7 @@ from minikin.recipes import Baseline, Compare, Paint, Teach
 from minikin.teaching.baselines.learned import Learned, using
 from minikin.teaching.photos import Photo
 
-pytestmark = pytest.mark.usefixtures("one_thread", "quick_disk")
+pytestmark = pytest.mark.usefixtures("no_curves", "one_thread", "quick_disk")
 SEARCH = Compare(photos="-", category="cat", prompts=3, seeds=2, plain=2, strengths=(0.5,))
 COURSES = (Course("quality", 50, {"steps": 50}), Course("lcm-lora", 4, {"steps": 4}))
 
@@ -129,6 +130,26 @@ def compared(task: Task, tmp_path_factory: Any) -> tuple[Path, World, list[event
     return out, world, told, json.loads((out / "report.json").read_text())
 
 
+def test_presets_of_the_few_steps(base: Base, monkeypatch: Any) -> None:
+    """By default the one that is made for the fewest other numbers; otherwise all that are asked for."""
+    monkeypatch.setattr("minikin.bases.presets.where", lambda source: Path(source.name))
+    studio = Studio(base)
+    listed = studio.presets()
+
+    def facts(recipe: Paint) -> dict[str, Any]:
+        told = dict.fromkeys(("base", "preset", "sampler", "guidance", "adapters"))
+        return {**told, "recipe": {"steps": recipe.steps}}
+
+    def courses(**values: Any) -> list[tuple[str, int]]:
+        made = Compare.make(photos="x", category="cat", steps="50,4,1", **values)
+        return [(c.preset, c.steps) for c in _courses(made, listed, facts)[0]]
+
+    assert courses() == [("quality", 50), ("tdm", 4), ("turbo", 1)]
+    assert courses(presets="lcm,lcm-lora") == [("quality", 50), ("lcm-lora", 4), ("lcm", 4), ("lcm", 1)]
+    with pytest.raises(UnknownName, match="preset 'lcmm'"):
+        courses(presets="lcmm")
+
+
 # ---- the report ------------------------------------------------------------------------------------
 
 
@@ -207,19 +228,11 @@ def test_csv_and_json_agree(compared: Any) -> None:
             assert float(line[name]) == p[name]["value"] and float(line[f"{name}_low"]) == p[name]["low"]
 
 
-class Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.addresses: list[str] = []
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.addresses += [v for k, v in attrs if k in ("src", "href", "xlink:href", "data") and v]
-        if tag not in ("meta", "img", "br"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
+@pytest.mark.slow
+def test_a_browser_shows_the_report(compared: Any, tmp_path: Path) -> None:
+    """Headless, offline: all pictures load, nothing is wider than the window, it is not blank."""
+    found = shown(compared[0] / "report.html", tmp_path / "report.png")
+    assert found["broken"] == 0 and found["images"] >= 8 and found["wide"] <= 0 and found["colours"] > 20
 
 
 def test_the_page_needs_no_network(compared: Any) -> None:
@@ -244,7 +257,7 @@ def test_the_cost_is_told_before_it_starts(task: Task, compared: Any) -> None:
     first, second = (e.text for e in compared[2] if isinstance(e, events.Note))
     assert isinstance(compared[2][0], events.Note) and first == compared[2][0].text
     assert f"7 methods in 50 steps (quality), 4 steps (lcm-lora): {n} pictures" in first
-    assert "perfusion-gated at most 400" in first and "dreambooth-lora 200" in first
+    assert "perfusion-gated at most 400" in first and "dreambooth-lora 400" in first
     assert "Painting takes" in second
     assert len(set(world.sets)) == len(world.sets)
 
@@ -321,12 +334,11 @@ def test_methods_by_name() -> None:
 
 def test_variants_change_one_thing(base: Base, photos: list[Photo], tmp_path: Path) -> None:
     """In teaching, in painting, or in what is seen; what is not understood is said."""
-    plain = methods.asked("perfusion-gated", SEARCH, tiny=True)
     for name in chosen("ablations"):
-        wanted = methods.asked(name, SEARCH, tiny=True)
-        assert isinstance(plain, Teach) and isinstance(wanted, Teach)
-        differ = {k for k, v in plain.model_dump().items() if getattr(wanted, k) != v} - {"mode", "value_rate"}
         told = variant(name)
+        plain, wanted = (methods.asked(n, SEARCH, tiny=True) for n in (told.method, name))
+        assert isinstance(plain, Teach) and isinstance(wanted, Teach)
+        differ = {k for k, v in plain.model_dump().items() if getattr(wanted, k) != v}
         assert differ == set(told.recipe)
         assert len(told.recipe) + len(told.paint) + bool(told.photos) <= 1
     both = methods.asked("dreambooth-lora:rank=2:rate=1e-2", SEARCH, tiny=True)
@@ -341,16 +353,17 @@ def test_variants_change_one_thing(base: Base, photos: list[Photo], tmp_path: Pa
             chosen(wrong)
     with pytest.raises(BadRecipe, match="mask"):
         methods.asked("perfusion-gated:mask=nothing", SEARCH, tiny=True)
-    seen: list[int] = []
+    seen: list[tuple[int, bool]] = []
+    masked = [replace(p, mask=np.ones(p.pixels.shape[:2], np.float32)) for p in photos]
 
     def teaching(_: Any, __: Path, some: Sequence[Photo]) -> Iterator[events.Event]:
-        seen.append(len(some))
+        seen.append((len(some), some[0].mask is not None))
         raise KeyboardInterrupt
 
-    for name in ("perfusion-row", "perfusion-row:photos=1"):
+    for name in ("perfusion-row", "perfusion-row:photos=1", "perfusion-row:mask=none"):
         with pytest.raises(KeyboardInterrupt):
-            list(methods.teach(base, photos, SEARCH, name, tmp_path, teaching))
-    assert seen == [len(photos), 1]
+            list(methods.teach(base, masked, SEARCH, name, tmp_path, teaching))
+    assert seen == [(len(photos), True), (1, True), (len(photos), False)]
 
 
 def test_a_variant_of_painting_has_pictures_of_its_own(task: Task, tmp_path: Path) -> None:
@@ -368,7 +381,7 @@ def test_methods_have_their_own_defaults() -> None:
     row = methods.asked("perfusion-row", recipe, tiny=True)
     assert isinstance(row, Teach) and row.mode == "row" and row.value_rate == 0.1 and row.seed == 5
     lora = methods.asked("dreambooth-lora", recipe, tiny=True)
-    assert isinstance(lora, Baseline) and lora.steps == 200 and lora.rate == 1e-3
+    assert isinstance(lora, Baseline) and lora.steps == 400 and lora.rate == 3e-3
     few = methods.asked("dreambooth", recipe.model_copy(update={"teach_steps": 3}), tiny=False)
     assert few.steps == 3
 

@@ -81,7 +81,7 @@ def test_a_concept_needs_no_covariance_to_be_used(
     own = tmp_path / "captions.txt"
     own.write_text("\n".join(corpus.captions(1000)[700:]))
     here = Studio(bases["sd15"])
-    tom = here.teach(photos, name="tom", category="cat", steps=1, batch=1, captions=str(own))
+    tom = here.teach(photos, name="tom", category="cat", mode="gated", steps=1, batch=1, captions=str(own))
     assert tom.c_hash == covariance(bases["sd15"], read_captions(own)).hash != covariance(bases["sd15"]).hash
     path = tom.save(tmp_path / "tom.safetensors")
     monkeypatch.setenv("MINIKIN_CACHE", str(tmp_path / "elsewhere"))

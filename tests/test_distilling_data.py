@@ -19,9 +19,10 @@ from minikin import events
 from minikin.bases.base import Base
 from minikin.distilling import data, sources
 from minikin.distilling.data import Examples, load
+from minikin.distilling.distill import check_pieces
 from minikin.distilling.solver import Schedule
 from minikin.distilling.sources import find, squared
-from minikin.distilling.student import teacher
+from minikin.distilling.student import Encoder, teacher
 from minikin.errors import AssetError, BadPhoto, BadRecipe, StorageError, UnknownName
 from minikin.recipes import Distill
 from minikin.training.ranks import Ranks
@@ -80,8 +81,27 @@ def test_tar_files(tmp_path: Path) -> None:
 def test_captions_alone(tmp_path: Path) -> None:
     source = find(str(captions_file(tmp_path)))
     assert not source.painted and len(source) == len(CAPTIONS)
-    (tmp_path / "c.jsonl").write_text('{"text": "a cat"}\n{"prompt": "a dog"}\nbroken\n')
+    (tmp_path / "c.jsonl").write_text('{"text": "a cat"}\n\n{"prompt": ["a dog", "a hound"]}\n')
     assert [find(str(tmp_path / "c.jsonl")).captions(i) for i in range(2)] == [["a cat"], ["a dog"]]
+
+
+@pytest.mark.parametrize(("row", "why"), [
+    ("broken", "Expecting value"), ("[1]", "it is list"), ('{"text": 5}', "text is 5, not a text"),
+    ('{"caption": {"a": 1}}', 'caption is {"a": 1}, not a text'), ('{"text": ["a", true]}', "not a text"),
+])  # fmt: skip
+def test_rows_that_are_no_captions_are_named(tmp_path: Path, row: str, why: str) -> None:
+    """In a file of captions, in metadata.jsonl and inside a .tar: never dropped, never a traceback."""
+    (tmp_path / "c.jsonl").write_text(f'{{"text": "a cat"}}\n{row}\n')
+    with pytest.raises(BadRecipe, match=r"c\.jsonl line 2 is not a JSON object with a caption") as told:
+        find(str(tmp_path / "c.jsonl"))
+    assert why in str(told.value)
+    tar_of(tmp_path / "t.tar", {"1.png": png(), "1.json": row.encode()})
+    with pytest.raises(BadRecipe, match=r"t\.tar:1\.json is not a JSON object"):
+        find(str(tmp_path / "t.tar"))
+    folder = picture_folder(tmp_path / "p", 1)
+    (folder / "metadata.jsonl").write_text(row.replace("{", '{"file_name": "0.png", ', 1))
+    with pytest.raises(BadRecipe, match=r"metadata\.jsonl line 1 is not an object"):
+        find(str(folder))
 
 
 def test_scenes() -> None:
@@ -150,7 +170,9 @@ def test_a_damaged_picture_is_named(tmp_path: Path) -> None:
 
 def loaded(base: Base, where: str, folder: Path, *, pictures: bool = True, **recipe: Any) -> Examples:
     r = Distill.make(method="lcm-lora", data=where, teacher_steps=2, **recipe).settled(False)
-    work = load(base, teacher(base, Schedule.of(base)), find(where), r, folder, Ranks(), pictures=pictures)
+    work = load(
+        Encoder(base), teacher(base, Schedule.of(base)), find(where), r, folder, Ranks(), pictures=pictures
+    )
     done = None
     for done in work:
         pass
@@ -233,3 +255,18 @@ def test_captions_alone_open_no_picture(bases: dict[str, Base], tmp_path: Path, 
 def test_a_side_the_base_cannot_have(bases: dict[str, Base], tmp_path: Path) -> None:
     with pytest.raises(BadRecipe, match="size must be a multiple of 64 for this base, but it is 72; use 64"):
         loaded(bases["sd15"], str(picture_folder(tmp_path / "p", 1)), tmp_path / "latents", size=72)
+
+
+def test_a_picture_that_is_too_small_is_named(bases: dict[str, Base], tmp_path: Path) -> None:
+    folder = picture_folder(tmp_path / "p", 2, side=20)
+    with pytest.raises(BadPhoto, match=r"0\.png is 20x20 pixels, but training is at 64"):
+        loaded(bases["sd15"], str(folder), tmp_path / "latents", size=64)
+
+
+def test_pieces_that_would_be_normed_otherwise() -> None:
+    """DINOv2's heads norm eight examples together: 32 in 4 pieces do, 32 in 8 do not; the latent heads may."""
+    dino = Distill.make(method="turbo", data="x", features="dinov2", batch=32)
+    check_pieces(dino, 4)
+    with pytest.raises(BadRecipe, match=r"batch of 32 in 8 pieces .* has 4 in each. Use a multiple of 64"):
+        check_pieces(dino, 8)
+    check_pieces(Distill.make(method="turbo", data="x", batch=32), 8)

@@ -182,6 +182,35 @@ def test_the_adversaries_disagree(bases: dict[str, Base]) -> None:
     assert float(a.loss(TURN, drawn)["heads"]) < float(first)
 
 
+@pytest.mark.parametrize("kind", [Consistency, Matching, Adversarial])
+def test_autocast_is_nearly_the_same_gradient(bases: dict[str, Base], kind: Any) -> None:
+    """Teacher and student compute in bfloat16; weights and gradients stay float32 and point the same way."""
+    s = setting(
+        bases["sd15"], method={Consistency: "lcm-lora", Matching: "tdm"}.get(kind, "turbo"), student="lora"
+    )
+    found = []
+    for autocast in (False, True):
+        objective = kind(Setting.of(s.base, s.recipe, s.data, autocast=autocast))
+        computed: set[torch.dtype] = set()
+        hooks = [
+            network.unet.conv_in.register_forward_hook(lambda _m, _i, out, to=computed: to.add(out.dtype))
+            for network in (objective.s.teacher, objective.student)
+        ]
+        with s.base.frozen():
+            shaken(objective.student)
+            sum(objective.loss(TURN, objective.draw(TURN)).values()).backward()
+        for hook in hooks:
+            hook.remove()
+        assert computed == {torch.bfloat16 if autocast else torch.float32}
+        learns = [p for p in trained(objective.student) if p.grad is not None]
+        assert {t.dtype for p in learns for t in (p, p.grad)} == {torch.float32}
+        found.append(torch.cat([p.grad.flatten() for p in learns]))
+    exact, rounded = found
+    assert not torch.equal(exact, rounded)
+    same = torch.nn.functional.cosine_similarity(exact, rounded, dim=0)
+    assert same > 0.8  # losses of untrained networks are differences of nearly equal numbers
+
+
 # ---- IDA -------------------------------------------------------------------------------------------
 
 

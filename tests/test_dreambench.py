@@ -96,3 +96,10 @@ def test_numbers_and_table(tmp_path: Path) -> None:
     lines = dreambench.table([best, worst]).splitlines()
     assert lines[2] == "| Minikin, 2 subjects | 0.500 | 0.500 | 0.500 |"
     assert "| DreamBooth (SD) | 0.668 | 0.803 | 0.305 |" in lines
+
+
+def test_pictures_of_another_run_are_not_counted(tmp_path: Path) -> None:
+    dreambench.same_settings(tmp_path / "out", {"base": "a", "steps": 50})
+    dreambench.same_settings(tmp_path / "out", {"base": "a", "steps": 50})
+    with pytest.raises(BadRecipe, match="another run .steps differ.. Choose another --out"):
+        dreambench.same_settings(tmp_path / "out", {"base": "a", "steps": 4})

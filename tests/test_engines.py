@@ -75,6 +75,26 @@ def test_openvino_exports_once(bases: dict[str, Base], openvino: engines.OpenVin
     assert len(keys | {engines._key(base, base.unet, x)}) == 3
 
 
+@pytest.mark.parametrize(
+    "backend",
+    [pytest.param("aot_eager", marks=pytest.mark.slow), pytest.param("inductor", marks=pytest.mark.soak)],
+)
+def test_compile_agrees(backend: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """To 1e-4 of the output's deviation. Inductor's C++ takes minutes to build, its graphs seconds to trace."""
+    base = Base(build_pipeline("sd15", tmp_path), "sd15")
+    own = call(base)
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **how: real(f, backend=backend, **how))
+    heard: list[str] = []
+    with engines.Compiled().on(base, heard.append):
+        theirs = call(base)
+    assert not heard
+    assert base.__dict__["_compiled"], "nothing was compiled"
+    for a, b in zip(own, theirs, strict=True):
+        assert float((a - b).abs().max()) <= 1e-4 * float(a.std())
+    assert all(torch.equal(a, b) for a, b in zip(own, call(base), strict=True))
+
+
 @pytest.mark.parametrize("name", ["openvino", "compile"])
 def test_a_failing_engine_warns_once_and_paints_on(name: str, bases: dict[str, Base], monkeypatch: Any) -> None:
     base = Base(bases["sd15"].pipe)  # a base keeps what was compiled

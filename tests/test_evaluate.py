@@ -14,12 +14,12 @@ from minikin.judging import intervals
 from minikin.tiny import evaluate
 from minikin.tiny import vocabulary as words
 from minikin.tiny.evaluation.model import Model, psnr
-from minikin.tiny.evaluation.prompts import Asked, AskedThing, ask, prompts
+from minikin.tiny.evaluation.prompts import Asked, AskedThing, ask, of_each, prompts
 from minikin.tiny.evaluation.report import by_category, shares
 from minikin.tiny.evaluation.rules import Answers, judge, judge_all
 from minikin.tiny.judges import weights
 from minikin.tiny.judges.classifier import Classifier
-from minikin.tiny.world import Look, World, is_held_out
+from minikin.tiny.world import Look, World, is_held_out, reserved
 
 NEEDS_WEIGHTS = pytest.mark.skipif(
     not weights.embedded("classifier").exists(), reason="the classifier's weights are not in this checkout yet"
@@ -192,10 +192,24 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     )
     assert code == 0
     found = json.loads(out.read_text())
-    assert found["settings"] == {"pictures": 10, "steps": 2, "guidance": 4.0, "seed": 0, "world": "small"}
+    assert found["settings"] == {
+        "pictures": 10, "each": 0, "steps": 2, "guidance": 3.0, "seed": 0, "world": "small",
+    }  # fmt: skip
     assert set(found["drawn"]) == set(found["ceiling"]) and found["captions"] == [None, None]
     assert grid.read_bytes().startswith(b"\x89PNG")
     assert "held-out scenes" in capsys.readouterr().out
+
+
+def test_every_kind_evenly(world: World) -> None:
+    """Held out wherever something is reserved; three kinds have nothing reserved and are asked, too."""
+    asked = of_each(world, 3, 7001)
+    kinds = [a.scene.objects[0] for a in asked]
+    assert {k: kinds.count(k) for k in kinds} == dict.fromkeys(world.spec.objects, 3)
+    known = {k for k in world.spec.objects if not reserved(world.spec, k)}
+    assert known == {"cat", "penguin", "teapot"}
+    assert {a.scene.objects[0] for a in asked if not is_held_out(a.scene)} == known
+    assert all(a.layout == "single" for a in asked)
+    assert len({a.prompt for a in asked}) > 40
 
 
 def test_bad_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

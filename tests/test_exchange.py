@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from minikin import Concept, attach
 from minikin.bases import exchange
 from minikin.bases.base import Base
 from minikin.bases.covariance import covariance
+from minikin.bases.locking import category_encoding
 from minikin.concepts import edit
 from minikin.concepts.edit import OPEN
 from minikin.errors import BadConceptFile, BadRecipe, UnknownName
@@ -22,7 +24,6 @@ from minikin.errors import BadConceptFile, BadRecipe, UnknownName
 def concept(base: Base, category: str = "cat") -> Concept:
     """A random concept near its category, as teaching leaves it."""
     from minikin.bases.editing import unpacked_delta
-    from minikin.bases.locking import category_encoding
 
     g = torch.Generator().manual_seed(0)
     e = category_encoding(base, category).cpu()
@@ -74,6 +75,27 @@ def test_stock_pipeline_paints_the_same(family: str, to: str, tmp_path: Path) ->
     packed = minikin("a photo of a <tom> at night", gate=OPEN)
     mine = ours(generator=g, **packed, **how).images
     assert (mine - theirs).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("keys", ["locked", "trained"])
+def test_a_row_as_lora(keys: str, bases: dict[str, Base], tmp_path: Path) -> None:
+    """At the category's encoding values move by delta, what is M-orthogonal to it stays; no idle layers."""
+    base = bases["sd15"]
+    tom = concept(base)
+    learned = {path: d.flip(0) for path, d in tom.delta.items()} if keys == "trained" else {}
+    row = replace(tom, mode="row", word_deltas=(), i_star=torch.zeros(1), dual=torch.zeros(1), keys=learned)
+    said = exchange.export(base, row, "peft", tmp_path / "lora.safetensors")
+    assert "on the word 'cat'" in said
+    tensors = load_file(tmp_path / "lora.safetensors")
+    assert {k.split(".attn2.")[1].split(".")[0] for k in tensors} == ({"to_v", "to_k"} if learned else {"to_v"})
+    e = category_encoding(base, "cat").cpu()
+    dual = edit.dual(e, covariance(base).inverse).float()
+    other = torch.randn(e.shape, generator=torch.Generator().manual_seed(1))
+    other -= (other @ dual) / (e @ dual) * e
+    for path, delta in row.delta.items():
+        a, b = (tensors[f"unet.{path}.to_v.lora_{x}.weight"] for x in "AB")
+        assert torch.allclose((b @ a) @ e, delta, atol=1e-4)
+        assert float(((b @ a) @ other).abs().max()) < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -151,11 +173,9 @@ def test_refusals(bases: dict[str, Base], tmp_path: Path) -> None:
     tom = concept(base)
     with pytest.raises(UnknownName, match="Unknown format 'pickle'"):
         exchange.export(base, tom, "pickle", tmp_path / "x")
-    from dataclasses import replace
-
     row = replace(tom, mode="row", word_deltas=(), i_star=torch.zeros(1), c_hash="")
-    with pytest.raises(BadRecipe, match="--mode gated"):
-        exchange.export(base, row, "peft", tmp_path / "x")
+    with pytest.raises(BadRecipe, match=r"no word of its own.*--to kohya"):
+        exchange.export(base, row, "textual-inversion", tmp_path / "x")
 
 
 def test_lora_of_an_open_gate_is_exact_on_random_encodings(bases: dict[str, Base]) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import io
 import itertools
+import os
 import random
+import resource
+import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -35,6 +39,7 @@ ROOT = Path(minikin.__file__).parent
 STAMPS = {  # where the clock on the wall is asked, and what for; durations are of the monotonic clock
     "files.py": "age of orphans, besides their lock", "server/dialects/a1111.py": "a stamp that is shown",
     "server/dialects/openai.py": "a stamp that is shown", "server/jobs.py": "stamps of jobs",
+    "server/finishing.py": "how long a job waited, since its stamp",
     "server/service.py": "the age of results, which outlives restarts",
     "server/store.py": "stamps in the ledger",
 }  # fmt: skip
@@ -117,11 +122,13 @@ def row(k: int, text: str = "") -> dict[str, Any]:
 
 def test_a_store_that_another_process_holds(tmp_path: Path) -> None:
     """Waited for; when that takes too long, an error, and what comes after works."""
-    store = Store(tmp_path / "jobs.sqlite", wait_s=0.5)
+    store = Store(tmp_path / "jobs.sqlite", wait_s=20)
     other = sqlite3.connect(tmp_path / "jobs.sqlite", isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
     threading.Timer(0.2, lambda: other.execute("COMMIT")).start()
     store.accept(row(1))
+    store.close()
+    store = Store(tmp_path / "jobs.sqlite", wait_s=0.2)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StorageError, match="was not written: database is locked"):
         store.accept(row(2))
@@ -183,21 +190,107 @@ def test_the_write_ahead_log_does_not_grow_without_end(tmp_path: Path) -> None:
 
 def test_a_full_disk_while_serving(tmp_path: Path, monkeypatch: Any) -> None:
     """507 in a sentence without paths; with space again, the next picture is served without a restart."""
-    import minikin.files as files
 
-    def full(path: Any, data: bytes) -> Path:
-        raise StorageError(f"{path} was not written: the disk is full.")
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with served(Canary(), tmp_path / "s") as s, s.client() as c:
         with monkeypatch.context() as patch:
-            patch.setattr(files, "atomic_write", full)
+            patch.setattr(os, "fsync", full)
             told = c.post("/v1/images/generations", json={"prompt": "a"})
             assert told.status_code == 507 and told.headers["x-should-retry"] == "false"
+            assert told.json()["error"]["code"] == "storage_full"
             assert "nothing was overwritten" in told.text and str(tmp_path) not in told.text
         assert c.post("/v1/images/generations", json={"prompt": "a"}).status_code == 200
 
 
+def test_a_full_job_store_has_the_same_code(tmp_path: Path) -> None:
+    """SQLite's own refusal, forced by the most pages that the file may have."""
+    store = Store(tmp_path / "jobs.sqlite")
+    (pages,) = store._db.execute("PRAGMA page_count").fetchone()
+    store._db.execute(f"PRAGMA max_page_count={pages}")
+    with pytest.raises(StorageError) as e, store._change() as db:
+        db.execute("CREATE TABLE more AS SELECT zeroblob(100000)")
+    assert (e.value.code, e.value.exit_code) == ("storage_full", 7)
+    store.close()
+
+
+def test_a_newer_job_store_leaves_with_7(tmp_path: Path) -> None:
+    """K13, as every store that cannot be used; it is not touched."""
+    path = tmp_path / "jobs.sqlite"
+    Store(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version=99")
+    before = path.read_bytes()
+    with pytest.raises(StorageError, match="is of version 99; this Minikin reads up to") as e:
+        Store(path)
+    assert (e.value.exit_code, path.read_bytes()) == (7, before)
+
+
 # ---- K14: handles and processes ----------------------------------------------------------------------
+
+NO_HANDLES = """
+import os, resource, sys
+from minikin.server import decode
+from minikin.server.faults import Refused
+from minikin.server.limits import Limits
+png = sys.stdin.buffer.read()
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+held = []
+try:
+    while True:
+        held.append(os.open("/dev/null", os.O_RDONLY))
+except OSError:
+    pass
+try:
+    decode.decode(png, "image", Limits())
+except Refused as e:
+    print(e.status, e.code, bool(e.retry_s), len(held) > 200)
+for handle in held:
+    os.close(handle)
+print(decode.decode(png, "image", Limits()).size)
+"""
+
+
+def test_k14_no_handle_left_in_truth() -> None:
+    """RLIMIT_NOFILE of 256, all of them taken: 503 with a time to come back; with handles again, it works."""
+    png = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(png, "PNG")
+    told = subprocess.run(
+        [sys.executable, "-c", NO_HANDLES], input=png.getvalue(), capture_output=True, check=False
+    )
+    assert told.stdout.decode().split("\n")[:2] == ["503 busy True True", "(64, 64)"], told.stderr.decode()
+
+
+def test_k14_more_callers_than_handles(tmp_path: Path) -> None:
+    """200 silent callers and 64 handles for them: who is beyond waits, and nothing falls over."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with served(Canary(), tmp_path / "s") as s, s.client() as c:
+        assert c.get("/readyz").status_code == 200
+        callers = [socket.socket() for _ in range(200)]
+        most = len(os.listdir("/proc/self/fd")) + 64
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        try:
+            for one in callers:
+                one.setblocking(False)
+                one.connect_ex(("127.0.0.1", int(s.url.rpartition(":")[2])))
+            until = time.monotonic() + 10
+            while (taken := handles()) < most - 4 and time.monotonic() < until:
+                time.sleep(0.05)
+            assert taken >= most - 4, "handles were never short"
+        finally:
+            for one in callers:
+                one.close()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert c.post("/v1/images/generations", json={"prompt": "a"}).status_code == 200
+
+
+def handles() -> int:
+    """How many this process has; the most there may be when not even this can be asked."""
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return 1_000_000
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM])
@@ -209,5 +302,5 @@ def test_no_handle_or_process_left_for_the_decoder(monkeypatch: Any, number: int
 
     monkeypatch.setattr(subprocess, "run", refuse)
     with pytest.raises(Refused) as e:
-        decode.decode(b"\x89PNG", "image", Limits())
+        decode.decode(b"\x89PNG\r\n\x1a\n", "image", Limits())
     assert (e.value.status, e.value.code) == (503, "busy") and e.value.retry_s

@@ -6,6 +6,7 @@ A refusal is one error with one sentence and a code; the command line leaves wit
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
@@ -15,14 +16,16 @@ import time
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from io import BytesIO
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fuzz.targets import TARGETS, check_accepted
+from fuzz.targets import TARGETS
 
 from conftest import build_pipeline, command
 from minikin import Concept, Studio
@@ -31,9 +34,11 @@ from minikin.bases.exchange import read_embedding
 from minikin.bases.prompt import parse
 from minikin.concepts import file
 from minikin.concepts import tensors as io
+from minikin.concepts.points import NAMES, Point
 from minikin.errors import BadConceptFile, BaseMismatch
+from minikin.recipes import Teach
 from minikin.server.canary import Canary
-from mutations import joined, mutations, seeds, split
+from mutations import joined, seeds, split, survey
 from servers import Served, served
 
 VALID = seeds()[2]  # gated, one encoder, half precision
@@ -76,6 +81,10 @@ def many_tensors() -> bytes:
     return io.serialize({f"word.{k}": torch.ones(1) for k in range(65)}, {})
 
 
+def deep() -> bytes:
+    return joined(HEADER.replace('"F16"', "[" * 29_998 + "]" * 29_998, 1), BODY)
+
+
 def renamed(new: str) -> bytes:
     return changed(lambda h: h.update({new: h.pop("i_star")}))
 
@@ -85,21 +94,29 @@ def twice() -> bytes:
 
 
 END = json.loads(HEADER)["word.0"]["data_offsets"][1]
+THUMB = "modelspec.thumbnail"
+POINT = '{"quality":{"judge":"tiny","balanced":[1,%s,7.5,0,0,1,0.5,0.5]}}'
 F, M = "unsupported_concept_format", "concept_malformed"
+CORRUPT, LARGE, RANGE = "concept_corrupt", "concept_too_large", "concept_out_of_range"
 # row, case -> (bytes, code, words)
 REFUSED: dict[str, tuple[bytes, str, str]] = {
     "C1 pickle": (pickle.dumps(Canaried(Path("/nowhere"))), F, "Pickle-based files"),
     "C1 old pickle": (b"(dp0\nS'a'\nI1\ns.", F, "Pickle-based files"),
     "C1 zip of torch": (zipped(["archive/data.pkl"]), F, "Pickle-based files"),
     "C1 another safetensors file": (io.serialize({"lora": torch.zeros(3)}, {}), F, "not a Minikin concept"),
-    "C2 cut in the header": (VALID[:100], "concept_corrupt", "incomplete: its header declares"),
-    "C2 cut in the body": (VALID[:-3], "concept_corrupt", "lies at bytes"),
-    "C2 trailing": (VALID + b"x", "concept_corrupt", "belong to nothing"),
-    "C2 wrong length": (joined(HEADER, BODY, len(HEADER.rstrip()) - 1), M, "not valid JSON"),
-    "C3 header": (struct.pack("<Q", 2**20) + b"{" + bytes(2**20), "concept_too_large", "header claims"),
-    "C3 tensors": (many_tensors(), "concept_too_large", "more than 64"),
-    "C3 file": (VALID + bytes(io.MAX_FILE), "concept_too_large", "more than the"),
-    "C3 depth": (one("delta", extra=[[[[[1]]]]]), M, "no valid place"),
+    "C2 cut in the header": (VALID[:100], CORRUPT, "incomplete: its header declares"),
+    "C2 cut in the body": (VALID[:-3], CORRUPT, "lies at bytes"),
+    "C2 trailing": (VALID + b"x", CORRUPT, "belong to nothing"),
+    "C2 short length": (joined(HEADER, BODY, len(HEADER.rstrip()) - 1), CORRUPT, "is not whole"),
+    "C2 long length": (joined(HEADER, BODY, len(HEADER) + 4), CORRUPT, "is not whole"),
+    "C2 no length": (joined(HEADER, BODY, 0), CORRUPT, "is not whole"),
+    "C3 header": (struct.pack("<Q", 2**20) + b"{" + bytes(2**20), LARGE, "header claims"),
+    "C3 tensors": (many_tensors(), LARGE, "more than 64"),
+    "C3 file": (VALID + bytes(io.MAX_FILE), LARGE, "more than the"),
+    "C3 depth": (one("delta", shape=[[[4]]]), LARGE, "header is nested 5 deep"),
+    "C3 depth of 30,000": (deep(), LARGE, "header is nested 30000 deep"),
+    "C3 depth of a recipe": (meta(recipe='{"a":' * 400 + "1" + "}" * 400), LARGE, "nested 400 deep"),
+    "C3 depth of points": (meta(points="[" * 900 + "]" * 900), LARGE, "nested 900 deep"),
     "C4 key twice": (twice(), M, "a key occurs twice"),
     "C4 leading blank": (joined(" " + HEADER, BODY), F, "not in the safetensors format"),
     "C4 hole": (changed(lambda h: h["word.0"].update(data_offsets=[END + 2, END + 4])), M, "lies at bytes"),
@@ -115,12 +132,17 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
     "C5 shared state": (renamed("c_inv"), "concept_unexpected_tensor", "unexpected tensors ['c_inv']"),
     "C7 NaN": (joined(HEADER, b"\xff\x7f" + BODY[2:]), "concept_non_finite", "not finite"),
     "C7 infinity": (joined(HEADER, b"\x00\x7c" + BODY[2:]), "concept_non_finite", "not finite"),
-    "C7 norm": (joined(HEADER, b"\xff\x7b" + BODY[2:]), "concept_out_of_range", "plausible"),
-    "C7 gate": (meta(gate='{"beta":NaN,"tau":0.1}'), M, "not finite"),
+    "C7 norm": (joined(HEADER, b"\xff\x7b" + BODY[2:]), RANGE, "plausible"),
+    "C7 gate": (meta(gate='{"beta":NaN,"tau":0.1}'), RANGE, "half open at nan"),
+    "C7 gate open everywhere": (meta(gate='{"beta":-1e300,"tau":0.1}'), RANGE, "half open at -1e+300"),
+    "C7 gate that divides by 0": (meta(gate='{"beta":0.7,"tau":1e-300}'), RANGE, "a softness of 1e-300"),
+    "C7 point that divides by 0": (meta(points=POINT % "1e-300"), M, "out of range"),
     "C8 markup for a name": (meta(name="<script>alert(1)</script>"), M, "cannot be a concept's name"),
     "C8 escape for a category": (meta(category="cat\x1b[31m"), M, "characters that no word has"),
     "C8 formula for a category": (meta(category="=1+1"), M, "characters that no word has"),
-    "C8 10 MB": (meta(licence="x" * 60_000), M, "is not a text of at most"),
+    "C8 10 MB": (meta(licence="x" * 10_000_000), LARGE, "header claims"),
+    "C8 4 KiB and one": (meta(licence="x" * 4097), M, "is not a text of at most 4096"),
+    "C8 preview": (changed(lambda h: h["__metadata__"].update({THUMB: "x" * 49_153})), M, "at most 49152"),
     "C8 keys": (changed(lambda h: h["__metadata__"].update({str(k): "" for k in range(65)})), M, "at most 64"),
     "C9 no name": (meta(name=""), M, "cannot be a concept's name"),
     "C9 many words": (meta(name="a b c"), M, "cannot be a concept's name"),
@@ -136,17 +158,23 @@ def server(tmp_path_factory: Any) -> Iterator[Served]:
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_in_words_with_a_code(case: str) -> None:
-    """The error, its code and its words; within 50 ms and 32 MiB, so that nobody can keep a server busy."""
+    """The error, its code and its words; within 50 ms of this thread's own time, so that nobody can keep a
+    server busy."""
     data, code, words = REFUSED[case]
-    began = time.perf_counter()
-    with pytest.raises(BadConceptFile) as e:
-        file.from_bytes(data, "tom.safetensors")
-    assert time.perf_counter() - began < 0.05 * 4  # four times, for a machine that others use too
+    gc.disable()  # a collection of all that these tests hold would count as this thread's time
+    try:
+        began = time.thread_time()
+        with pytest.raises(BadConceptFile) as e:
+            file.from_bytes(data, "tom.safetensors")
+        took = time.thread_time() - began
+    finally:
+        gc.enable()
+    assert took < 0.05
     assert (e.value.code, words in str(e.value)) == (code, True), str(e.value)
     assert "tom.safetensors" in str(e.value)
 
 
-@pytest.mark.parametrize("case", ["C3 header", "C3 tensors", "C3 file", "C3 depth"])
+@pytest.mark.parametrize("case", [c for c in REFUSED if c.startswith("C3")])
 def test_bombs_need_no_memory(case: str) -> None:
     data, _, _ = REFUSED[case]
     tracemalloc.start()
@@ -224,6 +252,7 @@ def test_c6_only_the_diagonal_loads(bases: dict[str, Base], tiny: Base, tmp_path
             with pytest.raises(BaseMismatch) as e:
                 Studio(there).add(concept)
             assert (e.value.exit_code, e.value.code) == (4, "concept_base_mismatch") and "tom" in str(e.value)
+            assert all(f"({b.fingerprint[:8]})" in str(e.value) for b in (base, there))
 
 
 def test_c8_what_a_stranger_wrote_is_shown_as_plain_text(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
@@ -236,6 +265,16 @@ def test_c8_what_a_stranger_wrote_is_shown_as_plain_text(tmp_path: Path, monkeyp
     assert found.origin.licence == plain and found.recipe == {"note": plain, plain: [plain]}
     code, told, _ = command(monkeypatch, capsys, "concepts", "show", path)
     assert code == 0 and "[bold]e" in told and not set("\x1b\u202e\u200b\x07") & set(told)
+
+
+def test_c3_c8_what_is_written_fits_what_is_read() -> None:
+    """The longest and deepest that Minikin writes itself: 16 presets of points, a recipe of every field."""
+    point = Point(1.3333, 0.1555, 7.5555, 0.2222, (0.1111, 0.9999), 0.5555, 0.5555, "j" * 80)
+    concept = replace(
+        file.from_bytes(VALID), recipe=Teach(name="tom", category="cat").model_dump(),
+        points={f"preset-{k}": dict.fromkeys(NAMES, point) for k in range(16)},
+    )  # fmt: skip
+    assert file.from_bytes(file.to_bytes(concept)).points == concept.points
 
 
 def test_c9_no_concept_takes_a_word_of_the_language() -> None:
@@ -274,9 +313,16 @@ def test_c11_a_file_that_is_cut_off_while_it_is_read(tmp_path: Path) -> None:
 
 
 def test_c12_nothing_is_unpacked() -> None:
-    """No importer opens archives; only sources of training data and the art pack of the build read tars."""
+    """No importer opens archives; only sources of training data and the art pack of the build read tars, and
+    the converter of old weights, a process of its own, reads entries of a zip."""
     root = Path(file.__file__).parents[1]
-    may = {"distilling/sources.py", "tiny/build/art.py", "tiny/build/lookalikes.py", "tiny/sprites.py"}
+    may = {
+        "bases/opening/legacy.py",
+        "distilling/sources.py",
+        "tiny/build/art.py",
+        "tiny/build/lookalikes.py",
+        "tiny/sprites.py",
+    }
     words = ("import zipfile", "from zipfile", "import tarfile", "unpack_archive")
     found = {
         p.relative_to(root).as_posix() for p in root.rglob("*.py") if any(w in p.read_text() for w in words)
@@ -287,38 +333,19 @@ def test_c12_nothing_is_unpacked() -> None:
 # ---- mutations ---------------------------------------------------------------------------------------
 
 
-def survey(n: int, seed: int = 0) -> tuple[int, list[str]]:
-    """How many of `n` damaged files were accepted, and the first things that went wrong."""
-    accepted, wrong = 0, []
-    for k, data in enumerate(mutations(seeds(), n, seed)):
-        try:
-            concept = file.from_bytes(data)
-        except BadConceptFile:
-            continue
-        except Exception as e:
-            wrong.append(f"{k}: {type(e).__name__}: {e}")
-        else:
-            accepted += 1
-            try:
-                check_accepted(data, concept)
-            except Exception as e:
-                wrong.append(f"{k}: accepted, but {type(e).__name__}: {e}")
-        if len(wrong) >= 5:
-            break
-    return accepted, wrong
-
-
 @pytest.mark.slow
 def test_a_hundred_thousand_damaged_files() -> None:
     """BadConceptFile or a concept that is sound by every rule, which the safetensors library reads alike."""
-    accepted, wrong = survey(100_000)
-    assert not wrong, wrong
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        (some, wrong), (others, too) = pool.map(survey, [50_000] * 2, [0, 1])
+    assert not wrong + too, wrong + too
+    accepted = some + others
     assert 5_000 < accepted < 40_000  # a flipped bit of a value is no damage; more would mean tame mutations
 
 
 @pytest.mark.soak
 def test_two_million_damaged_files() -> None:
-    assert survey(2_000_000, seed=1)[1] == []
+    assert survey(2_000_000, seed=2)[1] == []
 
 
 def _without_a_place_check(entry: Any, refuse: Any) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -110,6 +111,22 @@ def test_old_changes_within_a_tick_are_the_limit(index: Index, folder: Path) -> 
     assert "late" not in found(index, folder)
 
 
+def test_hashes_are_of_the_files_as_they_are(index: Index, folder: Path, monkeypatch: Any) -> None:
+    """Computed when they are asked for, once; a file that was changed in place has its new one."""
+    read: list[str] = []
+    facts = indexing._facts
+    monkeypatch.setattr(indexing, "_facts", lambda path: read.append(Path(path).stem) or facts(path))
+    assert index.search(folder)[0].sha256 == ""
+    told = index.search(folder, "1", hashed=True)
+    assert [one.sha256 for one in told] == [hashlib.sha256(one.path.read_bytes()).hexdigest() for one in told]
+    read.clear()
+    told[0].path.write_bytes(concept("other", 99, "boat"))
+    again = index.search(folder, "1", hashed=True)
+    assert read == [told[0].name] and again[1:] == told[1:]
+    assert again[0].sha256 == hashlib.sha256(concept("other", 99, "boat")).hexdigest()
+    assert again[0].category == "boat"
+
+
 @pytest.mark.parametrize("damage", ["noise", "cut", "other", "newer", "read-only"])
 def test_a_damaged_index_is_made_again(index: Index, folder: Path, damage: str, tmp_path: Path) -> None:
     import sqlite3
@@ -150,3 +167,41 @@ def test_a_large_library_by_name(tmp_path: Path, monkeypatch: Any, capsys: Any) 
     assert code == 0 and out.count("bytes") == 3 and "and 6 more" in out
     code, out, _ = command(monkeypatch, capsys, "concepts", "list", "--category", "boat")
     assert out.count("bytes") == 1 and "more" not in out
+
+
+def test_the_server_lists_two_thousand_without_opening_them(tmp_path: Path, monkeypatch: Any) -> None:
+    """Once by the index; then listing, naming by name and by hash open no file but the one that is named."""
+    from minikin.server import shelf
+    from minikin.server.canary import Canary
+    from servers import served
+
+    home = library.library_folder()
+    home.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for k in range(20):
+        put(home, f"first{k}", "dog" if k % 2 else "cat")
+    for k in range(1980):  # links: to the index each is a file of its own
+        os.link(home / f"first{k % 20}.safetensors", home / f"pet{k:04}.safetensors")
+    settle(home)
+    with served(Canary(), tmp_path / "s") as s, s.client() as c:
+        assert c.get("/api/concepts").json()["total"] == 2000
+        opened: list[str] = []
+        parse = shelf.from_bytes
+        monkeypatch.setattr(shelf, "from_bytes", lambda d, what: opened.append(what) or parse(d, what))
+        monkeypatch.setattr(indexing, "_facts", lambda path: opened.append(path))
+        begun = time.perf_counter()
+        told = c.get(
+            "/api/concepts", params={"search": "T19", "category": "dog", "limit": 3, "offset": 1}
+        ).json()
+        assert [one["name"] for one in told["concepts"]] == ["pet1901", "pet1903", "pet1905"] and told[
+            "total"
+        ] == 41
+        assert time.perf_counter() - begun < 2 and not opened
+        assert not list((tmp_path / "s" / "concepts").iterdir()), "listing copies nothing"
+        sha = told["concepts"][0]["sha256"]
+        made = c.post("/api/paint?wait=true", json={"prompt": "<pet0007>"}).json()["results"][0]
+        assert opened == ["concept 'pet0007'"] and c.get(made["url"]).status_code == 200
+        assert hashlib.sha256(c.get(f"/api/concepts/sha256:{sha}").content).hexdigest() == sha
+        told = c.post("/api/paint", json={"prompt": "<pet00077>"})
+        assert told.status_code == 422 and "Did you mean 'pet00" in told.text
+        assert len(c.get("/sdapi/v1/embeddings").json()["loaded"]) == 2000

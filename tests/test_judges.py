@@ -211,7 +211,7 @@ def test_truncated_weights(tmp_path: Path, keep: int) -> None:
 
 @NEEDS_WEIGHTS
 def test_foreign_weights(tmp_path: Path) -> None:
-    with pytest.raises(AssetError, match="holds a judge of format 1; expected a classifier"):
+    with pytest.raises(AssetError, match="holds a judge of format 2; expected a classifier"):
         Classifier.open(weights.embedded("judge"))
     from safetensors.torch import save_file
 

@@ -158,7 +158,7 @@ def test_cards_tell_weights_apart(miniatures: dict[str, Path], tmp_path: Path) -
 def test_missing_weights_say_where_to_get_them(name: str) -> None:
     with pytest.raises(NoNetwork, match="never downloads") as e:
         judges.open_judge(name, "cpu")
-    assert f"hf download {TOWERS[name].repo} --local-dir {models_folder() / name}" in str(e.value)
+    assert f"`minikin models pull {name}`" in str(e.value)
 
 
 def test_unknown_judges() -> None:
@@ -235,8 +235,27 @@ def test_the_embedded_judge_behind_the_interface(tmp_path: Path, pictures: np.nd
     assert json.dumps(judge.card.__dict__)
 
 
+def test_a_pickle_says_how_to_convert_it() -> None:
+    """And then opens: what a repository publishes only as pytorch_model.bin."""
+    from minikin.bases.opening.convert import convert
+
+    folder = models_folder() / "dino-s16"
+    write_miniature("dino-s16", folder)
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(BadModelFile, match="minikin models convert .*/dino-s16/pytorch_model.bin"):
+        open_tower("dino-s16", known=known("dino-s16"))
+    convert(folder / "pytorch_model.bin")
+    assert open_tower("dino-s16", known=known("dino-s16")).card.digest
+
+
 def test_every_tower_has_its_entry() -> None:
-    """Contract of the table: licence, size and a patch that divides the picture."""
+    """Contract of the table: licence, size, a patch that divides the picture, and a pull of that name."""
+    from minikin.bases.opening.pull import HELPERS
+
     for name, k in TOWERS.items():
+        assert (HELPERS[name].repo, HELPERS[name].licence) == (k.repo, k.licence)
         assert k.licence and k.size and k.repo.count("/") == 1, name
         assert towers.SIDE % k.patch == 0 and k.pixels.resize >= towers.SIDE

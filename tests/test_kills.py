@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from killed import PLANTED, WORKS
 from kills import Kills, torn
+from minikin import files
 
 EACH = 4  # of five works: 20
 
@@ -44,6 +46,23 @@ def test_the_harness_finds_planted_bugs(name: str, words: str, tmp_path: Path) -
     """The positive control: a file written in place, a resumption with other numbers, too few saves."""
     wrong = Kills(PLANTED[name], tmp_path, seed=1).run(12)
     assert any(words in w for w in wrong), wrong
+
+
+def test_what_is_left_behind_is_seen(tmp_path: Path) -> None:
+    """A fresh temporary file of the killed goes, whatever its age; one that a process still holds does not."""
+    below = tmp_path / "out"
+    below.mkdir()
+    (tmp_path / ".minikin-0123456789abcdef").write_bytes(b"half")
+    (below / ".minikin-fedcba9876543210").write_bytes(b"half")
+    kills = Kills(WORKS["teach"], tmp_path)
+    kills._swept(tmp_path)
+    assert kills.wrong == [] and not list(tmp_path.rglob(".minikin-*"))
+    handle, held = files._new_file(below)
+    try:
+        kills._swept(tmp_path)
+    finally:
+        os.close(handle)
+    assert kills.wrong == [f"{held.name} was left behind"]
 
 
 def test_torn_files_are_seen(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import minikin
 ROOT = Path(minikin.__file__).parent
 # from the top down; a module may import from its own layer and from those below
 LAYERS = (
-    ("cli",), ("page",), ("server",), ("studio",),
+    ("cli",), ("page", "fleet"), ("server",), ("studio",),
     ("teaching", "painting", "judging", "distilling"), ("bases",),
     ("concepts", "recipes", "stream", "training"),
-    ("files", "events"), ("errors",),
+    ("files", "events", "memory", "marking"), ("errors",),
 )  # fmt: skip
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
 

@@ -39,6 +39,24 @@ def test_intervals_of_grouped_pictures_hold_the_truth() -> None:
     assert np.mean(naive) < 0.80
 
 
+def test_a_ratio_of_the_same_examples_is_surer_than_two_intervals() -> None:
+    """Hard examples are hard in both: half the value everywhere is half for sure; unpaired it is not."""
+    rng = np.random.default_rng(0)
+    whole = rng.uniform(0.2, 1.0, 60)
+    half = intervals.ratio(whole / 2, whole)
+    assert (half.value, half.low, half.high) == pytest.approx((0.5, 0.5, 0.5))
+    shuffled = intervals.ratio(rng.permutation(whole) / 2, whole)
+    assert shuffled.value == pytest.approx(0.5) and shuffled.high - shuffled.low > 0.05
+    inside = 0
+    for k in range(100):
+        a = np.random.default_rng(k).uniform(0.2, 1.0, 60)
+        found = intervals.ratio(0.9 * a + np.random.default_rng(k + 1000).normal(0, 0.05, 60), a, k)
+        inside += found.low <= 0.9 <= found.high
+    assert 86 <= inside <= 100
+    with pytest.raises(BadRecipe, match="same examples twice, got 60 and 59"):
+        intervals.ratio(whole, whole[1:])
+
+
 def test_intervals_are_repeatable_and_need_their_prompts() -> None:
     values = np.random.default_rng(1).normal(size=20)
     assert intervals.mean(values, seed=3) == intervals.mean(values, seed=3)

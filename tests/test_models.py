@@ -219,7 +219,7 @@ def test_tiny_is_an_ordinary_folder() -> None:
     stock = StableDiffusionPipeline.from_pretrained(registry.tiny_folder(), dtype=torch.float32)
     stock.set_progress_bar_config(disable=True)
     g = [torch.Generator().manual_seed(3)]
-    reference = stock("a cat on the beach", num_inference_steps=4, guidance_scale=4.0, generator=g).images[0]
+    reference = stock("a cat on the beach", num_inference_steps=4, guidance_scale=3.0, generator=g).images[0]
     (ours,) = Studio.open("tiny").paint("a cat on the beach", steps=4, seed=3)
     assert np.array_equal(np.asarray(ours), np.asarray(reference))
 

@@ -39,7 +39,8 @@ def studios(bases: dict[str, Base]) -> dict[str, Studio]:
         rng = np.random.default_rng(0)
         shots = [Photo("a", rng.integers(0, 255, (64, 64, 3), dtype=np.uint8), np.ones((64, 64), np.float32))]
         for k, (name, category) in enumerate([("tom", "cat"), ("rex", "dog")]):
-            one = studio.teach(shots, name=name, category=category, steps=1, batch=1, preview=False)
+            how: dict[str, Any] = {"mode": "gated", "steps": 1, "batch": 1, "preview": False}
+            one = studio.teach(shots, name=name, category=category, **how)
             g = torch.Generator().manual_seed(k)
             delta = {p: 5 * torch.randn(d.shape, generator=g) for p, d in one.delta.items()}
             studio.add(replace(one, delta=delta))

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import re
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from PIL import Image
 from browsers import browsing
 from minikin.bases.base import Base
 from minikin.server.canary import Canary
+from minikin.server.jobs import Job
 from minikin.server.studio_engine import StudioEngine
 from minikin.studio import Studio
 from servers import Served, served
@@ -82,6 +85,31 @@ def test_nothing_in_the_page_is_fetched_from_elsewhere(closed: Served) -> None:
         text = c.get("/studio/").text
     fetched = re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=\"(https?://[^\"]+)", text)
     assert not [f for f in fetched if urlsplit(f).hostname != "127.0.0.1"]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_what_is_written_can_be_read(scheme: int) -> None:
+    """WCAG's contrast of 4.5 for every colour of words on every ground they stand on."""
+    text = (Path(__file__).parents[1] / "src" / "minikin" / "page" / "web" / "page.css").read_text()
+    pairs = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", text)
+    colours = {name: one[scheme] for name, *one in pairs}
+    grounds = ("paper", "sheet", "wash")
+    found = {
+        **{(ink, on): _contrast(colours[ink], colours[on]) for ink in ("ink", "soft", "accent", "good")
+           for on in grounds},
+        ("on-accent", "accent"): _contrast(colours["on-accent"], colours["accent"]),
+    }  # fmt: skip
+    assert {pair: round(c, 2) for pair, c in found.items() if c < 4.5} == {}
+    assert _contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01), "just too little"
+
+
+def _contrast(a: str, b: str) -> float:
+    def light(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05
+
+    return max(light(a), light(b)) / min(light(a), light(b))
 
 
 # ---- in a browser ------------------------------------------------------------------------------
@@ -150,18 +178,43 @@ def drafts(page: Any, prompt: str = "a red car in the snow", n: int = 1) -> None
     page.wait_for_selector("#paint-tools:not([hidden])", timeout=240_000)
 
 
-def picture_of(server: Served, src: str) -> np.ndarray:
+def bytes_of(server: Served, page: Any, name: str = "paint") -> bytes:
+    """The file behind a section's Download."""
     with server.client() as c:
-        return np.asarray(Image.open(io.BytesIO(c.get(urlsplit(src).path).content)).convert("RGB"))
+        return c.get(page.get_attribute(f"#{name}-download", "href")).content
+
+
+def picture_of(server: Served, page: Any, name: str = "paint") -> Image.Image:
+    return Image.open(io.BytesIO(bytes_of(server, page, name)))
+
+
+def photos(page: Any, name: str) -> None:
+    """Teach's form, filled but for the steps."""
+    section(page, "Teach")
+    page.set_input_files("#teach-files", [str(p) for p in sorted(EXAMPLES.glob("*.jpg"))[:3]])
+    page.fill("#teach-name", name)
+    page.fill("#teach-category", "teapot")
 
 
 @pytest.mark.slow
 def test_typing_paints_and_the_latest_wins(page: Any) -> None:
-    page.locator("#paint-prompt").press_sequentially("a red car in the snow", delay=30)
+    sent: dict[str, Any] = {}
+    steps = set()
+
+    def wished(frame: str) -> None:
+        sent.update(json.loads(frame))
+        steps.add(sent["steps"])
+
+    page.on("websocket", lambda socket: socket.on("framesent", wished))
+    page.locator("#paint-prompt").press_sequentially("a red car in the snow", delay=5)
     page.wait_for_function(
         "document.querySelector('#paint-shown')?.dataset.prompt === 'a red car in the snow'", timeout=120_000
     )
     assert page.locator("#paint-shown").get_attribute("src").startswith("data:image/jpeg;base64,")
+    end = time.monotonic() + 60
+    while sent["steps"] != 2 and time.monotonic() < end:
+        page.wait_for_timeout(20)
+    assert sent["steps"] == 2 and steps == {1, 2}, "hurried while keys came, then in full"
     page.fill("#paint-prompt", "a photo of <nobody")
     page.fill("#paint-prompt", "a photo of <nobody>")
     page.wait_for_function("document.querySelector('#paint-problem').textContent.includes('nobody')")
@@ -173,10 +226,7 @@ def test_drafts_are_kept_picked_and_refined(page: Any, server: Served) -> None:
     """Two drafts; after a reload they are there, and the form is as it was; one is refined at 1.5x."""
     drafts(page, n=2)
     assert page.get_attribute("#paint-download", "download") == "minikin-7.png"
-    assert (
-        "parameters"
-        in Image.open(io.BytesIO(_bytes(server, page.get_attribute("#paint-download", "href")))).info
-    )
+    assert "parameters" in picture_of(server, page).info
     page.reload()
     page.wait_for_selector(".mk-card")
     assert page.input_value("#paint-prompt") == "a red car in the snow"
@@ -189,15 +239,19 @@ def test_drafts_are_kept_picked_and_refined(page: Any, server: Served) -> None:
     assert "192x192" in page.inner_text("#paint-caption")
 
 
-def _bytes(server: Served, path: str) -> bytes:
-    with server.client() as c:
-        return c.get(path).content
+# counts what is shown on the way
+PREVIEWS = """() => {
+  const shown = document.querySelector('#inpaint-shown');
+  window.previews = 0;
+  new MutationObserver(() => { previews += shown.src.startsWith('data:image/jpeg'); }).observe(
+    shown, {attributeFilter: ['src']});
+}"""
 
 
 @pytest.mark.slow
 def test_inpainting_under_a_drawn_mask(page: Any, server: Served) -> None:
     drafts(page)
-    before = picture_of(server, page.get_attribute("#paint-download", "href"))
+    before = np.asarray(picture_of(server, page).convert("RGB"))
     page.click("#paint-to-inpaint")
     page.wait_for_selector("#inpaint-mask", state="visible")
     page.wait_for_function("document.querySelector('#inpaint-mask').width === 128")
@@ -211,9 +265,11 @@ def test_inpainting_under_a_drawn_mask(page: Any, server: Served) -> None:
     page.mouse.down()
     page.mouse.move(*at[1], steps=5)
     page.mouse.up()
+    page.evaluate(PREVIEWS)
     page.click("#inpaint-go")
     page.wait_for_selector("#inpaint-tools:not([hidden])", timeout=240_000)
-    after = picture_of(server, page.get_attribute("#inpaint-download", "href"))
+    assert page.evaluate("previews") > 0
+    after = np.asarray(picture_of(server, page, "inpaint").convert("RGB"))
     changed = (before != after).any(-1)
     assert after.shape == before.shape and 100 < changed.sum() < 0.4 * changed.size
     assert not changed[:20].any() and not changed[:, -20:].any(), "far from the brush not a byte moves"
@@ -247,9 +303,7 @@ def test_teaching_in_the_page(page: Any, server: Served) -> None:
     section(page, "Teach")
     page.click("#teach-go")
     assert "photos first" in page.inner_text("#teach-problem")
-    page.set_input_files("#teach-files", [str(p) for p in sorted(EXAMPLES.glob("*.jpg"))[:3]])
-    page.fill("#teach-name", "pot")
-    page.fill("#teach-category", "teapot")
+    photos(page, "pot")
     page.click("#teach-look")
     page.wait_for_selector(".mk-veil", timeout=240_000)
     assert page.locator(".mk-veil").count() == 3
@@ -296,11 +350,8 @@ def sweep_chart(page: Any) -> None:
 
 
 @pytest.mark.slow
-def test_stop_and_keep_and_cancel(page: Any, server: Served) -> None:
-    section(page, "Teach")
-    page.set_input_files("#teach-files", [str(p) for p in sorted(EXAMPLES.glob("*.jpg"))[:3]])
-    page.fill("#teach-name", "kept")
-    page.fill("#teach-category", "teapot")
+def test_stop_and_keep_and_cancel(page: Any, server: Served, monkeypatch: Any) -> None:
+    photos(page, "kept")
     page.fill("#teach-steps", "2000")
     page.click("#teach-go")
     page.wait_for_function("document.querySelector('#teach-progress progress').value > 0.001", timeout=240_000)
@@ -313,9 +364,21 @@ def test_stop_and_keep_and_cancel(page: Any, server: Served) -> None:
     page.fill("#paint-steps", "50")
     page.fill("#paint-n", "10")
     page.fill("#paint-prompt", "a red car in the snow")
-    page.click("#paint-go")
-    page.wait_for_function("document.querySelector('#paint-progress progress').value > 0", timeout=240_000)
-    page.click("#paint-cancel")
+    step, released = Job.step, threading.Event()
+
+    def held(job: Job, *args: Any, **kwargs: Any) -> None:  # however slow the browser is, it is not done before
+        step(job, *args, **kwargs)
+        while not (job.cancelled.wait(0.1) or released.is_set()):
+            pass
+
+    monkeypatch.setattr(Job, "step", held)
+    try:
+        page.click("#paint-go")
+        page.wait_for_function("document.querySelector('#paint-progress progress').value > 0", timeout=240_000)
+        page.click("#paint-cancel")
+    except BaseException:
+        released.set()
+        raise
     page.wait_for_function(
         "document.querySelector('#paint-problem').textContent === 'Cancelled.'", timeout=120_000
     )
@@ -327,7 +390,7 @@ def test_stop_and_keep_and_cancel(page: Any, server: Served) -> None:
 def test_a_picture_brings_its_recipe_back(page: Any, server: Served, tmp_path: Path) -> None:
     drafts(page, "a blue boat on the sea")
     picture = tmp_path / "boat.png"
-    picture.write_bytes(_bytes(server, page.get_attribute("#paint-download", "href")))
+    picture.write_bytes(bytes_of(server, page))
     page.fill("#paint-prompt", "something else")
     section(page, "Recipe")
     page.set_input_files("#recipe-file", str(picture))
@@ -384,3 +447,7 @@ def test_on_a_phone(page: Any) -> None:
         if os.environ.get("MINIKIN_SHOTS"):
             page.screenshot(path=f"{os.environ['MINIKIN_SHOTS']}/phone-{name}.png", full_page=True)
     assert page.eval_on_selector("#paint-prompt", "e => getComputedStyle(e).fontSize") == "16px"
+    paper = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(paper) == "rgb(250, 249, 246)"
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate(paper) == "rgb(23, 22, 20)"

@@ -20,6 +20,7 @@ from minikin import Concept, Studio
 from minikin.bases.base import Base
 from minikin.bases.prompt import parse
 from minikin.errors import BadPhoto, BadRecipe, UnknownName
+from minikin.marking.encode import Marking
 from minikin.painting import metadata, schedulers
 from minikin.painting import paint as painting
 from minikin.painting.course import conditions
@@ -233,7 +234,8 @@ def test_files_do_not_overwrite_each_other(studio: Studio, tmp_path: Path) -> No
 def test_without_metadata(studio: Studio, tmp_path: Path) -> None:
     done = list(studio.painting(recipe := Paint(prompt="a cat", steps=1)))[-1]
     names = Names(recipe, tmp_path / "x.png")
-    path = save_picture(done.result[0], recipe, done.facts, names, metadata=False)
+    bare = Marking(on=False)
+    path = save_picture(done.result[0], recipe, done.facts, names, metadata=False, marking=bare)
     assert Image.open(path).info == {}
     with pytest.raises(BadPhoto, match="carries no recipe"):
         metadata.read(path)

@@ -174,6 +174,15 @@ def test_an_adapter_states_its_convention(bases: dict[str, Base]) -> None:
     assert calls.timesteps == [999, 899] and calls.rows == [1, 1]
 
 
+def test_no_step_that_was_not_trained() -> None:
+    """Three trailing steps are 999, 666, 332: a student of 999, 749, 499, 249 paints 1, 2 or 4."""
+    header = {"minikin.sampler": "renoise", "minikin.times": "[999, 749, 499, 249]"}
+    turbo = presets.PRESETS["turbo"]
+    assert presets.for_student(turbo, {**header, "minikin.timesteps": "trailing"}).allowed == (1, 2, 4)
+    demo = {**header, "minikin.times": "[999, 899, 799, 699]", "minikin.timesteps": "demo"}
+    assert presets.for_student(turbo, demo).allowed == (1, 2, 3, 4)
+
+
 STUDENTS: dict[str, tuple[dict[str, Any], list[int], str, float]] = {
     # what a header says: the timesteps, the scheduler and the guidance it is painted with
     "turbo": ({"sampler": "renoise", "timesteps": "trailing", "times": [999, 749, 499, 249], "guidance": 1.0},

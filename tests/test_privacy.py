@@ -25,7 +25,7 @@ from minikin.concepts import tensors as io_
 from minikin.recipes import Sweep
 from minikin.server.canary import Canary
 from servers import served
-from test_sweep import QUICK, Plain
+from sweeps import QUICK, Plain
 
 WORD = "SENTINEL"
 TEACH = ("--name", "tom", "--category", "cat", "--mode", "row", "--steps", 2, "--batch", 2)
@@ -176,8 +176,8 @@ KEYS = {
         "hash_sha256", "thumbnail",
     )),
 }  # fmt: skip
-RECIPE = {"mode", "batch", "value_rate", "word_rate", "beta", "tau", "positions", "mask", "flip", "size",
-          "seed", "keys", "photos", "captions", "steps"}  # fmt: skip
+RECIPE = {"mode", "batch", "value_rate", "keep", "word_rate", "beta", "tau", "positions", "mask", "flip",
+          "size", "seed", "keys", "photos", "captions", "steps"}  # fmt: skip
 
 
 def test_what_a_concept_file_may_say(bases: dict[str, Base], photos: Any) -> None:

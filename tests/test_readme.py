@@ -30,7 +30,11 @@ def test_python_examples(tmp_path: Path, monkeypatch: Any) -> None:
 def test_every_path_in_the_tree_exists() -> None:
     text = (ROOT / "README.md").read_text()
     for link in re.findall(r"\]\(((?:docs|src|benchmarks)/[^)]+)\)", text):
-        assert (ROOT / link).exists(), link
+        path, _, heading = link.partition("#")
+        assert (ROOT / path).exists(), link
+        if heading:
+            titles = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(), re.M)
+            assert heading in {re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles}, link
     for folder in ("cli", "concepts", "bases", "teaching", "painting", "judging", "tiny"):
         assert f"    {folder}/" in text
         assert (ROOT / "src" / "minikin" / folder).is_dir()

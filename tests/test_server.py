@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
 import sqlite3
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+from minikin import memory
 from minikin.errors import BadRecipe, OutOfMemory, StorageError
 from minikin.recipes import Paint
 from minikin.server import ledger
@@ -21,8 +27,10 @@ from minikin.server.canary import Canary, digest, read
 from minikin.server.engine import Prepared
 from minikin.server.faults import Refused
 from minikin.server.jobs import Asked, Job
+from minikin.server.ledger import RESULTS, STORE
 from minikin.server.limits import Limits
 from minikin.server.line import Line
+from minikin.server.room import Room
 from minikin.server.service import Service
 from minikin.server.store import Store
 from servers import concept, served
@@ -77,11 +85,15 @@ def test_waiting_for_the_answer(tmp_path: Path) -> None:
         assert (told.json()["results"][0]["width"], told.json()["results"][0]["height"]) == (64, 72)
 
 
-def test_previews_while_it_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["paint", "refine"])
+def test_previews_while_it_runs(tmp_path: Path, kind: str) -> None:
     engine = Canary()
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "PNG")
+    more = {"picture": base64.b64encode(buffer.getvalue()).decode()} if kind == "refine" else {}
     with served(engine, tmp_path / "s") as s, s.client() as c:
         engine.hold.clear()
-        id_ = c.post("/api/paint", json={"prompt": "a cat"}).json()["id"]
+        id_ = c.post(f"/api/{kind}", json={"prompt": "a cat", **more}).json()["id"]
         until(lambda: c.get(f"/api/jobs/{id_}").json()["preview"])
         engine.hold.set()
         until(lambda: c.get(f"/api/jobs/{id_}").json()["status"] == "completed")
@@ -122,41 +134,23 @@ def refusing(tmp_path_factory: Any) -> Any:
         assert not s.service.store.jobs("local", 10)
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b'{"prompt": NaN}', b'{"prompt": "a", "guidance": 1e999}', b'{"prompt": "a", "prompt": "b"}',
-        b"[" * 100_000, b'{"prompt": "a", "points": ' + b"[" * 50 + b"]" * 50 + b"}", b"{", b"\xff",
-        b'{"prompt": "\\ud800"}', b'{"seed": ' + b"9" * 5000 + b', "prompt": "a"}',
-    ],
-)  # fmt: skip
-def test_json_that_is_none(refusing: Any, raw: bytes) -> None:
-    told = refusing.post("/api/paint", content=raw, headers={"content-type": "application/json"})
-    assert told.status_code == 400 and told.json()["error"]["code"] == "invalid_json", told.text
-
-
-def test_what_is_not_there(refusing: Any) -> None:
-    for path in ("/api/jobs/" + "0" * 32, "/api/results/" + "0" * 32, "/api/results/..%2f..%2fjobs.sqlite",
-                 "/api/results/%2e%2e%2fjobs.sqlite", "/api/concepts/tom", "/nothing"):  # fmt: skip
-        told = refusing.get(path)
-        assert told.status_code == 404 and told.json()["error"]["code"] == "not_found", path
-
-
 # ---- cancelling --------------------------------------------------------------------------------
 
 
 def test_a_running_job_is_left_within_a_step(tmp_path: Path) -> None:
-    engine = Canary(step_s=0.05, steps=40)
+    engine = Canary(step_s=0.01, steps=40)
     with served(engine, tmp_path / "s") as s, s.client() as c:
         engine.stepped = 0
         id_ = c.post("/api/paint", json={"prompt": "long", "steps": 40}).json()["id"]
         until(lambda: engine.stepped >= 2)
+        engine.hold.clear()  # however long the request takes
         at = engine.stepped
         told = c.delete(f"/api/jobs/{id_}").json()
+        engine.hold.set()
         assert told["status"] == "cancelled" and not told["results"]
         again = c.post("/api/paint?wait=true", json={"prompt": "short", "steps": 1}).json()
         assert again["status"] == "completed"
-        assert engine.stepped - at <= 3, "the step it was in, perhaps one more, and the short one's"
+        assert engine.stepped - at <= 3, "the step before it was held, the one it was in, and the short one's"
 
 
 def test_a_waiting_job_is_gone_at_once_and_mates_go_on(tmp_path: Path) -> None:
@@ -169,7 +163,7 @@ def test_a_waiting_job_is_gone_at_once_and_mates_go_on(tmp_path: Path) -> None:
         assert (second["queue_position"], third["queue_position"]) == (0, 1)
         begun = time.monotonic()
         assert c.delete(f"/api/jobs/{second['id']}").json()["status"] == "cancelled"
-        assert time.monotonic() - begun < 0.25
+        assert time.monotonic() - begun < 5, "the engine is held for as long"
         assert c.get(f"/api/jobs/{third['id']}").json()["queue_position"] == 0
         engine.hold.set()
         s.drained()
@@ -182,8 +176,8 @@ def test_a_caller_who_goes_away_cancels(tmp_path: Path) -> None:
     with served(engine, tmp_path / "s") as s, s.client() as c:
         engine.hold.clear()
         with pytest.raises(Exception, match="timed out"):
-            c.post("/api/paint?wait=true", json={"prompt": "left"}, timeout=0.3)
-        until(lambda: s.service.store.jobs("local", 1)[0]["status"] == "cancelled")
+            c.post("/api/paint?wait=true", json={"prompt": "left"}, timeout=1.0)
+        until(lambda: [j["status"] for j in s.service.store.jobs("local", 1)] == ["cancelled"])
         engine.hold.set()
 
 
@@ -207,15 +201,68 @@ def test_clients_take_turns() -> None:
 
 
 def test_what_waits_is_taken_together_up_to_the_limits() -> None:
-    line = Line(Limits(batch=4, batch_pixels=10_000))
+    line = Line(Limits(batch=4))
     for client in "ABC":
         waiting(line, client, 3)
     waiting(line, "D", 1, group="other")
     sizes = [len(line.take(0)) for _ in range(4)]
     assert sorted(sizes) == [1, 1, 4, 4]
-    line = Line(Limits(batch=4, batch_pixels=2_500))
-    waiting(line, "A", 3)
-    assert [len(line.take(0)) for _ in range(2)] == [2, 1]
+
+
+def test_what_waits_is_taken_together_up_to_the_memory_that_is_free() -> None:
+    """4,000 bytes a picture: of 10,000 that are free, four fifths are two of them; never more than fit."""
+    free = [10_000]
+    room = Room(4.0, lambda: free[0], nullcontext)
+    line = Line(Limits())
+    waiting(line, "A", 9)
+
+    def taken() -> int:
+        return len(line.take(0, lambda prepared: room.fits(prepared.pixels)))
+
+    assert taken() == 2
+    free[0] = 25_000
+    assert taken() == 5
+    free[0] = 100  # not even one: it is tried all the same
+    assert taken() == 1
+
+
+def test_what_a_picture_takes_is_measured() -> None:
+    """From the first batch on; more counts at once, less by and by, and a batch too large as what it was."""
+    free, took = [1_000_000], [0]
+
+    @contextmanager
+    def peak() -> Iterator[Any]:
+        yield SimpleNamespace(before=500, bytes=500 + took[0])
+
+    room = Room(10.0, lambda: free[0], peak)
+    assert room.fits(10_000) == 8
+    took[0] = 80_000
+    with room.measuring(1000):
+        pass
+    assert room.fits(10_000) == 1 and room.per_pixel == 80
+    took[0] = 0
+    for _ in range(50):
+        with room.measuring(1000):
+            pass
+    assert room.fits(10_000) == 32, "never less than a quarter of what was estimated"
+    with pytest.raises(OutOfMemory), room.measuring(320_000):
+        raise OutOfMemory("Too much.")
+    assert room.fits(10_000) == 25, "that many were tried and did not fit"
+    nobody_tells = Room(10.0, lambda: None, peak)
+    assert nobody_tells.fits(1 << 20) == 8
+
+
+def test_what_is_free_of_a_container(monkeypatch: Any, tmp_path: Path) -> None:
+    """What its limit leaves, where that is less than the machine has."""
+    monkeypatch.setattr(memory, "_GROUP", tmp_path)
+    machine = memory.free(torch.device("cpu"))
+    if machine is None:
+        pytest.skip("this system does not tell what is free")
+    for name, text in (("max", "5000"), ("current", "4000"), ("stat", "anon 1\ninactive_file 1500\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert memory.free(torch.device("cpu")) == 2500
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free(torch.device("cpu")) == pytest.approx(machine, rel=0.2)
 
 
 def test_progress_is_that_of_the_stage() -> None:
@@ -369,10 +416,12 @@ def test_jobs_survive_a_restart(tmp_path: Path) -> None:
     for _ in range(3):
         service.store.start([poison.id])
     (service.results / ("f" * 32 + ".png")).write_bytes(b"of a killed process")
+    (service.inputs / ("e" * 32)).mkdir()  # of a job that had ended just before
     service.store.close()  # as after kill -9: nothing was tidied up
     service._held_folder.__exit__(None, None, None)
     with served(Canary(), folder) as s:
         s.drained()
+        assert not list(service.inputs.iterdir())
         rows = {j.id: s.service.store.job(j.id) for j in (ran, waited, held, poison)}
         assert [rows[j.id]["status"] for j in (ran, waited, held, poison)] == [
             "completed", "completed", "cancelled", "failed"
@@ -403,6 +452,20 @@ def test_one_server_a_folder(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="Another process"):
         Service([Canary()], tmp_path / "s")
     service.close(0)
+
+
+def test_a_job_that_was_cancelled_as_it_was_begun_stays_so(tmp_path: Path) -> None:
+    """The worker takes it, the cancel's end is written first, then its start comes: the end stands."""
+    (tmp_path / RESULTS).mkdir()
+    store = Store(tmp_path / STORE)
+    none = {"kind": "paint", "client": "me", "dialect": "native", "task": "", "held": 0, "status": "queued"}
+    for id_ in ("a", "b"):
+        store.accept({"id": id_, **none, "recipe": "{}", "concepts": {}, "warnings": [], "created": 0.0})
+    store.end("a", "cancelled")
+    store.start(["a", "b"])
+    assert [store.job(i)["status"] for i in "ab"] == ["cancelled", "running"]  # type: ignore[index]
+    store.close()
+    assert ledger.problems(tmp_path, drained=False) == []
 
 
 def test_stores_that_cannot_be_used(tmp_path: Path) -> None:
@@ -451,7 +514,34 @@ def test_the_ledger_script_finds_what_is_wrong(tmp_path: Path) -> None:
     (folder / "results" / "stray.png").write_bytes(b"")
     assert "stray.png belongs to no job" in planted()
     assert "completed with 1 of 2" in planted(f"DELETE FROM pictures WHERE id='{two}'")
+    (folder / "inputs" / job).mkdir()
+    assert f"pictures of job {job} are left" in planted()
+    assert "are left" not in "; ".join(ledger.problems(folder, drained=False))
+    (folder / "concepts" / f"{'a' * 64}.safetensors").write_bytes(b"another")
+    assert "concept tom (aaaaaaaa) is not the one" in planted(
+        f"INSERT INTO shelf VALUES ('x', '{'a' * 64}', 'tom', 0)"
+    )
+    assert "concept kim (bbbbbbbb) has no file" in planted(
+        f"INSERT INTO shelf VALUES ('x', '{'b' * 64}', 'kim', 0)"
+    )
     db.close()
+
+
+def test_every_server_of_these_tests_ends_with_the_ledger(tmp_path: Path) -> None:
+    """`served` fails for a planted fault; and nobody here runs a server past it, but for those in this list."""
+    with pytest.raises(AssertionError, match="belongs to no job"), served(Canary(), tmp_path / "s") as s:
+        (s.folder / "results" / "stray.png").write_bytes(b"")
+    here = Path(__file__).parent
+    runs = ("Service(", "uvicorn.Server(", "minikin.server.app", "-m minikin serve")
+    found = {p.name for p in here.glob("*.py") if any(r in p.read_text() for r in runs)}
+    assert found == {
+        "servers.py",  # `served`: the ledger at its end
+        "loads.py",  # `running`: the same, of a process
+        "killed.py",  # `test_kills` looks at the ledger
+        "test_finishing.py",  # the ledger of a server that must go at once
+        "test_faults.py", "test_server.py",  # stores that are refused; the restart ends inside `served`
+        "test_open_port.py", "test_server_guard.py",  # the gate around an app that `served` runs
+    }  # fmt: skip
 
 
 def test_finishing_that_fails_is_told(tmp_path: Path, monkeypatch: Any) -> None:

@@ -19,10 +19,10 @@ from PIL import Image
 
 from minikin.errors import BaseMismatch
 from minikin.server.canary import Canary, digest, read
-from servers import Served, concept, served
+from servers import Served, Watched, concept, served
 
 
-class Recorder(Canary):
+class Recorder(Watched):
     """Keeps what work that is done alone was given."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -98,12 +98,14 @@ def test_openai_urls_formats_and_models(theirs: openai.OpenAI, server: Served) -
 
 
 def test_openai_streams(theirs: openai.OpenAI, server: Served) -> None:
-    server.service.engine.step_s = 0.05  # type: ignore[attr-defined]
+    """Of three steps all but the last are due to be seen."""
+    server.service.engine.patience = 20.0  # type: ignore[attr-defined]
+    asked: dict[str, Any] = {"seed": 3, "num_inference_steps": 3}
     try:
-        stream = theirs.images.generate(prompt="a cat", stream=True, partial_images=2, extra_body={"seed": 3})
+        stream = theirs.images.generate(prompt="a cat", stream=True, partial_images=2, extra_body=asked)
         events = list(stream)
     finally:
-        server.service.engine.step_s = 0.0  # type: ignore[attr-defined]
+        server.service.engine.patience = 0.0  # type: ignore[attr-defined]
     assert [e.type for e in events][-1] == "image_generation.completed"
     partial = [e for e in events if e.type == "image_generation.partial_image"]
     assert [e.partial_image_index for e in partial] == [0, 1]
@@ -256,16 +258,18 @@ def test_webui_interrupts_its_own_alone(tmp_path: Path) -> None:
             told[name] = apis[name].txt2img(prompt=name, seed=1, width=64, height=64)
 
         threads = [threading.Thread(target=run, args=(name,)) for name in apis]
-        for t in threads:
-            t.start()
-            time.sleep(0.1)
+        for live, thread in enumerate(threads, 1):
+            thread.start()
+            while len(s.service._live()) < live or not s.service.running():
+                assert thread.is_alive()
+                time.sleep(0.01)
         state = apis["ann"].get_progress()
         assert state["state"]["job_count"] == 1 and 0 < state["progress"] < 1
         apis["ann"].interrupt()
-        threads[0].join(5)
+        threads[0].join(30)
         assert told["ann"].info["interrupted"] and "bob" not in told
         engine.hold.set()
-        threads[1].join(5)
+        threads[1].join(30)
         assert read(told["bob"].image) == digest("bob", "", {}, 1)
 
 
@@ -286,9 +290,9 @@ def test_webui_interrupts_a_task_by_its_name(tmp_path: Path) -> None:
             time.sleep(0.01)
         assert c.get("/sdapi/v1/progress?id_task=two").json()["state"]["job"] == "two"
         c.post("/sdapi/v1/interrupt?id_task=two")
-        threads[1].join(5)
+        threads[1].join(30)
         engine.hold.set()
-        threads[0].join(5)
+        threads[0].join(30)
         assert (
             json.loads(told["two"]["info"])["interrupted"]
             and not json.loads(told["one"]["info"])["interrupted"]

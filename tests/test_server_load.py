@@ -8,8 +8,6 @@ import io
 import os
 import random
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -19,6 +17,7 @@ import httpx
 import pytest
 from PIL import Image
 
+from loads import free_port, start
 from minikin.server import ledger
 from minikin.server.canary import Canary, digest, read
 from minikin.server.limits import Limits
@@ -33,7 +32,7 @@ class Swapping(Canary):
 
     def paint(self, rows: Any, on_step: Any) -> Any:
         images = super().paint(rows, on_step)
-        return [*images[1:], images[0]] if len(rows) > 2 else images
+        return [*images[1:], images[0]] if len(rows) > 1 else images
 
 
 class Tally:
@@ -122,61 +121,23 @@ def load(engine: Canary, folder: Path, seconds: float) -> Tally:
     return tally
 
 
-def test_sixteen_clients_for_a_while(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(15, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.soak)]
+)
+def test_sixteen_clients(seconds: int, tmp_path: Path) -> None:
     engine = Canary(step_s=0.005)
-    tally = load(engine, tmp_path / "s", 5)
+    tally = load(engine, tmp_path / "s", seconds)
     assert not tally.wrong, tally.wrong[:5]
     assert tally.right > 50 and tally.cancelled, vars(tally)
     assert max(engine.batches) > 2, "what waits is painted together"
 
 
-@pytest.mark.slow
-def test_sixteen_clients_for_a_minute(tmp_path: Path) -> None:
-    tally = load(Canary(step_s=0.01), tmp_path / "s", 60)
-    print({k: v for k, v in vars(tally).items() if k != "lock"})
-    assert not tally.wrong, tally.wrong[:5]
-    assert tally.right > 500, vars(tally)
-
-
 def test_the_load_test_can_fail(tmp_path: Path) -> None:
-    """Two rows swapped in a batch are counted."""
-    assert load(Swapping(step_s=0.005), tmp_path / "s", 2).wrong
+    """Two rows swapped in a batch are counted; on a busy machine batches may take a while to form."""
+    assert any(load(Swapping(step_s=0.02), tmp_path / f"{s}", s).wrong for s in (2, 5, 15))
 
 
 # ---- a process of its own ----------------------------------------------------------------------
-
-_SERVE = """
-import sys, pathlib
-from minikin.server.app import create, gated, serve
-from minikin.server.canary import Canary
-from minikin.server.service import Service
-folder, port, step = sys.argv[1:]
-service = Service([Canary(step_s=float(step))], pathlib.Path(folder))
-serve(gated(create(service)), service, "127.0.0.1", int(port))
-"""
-
-
-def start(folder: Path, port: int, step_s: float) -> tuple[Any, httpx.Client]:
-    process = subprocess.Popen([sys.executable, "-c", _SERVE, str(folder), str(port), str(step_s)])
-    client = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20)
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        try:
-            if client.get("/readyz").status_code == 200:
-                return process, client
-        except httpx.TransportError:
-            pass
-        time.sleep(0.05)
-    process.kill()
-    raise AssertionError("the server did not start")
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 @pytest.mark.slow
@@ -185,7 +146,7 @@ def test_kill_and_restart(tmp_path: Path) -> None:
     folder, port, rng = tmp_path / "s", free_port(), random.Random(0)
     asked: dict[str, tuple[str, int]] = {}
     for turn in range(3):
-        process, c = start(folder, port, 0.02)
+        process, c = start(folder, port, step_s=0.02)
         for k in range(8):
             prompt, seed = f"turn {turn} number {k}", rng.randrange(1000)
             told = c.post("/api/paint", json={"prompt": prompt, "seed": seed, "n": 2})
@@ -194,7 +155,7 @@ def test_kill_and_restart(tmp_path: Path) -> None:
         time.sleep(rng.random() * 0.3)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    process, c = start(folder, port, 0.0)
+    process, c = start(folder, port)
     for id_, (prompt, seed) in asked.items():
         while (told := c.get(f"/api/jobs/{id_}").json())["status"] in ("queued", "running"):
             time.sleep(0.02)
@@ -211,7 +172,7 @@ def test_kill_and_restart(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_signal_lets_the_work_in_hand_be_finished(tmp_path: Path) -> None:
-    process, c = start(tmp_path / "s", free_port(), 0.05)
+    process, c = start(tmp_path / "s", free_port(), step_s=0.05)
     told: dict[str, Any] = {}
 
     def hold() -> None:
@@ -219,7 +180,9 @@ def test_a_signal_lets_the_work_in_hand_be_finished(tmp_path: Path) -> None:
 
     thread = threading.Thread(target=hold)
     thread.start()
-    time.sleep(0.4)
+    while [j["status"] for j in c.get("/api/jobs").json()["jobs"]] != ["running"]:
+        assert thread.is_alive()
+        time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     thread.join(20)
     assert told["answer"].json()["status"] == "completed"

@@ -17,8 +17,10 @@ from PIL import Image
 
 from minikin.bases.base import Base
 from minikin.errors import BadRecipe
+from minikin.events import Progress
+from minikin.painting.chain import work_of
 from minikin.painting.metadata import recorded
-from minikin.recipes import Inpaint, Refine
+from minikin.recipes import Inpaint, Paint, Refine
 from minikin.server import stamp
 from minikin.server.engine import Given
 from minikin.server.faults import Refused
@@ -105,6 +107,23 @@ def test_inpainting_moves_nothing_outside_the_mask(http: httpx.Client, draft: by
     away, within = outside(image, opened(draft))
     assert away == 0 and within > 1000
     assert recorded(dict(image.info)).recipe["mask"]["png"]
+
+
+def test_every_step_has_a_preview(server: Served, draft: bytes) -> None:
+    """Of the size of what comes out; under a mask in its place, with every byte outside as it was."""
+    engine, picture = server.service.engine, opened(draft).convert("RGB")
+    for recipe, given, size in (
+        (Refine(prompt="a duck", strength=1, size="1.5x", **FAST), Given({"picture": picture}), (192, 192)),
+        (Inpaint(prompt="a duck", only_masked=True, **FAST), Given({"picture": picture, "mask": mask()}),
+         (128, 128)),
+    ):  # fmt: skip
+        prepared = engine.prepare(work_of(recipe), recipe, {}, given)
+        run = engine.run(work_of(recipe), prepared, given)
+        looks = [event.look() for event in run if isinstance(event, Progress) and event.look]
+        assert [look.size for look in looks] == [size] * 2
+        if "mask" in given.pictures:
+            away, within = outside(looks[0], picture)
+            assert away == 0 and within > 1000
 
 
 def test_a_picture_is_extended_without_a_mask(http: httpx.Client, draft: bytes) -> None:
@@ -206,6 +225,17 @@ def test_a_record_is_not_burst_by_its_mask() -> None:
     facts = {"recipe": {}, "mask": {"png": cover}}
     info, _ = stamp.inside(facts, Inpaint(prompt="x", extend="left=8"), Image.new("RGB", (8, 8)), 1)
     assert len(cover) > 30_000 and sum(len(c[1]) for c in info.chunks) < 2_000
+
+
+def test_what_is_live_is_hastened_where_that_is_warm(tiny: Base) -> None:
+    """The quickest preset at the base's own size; every other one is an export that takes its time."""
+    engine = StudioEngine(Studio(tiny), quick="openvino")
+    assert engine.live == engine.describe()["live"] == "turbo"
+    usual = {"prompt": "a cat", "preset": "turbo", "steps": 1}
+    assert engine.hastened(Paint(**usual)).engine == "openvino"
+    for other in ({"preset": "quality"}, {"width": 64}, {"prompt": "a cat <lora:style>"}):
+        assert engine.hastened(Paint(**{**usual, **other})).engine == "eager", other
+    assert StudioEngine(Studio(tiny)).hastened(Paint(**usual)).engine == "eager"
 
 
 def test_a_kind_that_is_none() -> None:

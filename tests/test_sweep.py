@@ -4,121 +4,51 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
+from browsers import Tags, shown
 from conftest import command
 from minikin import Concept, Studio, events
 from minikin.bases.base import Base
-from minikin.concepts.concept import Origin
 from minikin.concepts.points import Point
 from minikin.errors import AssetError, BadRecipe, NoNetwork, UnknownName
-from minikin.judging.intervals import Measured
 from minikin.judging.judges import Card
 from minikin.judging.scores import References
 from minikin.judging.sweep import figure
-from minikin.judging.sweep.cache import Cache, Seen
-from minikin.judging.sweep.points import choose
-from minikin.judging.sweep.search import FIRST, Standing, finalists, pictures, reaching, standing
-from minikin.judging.sweep.settings import Setting, drawn, grid, texts
-from minikin.judging.sweep.sweep import Task, sweep
-from minikin.painting.plan import plan
-from minikin.recipes import WHOLE, Paint, Sweep
+from minikin.judging.sweep.cache import Cache
+from minikin.judging.sweep.search import FIRST, pictures
+from minikin.judging.sweep.sweep import Task
+from minikin.recipes import WHOLE, Sweep
 from minikin.teaching.photos import Photo
-
-# ---- a world in which every setting's likeness and alignment are known ------------------------------
+from sweeps import (
+    BEST,
+    ENDS,
+    FOLLOWS,
+    KNEE,
+    PROMPTS,
+    QUICK,
+    SEARCH,
+    Painter,
+    Plain,
+    Planted,
+    run,
+    task_on,
+    truth,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
-LIKENESS = {0.6: 0.55, 0.8: 0.62, 1.0: 0.75, 1.3: 0.80, 1.6: 0.85}  # by strength
-FOLLOWS = {0.6: 0.80, 0.8: 0.79, 1.0: 0.77, 1.3: 0.66, 1.6: 0.40}
-BEST = {"tau": 0.25, "switch": 0.2}  # everything else costs a tenth of both
-KNEE, ENDS = 1.0, (0.6, 1.3)  # 1.6 follows less than 80 % as well
-SCALE = 60_000
-
-
-def truth(strength: float, tau: float | None, switch: float, interval: Any) -> tuple[float, float]:
-    """Likeness and alignment of a setting."""
-    cost = 0.1 * ((tau != BEST["tau"]) + (switch != BEST["switch"]) + (interval != WHOLE))
-    return LIKENESS[strength] - cost, FOLLOWS[strength] - cost
-
-
-class Planted:
-    """Reads likeness, alignment and the prompt's number off the pictures."""
-
-    name, reads = "planted", True
-    card = Card("planted", "tests", "Apache-2.0", "00ff" * 4)
-
-    def _told(self, images: Sequence[Image.Image]) -> list[list[float]]:
-        return [[int(v) for v in np.asarray(i)[0, :3].astype(np.int64) @ (65536, 256, 1)] for i in images]
-
-    def likeness(self, images: Sequence[Image.Image], masks: Any = None) -> Tensor:
-        x = torch.tensor([row[0] / SCALE for row in self._told(images)])
-        return torch.stack([x, (1 - x**2).sqrt()], 1)
-
-    def texts(self, captions: Sequence[str]) -> Tensor:
-        return torch.eye(len(captions) + 1)[: len(captions)]
-
-    def images(self, images: Sequence[Image.Image]) -> Tensor:
-        out = torch.zeros(len(images), PROMPTS + 1)
-        for i, (_, y, number) in enumerate(self._told(images)):
-            out[i, int(number)], out[i, -1] = y / SCALE, (1 - (y / SCALE) ** 2) ** 0.5
-        return out
-
-
-PROMPTS = 8
-SEARCH = Sweep(concept="tom", taus=(0.15, 0.25), switches=(0.0, 0.2), prompts=PROMPTS, seeds=2, photos="-")
-
-
-class Painter:
-    """Paints truth, with noise of a known size by prompt and seed; `after` is called with each set's count."""
-
-    def __init__(self, noise: float = 0.02, after: Callable[[int], None] = lambda _: None) -> None:
-        self.sets, self.noise, self.after = 0, noise, after
-        self.prompts = [t.replace("{}", "<tom>") for t in texts(SEARCH, "cat")]
-
-    def __call__(self, wish: Paint) -> list[Image.Image]:
-        assert wish.points and wish.interval
-        own, made = wish.points["tom"], []
-        for seed in range(wish.seed, wish.seed + wish.n):
-            number = self.prompts.index(wish.prompt)
-            luck = self.noise * np.random.default_rng((seed, number)).normal(size=2)
-            x, y = np.array(truth(own.strength, own.tau, own.switch, wish.interval)) + luck
-            row = [int(SCALE * x), int(SCALE * y), number]
-            pixels = np.zeros((8, 8, 3), np.uint8)
-            pixels[0, :3] = [(v // 65536, v // 256 % 256, v % 256) for v in row]
-            made.append(Image.fromarray(pixels))
-        self.sets += 1
-        self.after(self.sets)
-        return made
 
 
 @pytest.fixture(scope="module")
-def tom() -> Concept:
-    return Concept("tom", "cat", "gated", Origin("tiny", "f", "t"), (torch.zeros(1, 4),), torch.ones(4),
-                   torch.ones(4), {})  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def task(bases: dict[str, Base], tom: Concept) -> Task:
-    decided = plan(bases["sd15"], Paint(prompt="<tom>", steps=5, guidance=3))
-    known = References(torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
-    return Task(SEARCH, tom, decided, {"base": "f", "concept": "c"}, Planted(), known)
-
-
-def run(task: Task, out: Path, painter: Painter) -> tuple[dict[str, Point], list[events.Event]]:
-    told = list(sweep(task, out, painter))
-    done = told[-1]
-    assert isinstance(done, events.Done)
-    return done.result, told
+def task(bases: dict[str, Base]) -> Task:
+    return task_on(bases["sd15"])
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +75,7 @@ def test_the_planted_knee_is_found(swept: Any) -> None:
 
 def test_another_optimum_gives_another_answer(task: Task, tmp_path: Path, monkeypatch: Any) -> None:
     """Positive control: where every strength follows as well, the strongest is all three points."""
-    monkeypatch.setattr("test_sweep.FOLLOWS", dict.fromkeys(FOLLOWS, 0.7))
+    monkeypatch.setattr("sweeps.FOLLOWS", dict.fromkeys(FOLLOWS, 0.7))
     found, _ = run(task, tmp_path, Painter())
     assert {p.strength for p in found.values()} == {1.6}
 
@@ -246,143 +176,7 @@ def _seconds_key(task: Task) -> str:
     return f"seconds {key(task.target)}"
 
 
-# ---- parts ----------------------------------------------------------------------------------------
-
-
-def seen(likeness: float, right: float) -> Seen:
-    return Seen(likeness, None, (right, 0.5, 0.4, 0.3))
-
-
-def test_wrong_pictures_are_no_certainty() -> None:
-    """4 of 4 pictures wrong: the bootstrap's interval is [0, 0], the reach is Wilson's 0.49."""
-    none = standing(Setting(), range(1), [[seen(0.5, 0.1)] * 4], "recognised")
-    assert none.recognised.value == none.recognised.high == 0 and none.alignment.value == 0.1
-    assert none.reach[1] == pytest.approx(0.79, abs=0.01)  # one prompt
-    right = standing(Setting(), range(1), [[seen(0.5, 0.9)]], "recognised")
-    assert right.follows.value == 1 and right.held_out is None
-    plain = standing(Setting(), range(1), [[seen(0.5, 0.9)]], "alignment")
-    assert plain.follows.value == 0.9 == plain.reach[1]
-
-
-def at(x: float, y: float, half: float = 0.0) -> Standing:
-    a, b = Measured(x, x - half, x + half, 4), Measured(y, y - half, y + half, 4)
-    return Standing(Setting(x, None, y), a, None, b, b, b, (x + half, y + half))
-
-
-def test_who_goes_on() -> None:
-    """Those on the front or whose intervals reach it; the taught one always; at most a quarter, at least 8."""
-    front = [at(0.2, 0.9), at(0.5, 0.8), at(0.8, 0.3)]
-    close, far = at(0.45, 0.75, 0.1), at(0.3, 0.3, 0.1)
-    kept = reaching([far, *front, close, at(0.1, 0.1, 0.1)])
-    assert kept == [far, *front, close]  # the first is the taught one
-    many = [at(0.5, 0.5, 0.3) for _ in range(60)]
-    assert len(reaching([far, *many, *front])) == 17  # 16 and the taught one
-    assert len(reaching([at(0.5, 0.5, 0.3)] * 3 + [at(0.6, 0.6)])) == 4
-
-
-def test_who_is_painted_anew() -> None:
-    """A short front is filled up with its neighbours; a long one is thinned out, both ends kept."""
-    few = [at(0.1, 0.1), at(0.9, 0.9), *(at(0.8 - k / 100, 0.8 - k / 100, 0.5) for k in range(20))]
-    last = finalists(few)
-    assert last[:3] == [few[0], few[1], few[2]] and len(last) == 1 + 8
-    long = [at(k / 30, 1 - k / 30) for k in range(31)]
-    last = finalists(long)
-    assert len(last) <= 12 and long[0] in last and long[30] in last
-
-
-def test_choosing_points() -> None:
-    ends = choose([at(0.9, 0.1), at(0.8, 0.6), at(0.7, 0.75), at(0.3, 0.8), at(0.2, 0.2)])
-    assert ends.front == (3, 2, 1, 0)
-    assert ends.named == {"faithful": 2, "balanced": 2, "creative": 2}  # the rest is out of the useful span
-    three = choose([at(0.8, 0.66), at(0.76, 0.78), at(0.5, 0.8)])
-    assert three.named == {"faithful": 0, "balanced": 1, "creative": 2}
-    apart = choose([at(0.9, 0.1), at(0.1, 0.9)])
-    assert len(set(apart.named.values())) == 1  # nothing in the useful span: one point, the knee
-
-
-def test_settings_that_come_to_the_same_are_one(bases: dict[str, Base], tom: Concept) -> None:
-    base = bases["sd15"]
-
-    def of(concept: Concept, steps: int, guidance: float, **more: Any) -> tuple[Setting, ...]:
-        decided = plan(base, Paint(prompt="x", steps=steps, guidance=guidance))
-        return grid(Sweep(concept="tom", **more), concept, decided)
-
-    many = of(tom, 25, 4)
-    assert len(many) == 5 * 3 * 2 * 4 * 2 and many[0] == Setting(1, 0.15, 4)
-    assert {s.guidance for s in many} == {4, 6}
-    four = of(tom, 4, 1)  # no guidance: no interval; 10 % of 4 steps is none, 20 and 35 % are one
-    assert len(four) == 5 * 3 * 2 and {s.interval for s in four} == {WHOLE}
-    assert {s.guidance for s in four} == {1} and {s.switch for s in four} == {0, 0.2}
-    assert {s.switch for s in of(tom, 1, 1)} == {0} and len(of(tom, 1, 1)) == 15
-    row = replace(tom, mode="row", word_deltas=())
-    assert {s.tau for s in of(row, 4, 1)} == {None} and len(of(row, 4, 1)) == 10
-    assert len(of(tom, 25, 4, strengths="1", taus="0.15", guidances="4", switches="0", intervals="0-1")) == 1
-    some = drawn(many, 7, seed=1)
-    assert len(set(some)) == 7 and some[0] == many[0] and some == drawn(many, 7, 1) != drawn(many, 7, 2)
-
-
-def test_few_step_presets_have_one_guidance(bases: dict[str, Base], tom: Concept) -> None:
-    decided = plan(bases["sd15"], Paint(prompt="x"))
-    turbo = replace(decided, preset=replace(decided.preset, name="turbo", low=0, high=1))
-    with pytest.raises(BadRecipe, match="turbo is made for guidance 0 to 1, not 4"):
-        grid(Sweep(concept="tom", guidances="1,4"), tom, turbo)
-
-
-def test_prompts_come_from_scenes_or_a_file(tmp_path: Path) -> None:
-    usual = texts(Sweep(concept="tom"), "cat")
-    assert len(set(usual)) == 12 and all(t.count("{}") == 1 for t in usual)
-    assert not any("teapot" in t for t in texts(Sweep(concept="tom"), "teapot"))
-    own = tmp_path / "own.txt"
-    own.write_text("# mine\n{} on a boat\n\na painting of {}\nmy {} asleep\n{} in Paris\n")
-    assert texts(Sweep(concept="tom", texts=str(own), prompts=4), "cat")[1] == "a painting of {}"
-    with pytest.raises(BadRecipe, match="asks for 5 prompts, but there are 4 prompts in .*own.txt"):
-        texts(Sweep(concept="tom", texts=str(own), prompts=5), "cat")
-    own.write_text("a cat\n")
-    with pytest.raises(BadRecipe, match='the line "a cat" does not'):
-        texts(Sweep(concept="tom", texts=str(own)), "cat")
-    with pytest.raises(BadRecipe, match="cannot be read"):
-        texts(Sweep(concept="tom", texts=str(tmp_path / "none.txt")), "cat")
-    with pytest.raises(BadRecipe, match="asks for 99 prompts"):
-        texts(Sweep(concept="tom", prompts=99), "cat")
-
-
-def test_a_cache_gives_back_what_it_took(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "cache.jsonl"
-    one = (Seen(1 / 3, None, (0.1, 2 / 3)), Seen(0.5, 1e-17, ()))
-    cache = Cache(path)
-    cache.put("k", "e", one)
-    cache.keep("seconds", 0.1)
-    with open(path, "ab") as f:
-        f.write(b'not json\n{"key":"x"}\n{"key": "torn')
-    again = Cache(path)
-    assert again.get("k", "e") == one and again.get("k", "other") is None and len(again) == 1
-    assert again.number("seconds") == 0.1 and again.number("none") is None
-    again.put("l", "e", one)
-    assert len(Cache(path)) == 2
-
-
 # ---- what is written -------------------------------------------------------------------------------
-
-
-class Tags(HTMLParser):
-    """Every address a page refers to, and whether its tags are closed in order."""
-
-    EMPTY = frozenset({"meta", "img", "br"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.addresses: list[str] = []
-        self.open: list[str] = []
-        self.cells = 0
-
-    def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.addresses += [v for k, v in attrs if k in ("src", "href", "xlink:href", "data") and v]
-        self.cells += tag == "td"
-        if tag not in self.EMPTY:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
 
 
 def test_the_page_needs_no_network(swept: Any) -> None:
@@ -404,29 +198,10 @@ def test_the_page_needs_no_network(swept: Any) -> None:
 
 @pytest.mark.slow
 def test_a_browser_shows_the_page(swept: Any, tmp_path: Path) -> None:
-    """Headless Chromium, offline: all pictures load, nothing is wider than the window, it is not blank."""
-    import shutil
-    import subprocess
-
-    browser = shutil.which("chromium")
-    if not browser:
-        pytest.skip("chromium is not installed")
-    text = (swept[0] / "quality-5.html").read_text()
-    check = """<script>addEventListener("load", () => { document.title = JSON.stringify({
-      broken: [...document.images].filter(i => !i.naturalWidth).length, images: document.images.length,
-      drawn: document.querySelector("svg").getBoundingClientRect().height,
-      wide: document.documentElement.scrollWidth - innerWidth}); });</script></head>"""
-    page = tmp_path / "page.html"
-    page.write_text(text.replace("</head>", check))
-    how = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND",
-           f"--user-data-dir={tmp_path}/user", "--window-size=1000,1400"]  # fmt: skip
-    dom = subprocess.run([*how, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
-    (told,) = re.findall(r"<title>(\{.*?\})</title>", dom.stdout)
-    found = json.loads(told.replace("&quot;", '"'))
+    """Headless, offline: all pictures load, nothing is wider than the window, it is not blank."""
+    found = shown(swept[0] / "quality-5.html", tmp_path / "page.png")
     assert found["broken"] == 0 and found["images"] >= 24 and found["drawn"] > 300 and found["wide"] <= 0
-    shot = tmp_path / "page.png"
-    subprocess.run([*how, f"--screenshot={shot}", page.as_uri()], capture_output=True, timeout=120, check=True)
-    assert len(Image.open(shot).convert("RGB").getcolors(maxcolors=10**6) or []) > 100
+    assert found["colours"] > 100
 
 
 def test_the_drawing_is_a_picture(swept: Any) -> None:
@@ -452,23 +227,6 @@ def test_a_judge_that_does_not_read(task: Task, tmp_path: Path) -> None:
 
 
 # ---- through the Studio and the command line ----------------------------------------------------------
-
-
-class Plain(Planted):
-    """Sees mean colours: enough to be a judge of anything."""
-
-    def likeness(self, images: Sequence[Image.Image], masks: Any = None) -> Tensor:
-        small = [np.asarray(i.convert("RGB").resize((2, 2)), np.float32) for i in images]
-        return torch.nn.functional.normalize(torch.tensor(np.stack(small)).flatten(1) - 128, dim=1)
-
-    def texts(self, captions: Sequence[str]) -> Tensor:
-        return torch.nn.functional.normalize(torch.randn(len(captions), 12, generator=torch.Generator()), dim=1)
-
-    images = likeness
-
-
-QUICK = {"prompts": 4, "seeds": 1, "steps": 2, "strengths": "0.5,1.5", "switches": "0.5", "taus": "0.15",
-         "guidances": "3", "intervals": "0-1"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

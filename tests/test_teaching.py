@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import subprocess
@@ -26,9 +27,11 @@ from minikin.concepts import file
 from minikin.errors import BadRecipe, Diverged
 from minikin.recipes import Teach
 from minikin.teaching import loop as loops
+from minikin.teaching.category import caution
 from minikin.teaching.perfusion import Student
 from minikin.teaching.photos import Photo
 from minikin.teaching.teach import Batches, prepare, teach
+from minikin.tiny import vocabulary
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,7 +43,7 @@ def identity(base: Base) -> Covariance:
 def run(base: Base, photos: list[Photo], **kwargs: Any) -> events.Done:
     """Teach with a unit covariance; the Done event."""
     how = {k: kwargs.pop(k) for k in ("checkpoint", "resume", "stop", "save_every") if k in kwargs}
-    recipe = Teach(name="tom", category=kwargs.pop("category", "cat"), batch=2, **kwargs)
+    recipe = Teach.make(**{"name": "tom", "category": "cat", "batch": 2, "mode": "gated", **kwargs})
     c = identity(base) if recipe.mode == "gated" else None
     done = None
     for done in teach(base, photos, recipe, c, **how):
@@ -64,7 +67,7 @@ def test_resume_is_bit_exact(bases: dict[str, Base], photos: list[Photo], tmp_pa
     base, checkpoint = bases["sd15"], tmp_path / "c.safetensors"
     whole = run(base, photos, max_steps=24, keys=keys).result
     stop = threading.Event()
-    recipe = Teach.make(name="tom", category="cat", batch=2, max_steps=24, keys=keys)
+    recipe = Teach.make(name="tom", category="cat", batch=2, mode="gated", max_steps=24, keys=keys)
     for event in teach(base, photos, recipe, identity(base), checkpoint=checkpoint, stop=stop):
         if isinstance(event, events.Progress) and event.done == 13:
             stop.set()
@@ -92,7 +95,7 @@ def test_checkpoint_with_another_covariance_is_refused(
     base, checkpoint = bases["sd15"], tmp_path / "c.safetensors"
     run(base, photos, steps=2, checkpoint=checkpoint, save_every=2)
     other = Covariance(torch.eye(base.layout.text_width, dtype=torch.float64) * 2, 1, 1)
-    recipe = Teach(name="tom", category="cat", batch=2, steps=2)
+    recipe = Teach(name="tom", category="cat", mode="gated", batch=2, steps=2)
     with pytest.raises(BadRecipe, match=r"another run \(covariance differ"):
         list(teach(base, photos, recipe, other, checkpoint=checkpoint, resume=True))
 
@@ -105,53 +108,51 @@ def test_interrupting_leaves_a_usable_concept(bases: dict[str, Base], photos: li
     assert done.result.is_finite()
 
 
-def command(photos: Path, out: Path, *more: str) -> list[str]:
-    """`minikin teach` in a process of its own."""
-    code = "import sys; from minikin.cli.app import main; sys.argv[0] = 'minikin'; main()"
-    return [
-        sys.executable, "-c", code, "teach", str(photos), "--name", "tom", "--category", "cat",
-        "--batch", "4", "--sample-every", "0", "--out", str(out), *more,
-    ]  # fmt: skip
-
-
-def start_and_wait_for(checkpoint: Path, args: list[str]) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(args, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(2400):
-        if checkpoint.exists() or process.poll() is not None:
-            break
-        time.sleep(0.05)
-    return process
+def arguments(photos: Path, out: Path, *more: str) -> list[str]:
+    return ["teach", str(photos), "--name", "tom", "--category", "cat", "--batch", "4", "--sample-every", "0",
+            "--no-preview", "--out", str(out), *more]  # fmt: skip
 
 
 @pytest.mark.slow
-def test_killed_teaching_resumes_to_the_same_file(photo_folder: Path, tmp_path: Path) -> None:
+def test_killed_teaching_resumes_to_the_same_file(photo_folder: Path, tmp_path: Path, cli: Any) -> None:
     """kill -9 in the middle of `minikin teach`; `--resume` ends with the file of an unbroken run.
 
     The verb, in mode "gated"; random moments, in mode "row", are tests/test_kills.py's.
     """
     whole, broken = tmp_path / "whole.safetensors", tmp_path / "broken.safetensors"
-    how = ("--mode", "gated", "--max-steps", "60")
-    subprocess.run(command(photo_folder, whole, *how), check=True, capture_output=True)
+    how = ("--mode", "gated", "--max-steps", "34")
+    assert cli(*arguments(photo_folder, whole, *how))[0] == 0
     checkpoint = tmp_path / "broken-teaching" / "checkpoint.safetensors"
-    process = start_and_wait_for(checkpoint, command(photo_folder, broken, *how))
-    os.kill(process.pid, signal.SIGKILL)
+    command = [sys.executable, "-m", "minikin", *arguments(photo_folder, broken, *how)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    process.kill()
     process.wait()
     assert checkpoint.exists()
     assert not broken.exists()
-    subprocess.run(command(photo_folder, broken, *how, "--resume"), check=True, capture_output=True)
+    assert cli(*arguments(photo_folder, broken, *how, "--resume"))[0] == 0
     assert broken.read_bytes() == whole.read_bytes()
     assert not checkpoint.exists()
 
 
-@pytest.mark.slow
-def test_ctrl_c_saves_a_usable_concept(photo_folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_saves_a_usable_concept(
+    photo_folder: Path, tmp_path: Path, cli: Any, monkeypatch: Any
+) -> None:  # fmt: skip
     """SIGINT: the step is finished, the concept and the checkpoint are written, exit code 130."""
-    out = tmp_path / "tom.safetensors"
+    out, step = tmp_path / "tom.safetensors", loops.Loop._step
+
+    def interrupted(self: loops.Loop) -> float | None:
+        if self.progress.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self)
+
+    monkeypatch.setattr(loops.Loop, "_step", interrupted)
+    assert cli(*arguments(photo_folder, out, "--mode", "row", "--steps", "5000"))[0] == 130
     checkpoint = tmp_path / "tom-teaching" / "checkpoint.safetensors"
-    process = start_and_wait_for(checkpoint, command(photo_folder, out, "--mode", "row", "--steps", "5000"))
-    os.kill(process.pid, signal.SIGINT)
-    assert process.wait(timeout=120) == 130
-    assert checkpoint.exists()
+    assert json.loads(loops.read_checkpoint(checkpoint)[1]["progress"])["step"] == 3
     assert file.load(out).is_finite()
 
 
@@ -255,7 +256,7 @@ def test_i_star_is_a_running_average(bases: dict[str, Base], photos: list[Photo]
 def test_values_start_at_the_category(bases: dict[str, Base], photos: list[Photo]) -> None:
     """o*_V starts as W_V e_category: delta is zero; and no weight decay pulls it back later."""
     base = bases["sd15"]
-    recipe = Teach(name="tom", category="cat", batch=2)
+    recipe = Teach(name="tom", category="cat", mode="gated", batch=2)
     student = Student(base, recipe, category_encoding(base, "cat"), identity(base).inverse)
     assert student.delta.abs().max() == 0
     prepared = prepare(base, photos, recipe)
@@ -319,7 +320,7 @@ class _Nan:
 def sick_loop(
     base: Base, photos: list[Photo], bad: set[int], steps: int, where: str = "loss"
 ) -> loops.Loop:  # fmt: skip
-    recipe = Teach(name="tom", category="cat", batch=2)
+    recipe = Teach(name="tom", category="cat", mode="gated", batch=2)
     student = Student(base, recipe, category_encoding(base, "cat"), identity(base).inverse)
     batches = Batches(base, prepare(base, photos, recipe), recipe)
     return loops.Loop(
@@ -399,10 +400,92 @@ def test_stops_by_itself(bases: dict[str, Base], photos: list[Photo]) -> None:
 def test_mask_weights_the_loss_once(bases: dict[str, Base], photos: list[Photo]) -> None:
     """Mask times squared error, not (Mask times error) squared as in CDY."""
     base = bases["sd15"]
-    recipe = Teach(name="tom", category="cat", batch=2)
+    recipe = Teach(name="tom", category="cat", mode="gated", batch=2)
     student = Student(base, recipe, category_encoding(base, "cat"), identity(base).inverse)
     b = Batches(base, prepare(base, photos, recipe), recipe).at(0)
     with torch.no_grad():
         full = float(student.loss(replace(b, mask=torch.ones_like(b.mask)))[0])
         half = float(student.loss(replace(b, mask=0.5 * torch.ones_like(b.mask)))[0])
     assert abs(half - 0.5 * full) < 1e-5 * full
+
+
+@pytest.mark.parametrize("mode", ["row", "gated"])
+def test_keep_holds_what_is_around_the_subject(
+    bases: dict[str, Base], photos: list[Photo], monkeypatch: Any, mode: str
+) -> None:
+    """Masked error, plus keep times how far the prediction moves from the plain category's outside the mask."""
+    base = bases["sd15"]
+    recipes = [Teach(name="tom", category="cat", batch=2, mode=mode, keep=k) for k in (0.0, 0.5)]
+    c = identity(base).inverse if mode == "gated" else None
+    off, on = (Student(base, r, category_encoding(base, "cat"), c) for r in recipes)
+    b = Batches(base, prepare(base, photos, recipes[0]), recipes[0]).at(0)
+    b = replace(b, mask=torch.linspace(0, 1, b.mask.numel()).view_as(b.mask))
+    with torch.no_grad():
+        for student in (off, on):
+            student.delta += 0.3
+        mine, _, _ = on.condition(b.prompts)
+        plain = base.pack(base.encode(b.prompts).e)
+        moved = base.unet(b.x_t, b.t, mine).sample - base.unet(b.x_t, b.t, plain).sample
+        around = float((moved.square() * (1 - b.mask)).mean())
+        assert around > 1e-7
+        assert float(on.loss(b)[0]) == pytest.approx(float(off.loss(b)[0]) + 0.5 * around, rel=1e-4)
+        calls: list[int] = []
+        forward = base.unet.forward
+        monkeypatch.setattr(base.unet, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
+        on.loss(b)
+        on.loss(replace(b, mask=torch.ones_like(b.mask)))
+        off.loss(b)
+        assert len(calls) == 2 + 1 + 1  # nothing around it, nothing to keep: no second call
+
+
+def test_the_modes_defaults() -> None:
+    """Each mode has its own rate and weight; what is asked for stands."""
+    row, gated = (Teach.make(name="tom", category="cat", mode=m) for m in (None, "gated"))
+    assert (row.mode, row.value_rate, row.keep, row.max_steps) == ("row", 0.1, 0.2, 300)
+    assert (gated.mode, gated.value_rate, gated.keep, gated.max_steps) == ("gated", 0.03, 0.0, 400)
+    asked = Teach.make(name="tom", category="cat", mode="gated", keep=0.2, value_rate=0.05)
+    assert (asked.value_rate, asked.keep) == (0.05, 0.2)
+
+
+# ---- the category's words ------------------------------------------------------------------------
+
+EVERYDAY = [
+    "cat",
+    "dog",
+    "chair",
+    "teapot",
+    "backpack",
+    "guitar",
+    "car",
+    "robot",
+    "teddy bear",
+    "red vase",
+    "Mug",
+]
+RARER = ["plushie", "corgi", "labradoodle", "wristwatch", "gargoyle", "t-shirt", "schnauzer", "toy poodle"]
+NONSENSE = ["qwzrt", "a xqzvk", "hjklm toy"]
+
+
+def test_a_category_that_is_no_word_is_told(bases: dict[str, Base], tiny: Base) -> None:
+    """CLIP's vocabulary has pieces of rarer words, tiny's holds the words of its captions whole."""
+    clip = bases["sd15"]
+    assert {word: caution(clip, word) for word in EVERYDAY + RARER if caution(clip, word)} == {}
+    known = [*EVERYDAY, *vocabulary.CATEGORIES]
+    assert {word: caution(tiny, word) for word in known if caution(tiny, word)} == {}
+    for base in (clip, tiny):
+        for word in NONSENSE:
+            assert "so it probably does not know it" in caution(base, word), word
+    assert all(caution(tiny, word) for word in ("plushie", "corgi", "labradoodle"))
+    assert "'qwzrt' (4 pieces)" in caution(clip, "red qwzrt") and "red" not in caution(clip, "red qwzrt")[:90]
+
+
+def test_teaching_says_it(bases: dict[str, Base], photos: list[Photo]) -> None:
+    def told(category: str) -> list[events.Event]:
+        recipe = Teach(name="tom", category=category, batch=2, mode="row", steps=1)
+        return [
+            e for e in teach(bases["sd15"], photos, recipe, None) if isinstance(e, events.Note) and e.warning
+        ]
+
+    (one,) = told("qwzrt")
+    assert isinstance(one, events.Note) and "such as 'cat' or 'teddy bear'" in one.text
+    assert told("cat") == []

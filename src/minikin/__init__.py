@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from minikin.bases.attached import attach
     from minikin.concepts.concept import Concept
     from minikin.errors import MinikinError
+    from minikin.marking.encode import save
     from minikin.recipes import Paint, Teach
     from minikin.studio import Studio
 
@@ -30,9 +31,10 @@ _PLACES = {
     "Studio": "minikin.studio",
     "Teach": "minikin.recipes",
     "attach": "minikin.bases.attached",
+    "save": "minikin.marking.encode",
 }
 
-__all__ = ["Concept", "MinikinError", "Paint", "Studio", "Teach", "attach"]
+__all__ = ["Concept", "MinikinError", "Paint", "Studio", "Teach", "attach", "save"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,13 +4,14 @@ The command line prints the message alone and leaves with `exit_code`; `--debug`
 traceback too. The HTTP faces map `code` to a status.
 
 Exit codes: 2 usage, 3 bad input file, 4 another base, 5 out of memory, 6 diverged, 7 storage,
-8 busy, 130 interrupted.
+8 busy, 9 blocked by the content filter, 130 interrupted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class MinikinError(Exception):
@@ -18,6 +19,22 @@ class MinikinError(Exception):
 
     exit_code = 2
     code = "error"
+
+    def __reduce__(self) -> Any:
+        """Travels between processes as it is, whatever its __init__ asks for."""
+        return _same, (type(self), self.args, self.__dict__)
+
+
+def reason(e: BaseException) -> str:
+    """Why something failed, in the system's words: without its number, and the path named already."""
+    return getattr(e, "strerror", None) or str(e)
+
+
+def _same(kind: type[MinikinError], args: tuple[Any, ...], state: dict[str, Any]) -> MinikinError:
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class BadRecipe(MinikinError):
@@ -87,6 +104,13 @@ class BaseMismatch(MinikinError):
     code = "concept_base_mismatch"
 
 
+class BadCredentials(MinikinError):
+    """A certificate or key that Content Credentials cannot be signed with; never quotes the key."""
+
+    exit_code = 3
+    code = "bad_credentials"
+
+
 class NoNetwork(MinikinError):
     """Something would have to be downloaded and cannot be."""
 
@@ -116,10 +140,14 @@ class NotFinite(MinikinError):
 
 
 class StorageError(MinikinError):
-    """A file cannot be written: full disk, missing rights."""
+    """A file cannot be written: full disk (`code` is then "storage_full"), missing rights."""
 
     exit_code = 7
     code = "storage"
+
+    def __init__(self, message: str, code: str = "storage") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Busy(MinikinError):
@@ -127,3 +155,10 @@ class Busy(MinikinError):
 
     exit_code = 8
     code = "busy"
+
+
+class Blocked(MinikinError):
+    """The content filter lets none of the pictures that were asked for through."""
+
+    exit_code = 9
+    code = "content_policy_violation"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -16,21 +17,30 @@ class Note:
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units of `stage`, with what there is to say about it (loss, ...)."""
+    """`done` of `total` units of `stage`, with what there is to say about it (loss, ...).
+
+    look  the picture as it is now, for who wants to see it: it costs nothing until it is called. None,
+          or a call that gives None, where there is nothing to see
+    """
 
     stage: str
     done: int
     total: int
     info: str = ""
+    look: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture was made: a sample, a preview or a result."""
+    """A picture was made: a sample, a preview or a result.
+
+    verdict  what the content filter found (`painting.filtering`); None for nothing
+    """
 
     image: Any
     caption: str = ""
     seed: int | None = None
+    verdict: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,15 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from minikin.errors import Busy, StorageError
+
+if TYPE_CHECKING:
+    from minikin.marking.encode import Marking
 
 _PREFIX = ".minikin-"
 _TEMPORARY = re.compile(r"\.minikin-[0-9a-f]{16}(-old)?")  # what this module makes, and nobody else
@@ -25,6 +28,38 @@ def atomic_write(path: str | Path, data: bytes) -> Path:
     Raises StorageError with the reason; an older file of that name survives.
     """
     path = Path(path)
+    _written(path, data, _replace)
+    return path
+
+
+def atomic_new(path: Path, data: bytes) -> bool:
+    """As `atomic_write`, but the first writer wins: False, and nothing changed, when there is such a file.
+
+    For names that say what is inside: a second process that made the same thing may come late.
+    """
+    return _written(path, data, _link)
+
+
+def _replace(temporary: Path, path: Path) -> bool:
+    os.replace(temporary, path)
+    return True
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    """Give a file a name that nothing has; False when something has it."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as e:
+        if e.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        return not path.exists() and _replace(temporary, path)  # a file system without hard links
+    os.unlink(temporary)
+    return True
+
+
+def _written(path: Path, data: bytes, give_name: Callable[[Path, Path], bool]) -> bool:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,16 +68,17 @@ def atomic_write(path: str | Path, data: bytes) -> Path:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-            os.replace(temporary, path)
-        temporary = None
-        _sync(path.parent)
+            named = give_name(temporary, path)
+        if named:
+            temporary = None
+            _sync(path.parent)
     except OSError as e:
-        raise StorageError(_why(path, e)) from e
+        raise _refused(path, e) from e
     finally:
         if temporary:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
-    return path
+    return named
 
 
 def move_into_place(finished: Path, path: Path) -> Path:
@@ -55,7 +91,7 @@ def move_into_place(finished: Path, path: Path) -> Path:
         os.replace(finished, path)
         _sync(path.parent)
     except OSError as e:
-        raise StorageError(_why(path, e)) from e
+        raise _refused(path, e) from e
     return path
 
 
@@ -89,7 +125,7 @@ def atomic_folder(path: Path, keep: int | None = None) -> Iterator[Path]:
                 if left < 0:
                     shutil.rmtree(old, ignore_errors=True)
     except OSError as e:
-        raise StorageError(_why(path, e)) from e
+        raise _refused(path, e) from e
     finally:
         if fresh:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -105,7 +141,7 @@ def read_small(path: Path, most: int) -> bytes | None:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode) or found.st_size > most:
             return None
-        data = f.read(most + 1)
+        data = f.read(found.st_size + 1)
     return data if len(data) <= most else None
 
 
@@ -130,8 +166,10 @@ def _swap(fresh: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def sweep_orphans(folder: Path) -> int:
+def sweep_orphans(folder: Path, settled_s: float = SETTLED_S) -> int:
     """Remove temporary files and folders that a killed process left behind in a folder; how many.
+
+    settled_s  how old they must be; 0 for who holds a lock that keeps all others out of the folder
 
     Only what has a name that this module gives, belongs to this user, and no process holds: a writer's
     lock is the kernel's and ends with it. Whether the clock jumped does not matter to a writer at work.
@@ -145,7 +183,8 @@ def sweep_orphans(folder: Path) -> int:
             found = orphan.lstat()
             ours = _TEMPORARY.fullmatch(orphan.name) and found.st_uid == os.getuid()
             kind = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)  # never what a link points to
-            if not ours or not kind or time.time() - found.st_mtime < SETTLED_S or _is_held(orphan):
+            young = settled_s > 0 and time.time() - found.st_mtime < settled_s
+            if not ours or not kind or young or _is_held(orphan):
                 continue
             shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
             n += 1
@@ -206,7 +245,7 @@ def lock(path: Path, what: str) -> Iterator[None]:
         sweep_orphans(path.parent)
         path.touch()
     except OSError as e:
-        raise StorageError(_why(path, e)) from e
+        raise _refused(path, e) from e
     with _held(path, what):
         try:
             yield
@@ -259,6 +298,11 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
+def _refused(path: Path, e: OSError) -> StorageError:
+    full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return StorageError(_why(path, e), "storage_full" if full else "storage")
+
+
 def _why(path: Path, e: OSError) -> str:
     if e.errno == errno.ENOSPC:
         return f"{path} was not written: the disk is full. Free some space and try again; nothing was lost."
@@ -267,10 +311,13 @@ def _why(path: Path, e: OSError) -> str:
     return f"{path} was not written: {e.strerror or e}."
 
 
-def save_image(image: Any, path: Path, info: Any = None) -> Path:
-    """Write a picture as PNG, atomically; `info` are its text chunks."""
-    import io
+def save_image(
+    image: Any, path: Path, info: Any = None, *, source_type: str | None = None, marking: Marking | None = None
+) -> Path:  # fmt: skip
+    """Write a picture as PNG, atomically, with its mark; `info` are its other text chunks.
 
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", pnginfo=info)
-    return atomic_write(path, buffer.getvalue())
+    source_type  see `Marking.encode`: NONE for what no model painted
+    """
+    from minikin.marking.encode import MARKED
+
+    return atomic_write(path, (marking or MARKED).encode(image, info=info, source_type=source_type))

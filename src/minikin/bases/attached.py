@@ -11,8 +11,6 @@ the pipeline itself go on working as before.
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +59,7 @@ class Concepts:
 
     def digest(self, name: str) -> str:
         """SHA-256 of a concept's content, the same wherever and whenever it is loaded."""
-        concept = replace(self.loaded[name].concept, preview=b"", points={})
-        return hashlib.sha256(file.to_bytes(concept)).hexdigest()
+        return file.content(self.loaded[name].concept)
 
     @property
     def categories(self) -> dict[str, str]:

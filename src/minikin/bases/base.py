@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,35 +23,11 @@ from torch import Tensor
 from minikin.bases import keysvalues
 from minikin.bases.identity import rounded, same_text, sketch
 from minikin.bases.prompt import Prompt
+from minikin.bases.text import Encoded, tokenized, weighted, words_in_place
 from minikin.concepts.concept import Concept, Origin
-from minikin.errors import BadModelFile, BadRecipe
+from minikin.errors import BadModelFile
 
 ARCHITECTURES = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # by text width; anything else is tiny
-NO_MEAN = 1e-4  # a mean below this share of an encoding's root mean square is rounding
-
-
-class Encoded(NamedTuple):
-    """Text encodings of a batch of prompts.
-
-    e          (B, N, D)
-    pooled     (B, P) of SDXL's second encoder, else None
-    positions  per prompt, per concept use: token positions of the concept's word, in order
-    valid      (B, N) bool, true from BOS to the first EOS
-    """
-
-    e: Tensor
-    pooled: Tensor | None
-    positions: tuple[tuple[tuple[int, ...], ...], ...]
-    valid: Tensor
-
-    def opening(self, uses: Sequence[Sequence[int]], *, last: bool = False) -> Tensor:
-        """(B, N): 1 at the tokens (or the last token) of these uses of each prompt, 0 elsewhere."""
-        mask = torch.zeros(self.e.shape[:2], device=self.e.device)
-        for b, wanted in enumerate(uses):
-            for k in wanted:
-                at = self.positions[b][k]
-                mask[b, list(at[-1:] if last else at)] = 1
-        return mask
 
 
 @dataclass
@@ -58,6 +35,7 @@ class Base:
     """A frozen text-to-image model, opened.
 
     facts  what its file or folder says of itself: metadata, and "file", the name on disk
+    folder where its configurations and weights lie, when it is a folder
     worn   which LoRAs are on it just now, in which strengths; "" for none
     Raises BadModelFile when the pipeline is not of a family Minikin works with.
     """
@@ -66,6 +44,7 @@ class Base:
     name: str = "custom"
     licence: str = ""
     facts: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = None
     worn: str = ""
     dressed: object = None  # another one whenever the U-Net's own weights are others for a while
 
@@ -221,7 +200,8 @@ class Base:
         states, pooled, positions = [], None, None
         ids = torch.empty(0)
         for k, (tokenizer, model) in enumerate(zip(self.tokenizers, self.text_encoders, strict=True)):
-            ids, found = self._tokenize(tokenizer, prompts)
+            with self._reading:
+                ids, found = tokenized(tokenizer, prompts)
             positions = positions or found
             rows = [
                 (b, at, words[use.name][k])
@@ -229,7 +209,7 @@ class Base:
                 for use, at in zip(prompt.uses, found[b], strict=True)
                 if words and use.name in words
             ]
-            with _words_in_place(model, rows):
+            with words_in_place(model, rows):
                 out = model(ids.to(self.device), output_hidden_states=self.is_xl)
             # SD 1 and 2: last layer, normed; SDXL: the layer before the last, bare
             states.append(out.hidden_states[-2] if self.is_xl else out[0])
@@ -237,61 +217,12 @@ class Base:
                 pooled = out[0]
         e = torch.cat(states, -1)
         if any(p.weights for p in prompts):
-            e = self._weighted(e, prompts)
+            with self._reading:
+                e = weighted(e, prompts, self.tokenizers[0])
         eos = (ids == self.tokenizers[-1].eos_token_id).int().argmax(-1)
         valid = torch.arange(e.shape[1])[None] <= eos[:, None]
         assert positions is not None
         return Encoded(e, pooled, tuple(positions), valid.to(self.device))
-
-    def _tokenize(
-        self, tokenizer: Any, prompts: Sequence[Prompt]
-    ) -> tuple[Tensor, list[tuple[tuple[int, ...], ...]]]:
-        with self._reading:
-            return self._read(tokenizer, prompts)
-
-    def _read(
-        self, tokenizer: Any, prompts: Sequence[Prompt]
-    ) -> tuple[Tensor, list[tuple[tuple[int, ...], ...]]]:
-        batch = tokenizer(
-            [p.text for p in prompts], padding="max_length", max_length=tokenizer.model_max_length,
-            truncation=True, return_tensors="pt", return_offsets_mapping=True,
-        )  # fmt: skip
-        places = []
-        for prompt, spans in zip(prompts, batch.offset_mapping.tolist(), strict=True):
-            found = tuple(_inside(spans, use.start, use.end) for use in prompt.uses)
-            for use, at in zip(prompt.uses, found, strict=True):
-                whole = len(tokenizer(prompt.text[use.start : use.end]).input_ids) - 2
-                if len(at) < whole:
-                    raise BadRecipe(
-                        f"The prompt is longer than the {tokenizer.model_max_length - 2} tokens this base "
-                        f"reads, and <{use.name}> lies beyond them. Shorten it or name it earlier."
-                    )
-            places.append(found)
-        return batch.input_ids, places
-
-    def _weighted(self, e: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """A1111's emphasis: scale the tokens, then restore the mean of the encoding.
-
-        An encoding whose mean is 0 (a text encoder that ends in a plain layer norm) has none to restore.
-        """
-        factors = torch.ones(e.shape[:2], device=e.device, dtype=torch.float32)
-        texts = [p.text for p in prompts]
-        with self._reading:
-            spans = self.tokenizers[0](
-                texts, padding="max_length", max_length=self.n_tokens, truncation=True,
-                return_offsets_mapping=True,
-            ).offset_mapping  # fmt: skip
-        for b, prompt in enumerate(prompts):
-            for w in prompt.weights:
-                for position in _inside(spans[b], w.start, w.end):
-                    factors[b, position] *= w.value
-        scaled = e.float() * factors[..., None]
-        touched = (factors != 1).any(-1)[:, None, None]
-        before, after = (x.mean((1, 2), keepdim=True) for x in (e.float(), scaled))
-        least = NO_MEAN * e.float().square().mean((1, 2), keepdim=True).sqrt()
-        some = (before.abs() > least) & (after.abs() > least)
-        mean = torch.where(some, before / torch.where(some, after, 1.0), 1.0)
-        return torch.where(touched, scaled * mean, e.float()).to(e.dtype)
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text without begin and end."""
@@ -370,33 +301,3 @@ class Base:
         if not same_text(concept.origin, self.origin):
             return "other text encoder"
         return "same" if concept.origin.fingerprint == self.fingerprint else "sibling"
-
-
-def _inside(spans: Sequence[Sequence[int]], start: int, end: int) -> tuple[int, ...]:
-    """Positions of the tokens that overlap characters [start, end)."""
-    return tuple(i for i, (a, b) in enumerate(spans) if a < end and b > start and b > a)
-
-
-@contextmanager
-def _words_in_place(model: Any, rows: Sequence[tuple[int, tuple[int, ...], Tensor]]) -> Iterator[None]:
-    """While inside, the token embedding gives these vectors at these places of the batch."""
-    if not rows:
-        yield
-        return
-
-    def put(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
-        out = output.clone()
-        for b, positions, vectors in rows:
-            if len(positions) != len(vectors):
-                raise BadRecipe(
-                    f"The concept has {len(vectors)} word vectors, but its category takes "
-                    f"{len(positions)} tokens in this prompt."
-                )
-            out[b, list(positions)] = vectors.to(out.device, out.dtype)
-        return out
-
-    handle = model.get_input_embeddings().register_forward_hook(put)
-    try:
-        yield
-    finally:
-        handle.remove()

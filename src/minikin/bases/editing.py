@@ -13,11 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minikin.bases.base import Base, Encoded
+from minikin.bases.base import Base
 from minikin.bases.keysvalues import Addition
 from minikin.bases.locking import category_encoding
 from minikin.bases.prompt import Prompt
 from minikin.bases.regions import Placed
+from minikin.bases.text import Encoded
 from minikin.concepts import edit
 from minikin.concepts.concept import Concept
 from minikin.concepts.edit import Direction, Gate
@@ -99,17 +100,32 @@ def condition(
     rows = [_row(base, p, loaded, lock, gate) for p in prompts]
     e = torch.cat([r.values_from for r in rows]).repeat_interleave(copies, 0)
     keys = torch.cat([r.keys_from for r in rows]).repeat_interleave(copies, 0)
-    additions = []
-    for name in dict.fromkeys(n for r in rows for n in r.openings):
-        nothing = torch.zeros(1, e.shape[1], device=e.device)
-        opening = torch.cat([r.openings.get(name, nothing) for r in rows])
-        opening = opening.repeat_interleave(copies, 0)
-        additions.append(Addition(opening, loaded[name].delta, loaded[name].keys))
     same = all(r.keys_from is r.values_from for r in rows)
-    kv = base.pack(e, keys_from=None if same else keys, additions=additions)
+    kv = base.pack(e, keys_from=None if same else keys, additions=_additions(rows, loaded, copies))
     pooled = [None if r.pooled is None else r.pooled.expand(copies, -1) for r in rows]
     parts = zip(kv.chunk(len(rows)), pooled, rows, strict=True)
     return [Condition(part, p, row.placed) for part, p, row in parts]
+
+
+@torch.no_grad()
+def encoded(
+    base: Base, prompts: Sequence[Prompt], loaded: Mapping[str, Loaded]
+) -> tuple[Tensor, Tensor | None, tuple[Addition, ...]]:
+    """Encodings (B, N, D), pooled (B, P) or None, and what concepts add, for a network that packs by itself."""
+    rows = [_row(base, p, loaded, "local", None) for p in prompts]
+    pooled = [r.pooled for r in rows if r.pooled is not None]
+    e = torch.cat([r.values_from for r in rows])
+    return e, torch.cat(pooled) if pooled else None, tuple(_additions(rows, loaded))
+
+
+def _additions(rows: Sequence[_Row], loaded: Mapping[str, Loaded], copies: int = 1) -> list[Addition]:
+    """Every concept of these rows, closed where a row does not name it."""
+    additions = []
+    for name in dict.fromkeys(n for r in rows for n in r.openings):
+        nothing = torch.zeros(rows[0].values_from.shape[:2], device=rows[0].values_from.device)
+        opening = torch.cat([r.openings.get(name, nothing) for r in rows]).repeat_interleave(copies, 0)
+        additions.append(Addition(opening, loaded[name].delta, loaded[name].keys))
+    return additions
 
 
 class _Row(NamedTuple):

@@ -3,6 +3,8 @@
 Without its gate the edit is linear in the encoding and so exactly a rank-1 LoRA on every to_k and
 to_v: Delta W = (o* - W i*) a^T with a = M i* / (i*^T M i*). The word vectors travel as a textual
 inversion embedding. What is lost is the gate: the LoRA acts on related words too.
+A concept of mode "row" acts at one position; its LoRA acts wherever the encoding lies along the category's:
+i* = e_category, so that keys stay as they are and values move by delta s(e).
 """
 
 from __future__ import annotations
@@ -26,6 +28,10 @@ from minikin.files import atomic_write, read_small
 
 MAX_EMBEDDING = 4 * 2**20  # SDXL, 75 vectors, float32: 0.6 MB
 KINDS = ("peft", "kohya", "textual-inversion")
+_LOST_ROW = (
+    "Lost without its position: the LoRA acts on the word '{category}' wherever it stands, and on related "
+    "words. It has no word of its own: name the category in prompts."
+)
 _LOST = (
     "Lost without the gate: the LoRA acts on related words and on padding too, strength scales the whole "
     "change, and prompts that do not name the concept are changed as well. Use it together with the "
@@ -42,10 +48,10 @@ def export(base: Base, concept: Concept, to: str, path: Path) -> str:
 
     if to not in KINDS:
         raise UnknownName("format", to, KINDS)
-    if concept.mode != "gated":
+    if to == "textual-inversion" and concept.mode == "row":
         raise BadRecipe(
-            f"Concept '{concept.name}' was taught in mode 'row', which edits one row of one prompt and has "
-            "no form as a LoRA or embedding. Teach it with --mode gated to export it."
+            f"Concept '{concept.name}' was taught in mode 'row', which has no word of its own to write as an "
+            "embedding. Export it as a LoRA (--to kohya, --to peft), or teach it with --mode gated."
         )
     if to == "textual-inversion":
         atomic_write(path, save(_embedding(base, concept)))
@@ -67,15 +73,21 @@ def export(base: Base, concept: Concept, to: str, path: Path) -> str:
                         f"{key}.alpha": torch.tensor(1.0)}  # fmt: skip
         meta = _kohya_metadata(base, concept)
     atomic_write(path, save({k: t.contiguous() for k, t in tensors.items()}, meta))
-    return _LOST
+    return _LOST if concept.mode == "gated" else _LOST_ROW.format(category=concept.category)
 
 
 @torch.no_grad()
 def lora_factors(base: Base, concept: Concept) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
-    """(site, "to_k" or "to_v") -> A (1, D), B (width, 1), float32: exact for the open gate."""
-    i_star, dual = concept.i_star.float(), concept.dual.float()
-    a = (dual / (i_star @ dual))[None]
+    """(site, "to_k" or "to_v") -> A (1, D), B (width, 1), float32: exact for the open gate.
+
+    Of mode "row" only the layers that change: to_v, and to_k when keys were trained.
+    """
     category = category_encoding(base, concept.category).cpu()
+    if concept.mode == "gated":
+        i_star, dual = concept.i_star.float(), concept.dual.float()
+    else:
+        i_star, dual = category, edit.dual(category, covariance(base).inverse)
+    a = (dual / (i_star @ dual))[None]
     out = {}
     for site in base.layout.sites:
         attn: Any = base.unet.get_submodule(site.path)
@@ -84,6 +96,8 @@ def lora_factors(base: Base, concept: Concept) -> dict[tuple[str, str], tuple[Te
             weight = getattr(layer, "base_layer", layer).weight.float().cpu()
             b = weight @ (category - i_star)  # o* - W i*, o* = W e_category (+ delta)
             learned = concept.delta if name == "to_v" else concept.keys
+            if concept.mode == "row" and not learned:
+                continue
             if learned:
                 b = b + learned[site.path].float()
             out[site.path, name] = (a.clone(), b[:, None])
@@ -118,7 +132,9 @@ def _kohya_metadata(base: Base, concept: Concept) -> dict[str, str]:
         "ss_v2": str(base.architecture == "sd2"), "ss_base_model_version": version,
         "ss_network_module": "networks.lora", "ss_network_dim": "1", "ss_network_alpha": "1",
         "ss_network_args": "{}", "ss_output_name": concept.name,
-        "ss_training_comment": "rank-1 edit of Minikin, gate fixed open",
+        "ss_training_comment": "rank-1 edit of Minikin, " + (
+            "gate fixed open" if concept.mode == "gated" else "at the category's direction"
+        ),
     }  # fmt: skip
 
 
@@ -147,7 +163,8 @@ def read_embedding(path: Path, n_encoders: int) -> list[Tensor]:
     except SafetensorError as e:
         raise BadConceptFile(
             f"{path.name} is not a safetensors file. Embeddings in .pt or .bin are pickles, which can run "
-            "code, and are never opened; convert it to .safetensors in the tool it came from.",
+            "code, and are never opened. Turn it into .safetensors without running it: "
+            f"minikin models convert {path}",
             "unsupported_concept_format",
         ) from e
     tensors = {k: v for k, v in tensors.items() if not k.endswith("_out")}

@@ -102,9 +102,11 @@ def pack(unet: nn.Module, encodings: Tensor, keys_from: Tensor | None = None,
         key, value = attn.to_k(k_e), attn.to_v(e)
         own = slice(site.start // 2, site.start // 2 + site.width)
         for opening, delta, keys in additions:
-            value = value + (opening.unsqueeze(-1) * delta[own]).to(dtype)
+            value = value + (opening.unsqueeze(-1) * delta[own]).to(
+                value.dtype
+            )  # under autocast not its weight's
             if keys is not None:
-                key = key + (opening.unsqueeze(-1) * keys[own]).to(dtype)
+                key = key + (opening.unsqueeze(-1) * keys[own]).to(key.dtype)
         parts += [key, value]
     return torch.cat(parts, dim=-1)
 

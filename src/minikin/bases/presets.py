@@ -102,6 +102,11 @@ class Preset:
     sizes: Mapping[str, int] = field(default_factory=dict)
     times: tuple[int, ...] = ()
 
+    @property
+    def embedded(self) -> bool:
+        """Whether guidance is an input of the U-Net: no second pass, no negative prompt."""
+        return self.name == "lcm"
+
     def nearest_steps(self, asked: int) -> int:
         """The number of steps this preset is made for that is nearest to the one asked for."""
         return min(self.allowed, key=lambda n: (abs(n - asked), -n))
@@ -135,6 +140,7 @@ PRESETS: Mapping[str, Preset] = {p.name: p for p in (
     Preset(
         "lcm", "full latent consistency model; guidance is an input of its U-Net",
         "LCM", convention="lcm", allowed=range(1, 9), guidance=8.0, low=1.0, high=14.0,
+        adapters={"tiny": _packaged("lcm")},
     ),
     Preset(
         "lcm-lora", "LCM adapter on any base of its family, other LoRAs beside it",
@@ -293,5 +299,7 @@ def for_student(p: Preset, facts: Mapping[str, str]) -> Preset:
         changes |= {"convention": "", "times": times, "allowed": (len(times),), "steps": len(times)}
     elif times and convention != "lcm":  # LCM's students take any number of steps
         changes |= {"steps": len(times)}
-        changes["allowed"] = (len(times),) if said.get("sampler") == "ddim" else range(1, len(times) + 1)
+        follow = CONVENTIONS.get(convention)
+        some = tuple(n for n in range(1, len(times) + 1) if not follow or set(follow(n)) <= set(times))
+        changes["allowed"] = (len(times),) if said.get("sampler") == "ddim" else some  # no step untrained
     return replace(p, **changes)

@@ -26,6 +26,7 @@ from minikin.errors import BadRecipe, UnknownName
 
 MAX_PROMPT = 32_000  # characters, OpenAI's own limit
 MAX_CONCEPTS = 8
+NEAR = 200  # characters before a tag in which an article is looked for
 
 UNKNOWN_HINT = (
     "Teach it with `minikin teach`, put its file into this folder, or write \\< for a plain angle bracket."
@@ -84,14 +85,19 @@ class Prompt:
         return tuple(dict.fromkeys(u.name for u in self.uses))
 
 
+def check_length(source: str) -> None:
+    """Raise BadRecipe for a prompt that is too long to be looked at."""
+    if len(source) > MAX_PROMPT:
+        raise BadRecipe(f"The prompt has {len(source)} characters; at most {MAX_PROMPT} are allowed.")
+
+
 def parse(source: str, categories: Mapping[str, str]) -> Prompt:
     """Read a prompt. `categories` maps the names of known concepts to their categories.
 
     Raises UnknownName for a concept that is not known, BadRecipe for a strength or weight that is
     not a number in range, or a prompt with too many concepts or characters.
     """
-    if len(source) > MAX_PROMPT:
-        raise BadRecipe(f"The prompt has {len(source)} characters; at most {MAX_PROMPT} are allowed.")
+    check_length(source)
     reader = _Reader(source, categories)
     for m in _TOKEN.finditer(source):
         reader.take(m)
@@ -165,6 +171,15 @@ class _Reader:
         self.out.append(text)
         self.length += len(text)
 
+    def _last(self) -> str:
+        """The end of the text so far: of all of it, each tag would cost as much as the whole prompt."""
+        found = ""
+        for part in reversed(self.out):
+            found = part[-NEAR:] + found
+            if len(found) >= NEAR:
+                return "-" + found  # which begins in the middle of a word
+        return found
+
     def _close(self, kind: str, factor: float) -> None:
         if not self.open or self.open[-1][0] != kind:
             self._add(")" if kind == "(" else "]")
@@ -192,7 +207,7 @@ class _Reader:
                 "own operating point."
             )
         category = self.categories[name]
-        if not _DETERMINED.search("".join(self.out)):
+        if not _DETERMINED.search(self._last()):
             self._add(article(category) + " ")
         start = self.length
         self._add(category)

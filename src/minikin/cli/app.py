@@ -13,17 +13,20 @@ from typing import Annotated, Any
 import typer
 
 from minikin import __version__
-from minikin.cli import concepts, models
-from minikin.cli.flags import with_recipe
+from minikin.cli import concepts, fleet, models
+from minikin.cli.flags import Json, with_recipe
 from minikin.errors import BadRecipe, MinikinError
+from minikin.marking.encode import Marking
 from minikin.recipes import (
     Baseline,
     BaselineMethod,
     Best,
     Compare,
     Distill,
+    EngineName,
     Inpaint,
     Method,
+    Mode,
     Paint,
     Refine,
     Sweep,
@@ -37,9 +40,34 @@ app = typer.Typer(
 )  # fmt: skip
 app.add_typer(concepts.app, name="concepts")
 app.add_typer(models.app, name="models")
+app.add_typer(fleet.app, name="fleet")
 
-Metadata = Annotated[bool, typer.Option("--metadata/--no-metadata", help="recipes inside pictures")]
-Json = Annotated[bool, typer.Option("--json", help="one JSON object a line, for programs")]
+_MADE = "Origin and filter"  # the help's group
+Metadata = Annotated[
+    bool, typer.Option("--metadata/--no-metadata", help="recipes inside pictures; the mark stays without")
+]
+Mark = Annotated[
+    bool,
+    typer.Option("--mark/--no-mark", help="mark pictures as made by a model (XMP)", rich_help_panel=_MADE),
+]
+Certificate = Annotated[
+    Path | None,
+    typer.Option(
+        help="sign Content Credentials (C2PA): certificates, PEM", envvar="MINIKIN_C2PA_CERT",
+        rich_help_panel=_MADE,
+    ),
+]  # fmt: skip
+Key = Annotated[
+    Path | None,
+    typer.Option(help="... and the private key, PEM", envvar="MINIKIN_C2PA_KEY", rich_help_panel=_MADE),
+]
+Filter = Annotated[
+    Mode | None,
+    typer.Option(
+        help="look for sexual content, and flag, blur or block it [off]", envvar="MINIKIN_FILTER",
+        rich_help_panel=_MADE,
+    ),
+]  # fmt: skip
 
 
 def _version(asked: bool) -> None:
@@ -80,7 +108,8 @@ def teach(
 def paint(
     prompt: Annotated[str, typer.Argument(help="what to paint; <tom> stands for the concept tom")],
     out: Annotated[Path, typer.Option(help="folder, or a .png file for one picture")] = Path("out"),
-    metadata: Metadata = True,
+    metadata: Metadata = True, mark: Mark = True, c2pa_cert: Certificate = None, c2pa_key: Key = None,
+    filter: Filter = None,
     best_of: Annotated[
         int | None, typer.Option(help="paint so many, and keep the -n that a judge finds best")
     ] = None,
@@ -94,7 +123,8 @@ def paint(
     if best_of is None and (judge or photos):
         raise BadRecipe("--judge and --photos choose among drafts: say of how many with --best-of.")
     best = None if best_of is None else Best.make(of=best_of, judge=judge, photos=photos)
-    pictures.paint(Paint.make(prompt=prompt, **values), out, metadata=metadata, as_json=as_json, best=best)
+    giving = pictures.Giving(metadata, Marking.of(mark, c2pa_cert, c2pa_key), filter)
+    pictures.paint(Paint.make(prompt=prompt, **values), out, giving, as_json=as_json, best=best)
 
 
 @app.command()
@@ -102,13 +132,15 @@ def paint(
 def refine(
     pictures: Annotated[list[Path], typer.Argument(help="pictures to take up, PNG, JPEG or WebP")],
     out: Annotated[Path, typer.Option(help="folder, or a .png file for one picture")] = Path("out"),
-    metadata: Metadata = True,
+    metadata: Metadata = True, mark: Mark = True, c2pa_cert: Certificate = None, c2pa_key: Key = None,
+    filter: Filter = None,
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
     """Paint pictures again from themselves: minikin refine out/draft.png --preset quality --strength 0.4"""
     from minikin.cli import pictures as painting
 
-    painting.refine(pictures, values, out, metadata=metadata, as_json=as_json)
+    giving = painting.Giving(metadata, Marking.of(mark, c2pa_cert, c2pa_key), filter)
+    painting.refine(pictures, values, out, giving, as_json=as_json)
 
 
 @app.command()
@@ -122,13 +154,15 @@ def inpaint(
         Path | None, typer.Option(help="picture of the same size: white or transparent is painted")
     ] = None,
     out: Annotated[Path, typer.Option(help="folder, or a .png file for one picture")] = Path("out"),
-    metadata: Metadata = True,
+    metadata: Metadata = True, mark: Mark = True, c2pa_cert: Certificate = None, c2pa_key: Key = None,
+    filter: Filter = None,
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
     """Paint a part of a picture: minikin inpaint out/draft.png "a photo of <tom>" --mask mask.png"""
     from minikin.cli import pictures
 
-    pictures.inpaint(picture, mask, {**values, "prompt": prompt}, out, metadata=metadata, as_json=as_json)
+    giving = pictures.Giving(metadata, Marking.of(mark, c2pa_cert, c2pa_key), filter)
+    pictures.inpaint(picture, mask, {**values, "prompt": prompt}, out, giving, as_json=as_json)
 
 
 @app.command()
@@ -180,83 +214,89 @@ def distill(
     method: Annotated[Method, typer.Argument(help="lcm, lcm-lora, turbo (adversarial) or tdm (distribution)")],
     out: Annotated[Path, typer.Option(help="folder for the result, checkpoint, log and samples")],
     resume: Annotated[bool, typer.Option("--resume", help="go on where an earlier run stopped")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="processes that share every batch, one a GPU")] = 1,
+    address: Annotated[str | None, typer.Option(help="the Ray cluster of the workers [this machine]")] = None,
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
     """Distil a base to 1-4 steps: minikin distill lcm-lora --base tiny --data scenes:small --out fast"""
     from minikin.cli import distill as training
 
-    training.run(Distill.make(method=method, **values), out, resume=resume, as_json=as_json)
+    recipe: Distill = Distill.make(method=method, **values)
+    training.start(recipe, out, workers=workers, address=address, resume=resume, as_json=as_json)
+
+
+# what `serve` and `studio` are both told
+ServedBase = Annotated[str, typer.Option(help="base model: a name, folder, .safetensors file or hub id")]
+Host = Annotated[str, typer.Option(help="address to listen on; others than this machine need a key")]
+Port = Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")]
+Keys = Annotated[
+    list[str] | None,
+    typer.Option(help="key that requests must carry; again for more clients", envvar="MINIKIN_API_KEY"),
+]
+Jobs = Annotated[Path | None, typer.Option(help="jobs, results and uploads [the data folder's server/]")]
+Devices = Annotated[list[str] | None, typer.Option(help="cuda, cuda:1, mps, xpu or cpu; again for more")]
+Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")]
+Names = Annotated[list[str] | None, typer.Option(help="a name this server answers to")]
+LiveEngine = Annotated[
+    EngineName | None, typer.Option(help="who computes what is painted live [studio: openvino, if installed]")
+]
 
 
 @app.command()
 def serve(
-    base: Annotated[str, typer.Option(help="base model: a name, folder, .safetensors file or hub id")] = "tiny",
-    host: Annotated[
-        str, typer.Option(help="address to listen on; others than this machine need a key")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 7860,
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option(help="key that requests must carry; again for more clients", envvar="MINIKIN_API_KEY"),
-    ] = None,
-    folder: Annotated[
-        Path | None, typer.Option(help="jobs, results and uploads [the data folder's server/]")
-    ] = None,
-    device: Annotated[
-        list[str] | None, typer.Option(help="cuda, cuda:1, mps, xpu or cpu; again for more")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")] = None,
-    allow_host: Annotated[list[str] | None, typer.Option(help="a name this server answers to")] = None,
+    base: ServedBase = "tiny", host: Host = "127.0.0.1", port: Port = 7860, api_key: Keys = None,
+    folder: Jobs = None, device: Devices = None, dtype: Dtype = None, live_engine: LiveEngine = None,
+    allow_host: Names = None, mark: Mark = True, c2pa_cert: Certificate = None, c2pa_key: Key = None,
+    filter: Filter = None,
     allow_origin: Annotated[list[str] | None, typer.Option(help="a web page's origin that may call it")] = None,
     insecure_no_auth: Annotated[
         bool, typer.Option("--insecure-no-auth", help="listen for everybody without a key")
     ] = False,
-) -> None:
+    replicas: Annotated[
+        int, typer.Option(min=0, help="paint in so many processes, through Ray; one that dies is replaced")
+    ] = 0,
+    address: Annotated[str | None, typer.Option(help="the Ray cluster of the replicas [this machine]")] = None,
+) -> None:  # fmt: skip
     """Serve pictures over HTTP: a native API, OpenAI's and A1111's."""
     from minikin.cli import serve as serving
 
     serving.run(
         base=base, host=host, port=port, keys=api_key or (), folder=folder, devices=device or (), dtype=dtype,
-        hosts=allow_host or (), origins=allow_origin or (), insecure=insecure_no_auth,
+        hosts=allow_host or (), origins=allow_origin or (), insecure=insecure_no_auth, live_engine=live_engine,
+        marking=Marking.of(mark, c2pa_cert, c2pa_key), filter=filter,
+        replicas=replicas, address=address,
     )  # fmt: skip
 
 
 @app.command()
 def studio(
-    base: Annotated[str, typer.Option(help="base model: a name, folder, .safetensors file or hub id")] = "tiny",
-    host: Annotated[
-        str, typer.Option(help="address to listen on; others than this machine need a key")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 7860,
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option(help="key that requests must carry; again for more clients", envvar="MINIKIN_API_KEY"),
-    ] = None,
-    folder: Annotated[
-        Path | None, typer.Option(help="jobs, results and uploads [the data folder's server/]")
-    ] = None,
-    device: Annotated[
-        list[str] | None, typer.Option(help="cuda, cuda:1, mps, xpu or cpu; again for more")
-    ] = None,
-    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")] = None,
-    allow_host: Annotated[list[str] | None, typer.Option(help="a name this server answers to")] = None,
+    base: ServedBase = "tiny", host: Host = "127.0.0.1", port: Port = 7860, api_key: Keys = None,
+    folder: Jobs = None, device: Devices = None, dtype: Dtype = None, live_engine: LiveEngine = None,
+    allow_host: Names = None, mark: Mark = True, c2pa_cert: Certificate = None, c2pa_key: Key = None,
+    filter: Filter = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="do not open the page in a browser")] = False,
-) -> None:
+) -> None:  # fmt: skip
     """Open the page: paint as you type, refine, inpaint, teach; served with the API of `minikin serve`."""
     from minikin.cli import serve as serving
 
     serving.run(
         base=base, host=host, port=port, keys=api_key or (), folder=folder, devices=device or (), dtype=dtype,
-        hosts=allow_host or (), page=True, browser=not no_browser,
+        hosts=allow_host or (), live_engine=live_engine, page=True, browser=not no_browser,
+        marking=Marking.of(mark, c2pa_cert, c2pa_key), filter=filter,
     )  # fmt: skip
 
 
 @app.command()
-def show(picture: Path, as_json: Json = False) -> None:
-    """Show the recipe inside a picture."""
+def show(
+    what: Annotated[str, typer.Argument(help="a picture, or a concept's name or file")], as_json: Json = False
+) -> None:
+    """Show the recipe inside a picture, what it was made from and with; or what a concept says of itself."""
     from minikin.cli import verbs
 
-    verbs.show(picture, as_json=as_json)
+    if Path(what).suffix == ".safetensors" or not (Path(what).suffix or Path(what).exists()):
+        concepts.show(what, as_json=as_json)
+    else:
+        verbs.show(Path(what), as_json=as_json)
 
 
 @app.command()
@@ -266,12 +306,13 @@ def redo(
     source: Annotated[
         list[Path] | None, typer.Option(help="file or folder of what it was made from; its own folder anyway")
     ] = None,
-    as_json: Json = False,
-) -> None:
+    mark: Mark = True, c2pa_cert: Certificate = None, c2pa_key: Key = None, as_json: Json = False,
+) -> None:  # fmt: skip
     """Paint a picture, and what it was made from, again from the recipe inside; says how much it differs."""
     from minikin.cli import pictures
 
-    pictures.redo(picture, out, sources=source or [], as_json=as_json)
+    marking = Marking.of(mark, c2pa_cert, c2pa_key)
+    pictures.redo(picture, out, sources=source or [], marking=marking, as_json=as_json)
 
 
 @app.command()

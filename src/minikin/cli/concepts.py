@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from minikin.cli.flags import JsonOnce
 from minikin.concepts import points
 
 app = typer.Typer(no_args_is_help=True, help="List, inspect, check, export and import concepts.")
-Json = Annotated[bool, typer.Option("--json", help="JSON, for programs")]
 
 
 @app.command("list")
@@ -18,7 +19,7 @@ def list_(
     search: Annotated[str, typer.Option(help="only those whose name holds this")] = "",
     category: Annotated[str, typer.Option(help="only those of this category")] = "",
     limit: Annotated[int, typer.Option(min=1, help="show so many at most")] = 1000,
-    as_json: Json = False,
+    as_json: JsonOnce = False,
 ) -> None:
     """Concepts in this folder and in your library."""
     from minikin.cli import display
@@ -32,6 +33,8 @@ def list_(
             facts: dict[str, Any] = _facts(load(path), path)
         except MinikinError as e:
             facts = {"name": name, "path": str(path), "problem": str(e)}
+        kept = library.kept(name)
+        facts["library"] = str(kept) if kept else None
         if as_json:
             display.emit(facts)
         elif "problem" in facts:
@@ -42,6 +45,8 @@ def list_(
                 f"{facts['bytes']:>8,} bytes  {path}",
                 soft_wrap=True,
             )
+            if kept and kept != path:
+                display.out.print(f"{'':16} and in your library: {kept}", soft_wrap=True, markup=False)
     more = library.count(search, category=category) - len(shown) if len(shown) == limit else 0
     if more > 0 and not as_json:
         display.out.print(
@@ -50,7 +55,7 @@ def list_(
 
 
 @app.command()
-def show(concept: str, as_json: Json = False) -> None:
+def show(concept: str, as_json: JsonOnce = False) -> None:
     """Everything a concept file says about itself. Give a name or a file."""
     from minikin.cli import display
     from minikin.concepts import library
@@ -114,7 +119,7 @@ def export(
     base: Annotated[str | None, typer.Option(help="the base it was taught on [its family's usual one]")] = None,
     out: Annotated[Path | None, typer.Option(help="the file to write")] = None,
 ) -> None:
-    """Write a concept as an ordinary LoRA or embedding for other tools; says what is lost."""
+    """Write a concept as an ordinary LoRA or embedding (mode gated) for other tools; says what is lost."""
     from minikin.bases.exchange import export as write
     from minikin.cli import display
     from minikin.concepts import library
@@ -124,6 +129,8 @@ def export(
     found = load(library.resolve(concept))
     path = out or Path(f"{found.name}-{to}.safetensors")
     usual = {"tiny": "tiny", "sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}[found.origin.architecture]
+    if found.mode == "row" and to != "textual-inversion":
+        display.err.print("How words are used by this text encoder is computed from captions, once a base.")
     lost = write(Studio.open(base or usual).base, found, to, path)
     display.out.print(f"{path}  {path.stat().st_size:,} bytes\n{lost}")
 
@@ -147,9 +154,14 @@ def import_(
 
 
 def _facts(c: Any, path: Path) -> dict[str, Any]:
+    """sha256: of the file, as the server and fleets name it; content: as pictures record it."""
+    from minikin.concepts.file import content
+
     return {
-        "name": c.name, "path": str(path), "category": c.category, "mode": c.mode,
+        "name": c.name, "path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "content": content(c), "category": c.category, "mode": c.mode,
         "architecture": c.origin.architecture, "fingerprint": c.origin.fingerprint[:16],
-        "bytes": path.stat().st_size, "values": c.n_values, "gate": f"beta {c.gate.beta:g}, tau {c.gate.tau:g}",
+        "bytes": path.stat().st_size, "values": c.n_values,
+        "gate": f"beta {c.gate.beta:g}, tau {c.gate.tau:g}" if c.mode == "gated" else "none",
         "points": points.as_json(c.points), "licence": c.origin.licence, "recipe": c.recipe,
     }  # fmt: skip

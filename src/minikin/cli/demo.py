@@ -1,7 +1,7 @@
 """minikin demo: teach two example concepts on the embedded model and paint them, offline.
 
-Everything shown is measured on the spot: likeness inside the mask, whether each picture's scene is
-recognised, drift of the plain category (bit for bit), file sizes and times.
+Everything shown is measured on the spot: likeness to the photos by tiny's judge, whether each picture's
+scene is recognised, drift of the plain category (bit for bit), file sizes and times.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from minikin import files
 from minikin.cli import display
 from minikin.concepts.concept import Concept
 from minikin.errors import AssetError
-from minikin.judging import likeness as looks
 from minikin.judging.alignment import picks_own
+from minikin.judging.judges import open_judge
+from minikin.marking import xmp
 from minikin.painting.sheet import contact_sheet
 from minikin.recipes import Teach
 from minikin.studio import Studio
-from minikin.teaching.masks import picture_mask
 from minikin.teaching.photos import Photo, load_photos
 
-CONCEPTS = (("my_backpack", "backpack"), ("my_dog", "dog"))
+CONCEPTS = (("my_teapot", "teapot"), ("my_guitar", "guitar"))
 SCENES = (
     "in the snow",
     "in the forest",
@@ -87,7 +87,7 @@ def run(out: Path, *, as_json: bool) -> dict[str, Any]:
         [s.image for s in shown], [s.caption for s in shown], columns=COLUMNS,
         title="Minikin on the embedded toy model: photo and new scenes (likeness); two concepts; strengths",
     )  # fmt: skip
-    files.save_image(sheet, out / "sheet.png")
+    files.save_image(sheet, out / "sheet.png", source_type=xmp.COMPOSITE)  # photos are on it, too
     files.atomic_write(out / "demo.json", json.dumps(facts, indent=1).encode())
     _report(facts, out, as_json)
     return facts
@@ -108,15 +108,15 @@ def _scenes(
     studio: Studio, concept: Concept, photos: Sequence[Photo]
 ) -> tuple[list[Shown], dict[str, Any]]:  # fmt: skip
     """A photo and six scenes that are not among the photos, with likeness and scene recognition."""
-    references = [looks.descriptor(p.pixels, p.mask) for p in photos if p.mask is not None]
+    judge, photo = open_judge("tiny"), Image.fromarray(photos[0].pixels)
+    known = judge.likeness([Image.fromarray(p.pixels) for p in photos])
     images, plain = (
         [_one(studio, f"a photo of {word} {scene}") for scene in SCENES]
         for word in (f"<{concept.name}>", f"a {concept.category}")
     )
 
     def scores(some: list[Image.Image]) -> list[float]:
-        masks = [picture_mask(studio.base, i, concept.category) for i in some]
-        return [looks.likeness(np.asarray(i), m, references) for i, m in zip(some, masks, strict=True)]
+        return [float(v) for v in (judge.likeness(some) @ known.T).mean(1)]
 
     mine, theirs = scores(images), scores(plain)
     prompts = [f"a photo of a {concept.category} {scene}" for scene in SCENES]
@@ -125,8 +125,7 @@ def _scenes(
         "likeness_of_the_plain_category": round(float(np.mean(theirs)), 3),
         "scene_recognised": round(picks_own(studio.base, images, prompts), 2),
     }
-    photo = Image.fromarray(photos[0].pixels).resize(images[0].size)
-    rows = [Shown(photo, f"a photo of {concept.name}")]
+    rows = [Shown(photo.resize(images[0].size), f"a photo of {concept.name}")]
     rows += [Shown(i, f"<{concept.name}> {s} ({m:.2f})") for i, s, m in zip(images, SCENES, mine, strict=True)]
     return rows, measured
 

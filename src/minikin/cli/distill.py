@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +15,48 @@ from minikin.cli import display
 from minikin.recipes import Distill
 from minikin.studio import Studio
 from minikin.training.ranks import here
+
+
+def start(
+    recipe: Distill, out: Path, *, workers: int, address: str | None, resume: bool, as_json: bool
+) -> None:  # fmt: skip
+    """Distil in this process, in several of this machine, or on a cluster."""
+    if address is None and workers == 1:
+        run(recipe, out, resume=resume, as_json=as_json)
+    elif address is None:
+        raise SystemExit(_launched(workers))
+    else:
+        from minikin.fleet.cluster import Cluster
+        from minikin.fleet.distilling import distill
+
+        # workers have a current folder of their own
+        paths = {k: str(Path(v).resolve()) for k in ("data", "concepts", "start")
+                 if (v := getattr(recipe, k)) and Path(v).exists()}  # fmt: skip
+        recipe = recipe.model_copy(update=paths)
+        with files.lock(out / ".lock", str(out)):
+            work = distill(recipe, out.resolve(), Cluster(workers, address), resume=resume)
+            done = display.run(work, as_json=as_json)
+        _tell(done, out, recipe, as_json)
+
+
+def _launched(workers: int) -> int:
+    """This command in so many processes, by PyTorch's launcher; its exit code.
+
+    Not `accelerate launch`: on CPUs it starts one process, whatever --num_processes says. The launcher has a
+    session of its own, so that Ctrl-C reaches each process once, by it: the second would not let it save.
+    """
+    told, skip = [], False
+    for word in sys.argv[1:]:
+        if not skip and word != "--workers" and not word.startswith("--workers="):
+            told.append(word)
+        skip = word == "--workers"
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers))
+    process = subprocess.Popen([sys.executable, *launcher, "-m", "minikin", *told], start_new_session=True)
+    while True:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
 
 
 def run(recipe: Distill, out: Path, *, resume: bool, as_json: bool) -> None:

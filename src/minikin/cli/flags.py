@@ -11,6 +11,8 @@ from pydantic.fields import FieldInfo
 
 from minikin.recipes import Recipe
 
+Json = Annotated[bool, typer.Option("--json", help="one JSON object a line, for programs")]
+JsonOnce = Annotated[bool, typer.Option("--json", help="JSON, for programs")]
 SHORT = {"n": "-n", "seed": "-s"}
 # Help in groups: the usual first, then these, each option once; what is not named is usual
 PANELS = {
@@ -19,7 +21,7 @@ PANELS = {
     ),
     "Concepts": ("lock", "beta", "tau", "switch", "points", "positions"),
     "Learning": (
-        "keys", "max_steps", "value_rate", "word_rate", "rate", "side_rate", "warmup", "decay", "clip",
+        "keys", "max_steps", "value_rate", "keep", "word_rate", "rate", "side_rate", "warmup", "decay", "clip",
         "weight_decay", "ema", "accumulation", "target_ema", "loss", "huber", "skip", "snr", "ida", "gan",
         "heads", "features", "distillation", "weighting", "r1", "fake", "times", "student_steps",
         "teacher_steps", "alpha",
@@ -61,7 +63,7 @@ def _option(name: str, f: FieldInfo) -> inspect.Parameter:
     if name in SHORT:
         names.append(SHORT[name])
     text = f.description or ""
-    if not f.is_required() and f.default not in (None, ""):
+    if not f.is_required() and f.default not in (None, "", ()):
         text += f" [{_shown(f.default)}]"
     required = f.is_required()
     kind: Any = str if _is_list(f.annotation) else f.annotation  # lists and spans are read by the recipe

@@ -1,4 +1,4 @@
-"""minikin models: list, add, pull, show."""
+"""minikin models: list, add, pull, convert, show."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
+from minikin.cli.flags import JsonOnce
+
 app = typer.Typer(no_args_is_help=True, help="List, add, download and inspect base models.")
-Json = Annotated[bool, typer.Option("--json", help="JSON, for programs")]
 
 
 @app.command("list")
-def list_(as_json: Json = False) -> None:
+def list_(as_json: JsonOnce = False) -> None:
     """Bases on this machine, and published bases and adapters you can pull."""
-    from minikin.bases.opening.registry import KNOWN, TINY_LICENCE, entries
+    from minikin.bases.opening.pull import HELPERS
+    from minikin.bases.opening.registry import KNOWN, TINY_LICENCE, entries, models_folder
     from minikin.bases.presets import sources, where
     from minikin.cli import display
 
@@ -27,6 +29,11 @@ def list_(as_json: Json = False) -> None:
         {"name": name, "architecture": k.architecture, "licence": k.licence,
          "where": f"minikin models pull {name} ({k.gb:g} GB)"}
         for name, k in KNOWN.items()
+    ]  # fmt: skip
+    rows += [
+        {"name": name, "architecture": "-", "licence": h.licence,
+         "where": str(here) if (here := models_folder() / name).is_dir() else f"minikin models pull {name}"}
+        for name, h in HELPERS.items()
     ]  # fmt: skip
     rows += [
         {"name": name, "architecture": "LoRA", "licence": s.licence or "see its page",
@@ -69,14 +76,17 @@ def add(
 @app.command()
 def pull(
     name: Annotated[str, typer.Argument(help="a published model, see `models list`, or owner/name")],
+    revision: Annotated[
+        str | None, typer.Option(help="commit, tag or refs/pr/N to pin it to [the newest commit]")
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
-    as_json: Json = False,
+    as_json: JsonOnce = False,
 ) -> None:
     """Download a published model: shows size and licence first, resumes, checks every file."""
     from minikin.bases.opening import pull as hub
     from minikin.cli import display
 
-    p = hub.plan(name)
+    p = hub.plan(name, revision)
     display.err.print(
         f"{p.repo} at {p.revision[:8]}: {len(p.files)} files, {p.size / 1e9:.2f} GB\nlicence: {p.licence}"
     )
@@ -91,7 +101,20 @@ def pull(
 
 
 @app.command()
-def show(name: str, as_json: Json = False) -> None:
+def convert(
+    path: Annotated[Path, typer.Argument(help="weights of PyTorch: .bin, .pt, .pth or .ckpt")],
+    out: Annotated[Path | None, typer.Option(help="the new file [beside it, .safetensors]")] = None,
+) -> None:
+    """Turn old weights into .safetensors, offline, in a locked-up process that executes nothing of them."""
+    from minikin.bases.opening.convert import convert as turn
+    from minikin.cli import display
+
+    made, n = turn(path, out)
+    display.out.print(f"{made}: {n} tensors", soft_wrap=True, markup=False)
+
+
+@app.command()
+def show(name: str, as_json: JsonOnce = False) -> None:
     """What a base is: architecture, sizes, sites, fingerprint, hashes."""
     from minikin.bases.opening.registry import open_base
     from minikin.cli import display

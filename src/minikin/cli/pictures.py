@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,37 @@ from PIL import Image
 
 from minikin import events, files
 from minikin.cli import display
-from minikin.errors import BadRecipe
+from minikin.errors import BadRecipe, Blocked
+from minikin.marking.encode import MARKED, Marking
 from minikin.painting import chain
 from minikin.painting import metadata as recipes_inside
 from minikin.painting.canvas import read_mask
+from minikin.painting.filtering import is_blocked, refusal
 from minikin.painting.output import Names, save_picture
 from minikin.painting.paint import Painted
 from minikin.painting.rework import Job
 from minikin.painting.sheet import contact_sheet
 from minikin.painting.source import Source, inherited
-from minikin.recipes import Best, Inpaint, Paint, Refine
+from minikin.recipes import Best, Inpaint, Mode, Paint, Refine
 from minikin.studio import Studio
+
+
+@dataclass(frozen=True)
+class Giving:
+    """How pictures are given out: with their recipes, marked how, and what becomes of what a filter finds."""
+
+    metadata: bool = True
+    marking: Marking = MARKED
+    filter: Mode | None = None
 
 
 class Saver:
     """Saves pictures as they come, and a contact sheet of more than one at the end."""
 
-    def __init__(self, studio: Studio, out: Path, *, metadata: bool, as_json: bool) -> None:
-        self.studio, self.out, self.metadata, self.as_json = studio, out, metadata, as_json
+    def __init__(self, studio: Studio, out: Path, giving: Giving, *, as_json: bool) -> None:
+        self.studio, self.out, self.giving, self.as_json = studio, out, giving, as_json
         self.paths: list[Path] = []
+        self.blocked = 0
         self.shown: list[tuple[Image.Image, str]] = []
         self.names: Names | None = None
 
@@ -39,7 +52,7 @@ class Saver:
 
         def keep(picture: events.Picture) -> None:
             facts = self.studio.facts(recipe, job)
-            self._save(Painted(picture.image, picture.seed or 0), recipe, facts, names)
+            self._save(Painted(picture.image, picture.seed or 0, picture.verdict), recipe, facts, names)
 
         display.run(work, as_json=self.as_json, on_picture=keep)
 
@@ -60,26 +73,40 @@ class Saver:
         names: Names,
         found: dict[str, Any] | None = None,
     ) -> None:
-        path = save_picture(one, recipe, facts, names, metadata=self.metadata)
+        if is_blocked(one.verdict):
+            self.blocked += 1
+            if self.as_json:
+                display.emit({"event": "picture", "path": None, "seed": one.seed, "filter": one.verdict})
+            else:
+                display.warn(f"seed {one.seed}: blocked by the content filter; no picture was written")
+            return
+        path = save_picture(
+            one, recipe, facts, names, metadata=self.giving.metadata, marking=self.giving.marking
+        )
         self.paths.append(path)
         scores = ""
         if found:
             told = (f"{k} {found[k]:.3f}" for k in ("alignment", "likeness") if k in found)
             scores = f"  rank {found['rank']} of {found['of']}: {', '.join(told)}"
         self.shown.append((one.image, f"seed {one.seed}{scores}"))
+        if one.verdict:
+            scores += f"  {one.verdict['action']} by the content filter"
         if self.as_json:
-            display.emit({"event": "picture", "path": str(path), "seed": one.seed} | (found or {}))
+            verdict = {"filter": one.verdict} if one.verdict else {}
+            display.emit({"event": "picture", "path": str(path), "seed": one.seed} | (found or {}) | verdict)
         else:
             display.out.print(f"{path}  seed {one.seed}{scores}", soft_wrap=True, markup=False)
 
     def end(self) -> list[Path]:
-        """The contact sheet, and the last line."""
+        """The contact sheet, and the last line. Raises Blocked when the filter let no picture through."""
+        if self.blocked and not self.paths:
+            raise Blocked(refusal(self.blocked, self.blocked))
         sheet = None
         sizes = {image.size for image, _ in self.shown}
         if len(self.shown) > 1 and len(sizes) == 1 and self.names:
             sheet = self.names.sheet()
             images, captions = zip(*self.shown, strict=True)
-            files.save_image(contact_sheet(images, captions), sheet)
+            files.save_image(contact_sheet(images, captions), sheet, marking=self.giving.marking)
         if self.as_json:
             display.emit({"event": "done", "pictures": len(self.paths), "sheet": str(sheet) if sheet else None})
         elif sheet:
@@ -87,10 +114,10 @@ class Saver:
         return self.paths
 
 
-def paint(recipe: Paint, out: Path, *, metadata: bool, as_json: bool, best: Best | None = None) -> list[Path]:
+def paint(recipe: Paint, out: Path, giving: Giving, *, as_json: bool, best: Best | None = None) -> list[Path]:
     """Paint and save; with `best`, the best of many."""
-    studio = Studio.open(recipe.base, device=recipe.device, dtype=recipe.dtype)
-    saver = Saver(studio, out, metadata=metadata, as_json=as_json)
+    studio = Studios(giving.filter).of(recipe)
+    saver = Saver(studio, out, giving, as_json=as_json)
     if best:
         saver.choose(recipe, best)
     else:
@@ -99,17 +126,17 @@ def paint(recipe: Paint, out: Path, *, metadata: bool, as_json: bool, best: Best
 
 
 def refine(
-    pictures: list[Path], values: dict[str, Any], out: Path, *, metadata: bool, as_json: bool
+    pictures: list[Path], values: dict[str, Any], out: Path, giving: Giving, *, as_json: bool
 ) -> list[Path]:  # fmt: skip
     """Refine pictures one after the other, each by its own recipe with `values` in place of what it says."""
     if out.suffix.lower() == ".png" and len(pictures) > 1:
         raise BadRecipe(f"{len(pictures)} pictures cannot all become {out.name}: give --out a folder.")
     jobs = [(source, inherited(Refine, source, values)) for source in map(Source.of, pictures)]
-    studios = Studios()
+    studios = Studios(giving.filter)
     saver = None
     for source, recipe in jobs:
         studio = studios.of(recipe)
-        saver = saver or Saver(studio, out, metadata=metadata, as_json=as_json)
+        saver = saver or Saver(studio, out, giving, as_json=as_json)
         saver.studio = studio
         saver.run(studio.refining(recipe, source), recipe, Job(source), f"{Path(source.file).stem}-refined")
     assert saver is not None
@@ -119,14 +146,14 @@ def refine(
 
 
 def inpaint(
-    picture: Path, mask: Path | None, values: dict[str, Any], out: Path, *, metadata: bool, as_json: bool
+    picture: Path, mask: Path | None, values: dict[str, Any], out: Path, giving: Giving, *, as_json: bool
 ) -> list[Path]:  # fmt: skip
     """Paint a part of one picture."""
     source = Source.of(picture)
     job = Job(source, None if mask is None else read_mask(mask, source.image.size))
     recipe = inherited(Inpaint, source, values)
-    studio = Studios().of(recipe)
-    saver = Saver(studio, out, metadata=metadata, as_json=as_json)
+    studio = Studios(giving.filter).of(recipe)
+    saver = Saver(studio, out, giving, as_json=as_json)
     saver.run(studio.inpainting(recipe, source, mask), recipe, job, f"{picture.stem}-inpainted")
     return saver.end()
 
@@ -134,17 +161,19 @@ def inpaint(
 class Studios:
     """A Studio for each base, opened when it is first needed."""
 
-    def __init__(self) -> None:
+    def __init__(self, filter: Mode | None = None) -> None:
+        self._filter = filter
         self._open: dict[tuple[str | None, ...], Studio] = {}
 
     def of(self, recipe: Paint) -> Studio:
         key = (recipe.base, recipe.device, recipe.dtype)
         if key not in self._open:
-            self._open[key] = Studio.open(recipe.base, device=recipe.device, dtype=recipe.dtype)
+            how = {"device": recipe.device, "dtype": recipe.dtype}
+            self._open[key] = Studio.open(recipe.base, filter=self._filter, **how)
         return self._open[key]
 
 
-def redo(picture: Path, out: Path, *, sources: list[Path], as_json: bool) -> Path:
+def redo(picture: Path, out: Path, *, sources: list[Path], marking: Marking = MARKED, as_json: bool) -> Path:
     """Paint a picture again, and what it was made from; prints the largest difference of any pixel."""
     found = recipes_inside.read(picture).recipe
     if "recipe" not in found:
@@ -168,7 +197,7 @@ def redo(picture: Path, out: Path, *, sources: list[Path], as_json: bool) -> Pat
     if out.suffix != ".png":
         out = out / f"{picture.stem}-again.png"
     facts = studios.of(recipe).facts(recipe, job) | {k: found[k] for k in ("chosen",) if k in found}
-    path = save_picture(one, recipe, facts, Names(recipe.model_copy(update={"n": 1}), out))
+    path = save_picture(one, recipe, facts, Names(recipe.model_copy(update={"n": 1}), out), marking=marking)
     _warn_of_others(found, facts, as_json=as_json)
     before, after = (np.asarray(Image.open(p).convert("RGB"), np.int16) for p in (picture, path))
     difference = int(np.abs(before - after).max()) if before.shape == after.shape else 255

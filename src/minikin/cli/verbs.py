@@ -14,6 +14,8 @@ from minikin.cli import display
 from minikin.concepts.concept import check_category, check_name
 from minikin.concepts.file import save as save_concept
 from minikin.errors import BadRecipe
+from minikin.marking.credentials import signature
+from minikin.painting import chain
 from minikin.painting import metadata as recipes_inside
 from minikin.recipes import Teach
 from minikin.studio import Studio
@@ -58,7 +60,7 @@ def teach(
         steps, seconds = done.facts["steps"], done.facts["seconds"]
         display.out.print(
             f"{path}  {facts['bytes']:,} bytes  {steps} steps in {seconds:.0f} s  "
-            f"(best at {done.facts['best_step']})\nmasks and samples: {beside}/\n"
+            f"(best at {done.facts['best_step']})\nmasks, samples, result: {beside}/\n"
             f'try: minikin paint "a photo of <{recipe.name}> on the beach"'
         )
         if interrupted:
@@ -71,15 +73,30 @@ def teach(
 def show(picture: Path, *, as_json: bool) -> None:
     """Print what a picture records about itself."""
     found = recipes_inside.read(picture)
+    signed = signature(picture)
+    used, parents = chain.concepts_of(found.recipe), chain.forebears(found.recipe)
     if as_json:
         display.emit({"recipe": found.recipe, "prompt": found.prompt, "negative": found.negative,
-                      "settings": found.settings})  # fmt: skip
+                      "settings": found.settings, "source_type": found.source_type,
+                      "concepts": used, "parents": parents, "content_credentials": signed})  # fmt: skip
         return
-    display.out.print(found.prompt or found.recipe.get("recipe", {}).get("prompt", ""), markup=False)
+    prompt = found.prompt or found.recipe.get("recipe", {}).get("prompt", "")
+    recorded = found.recipe or found.prompt or found.settings
+    display.out.print(prompt if recorded else "No recipe: made with --no-metadata, or elsewhere.", markup=False)
     if found.negative:
         display.out.print(f"negative: {found.negative}", markup=False)
     for key, value in found.settings.items():
         display.out.print(f"  {key}: {value}", markup=False)
+    for name, sha256 in used.items():
+        display.out.print(f"  Concept: {name}, content {sha256}", markup=False, soft_wrap=True)
+    for one in parents:
+        told = one.get("file") or f"a picture of pixels {one.get('pixels', '')}"
+        how = f", {one['work']} {one.get('prompt')!r}, seed {one.get('seed')}" if "work" in one else ""
+        display.out.print(f"  Made from: {told}{how}", markup=False, soft_wrap=True)
+    display.out.print(f"  Mark: {found.source_type or 'none'}", markup=False)
+    if signed:
+        told = f"{signed['state']}, signed by {signed['by'] or 'nobody'}, {signed['program']}".rstrip(", ")
+        display.out.print(f"  Content Credentials: {told}", markup=False)
 
 
 @contextmanager

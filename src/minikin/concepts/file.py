@@ -16,9 +16,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import re
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +130,11 @@ def to_bytes(concept: Concept, *, int8: bool | None = None, metadata: dict[str, 
     return data
 
 
+def content(concept: Concept) -> str:
+    """SHA-256 of what a concept is, as pictures record it: without preview and points, which may change."""
+    return hashlib.sha256(to_bytes(replace(concept, preview=b"", points={}))).hexdigest()
+
+
 def from_bytes(data: bytes, what: str = "the concept") -> Concept:
     """A concept from bytes, checked."""
     tensors, meta = io.parse(data, what)
@@ -176,15 +181,20 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
         raise BadConceptFile(
             f"unexpected tensors {sorted(unexpected)[:5]}. Get the file again.", "concept_unexpected_tensor"
         )
-    delta = _deltas(tensors, json.loads(m["index"]))
+    delta = _deltas(tensors, _json_of(m["index"]))
     keys = _keys(tensors["keys"], delta) if "keys" in tensors else {}
-    gate = json.loads(m["gate"])
+    gate = _json_of(m["gate"])
     beta, tau = float(gate["beta"]), float(gate["tau"])
-    if not (math.isfinite(beta) and math.isfinite(tau)):
-        raise ValueError("a gate that is not finite")
+    (low, high), (hard, soft) = points.BETAS, points.TAUS
+    if not (low <= beta <= high and hard <= tau <= soft):
+        raise BadConceptFile(
+            f"a gate half open at {beta:g} with a softness of {tau:g}; {low:g} to {high:g} and "
+            f"{hard:g} to {soft:g} are plausible. Teach it again.",
+            "concept_out_of_range",
+        )
     measured, recipe = (
-        points.from_json(json.loads(m.get("points", "{}"))),
-        _plain(json.loads(m.get("recipe", "{}"))),
+        points.from_json(_json_of(m.get("points", "{}"))),
+        _plain(_json_of(m.get("recipe", "{}"))),
     )
     if not isinstance(recipe, dict):
         raise TypeError("a recipe that is not an object")
@@ -213,9 +223,22 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
     return concept
 
 
+def _json_of(text: str) -> Any:
+    """JSON inside a metadata value, as flat as the header itself."""
+    deepest, _ = io.brackets(text)
+    if deepest > io.MAX_DEPTH:
+        raise BadConceptFile(
+            f"metadata nested {deepest} deep, more than {io.MAX_DEPTH}. Get the file again.",
+            "concept_too_large",
+        )
+    return json.loads(text)
+
+
 def _plain(value: Any) -> Any:
     """What a stranger wrote, without control and direction characters: shown on terminals and pages."""
     if isinstance(value, str):
+        if value.isprintable():
+            return value
         return "".join(c for c in value if unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
     if isinstance(value, dict):
         return {_plain(k): _plain(v) for k, v in value.items()}

@@ -2,20 +2,22 @@
 
     found = Index().search(folder, "to", category="cat", limit=20)
 
-The files are the truth and this is a cache of their names and categories. A folder is looked through again
+The files are the truth and this is a cache of what their headers say, and of their SHA-256 once it was asked
+for. A folder is looked through again
 when its own time stamp changed, which every file that is added, removed, renamed or saved by Minikin does
 to it; files of an unchanged size and time are not opened again. A file that another program changes in
-place is seen with the next change of the folder.
+place is seen with the next change of the folder, or where its hash is asked for.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sqlite3
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -23,26 +25,37 @@ from typing import NamedTuple
 from minikin.concepts.tensors import MAX_HEADER
 from minikin.files import cache_folder
 
-VERSION = 1
+VERSION = 2
 SETTLED_NS = 2_000_000_000  # a folder that changed so recently may change again within one tick of its clock
+MAX_POINTS = 8_000  # characters of a file's operating points
+_PUT = "INSERT OR REPLACE INTO concepts VALUES (?,?,?,?,?,?,?,?,?)"
 _TABLES = """
 DROP TABLE IF EXISTS concepts; DROP TABLE IF EXISTS folders;
 CREATE TABLE folders (folder TEXT PRIMARY KEY, stamp INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE concepts (
     folder TEXT NOT NULL, name TEXT NOT NULL, bytes INTEGER NOT NULL, stamp INTEGER NOT NULL,
-    category TEXT, architecture TEXT, PRIMARY KEY (folder, name)) WITHOUT ROWID;
+    category TEXT, architecture TEXT, points TEXT, preview INTEGER, sha256 TEXT,
+    PRIMARY KEY (folder, name)) WITHOUT ROWID;
 CREATE INDEX by_category ON concepts (folder, category, name);
 """
 
 
 class Listed(NamedTuple):
-    """A concept file as the index knows it; what is inside is checked when it is loaded."""
+    """A concept file as the index knows it; what is inside is checked when it is loaded.
+
+    points   its operating points, JSON as it is in the file
+    preview  whether there is a small picture inside
+    sha256   of the file; "" unless it was asked for
+    """
 
     name: str
     path: Path
     category: str
     architecture: str
     bytes: int
+    points: str = "{}"
+    preview: bool = False
+    sha256: str = ""
 
 
 class Index:
@@ -53,13 +66,27 @@ class Index:
 
     def search(
         self, folder: Path, text: str = "", *, category: str = "", limit: int | None = None, offset: int = 0,
+        hashed: bool = False,
     ) -> list[Listed]:  # fmt: skip
-        """Concepts of a folder by name whose name holds `text`, of this category, in order."""
+        """Concepts of a folder by name whose name holds `text`, of this category, in order.
+
+        hashed  with each file's SHA-256, as the files are at this moment: those that changed are read again
+        """
         where, values = _where(folder, text, category)
-        sql = f"SELECT name, category, architecture, bytes FROM concepts WHERE {where} ORDER BY name"
-        with self._ready(folder) as db:
-            rows = db.execute(f"{sql} LIMIT ? OFFSET ?", (*values, -1 if limit is None else limit, offset))
-            return [Listed(n, folder / f"{n}.safetensors", c, a, size) for n, c, a, size in rows]
+        told = "name, category, architecture, bytes, points, preview, stamp, sha256"
+        sql = f"SELECT {told} FROM concepts WHERE {where} ORDER BY name LIMIT ? OFFSET ?"
+        page = (*values, -1 if limit is None else limit, offset)
+
+        def fill(db: sqlite3.Connection) -> None:
+            if hashed:
+                _hash(db, folder, [(r[0], r[3], *r[6:]) for r in db.execute(sql, page)])
+
+        with self._ready(folder, fill) as db:
+            rows = db.execute(sql, page).fetchall()
+        return [
+            Listed(n, folder / f"{n}.safetensors", c, a, size, measured, bool(seen), sha if hashed else "")
+            for n, c, a, size, measured, seen, _, sha in rows
+        ]
 
     def count(self, folder: Path, text: str = "", *, category: str = "") -> int:
         """How many `search` would find without a limit."""
@@ -77,20 +104,25 @@ class Index:
             return dict(db.execute(sql, (str(folder.resolve()),)))
 
     @contextmanager
-    def _ready(self, folder: Path) -> Iterator[sqlite3.Connection]:
-        """The index, up to date for a folder; in memory where its file cannot be written."""
-        try:
-            db = self._opened()
+    def _ready(
+        self, folder: Path, fill: Callable[[sqlite3.Connection], None] = lambda db: None
+    ) -> Iterator[sqlite3.Connection]:  # fmt: skip
+        """The index, up to date for a folder, after `fill`; in memory where its file cannot be written."""
+
+        def ready(db: sqlite3.Connection) -> sqlite3.Connection:
             _refresh(db, folder)
+            fill(db)
+            return db
+
+        try:
+            db = ready(self._opened())
         except (sqlite3.DatabaseError, OSError):
             with suppress(OSError):
                 self.path.unlink()
             try:
-                db = self._opened()
-                _refresh(db, folder)
+                db = ready(self._opened())
             except (sqlite3.DatabaseError, OSError):  # read-only, or locked by somebody for long
-                db = _prepared(sqlite3.connect(":memory:"))
-                _refresh(db, folder)
+                db = ready(_prepared(sqlite3.connect(":memory:")))
         with closing(db):
             yield db
 
@@ -129,18 +161,38 @@ def _refresh(db: sqlite3.Connection, folder: Path) -> int:
         "SELECT name, bytes, stamp FROM concepts WHERE folder=?", (key,)
     )}  # fmt: skip
     there: set[str] = set()
-    new: list[tuple[str, str, int, int, str | None, str | None]] = []
+    new: list[tuple[object, ...]] = []
     for path, found in _files(folder) if stamp else ():
         name = Path(path).stem
         there.add(name)
         if before.get(name) != (found.st_size, found.st_mtime_ns):
-            new.append((key, name, found.st_size, found.st_mtime_ns, *_facts(path)))
+            new.append((key, name, found.st_size, found.st_mtime_ns, *_facts(path), None))
     with db:
-        db.executemany("INSERT OR REPLACE INTO concepts VALUES (?,?,?,?,?,?)", new)
+        db.executemany(_PUT, new)
         gone = [(key, name) for name in before.keys() - there]
         db.executemany("DELETE FROM concepts WHERE folder=? AND name=?", gone)
         db.execute("INSERT OR REPLACE INTO folders VALUES (?,?)", (key, stamp if settled else -1))
     return len(new)
+
+
+def _hash(
+    db: sqlite3.Connection, folder: Path, rows: Sequence[tuple[str, int, int, str | None]]
+) -> None:  # fmt: skip
+    """Fill in the hashes of these rows (name, bytes, stamp, hash); what has changed is looked at again."""
+    key, changed, gone = str(folder.resolve()), [], []
+    for name, size, stamp, sha256 in rows:
+        path = folder / f"{name}.safetensors"
+        try:
+            found = path.stat()
+            if sha256 is None or (size, stamp) != (found.st_size, found.st_mtime_ns):
+                told = hashlib.sha256(path.read_bytes()).hexdigest()
+                changed.append((key, name, found.st_size, found.st_mtime_ns, *_facts(str(path)), told))
+        except OSError:
+            gone.append((key, name))
+    if changed or gone:
+        with db:
+            db.executemany(_PUT, changed)
+            db.executemany("DELETE FROM concepts WHERE folder=? AND name=?", gone)
 
 
 def _files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
@@ -151,18 +203,21 @@ def _files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
                     yield entry.path, entry.stat()
 
 
-def _facts(path: str) -> tuple[str | None, str | None]:
-    """Category and architecture out of a file's header; "" of a damaged one, None for what is no concept."""
+def _facts(path: str) -> tuple[str | None, str | None, str, bool]:
+    """Category, architecture, points and whether there is a preview, out of a file's header; "" of a damaged
+    one, None for what is no concept."""
     try:
         with open(path, "rb") as f:
             head = f.read(8 + MAX_HEADER)
     except OSError:
-        return None, None
+        return None, None, "{}", False
     if b"minikin.format" not in head:
-        return None, None
+        return None, None, "{}", False
     try:
         (n,) = struct.unpack("<Q", head[:8])
         meta = json.loads(head[8 : 8 + n])["__metadata__"]
-        return str(meta["minikin.category"])[:60], str(meta["minikin.architecture"])[:20]
+        told, seen = str(meta.get("minikin.points", "{}")), bool(meta.get("modelspec.thumbnail"))
+        category, architecture = str(meta["minikin.category"])[:60], str(meta["minikin.architecture"])[:20]
+        return category, architecture, told if len(told) <= MAX_POINTS else "{}", seen
     except (ValueError, LookupError, TypeError, struct.error, RecursionError):
-        return "", ""
+        return "", "", "{}", False

@@ -33,11 +33,18 @@ def _names(folder: Path) -> dict[str, Path]:
     return {path.stem: path for path in paths if _looks_like_concept(path)}
 
 
-def search(text: str = "", *, category: str = "", limit: int | None = None) -> list[Listed]:
-    """Concepts whose names hold `text`, of this category, by name; the current folder wins."""
+def search(
+    text: str = "", *, category: str = "", limit: int | None = None, hashed: bool = False
+) -> list[Listed]:  # fmt: skip
+    """Concepts whose names hold `text`, of this category, by name; the current folder wins.
+
+    hashed  with the SHA-256 of their files
+    """
     index, found = Index(), dict[str, Listed]()
     for folder in reversed(folders()):
-        found |= {one.name: one for one in index.search(folder, text, category=category, limit=limit)}
+        found |= {
+            one.name: one for one in index.search(folder, text, category=category, limit=limit, hashed=hashed)
+        }
     return [found[name] for name in sorted(found)][:limit]
 
 
@@ -47,18 +54,22 @@ def count(text: str = "", *, category: str = "") -> int:
     return sum(index.count(folder, text, category=category) for folder in folders())
 
 
-def _path(name: str) -> Path | None:
+def locate(name: str) -> Path | None:
     """The concept file of this name, without looking at any other."""
     paths = (folder / f"{name}.safetensors" for folder in folders())
     return next((p for p in paths if p.is_file() and _looks_like_concept(p)), None)
 
 
-def _unknown(name: str) -> UnknownName:
-    """Says which names come nearest; of very many, among those that begin alike."""
+def near(name: str) -> list[str]:
+    """Names to compare a misspelt one with: all, or of very many those that begin alike."""
     known = [one.name for one in search(name[:1])] if count() > MANY else list(names())
     alike = [n for n in known if n[:2] == name[:2]] if len(known) > MANY else known
+    return alike[:MANY]
+
+
+def _unknown(name: str) -> UnknownName:
     return UnknownName(
-        "concept", name, alike[:MANY],
+        "concept", name, near(name),
         f"Concepts are NAME.safetensors files in this folder or in {library_folder()}.",
     )  # fmt: skip
 
@@ -66,7 +77,7 @@ def _unknown(name: str) -> UnknownName:
 def find(name: str) -> Concept:
     """The concept `name`; raises UnknownName with the nearest names, or BadConceptFile."""
     check_name(name)
-    path = _path(name)
+    path = locate(name)
     if path is None:
         raise _unknown(name)
     concept = load(path)
@@ -80,7 +91,7 @@ def resolve(ref: str) -> Path:
         if not path.is_file():
             raise BadConceptFile(f"There is no concept file {path}.")
         return path
-    found = _path(ref) if NAME.fullmatch(ref) else None
+    found = locate(ref) if NAME.fullmatch(ref) else None
     if found is None:
         raise _unknown(ref)
     return found
@@ -97,6 +108,12 @@ def keep(path: Path) -> Path:
         )
     sweep_orphans(target.parent)
     return atomic_write(target, path.read_bytes())
+
+
+def kept(name: str) -> Path | None:
+    """The file of this name in the user's library."""
+    path = library_folder() / f"{name}.safetensors"
+    return path if path.is_file() else None
 
 
 def remove(name: str) -> Path:

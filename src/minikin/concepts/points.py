@@ -20,6 +20,8 @@ from typing import Any
 NAMES = ("faithful", "balanced", "creative")
 USUAL = "balanced"
 MAX_PRESETS = 16
+BETAS = (-2.0, 3.0)  # where a gate may be half open: similarities lie in about -0.5 to 1
+TAUS = (1e-3, 5.0)  # how softly: a gate far harder than that divides by 0 in float32
 DIGITS = 4  # of every number in a file
 
 
@@ -94,7 +96,7 @@ def _short(value: float) -> float:
 def _point(numbers: Any, judge: str) -> Point:
     strength, guidance, switch, low, high, likeness, follows = (float(v) for v in (numbers[0], *numbers[2:]))
     tau = None if numbers[1] is None else float(numbers[1])
-    sane = all(math.isfinite(v) for v in (likeness, follows)) and (tau is None or 0 < tau <= 5)
+    sane = all(math.isfinite(v) for v in (likeness, follows)) and (tau is None or TAUS[0] <= tau <= TAUS[1])
     if not (sane and 0 <= strength <= 2 and 0 <= guidance <= 50 and 0 <= switch <= 1 and 0 <= low < high <= 1):
         raise ValueError(f"an operating point {str(numbers)[:60]} out of range")
     return Point(strength, tau, guidance, switch, (low, high), likeness, follows, judge)

@@ -23,13 +23,17 @@ MAX_FILE = 16 * 2**20
 MAX_HEADER = 64 * 2**10
 MAX_TENSORS = 64
 MAX_KEYS = 64
-MAX_VALUE = 48 * 2**10  # characters of one metadata value (a preview is the largest)
+MAX_VALUE = 4 * 2**10  # characters of one metadata value,
+MAX_LONG = 48 * 2**10  # and of one of these
+LONG = ("modelspec.thumbnail", "minikin.recipe", "minikin.points")
+MAX_DEPTH = 4  # of nested brackets: a tensor's shape is at 3, and so is an operating point
 MAX_DIMS = 4
 
 DTYPES = {"F16": torch.float16, "F32": torch.float32, "I8": torch.int8}
 _NAMES = {v: k for k, v in DTYPES.items()}
 _FACTS = {"dtype", "shape", "data_offsets"}
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,30}(\.[0-9]{1,2})?")
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)  # a text, ended or not; a bracket
 
 
 def serialize(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
@@ -92,6 +96,15 @@ def parse(data: bytes, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def brackets(text: str) -> tuple[int, int]:
+    """How deep brackets are nested in JSON, and how many are open at its end; in linear time, unparsed."""
+    deepest = now = 0
+    for token in _TOKEN.findall(text):
+        now += (token in "[{") - (token in "]}")
+        deepest = max(deepest, now)
+    return deepest, now
+
+
 def _header(raw: bytes, refuse: Any) -> dict[str, Any]:
     """The header's JSON: no key twice, and for every number but whole ones from 0 on, None."""
 
@@ -104,8 +117,17 @@ def _header(raw: bytes, refuse: Any) -> dict[str, Any]:
             raise ValueError("a key occurs twice")
         return dict(pairs)
 
+    broken = refuse(f"its header is not whole in the {len(raw)} bytes that it declares", "concept_corrupt")
+    if not raw.rstrip(b" ").endswith(b"}"):
+        raise broken
     try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_int=natural,
+        text = raw.decode("utf-8")
+        deepest, left_open = brackets(text)
+        if deepest > MAX_DEPTH:
+            raise refuse(f"its header is nested {deepest} deep, more than {MAX_DEPTH}", "concept_too_large")
+        if left_open:
+            raise broken
+        header = json.loads(text, object_pairs_hook=unique, parse_int=natural,
                             parse_float=natural, parse_constant=natural)  # fmt: skip
     except (ValueError, RecursionError) as e:
         raise refuse(f"its header is not valid JSON ({e})") from None
@@ -118,8 +140,9 @@ def _metadata(found: Any, refuse: Any) -> dict[str, str]:
     if not isinstance(found, dict) or len(found) > MAX_KEYS:
         raise refuse("its metadata is not an object of at most 64 texts")
     for key, value in found.items():
-        if not isinstance(value, str) or len(value) > MAX_VALUE or len(key) > 64:
-            raise refuse(f"its metadata '{key[:40]}' is not a text of at most {MAX_VALUE} characters")
+        most = MAX_LONG if key in LONG else MAX_VALUE
+        if not isinstance(value, str) or len(value) > most or len(key) > 64:
+            raise refuse(f"its metadata '{key[:40]}' is not a text of at most {most} characters")
         if not (key + value).isascii() and any("\ud800" <= c <= "\udfff" for c in key + value):
             raise refuse(f"its metadata '{key[:40]!a}' holds half a character")
     return found

@@ -50,7 +50,7 @@ class Adversarial:
     def __init__(self, s: Setting) -> None:
         self.s, r = s, s.recipe
         self.times = torch.tensor(r.student_times(s.schedule.n_train))
-        self.student = s.copy(r.student or "full")
+        self.student = s.student(r.student or "full")
         self.negative = s.encoder([r.negative])
         summary = self.negative.summary.shape[1]
         self.features: TeacherFeatures | PixelFeatures

@@ -4,7 +4,7 @@ Luo et al. 2023, arXiv:2310.04378 (algorithm 1) and arXiv:2311.05556, in the for
 scripts. The student maps any point of the teacher's guided ODE to its end: from z at
 t_{n+k} the teacher takes one guided DDIM step to t_n, and the student's value at both must agree.
 
-    lcm       every weight, a guidance embedding, an averaged target network
+    lcm       every weight or a LoRA, a guidance embedding, an averaged target network
     lcm-lora  a LoRA at one guidance scale (or range), the student itself as target
 """
 
@@ -37,10 +37,10 @@ class Consistency:
 
     def __init__(self, s: Setting) -> None:
         self.s, r = s, s.recipe
-        full = r.method == "lcm"
+        lcm = r.method == "lcm"
         self.grid = grid(s.schedule.n_train, r.skip)
-        self.student = s.copy("full" if full else "lora", guidance=full)
-        self.target = frozen_twin(self.student) if full else None
+        self.student = s.student(r.student or "lora", guidance=lcm)
+        self.target = frozen_twin(self.student) if lcm else None
         parts: dict[str, torch.nn.Module] = {"student": self.student}
         if self.target:
             parts["target"] = self.target

@@ -23,6 +23,7 @@ from torch import Tensor
 from minikin import events
 from minikin.bases.base import Base
 from minikin.bases.engines import weights_hash
+from minikin.distilling import named
 from minikin.distilling.sampling import many_steps
 from minikin.distilling.sources import Source, squared
 from minikin.distilling.student import Encoder, Network
@@ -78,7 +79,7 @@ def side_of(base: Base, recipe: Distill) -> int:
 
 
 def load(
-    base: Base, teacher: Network, source: Source, recipe: Distill, folder: Path, ranks: Ranks, *,
+    encoder: Encoder, teacher: Network, source: Source, recipe: Distill, folder: Path, ranks: Ranks, *,
     pictures: bool = True,
 ) -> Iterator[events.Event]:  # fmt: skip
     """Make what is missing in `folder`; the last event is Done with the Examples.
@@ -88,6 +89,7 @@ def load(
     """
     from safetensors.torch import save
 
+    base = encoder.base
     side = side_of(base, recipe)
     shape = (int(base.unet.config.in_channels), side // base.factor, side // base.factor)
     captions = [source.captions(i) for i in range(len(source))]
@@ -103,6 +105,8 @@ def load(
             "seed": recipe.seed,
         }
         asked |= {"base": base.fingerprint, "unet": weights_hash(base, base.unet)}
+        if encoder.concepts is not None:
+            asked["concepts"] = named.digest(encoder.concepts)
         facts |= json.loads(json.dumps(asked))
     _same(folder / "manifest.json", facts, ranks)
     starts = range(0, len(source), SHARD)
@@ -112,7 +116,7 @@ def load(
     for i in missing[ranks.rank :: ranks.count]:
         rows = range(starts[i], min(starts[i] + SHARD, len(source)))
         parts = []
-        for latents in _latents(base, teacher, source, recipe, rows, side):
+        for latents in _latents(encoder, teacher, source, recipe, rows, side):
             parts.append(latents)
             done += len(latents) * ranks.count
             yield events.Progress("latents", min(done, len(source)), len(source))
@@ -126,10 +130,10 @@ def load(
 
 @torch.no_grad()
 def _latents(
-    base: Base, teacher: Network, source: Source, recipe: Distill, rows: range, side: int
+    encoder: Encoder, teacher: Network, source: Source, recipe: Distill, rows: range, side: int
 ) -> Iterator[Tensor]:
     """Latents of these examples, float16, a few at a time."""
-    encoder = Encoder(base)
+    base = encoder.base
     some = [range(i, min(i + AT_ONCE, rows.stop)) for i in range(rows.start, rows.stop, AT_ONCE)]
     if not source.painted:
         h = side // base.factor
@@ -146,7 +150,7 @@ def _latents(
         return
 
     def pixels(k: int) -> Tensor:
-        image = squared(source.picture(k), side, f"picture {k}")
+        image = squared(source.picture(k), side, source.name(k))
         return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
 
     with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:

@@ -22,10 +22,11 @@ from minikin.bases.base import Base
 from minikin.bases.presets import CONVENTIONS
 from minikin.bases.students import refuse_student
 from minikin.distilling import data as examples
-from minikin.distilling import export, sources
+from minikin.distilling import export, named, sources, start
 from minikin.distilling.adversarial import Adversarial
 from minikin.distilling.consistency import Consistency
 from minikin.distilling.distribution import Matching
+from minikin.distilling.features import NORMED
 from minikin.distilling.objective import Objective, Reference, Setting, Way
 from minikin.distilling.sampling import few_steps, pictures, wide_decoder
 from minikin.distilling.solver import Schedule
@@ -45,8 +46,8 @@ LCM_SKIP = 20  # of the published students
 SAMPLES = 8  # pictures of the sheet painted on the way
 # of a recipe: what may change between a run and its resumption
 FREE = {
-    "base", "data", "count", "steps", "minutes", "decay", "accumulation", "half", "device", "save_minutes",
-    "sample_minutes",
+    "base", "data", "concepts", "start", "count", "steps", "minutes", "decay", "accumulation", "half", "device",
+    "save_minutes", "sample_minutes",
 }  # fmt: skip
 
 
@@ -62,19 +63,21 @@ def distill(base: Base, recipe: Distill, out: Path, *, resume: bool = False) -> 
     yield from _checkpoint(out, resume)
     autocast = base.device.type == "cuda" if r.autocast is None else r.autocast
     with joined(base.device) as ranks, base.frozen(), wide_decoder(base):
+        check_pieces(r, r.accumulation * ranks.count)
         schedule = Schedule.of(base)
         own = teacher(base, schedule, autocast=autocast)
         wanted = r.method != "tdm" or r.gan > 0
         source = sources.find(r.data, r.count)
+        encoder = Encoder(base, named.find(base, r.concepts, source, r.negative))
         loaded = None
-        for event in examples.load(base, own, source, r, out / "latents", ranks, pictures=wanted):
+        for event in examples.load(encoder, own, source, r, out / "latents", ranks, pictures=wanted):
             if isinstance(event, events.Done):
                 loaded = event.result
             else:
                 yield event
         assert loaded is not None
         yield events.Note(f"{r.method}: {len(loaded)} examples, student {r.student}, batch {r.batch}.")
-        setting = Setting(base, r, schedule, own, Encoder(base), loaded)
+        setting = Setting(base, r, schedule, own, encoder, loaded)
         objective, reference = METHODS[r.method](setting), Reference(setting)
 
         def evaluate() -> dict[str, float]:
@@ -82,11 +85,11 @@ def distill(base: Base, recipe: Distill, out: Path, *, resume: bool = False) -> 
 
         run = Run(
             out, objective.learner, _plan(r), device=base.device, stage=r.method, groups=objective.groups(),
-            facts=_identity(base, r, loaded.identity) | {"autocast": autocast},
+            facts=_identity(encoder, r, loaded.identity) | {"autocast": autocast},
         )  # fmt: skip
         if ranks.first:
             run.journal.also = board(out / "tensorboard")
-        painter = _painter(base, objective, loaded)
+        painter = _painter(encoder, objective, loaded)
         try:
             yield from run.train(
                 objective.loss, prepare=objective.draw, evaluate=evaluate, sample=painter,
@@ -113,6 +116,17 @@ def check(base: Base, recipe: Distill) -> None:
     refuse_student(base, "as a teacher it would pass on its few-step faults", "Distil")
 
 
+def check_pieces(r: Distill, pieces: int) -> None:
+    """Raise BadRecipe when pieces of a batch would be normed otherwise than the whole batch is."""
+    size = (r.batch or 0) // pieces
+    if r.method == "turbo" and r.features != "teacher" and pieces > 1 and size % NORMED:
+        raise BadRecipe(
+            f"With --features {r.features} {NORMED} examples are normed together, but a batch of {r.batch} in "
+            f"{pieces} pieces (accumulation times processes) has {size} in each. Use a multiple of "
+            f"{NORMED * pieces}."
+        )
+
+
 def _checkpoint(out: Path, resume: bool) -> Iterator[events.Note]:
     there = (out / "checkpoint.safetensors").exists()
     if there and not resume:
@@ -133,14 +147,20 @@ def _plan(r: Distill) -> Plan:
     return plan
 
 
-def _identity(base: Base, r: Distill, data: str) -> dict[str, Any]:
+def _identity(encoder: Encoder, r: Distill, data: str) -> dict[str, Any]:
     """What must be the same for a run to be resumed."""
+    base = encoder.base
     settings = r.model_dump(mode="json", exclude=FREE)
+    if r.start:
+        settings["start"] = start.digest(start.find(base, r.start))
+    if encoder.concepts is not None:
+        settings["concepts"] = named.digest(encoder.concepts)
     return {**settings, "base": base.fingerprint, "dtype": str(base.dtype), "data": data}
 
 
-def _painter(base: Base, objective: Objective, data: examples.Examples) -> Callable[[], Image.Image]:
+def _painter(encoder: Encoder, objective: Objective, data: examples.Examples) -> Callable[[], Image.Image]:
     """Paints the same few captions from the same noise every time."""
+    base = encoder.base
 
     def paint() -> Image.Image:
         g = torch.Generator().manual_seed(1)
@@ -152,7 +172,7 @@ def _painter(base: Base, objective: Objective, data: examples.Examples) -> Calla
 
         way: Way = objective.way()
         latents = few_steps(
-            objective.student, noise(), Encoder(base)(captions), way.times, renoise=way.renoise, noise=noise,
+            objective.student, noise(), encoder(captions), way.times, renoise=way.renoise, noise=noise,
             scale=way.scale,
         )  # fmt: skip
         return contact_sheet(pictures(base, latents), captions, columns=4)
@@ -169,6 +189,8 @@ def _write(run: Run, base: Base, r: Distill, objective: Objective, out: Path) ->
         "sampler": "renoise" if way.renoise else "ddim", "guidance": way.scale, "trained_steps": run.state.step,
         "seen": run.state.seen, "recipe": r.model_dump(mode="json", exclude=FREE),
     }  # fmt: skip
+    if r.start:
+        facts["start"] = Path(r.start).stem
     convention = r.times
     if r.method in ("lcm", "lcm-lora"):
         convention = "lcm" if r.skip == LCM_SKIP else ""  # LCMScheduler visits the usual grid

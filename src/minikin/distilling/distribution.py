@@ -76,7 +76,7 @@ class Matching:
                 "--fake full, or --student lora."
             )
         self.times = torch.tensor([*r.student_times(s.schedule.n_train), -1])  # -1: the clean picture
-        self.student = s.copy(r.student or "lora")
+        self.student = s.student(r.student or "lora")
         self.fake = s.copy(r.fake or "lora")
         parts: dict[str, nn.Module] = {"student": self.student, "fake": self.fake}
         self.heads: Heads | None = None

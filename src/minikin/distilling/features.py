@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from minikin.bases.base import Base
+from minikin.bases.opening.registry import models_folder
 from minikin.distilling.sampling import pixels
 from minikin.distilling.student import Network, Texts
 from minikin.errors import NoNetwork
@@ -95,22 +96,26 @@ class PixelFeatures:
 def _dinov2(name: str) -> Any:
     from transformers import AutoModel
 
-    ref = DINOV2 if name == "dinov2" else name
+    pulled = models_folder() / "dinov2-s14"
+    ref = name if name != "dinov2" else str(pulled) if pulled.is_dir() else DINOV2
     try:
         model = AutoModel.from_pretrained(ref, local_files_only=True, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError) as e:
         raise NoNetwork(
             f"The features '{name}' ({ref}) are not on this machine, and training never downloads. Fetch "
-            "them once with `huggingface-cli download` or give the folder of a DINOv2 model; or use "
+            "them once with `minikin models pull dinov2-s14`, give the folder of a DINOv2 model; or use "
             "--features teacher, which needs nothing."
         ) from e
     return model.eval().requires_grad_(False)
 
 
+NORMED = 8  # examples
+
+
 class VirtualBatchNorm(nn.Module):
     """Batch norm over groups of 8 examples, without running averages, as in StyleGAN-T."""
 
-    def __init__(self, channels: int, group: int = 8) -> None:
+    def __init__(self, channels: int, group: int = NORMED) -> None:
         super().__init__()
         self.group = group
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))

@@ -16,6 +16,7 @@ from minikin.bases.base import Base
 from minikin.distilling.data import Examples, painting_scale
 from minikin.distilling.sampling import few_steps, many_steps
 from minikin.distilling.solver import Schedule
+from minikin.distilling.start import begin, find
 from minikin.distilling.student import Encoder, Kind, Learner, Network, copied, teacher, trained
 from minikin.recipes import Distill
 from minikin.training.plan import Turn
@@ -52,6 +53,13 @@ class Setting:
             self.base, self.schedule, kind, rank=r.rank, alpha=r.alpha, seed=r.seed, guidance=guidance,
             autocast=self.teacher.autocast, checkpointing=big,
         )  # fmt: skip
+
+    def student(self, kind: Kind, *, guidance: bool = False) -> Network:
+        """The copy that becomes the result; it starts as the LoRA that the recipe names, if it names one."""
+        student = self.copy(kind, guidance=guidance)
+        if self.recipe.start:
+            begin(student, self.base, find(self.base, self.recipe.start))
+        return student
 
 
 class Way(NamedTuple):

@@ -26,8 +26,7 @@ class Scenes:
     def __init__(self, world: str, count: int) -> None:
         if world not in WORLDS:
             raise UnknownName("world", world, WORLDS)
-        self.name, self.count = world, count
-        self.world = World(world)
+        self.kind, self.count, self.world = world, count, World(world)
 
     def __len__(self) -> int:
         return self.count
@@ -36,9 +35,12 @@ class Scenes:
         scene = self.world.scene(SEED, i)
         return [caption(scene, np.random.default_rng((SEED, i, k))).text for k in range(WORDINGS)]
 
+    def name(self, i: int) -> str:
+        return f"scene {i}"
+
     def picture(self, i: int) -> Image.Image:
         return self.world.draw(self.world.scene(SEED, i))[0]
 
     @property
     def identity(self) -> str:
-        return f"scenes:{self.name}:{SEED}:{WORDINGS}:{self.count}"
+        return f"scenes:{self.kind}:{SEED}:{WORDINGS}:{self.count}"

@@ -34,6 +34,7 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
     def captions(self, i: int) -> list[str]: ...
+    def name(self, i: int) -> str: ...
     def picture(self, i: int) -> Image.Image: ...
 
     @property
@@ -103,8 +104,11 @@ class Folder:
     def captions(self, i: int) -> list[str]:
         return self._captions[i]
 
+    def name(self, i: int) -> str:
+        return self.files[i].relative_to(self.path).as_posix()
+
     def picture(self, i: int) -> Image.Image:
-        return decoded(self.files[i], self.files[i].relative_to(self.path).as_posix())
+        return decoded(self.files[i], self.name(i))
 
     @property
     def identity(self) -> str:
@@ -142,7 +146,9 @@ class Tars:
                         file = tar.extractfile(member)
                         assert file is not None
                         text = file.read().decode("utf-8", "replace")
-                        own = _of_json(text) if ending == "json" else _clean([text])
+                        own = (
+                            _of_json(text, f"{path.name}:{member.name}") if ending == "json" else _clean([text])
+                        )
                         texts.setdefault(stem, []).extend(own)
         except (tarfile.TarError, OSError, EOFError) as e:
             raise BadRecipe(f"{path.name} cannot be read as a .tar file ({e}). Make it again.") from e
@@ -156,11 +162,15 @@ class Tars:
     def captions(self, i: int) -> list[str]:
         return self._captions[i]
 
+    def name(self, i: int) -> str:
+        path, name, _, _ = self._at[i]
+        return f"{path.name}:{name}"
+
     def picture(self, i: int) -> Image.Image:
-        path, name, offset, size = self._at[i]
+        path, _, offset, size = self._at[i]
         with open(path, "rb") as f:
             f.seek(offset)
-            return decoded(f.read(min(size, MAX_BYTES + 1)), f"{path.name}:{name}")
+            return decoded(f.read(min(size, MAX_BYTES + 1)), self.name(i))
 
     @property
     def identity(self) -> str:
@@ -178,7 +188,10 @@ class Captions:
         except (OSError, UnicodeDecodeError) as e:
             raise BadRecipe(f"The captions {path} cannot be read: {e}. Expected UTF-8, one a line.") from e
         rows = text.splitlines()
-        found = [c for r in rows for c in _of_json(r)[:1]] if path.suffix == ".jsonl" else _clean(rows)
+        found = _clean(rows)
+        if path.suffix == ".jsonl":
+            numbered = ((r, f"{path.name} line {k}") for k, r in enumerate(rows, 1) if r.strip())
+            found = [c for row, where in numbered for c in _of_json(row, where)[:1]]
         self._captions = found[:count]
         if not self._captions:
             raise BadRecipe(f"{path} holds no captions. Expected one a line.")
@@ -188,6 +201,9 @@ class Captions:
 
     def captions(self, i: int) -> list[str]:
         return [self._captions[i]]
+
+    def name(self, i: int) -> str:
+        return f"caption {i + 1}"
 
     def picture(self, i: int) -> Image.Image:
         raise AssertionError("captions have no pictures")
@@ -217,7 +233,7 @@ def _table(path: Path) -> dict[str, list[str]]:
         try:
             row = json.loads(line)
             found[str(row["file_name"])] = _texts(row)
-        except (ValueError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise BadRecipe(
                 f"{path} line {number} is not an object with file_name and text ({e}). Correct or remove it."
             ) from None
@@ -229,19 +245,29 @@ def _beside(picture: Path) -> list[str]:
     return _clean([text.read_text(encoding="utf-8", errors="replace")]) if text.is_file() else []
 
 
-def _of_json(text: str) -> list[str]:
+def _of_json(text: str, where: str) -> list[str]:
+    """The captions of one object; raises BadRecipe when it is none, or they are no texts."""
     try:
         row = json.loads(text)
-    except ValueError:
-        return []
-    return _texts(row) if isinstance(row, dict) else []
+        if not isinstance(row, dict):
+            raise TypeError(f"it is {type(row).__name__}")
+        return _texts(row)
+    except (ValueError, TypeError) as e:
+        raise BadRecipe(
+            f'{where} is not a JSON object with a caption ({e}). Expected {{"text": "..."}} or a list of '
+            "such texts; correct or remove it."
+        ) from None
 
 
 def _texts(row: Mapping[str, Any]) -> list[str]:
+    """Raises TypeError for what is neither a text nor a list of texts."""
     for key in TEXT_KEYS:
         value = row.get(key)
         if value:
-            return _clean([value] if isinstance(value, str) else [str(v) for v in value])
+            several = [value] if isinstance(value, str) else value
+            if not isinstance(several, list) or not all(isinstance(v, str) for v in several):
+                raise TypeError(f"{key} is {json.dumps(value)[:40]}, not a text")
+            return _clean(several)
     return []
 
 

@@ -19,8 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from minikin.bases import keysvalues
+from minikin.bases.attached import Concepts
 from minikin.bases.base import Base
+from minikin.bases.editing import encoded
+from minikin.bases.keysvalues import Addition
+from minikin.bases.loras.guidance import LAYER
 from minikin.bases.prompt import Prompt
+from minikin.distilling.named import read
 from minikin.distilling.solver import Estimate, Schedule, guidance_embedding
 from minikin.errors import BadRecipe
 
@@ -34,30 +39,60 @@ TARGETS = (
 
 
 class Texts(NamedTuple):
-    """Encodings (B, N, D), SDXL's pooled embedding (B, P) or None, and the whole prompt as one vector
-    (B, S): the pooled embedding, or the encoding at the end token."""
+    """Encodings (B, N, D), SDXL's pooled embedding (B, P) or None, the whole prompt as one vector
+    (B, S): the pooled embedding, or the encoding at the end token; and what concepts add."""
 
     e: Tensor
     pooled: Tensor | None
     summary: Tensor
+    additions: tuple[Addition, ...] = ()
 
     def rows(self, which: Tensor) -> Texts:
         pooled = None if self.pooled is None else self.pooled[which]
-        return Texts(self.e[which], pooled, self.summary[which])
+        additions = tuple(a._replace(opening=a.opening[which]) for a in self.additions)
+        return Texts(self.e[which], pooled, self.summary[which], additions)
 
 
 class Encoder:
-    """Captions as they are (no prompt syntax) to Texts, and the empty prompt of guidance."""
+    """Captions to Texts, and the empty prompt of guidance.
 
-    def __init__(self, base: Base) -> None:
-        self.base = base
+    concepts  those that captions may name as <name>; None takes captions as they are, without any syntax
+    """
+
+    def __init__(self, base: Base, concepts: Concepts | None = None) -> None:
+        self.base, self.concepts = base, concepts
 
     @torch.no_grad()
     def __call__(self, captions: Sequence[str]) -> Texts:
-        out = self.base.encode([Prompt(c, c) for c in captions])
+        prompts = [self._prompt(c) for c in captions]
+        out = self.base.encode(prompts)
+        e, pooled, additions = self._named(prompts, out.e, out.pooled)
         end = out.valid.sum(1) - 1
-        at_end = out.e[torch.arange(len(out.e), device=out.e.device), end]
-        return Texts(out.e, out.pooled, at_end if out.pooled is None else out.pooled)
+        at_end = e[torch.arange(len(e), device=e.device), end]
+        return Texts(e, pooled, at_end if pooled is None else pooled, additions)
+
+    def _prompt(self, caption: str) -> Prompt:
+        return Prompt(caption, caption) if self.concepts is None else read(caption, self.concepts)
+
+    def _named(
+        self, prompts: Sequence[Prompt], e: Tensor, pooled: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, tuple[Addition, ...]]:
+        """The encodings with those of concepts in place, and what they add; other rows as they were."""
+        rows = [k for k, p in enumerate(prompts) if p.uses]
+        if not rows or self.concepts is None:
+            return e, pooled, ()
+        own, own_pooled, additions = encoded(self.base, [prompts[k] for k in rows], self.concepts.loaded)
+        e = e.clone()
+        e[rows] = own.to(e)
+        if pooled is not None and own_pooled is not None:
+            pooled = pooled.clone()
+            pooled[rows] = own_pooled.to(pooled)
+        spread = []
+        for a in additions:
+            opening = torch.zeros(e.shape[:2], device=e.device, dtype=a.opening.dtype)
+            opening[rows] = a.opening
+            spread.append(a._replace(opening=opening))
+        return e, pooled, tuple(spread)
 
     @torch.no_grad()
     def empty(self, n: int) -> Texts:
@@ -93,7 +128,7 @@ class Network(nn.Module):
             width = int(self.unet.config["time_cond_proj_dim"])
             more["timestep_cond"] = guidance_embedding(w.float(), width).to(x_t.device, self._dtype)
         with torch.autocast(x_t.device.type, torch.bfloat16, enabled=self.autocast), _attention(x_t):
-            kv = keysvalues.pack(self.unet, texts.e, shape=self._layout)
+            kv = keysvalues.pack(self.unet, texts.e, additions=texts.additions, shape=self._layout)
             out = self.unet(x_t.to(self._dtype), t.to(x_t.device), kv, return_dict=False, **more)[0]
         return self.schedule.estimate(out.float() if self._dtype != torch.float64 else out, x_t, t)
 
@@ -136,7 +171,8 @@ def copied(
 ) -> Network:  # fmt: skip
     """A copy of the base's U-Net of which a LoRA or every weight is trained; at first equal to it.
 
-    guidance       give it a new guidance embedding (full only); equality then begins with training
+    guidance       give it a new guidance embedding, which a LoRA starts at zero; equality of a full
+                   student then begins with training
     checkpointing  trade time for memory in the backward pass
     Raises BadRecipe when the rank is larger than a layer.
     """
@@ -147,7 +183,9 @@ def copied(
         if kind == "full":
             unet.to(torch.float32)
         else:
-            _add_lora(unet, rank, alpha)
+            if guidance:
+                torch.nn.init.zeros_(unet.time_embedding.cond_proj.weight)
+            _add_lora(unet, rank, alpha, [*TARGETS, LAYER] if guidance else TARGETS)
     keysvalues.attach(unet)
     if checkpointing:
         unet.enable_gradient_checkpointing()
@@ -163,14 +201,14 @@ def _with_guidance(unet: Any) -> Any:
     # diffusers gives the fields it notes as defaults their defaults again, whatever they are set to
     config = {k: v for k, v in unet.config.items() if k != "_use_default_values"}
     copy = type(unet).from_config({**config, "time_cond_proj_dim": GUIDANCE_WIDTH})
-    copy.to(unet.device, torch.float32)
+    nn.Module.to(copy, unet.device, unet.dtype)  # without diffusers' advice on loading
     missing, unexpected = copy.load_state_dict(unet.state_dict(), strict=False)
     assert missing == ["time_embedding.cond_proj.weight"]
     assert not unexpected
     return copy
 
 
-def _add_lora(unet: Any, rank: int, alpha: float | None) -> None:
+def _add_lora(unet: Any, rank: int, alpha: float | None, targets: Sequence[str]) -> None:
     from peft import LoraConfig
 
     name, most = min(_ranks(unet), key=lambda found: found[1])
@@ -180,7 +218,7 @@ def _add_lora(unet: Any, rank: int, alpha: float | None) -> None:
             f"Use --rank {most} or less."
         )
     config = LoraConfig(
-        r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=list(TARGETS), lora_dropout=0.0
+        r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=list(targets), lora_dropout=0.0
     )
     unet.add_adapter(config)
     for p in unet.parameters():

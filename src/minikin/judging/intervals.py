@@ -60,6 +60,19 @@ def mean(values: np.ndarray, seed: int = 0, groups: Groups | None = None) -> Mea
     return around(float(values.mean()), counts @ values / counts.sum(1), len(values))
 
 
+def ratio(values: np.ndarray, whole: np.ndarray, seed: int = 0, groups: Groups | None = None) -> Measured:
+    """Mean of `values` over that of `whole`, both (n,), of the same examples: drawn together.
+
+    Much surer than two intervals beside each other, since what is hard in an example is hard in both.
+    Raises BadRecipe when they are not as many or there are none.
+    """
+    a, b = np.asarray(values, np.float64), np.asarray(whole, np.float64)
+    if not len(a) == len(b) > 0:
+        raise BadRecipe(f"A ratio needs the same examples twice, got {len(a)} and {len(b)}.")
+    counts = draws(len(a), RESAMPLES, np.random.default_rng(seed), groups)
+    return around(float(a.mean() / b.mean()), (counts @ a) / (counts @ b), len(a))
+
+
 def draws(n: int, times: int, rng: np.random.Generator, groups: Groups | None = None) -> np.ndarray:
     """How often each of n examples is in each resample (times, n) float64.
 

@@ -24,11 +24,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from minikin.bases.opening import published
 from minikin.bases.opening.registry import models_folder
 from minikin.errors import BadModelFile, BadPhoto, BadRecipe, NoNetwork
 from minikin.judging.judges import Card, Masks, Pictures, digest
 
 SIDE = 224  # px
+PICKLED = "They are a pickle, which is never opened. If you trust who made it: `minikin models convert"
 CHUNK = 32  # pictures or captions at once
 BICUBIC = int(Image.Resampling.BICUBIC)
 
@@ -77,7 +79,7 @@ class Tower:
     def __init__(self, name: str, known: Known, model: Any, tokenizer: Any | None) -> None:
         self.name, self.known, self.model, self.tokenizer = name, known, model, tokenizer
         self.reads = known.reads
-        self._processor = _processor(known.pixels)
+        self._processor = processor(known.pixels)
 
     @cached_property
     def card(self) -> Card:
@@ -136,31 +138,19 @@ def open_tower(name: str, device: torch.device | str = "cpu", known: Known | Non
     config = _config(name, known, where)
     _check(name, known, where, config)
     kind, options = _loader(known)
+    what = f"The weights of the judge {name} in {where}"
+    pickled = own.is_dir() and not list(own.glob("*.safetensors"))
+    hint = f" {PICKLED} {own}/pytorch_model.bin`." if pickled else ""
+    again = f" Fetch them again: {_command(name, known)}"
     try:
-        model, told = kind.from_pretrained(
-            where,
-            local_files_only=True,
-            use_safetensors=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **options,
-        )
-        tokenizer = _tokenizer(where) if known.reads else None
-    except Exception as e:  # transformers has no one error of its own
-        if isinstance(e, OSError) and where == known.repo:
+        model = published.network(kind, where, what, hint=hint, again=again, **options)
+        with published.readable(what, hint):
+            tokenizer = _tokenizer(where) if known.reads else None
+    except BadModelFile as e:
+        if where == known.repo and isinstance(e.__cause__, OSError):
             raise NoNetwork(_missing(name, known)) from e
-        pickled = own.is_dir() and not list(own.glob("*.safetensors"))
-        hint = (
-            " They are pickles, which are never opened: get the .safetensors of this model." if pickled else ""
-        )
-        raise BadModelFile(f"The weights of the judge {name} in {where} cannot be read ({e}).{hint}") from e
-    wrong = sorted(str(k) for k in (*told["missing_keys"], *told.get("mismatched_keys", ())))
-    if wrong:  # transformers would go on with random numbers in their place
-        raise BadModelFile(
-            f"The weights of the judge {name} in {where} are not whole: {len(wrong)} tensors are missing or of "
-            f"another shape, first {', '.join(wrong[:5])}. Fetch them again: {_command(name, known)}"
-        )
-    return Tower(name, known, model.eval().requires_grad_(False).to(device), tokenizer)
+        raise
+    return Tower(name, known, model.to(device), tokenizer)
 
 
 def _config(name: str, known: Known, where: str) -> dict[str, Any]:
@@ -203,7 +193,8 @@ def _tokenizer(where: str) -> Any:
     return CLIPTokenizer.from_pretrained(where, local_files_only=True)
 
 
-def _processor(pixels: Pixels) -> Any:
+def processor(pixels: Pixels) -> Any:
+    """Makes pictures of PIL into what a tower of these pixels sees."""
     from transformers import CLIPImageProcessorPil  # the plain one asks for torchvision
 
     return CLIPImageProcessorPil(
@@ -220,7 +211,7 @@ def _missing(name: str, known: Known) -> str:
 
 
 def _command(name: str, known: Known) -> str:
-    return f"`hf download {known.repo} --local-dir {models_folder() / name}`."
+    return f"`minikin models pull {name}` ({known.repo})."
 
 
 def _as_image(picture: Image.Image | np.ndarray) -> Image.Image:

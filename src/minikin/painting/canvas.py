@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
 from minikin.bases.regions import Box
-from minikin.errors import BadPhoto
+from minikin.errors import BadPhoto, reason
 
 LANCZOS = Image.Resampling.LANCZOS
 Margins = tuple[int, int, int, int]  # left, right, up, down
@@ -202,7 +202,7 @@ def read_mask(mask: MaskLike, size: tuple[int, int]) -> np.ndarray:
                 opened.load()
                 image: Image.Image = opened
         except (OSError, ValueError, SyntaxError) as e:
-            raise BadPhoto(f"The mask {mask} cannot be read as a picture: {e}.") from e
+            raise BadPhoto(f"The mask {mask} cannot be read as a picture: {reason(e)}.") from e
     elif isinstance(mask, np.ndarray):
         image = Image.fromarray((mask > 0).astype(np.uint8) * 255 if mask.dtype == bool else mask)
     else:

@@ -55,6 +55,11 @@ def again(
     Raises BadRecipe, and BadPhoto for a picture that is not at hand or another one.
     """
     recipe = recipe_of(made)
+    if recipe.n > 1:
+        yield events.Note(
+            f"It was painted in a batch of {recipe.n}: all of them are painted again, because processors round "
+            "otherwise for other batches, and this one is kept."
+        )
     job = None
     if "parent" in made:
         parent = made["parent"]
@@ -67,6 +72,35 @@ def again(
         if not isinstance(event, events.Picture):
             yield event
     raise AssertionError("a painter ends with Done")
+
+
+def forebears(made: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a recorded picture was made from, the nearest first; whoever wrote the record.
+
+    file, sha256, pixels  of the picture, where they are recorded
+    work, prompt, seed, concepts  how it was made itself; left out for a picture of elsewhere
+    """
+    found = []
+    while isinstance(parent := made.get("parent"), dict):
+        made = inside if isinstance(inside := parent.get("made"), dict) else {}
+        recipe = inside if isinstance(inside := made.get("recipe"), dict) else {}
+        told = {k: parent.get(k) for k in ("file", "sha256", "pixels")}
+        if made:
+            told |= {
+                "work": made.get("work", "paint"), "prompt": recipe.get("prompt"), "seed": made.get("seed"),
+                "concepts": concepts_of(made),
+            }  # fmt: skip
+        found.append({k: v for k, v in told.items() if v is not None})
+    return found
+
+
+def concepts_of(made: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 of the concepts in a record by name; whoever wrote it."""
+    told = made.get("concepts")
+    return {
+        name: str(it.get("sha256", "")) for name, it in (told if isinstance(told, dict) else {}).items()
+        if isinstance(it, dict)
+    }  # fmt: skip
 
 
 def _parent(

@@ -114,7 +114,7 @@ def conditions(
     recipe = decided.recipe
     known = recipe.points or {}
     wanted: list[Prompt | None] = [operating.tuned(p, known) for p in prompts]
-    guided = decided.guidance > 1 and not base.has_guidance_embedding
+    guided = decided.guidance > 1 and not decided.preset.embedded
     if guided:
         categories = {n: one.concept.category for n, one in loaded.items()}
         empty = base.zeros_for_empty and not recipe.negative

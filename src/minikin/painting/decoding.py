@@ -17,6 +17,7 @@ from torch import Tensor
 
 from minikin.bases.base import Base
 from minikin.errors import NotFinite
+from minikin.memory import ran_out
 from minikin.painting.windows import tiled_autoencoder
 
 Tell = Callable[[str], None]
@@ -78,7 +79,9 @@ def _tried(decode: Callable[[], Tensor]) -> Tensor | None:
     """None when memory ran out; what the attempt held is free again when this returns."""
     try:
         return decode()
-    except torch.OutOfMemoryError:
+    except RuntimeError as e:
+        if not ran_out(e):
+            raise
         return None
 
 

@@ -17,7 +17,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from minikin import __version__
-from minikin.errors import BadPhoto
+from minikin.errors import BadPhoto, reason
+from minikin.marking.xmp import source_type_of
 
 JSON_KEY = "minikin"
 MAX_TEXT = 100_000  # characters; a stranger's picture may hold a megabyte
@@ -31,12 +32,14 @@ class Recorded:
 
     recipe    our JSON, or {} for pictures of other tools
     prompt, negative, settings   from the `parameters` text
+    source_type                  IPTC's code of its origin (`marking.xmp`); None when it has no mark
     """
 
     recipe: dict[str, Any]
     prompt: str = ""
     negative: str = ""
     settings: dict[str, str] = field(default_factory=dict)
+    source_type: str | None = None
 
 
 def parameters_text(prompt: str, negative: str, settings: dict[str, Any]) -> str:
@@ -107,9 +110,10 @@ def read(path: str | Path) -> Recorded:
             texts = texts_of(image)
             if "parameters" not in texts and (comment := _exif_comment(image)):
                 texts["parameters"] = comment
+            source_type = source_type_of(image)
     except (OSError, ValueError, SyntaxError) as e:
-        raise BadPhoto(f"{path} cannot be read as a picture: {e}.") from e
-    return recorded(texts, str(path))
+        raise BadPhoto(f"{path} cannot be read as a picture: {reason(e)}.") from e
+    return recorded(texts, str(path), source_type)
 
 
 def texts_of(image: Image.Image) -> dict[str, str]:
@@ -117,8 +121,11 @@ def texts_of(image: Image.Image) -> dict[str, str]:
     return {k: v for k, v in image.info.items() if isinstance(k, str) and isinstance(v, str)}
 
 
-def recorded(texts: dict[str, str], name: str = "The picture") -> Recorded:
-    """The same from a picture's texts by key; raises BadPhoto when they say nothing or too much."""
+def recorded(texts: dict[str, str], name: str = "The picture", source_type: str | None = None) -> Recorded:
+    """The same from a picture's texts by key; raises BadPhoto when they say nothing or too much.
+
+    source_type  of its mark; a picture that has one and no recipe says that much
+    """
     longest = max(len(texts.get(k, "")) for k in (JSON_KEY, "parameters"))
     if longest > MAX_TEXT:
         raise BadPhoto(
@@ -130,13 +137,13 @@ def recorded(texts: dict[str, str], name: str = "The picture") -> Recorded:
         recipe = json.loads(texts.get(JSON_KEY, "{}"))
     if not isinstance(recipe, dict):
         recipe = {}
-    if not recipe and "parameters" not in texts:
+    if not recipe and "parameters" not in texts and source_type is None:
         raise BadPhoto(
             f"{name} carries no recipe. It was made with --no-metadata, by another program, or its "
             "metadata was removed on the way."
         )
     prompt, negative, settings = parse_parameters(texts.get("parameters", ""))
-    return Recorded(recipe, prompt, negative, settings)
+    return Recorded(recipe, prompt, negative, settings, source_type)
 
 
 def _exif_comment(image: Image.Image) -> str:

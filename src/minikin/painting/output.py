@@ -11,6 +11,8 @@ from typing import Any
 from minikin import __version__
 from minikin.errors import BadRecipe
 from minikin.files import atomic_write, save_image
+from minikin.marking import xmp
+from minikin.marking.encode import MARKED, Marking
 from minikin.painting.metadata import png_info
 from minikin.painting.paint import Painted
 from minikin.recipes import Paint
@@ -32,6 +34,7 @@ def settings(recipe: Paint, facts: dict[str, Any], one: Painted) -> dict[str, An
         "RNG": "CPU",
         "Preset": facts["preset"],
         "Lora hashes": ", ".join(f"{n}: {a['sha256'][:10]}" for n, a in facts["adapters"].items()),
+        "Content filter": facts.get("filter", {}).get("action"),
         "Version": f"minikin {__version__}",
     }
 
@@ -68,13 +71,17 @@ class Names:
 
 
 def save_picture(
-    one: Painted, recipe: Paint, facts: dict[str, Any], names: Names, *, metadata: bool = True
-) -> Path:
-    """Write one PNG with its recipe inside; returns its path."""
+    one: Painted, recipe: Paint, facts: dict[str, Any], names: Names, *, metadata: bool = True,
+    marking: Marking = MARKED,
+) -> Path:  # fmt: skip
+    """Write one PNG with its mark and, with `metadata`, its recipe inside; returns its path."""
     path = names.picture(one.seed)
+    if one.verdict:
+        facts = {**facts, "filter": one.verdict}
     if metadata:
         facts = _mask_beside(facts, path)
-    return save_image(one.image, path, info=_info(recipe, facts, one) if metadata else None)
+    info = _info(recipe, facts, one) if metadata else None
+    return save_image(one.image, path, info, source_type=facts[xmp.KEY], marking=marking)
 
 
 def _mask_beside(facts: dict[str, Any], path: Path) -> dict[str, Any]:

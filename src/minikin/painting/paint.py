@@ -6,8 +6,8 @@ was computed in. The pipeline is given packed keys and values as `prompt_embeds`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minikin.bases import engines
+from minikin.bases import engines, presets
 from minikin.bases.base import Base
 from minikin.bases.editing import Loaded
 from minikin.bases.prompt import Prompt
 from minikin.bases.regions import Placed, Steering, steered, within
 from minikin.errors import BadRecipe, OutOfMemory
+from minikin.memory import ran_out
 from minikin.painting import schedulers
 from minikin.painting.course import Course, course
 from minikin.painting.decoding import pictures
@@ -30,25 +31,27 @@ from minikin.painting.strength import begin
 from minikin.painting.windows import Windows, tiled_autoencoder
 from minikin.recipes import WHOLE, Paint, Rework
 
+OnStep = Callable[[int, Tensor], None]
 LARGE = 1.6  # times the base's own size: from there on subjects repeat
 
 
 @dataclass(frozen=True)
 class Painted:
-    """One picture and the seed it grew from."""
+    """One picture, the seed it grew from, and what the content filter found (see `filtering`)."""
 
     image: Image.Image
     seed: int
+    verdict: dict[str, Any] | None = None
 
 
 @torch.no_grad()
 def paint_batch(
     base: Base, recipe: Paint | Plan, prompt: Prompt, loaded: Mapping[str, Loaded], seeds: list[int], *,
-    on_step: Callable[[int], None] | None = None, tell: engines.Tell = engines.log.warning,
-    ground: Ground | None = None,
+    on_step: OnStep | None = None, tell: engines.Tell = engines.log.warning, ground: Ground | None = None,
 ) -> list[Painted]:  # fmt: skip
-    """Paint one batch. `on_step(done)` is called after every step and may raise events.Cancelled.
+    """Paint one batch.
 
+    `on_step(done, latents (B, C, h, w))` is called after every step and may raise events.Cancelled.
     `tell` hears of an engine that failed.
     `ground` is what is painted on; nothing by default, and pictures are then of the recipe's size.
 
@@ -57,8 +60,7 @@ def paint_batch(
     decided = recipe if isinstance(recipe, Plan) else plan(base, recipe)
     total, whole = _calls(base, decided, ground.strength if ground else 1.0)
     way = course(base, decided, prompt, loaded, len(seeds), total, whole - total)
-    told = (lambda done, _: on_step(done)) if on_step else None
-    return paint_course(base, decided, way, seeds, on_step=told, tell=tell, ground=ground)
+    return paint_course(base, decided, way, seeds, on_step=on_step, tell=tell, ground=ground)
 
 
 def calls(base: Base, decided: Plan) -> int:
@@ -69,7 +71,7 @@ def calls(base: Base, decided: Plan) -> int:
 def _calls(base: Base, decided: Plan, strength: float) -> tuple[int, int]:
     """Calls that run at this strength, and those of a whole picture."""
     own = base.pipe.scheduler
-    beginning, order = begin(decided, _class(decided, own), strength), _scheduler(decided, own).order
+    beginning, order = begin(decided, _class(decided, own), strength), schedulers.order(_class(decided, own))
     total, whole = (n * order - (order - 1) for n in (beginning.steps, beginning.steps + beginning.skipped))
     return total, whole
 
@@ -77,10 +79,9 @@ def _calls(base: Base, decided: Plan, strength: float) -> tuple[int, int]:
 @torch.no_grad()
 def paint_course(
     base: Base, decided: Plan, way: Course, seeds: list[int], *,
-    on_step: Callable[[int, Tensor], None] | None = None, tell: engines.Tell = engines.log.warning,
-    ground: Ground | None = None,
+    on_step: OnStep | None = None, tell: engines.Tell = engines.log.warning, ground: Ground | None = None,
 ) -> list[Painted]:  # fmt: skip
-    """Paint one batch along its course. `on_step(done, latents (B, C, h, w))` may raise events.Cancelled."""
+    """Paint one batch along its course; see `paint_batch`."""
     recipe = decided.recipe
     pipe = base.pipe
     own = pipe.scheduler
@@ -121,25 +122,33 @@ def paint_course(
         return way.after(base, running, index + 1, state)
 
     kwargs["callback_on_step_end"] = after
+    engine = engines.engine("eager" if placed else recipe.engine)  # an exported U-Net knows nothing of regions
+    looking = windows.on(base) if windows else nullcontext()
+    seen = over.seen() if over else nullcontext()
+    with _running(base, scheduler, len(seeds)), engine.on(base, tell), steered(base.unet, steering):
+        with looking, seen:
+            latents = pipe(**kwargs).images  # of a consistency model, what its last step expects
+        with tiled_autoencoder(base) if over else nullcontext():
+            images = pictures(base, over.latents if over else latents, tell)
+    return [Painted(image, seed) for image, seed in zip(images, seeds, strict=True)]
+
+
+@contextmanager
+def _running(base: Base, scheduler: Any, n: int) -> Iterator[None]:
+    """Inside, the pipeline has this scheduler; raises OutOfMemory when n pictures are too many."""
+    own = base.pipe.scheduler
+    base.pipe.scheduler = scheduler
     try:
-        pipe.scheduler = scheduler
-        # an exported U-Net knows nothing of regions
-        engine = engines.engine("eager" if placed else recipe.engine)
-        looking = windows.on(base) if windows else nullcontext()
-        seen = over.seen() if over else nullcontext()
-        with engine.on(base, tell), steered(base.unet, steering):
-            with looking, seen:
-                latents = pipe(**kwargs).images  # of a consistency model, what its last step expects
-            with tiled_autoencoder(base) if over else nullcontext():
-                images = pictures(base, over.latents if over else latents, tell)
-    except torch.OutOfMemoryError as e:
+        yield
+    except RuntimeError as e:
+        if not ran_out(e):
+            raise
         raise OutOfMemory(
-            f"Not enough memory on {base.device} for {len(seeds)} pictures at once. Try --batch "
-            f"{max(1, len(seeds) // 2)} or a smaller size."
+            f"Not enough memory on {base.device} for {n} pictures at once. Try --batch {max(1, n // 2)} or a "
+            "smaller size."
         ) from e
     finally:
-        pipe.scheduler = own
-    return [Painted(image, seed) for image, seed in zip(images, seeds, strict=True)]
+        base.pipe.scheduler = own
 
 
 def steps(base: Base, decided: Plan, strength: float = 1.0) -> int:
@@ -173,7 +182,8 @@ def cautions(base: Base, recipe: Paint, prompt: Prompt) -> list[str]:
             f"This base was trained on pictures of {base.size_px} px; at {w}x{h} it tends to repeat the "
             "subject."
         )
-    if recipe.interval not in (None, WHOLE) and ((recipe.guidance or 0) <= 1 or base.has_guidance_embedding):
+    embedded = presets.PRESETS[recipe.preset].embedded if recipe.preset else base.has_guidance_embedding
+    if recipe.interval not in (None, WHOLE) and ((recipe.guidance or 0) <= 1 or embedded):
         found.append("The guidance interval has no effect: no step of this picture is guided by a second pass.")
     return found
 

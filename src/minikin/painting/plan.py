@@ -19,7 +19,7 @@ from minikin.errors import BadRecipe
 from minikin.painting import schedulers
 from minikin.recipes import Paint, Rework
 
-TINY_GUIDANCE, GUIDANCE = 4.0, 6.0
+TINY_GUIDANCE, GUIDANCE = 3.0, 6.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def plan(base: Base, recipe: Paint, student: Mapping[str, str] | None = None) ->
     if not recipe.force:
         kept, said = _corrected(chosen, values)
         values, warnings = kept, warnings + said
-    if recipe.negative and (values["guidance"] <= 1 or base.has_guidance_embedding):
+    if recipe.negative and (values["guidance"] <= 1 or chosen.embedded):
         warnings.append(f"The negative prompt has no effect with preset {chosen.name} at guidance "
                         f"{values['guidance']:g}.")  # fmt: skip
     return Plan(recipe.model_copy(update=values), chosen, own, source, tuple(warnings))

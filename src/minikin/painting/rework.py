@@ -16,6 +16,7 @@ from PIL import Image
 
 from minikin.bases.base import Base
 from minikin.errors import BadRecipe
+from minikin.marking import xmp
 from minikin.painting import canvas as canvases
 from minikin.painting.canvas import Canvas
 from minikin.painting.ground import Ground
@@ -36,7 +37,7 @@ class Job:
 
     def record(self) -> dict[str, Any]:
         """What the new picture records of it, so that it can be repeated."""
-        facts: dict[str, Any] = {"parent": self.source.parent()}
+        facts: dict[str, Any] = {"parent": self.source.parent(), xmp.KEY: self.source.source_type}
         return facts if self.mask is None else facts | {"mask": {"png": canvases.mask_text(self.mask)}}
 
 

@@ -112,6 +112,14 @@ def build(
     return _from_the_first(getattr(diffusers, cls).from_config(config | extra))
 
 
+def order(cls: str) -> int:
+    """How often a scheduler of this class of diffusers' looks at the model in a step."""
+    import diffusers
+
+    found: int = getattr(diffusers, cls).order
+    return found
+
+
 def _from_the_first(scheduler: Any) -> Any:
     """Make it begin with its first timestep.
 

@@ -19,7 +19,7 @@ def contact_sheet(
     rows = math.ceil(len(images) / columns)
     w, h = next(image.size for image in images if image)
     font = ImageFont.load_default(size=11)
-    lines = [_wrapped(c, w, font) for c in captions] if captions else []
+    lines = [wrapped(c, w, font) for c in captions] if captions else []
     by_row = [lines[i * columns : (i + 1) * columns] for i in range(rows)]
     below = [LINE * max((len(entry) for entry in row), default=0) + (4 if row else 0) for row in by_row]
     head = 26 if title else 0
@@ -37,7 +37,8 @@ def contact_sheet(
     return sheet
 
 
-def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+def wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """The words in lines of at most so many pixels; a longer word has a line of its own."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 
 from PIL import Image, ImageOps
 
-from minikin.errors import BadPhoto, BadRecipe
+from minikin.errors import BadPhoto, BadRecipe, reason
+from minikin.marking import xmp
 from minikin.painting import metadata
 from minikin.recipes import OF_PRESET, Paint, Rework
 
@@ -31,6 +32,7 @@ class Source:
     file    its name, and sha256 its file's hash; "" for a picture that is no file
     made    what it records of how it was made; {} when it is not Minikin's own
     said    prompt, negative and seed that another program wrote into it
+    origin  what it says of its origin, a code of IPTC; None when it says nothing
     """
 
     image: Image.Image
@@ -38,6 +40,7 @@ class Source:
     sha256: str = ""
     made: dict[str, Any] = field(default_factory=dict)
     said: dict[str, Any] = field(default_factory=dict)
+    origin: str | None = None
 
     @classmethod
     def of(cls, picture: PictureLike | Source) -> Source:
@@ -45,21 +48,30 @@ class Source:
         if isinstance(picture, Source):
             return picture
         if isinstance(picture, Image.Image):
-            return cls(picture.convert("RGB"), **_said(lambda: metadata.recorded(metadata.texts_of(picture))))
+            told = _said(lambda: metadata.recorded(metadata.texts_of(picture)))
+            return cls(picture.convert("RGB"), **told, origin=xmp.source_type_of(picture))
         path = Path(picture)
         try:
             data = path.read_bytes()
             with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as opened:
-                image = ImageOps.exif_transpose(opened).convert("RGB")
+                image, origin = ImageOps.exif_transpose(opened).convert("RGB"), xmp.source_type_of(opened)
         except (OSError, ValueError, SyntaxError) as e:
-            raise BadPhoto(f"{path} cannot be read as a picture: {e}.") from e
+            raise BadPhoto(f"{path} cannot be read as a picture: {reason(e)}.") from e
         told = _said(lambda: metadata.read(path))
-        return cls(image, path.name, hashlib.sha256(data).hexdigest(), **told)
+        return cls(image, path.name, hashlib.sha256(data).hexdigest(), **told, origin=origin)
 
     @property
     def pixels(self) -> str:
         """SHA-256 of the size and the pixels, whatever file they are in."""
         return pixels_hash(self.image)
+
+    @property
+    def source_type(self) -> str:
+        """IPTC's code of what is painted on it: made throughout only where this picture was, and says so."""
+        if self.origin is None and self.made and "parent" not in self.made:
+            return xmp.TRAINED  # its record says that it was painted from nothing
+        told = self.origin or self.made.get(xmp.KEY)
+        return xmp.TRAINED if told == xmp.TRAINED else xmp.COMPOSITE
 
     def parent(self) -> dict[str, Any]:
         """What a picture made of this one records of it."""

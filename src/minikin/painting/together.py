@@ -7,11 +7,10 @@ another row's concepts; what must agree is what the pipeline has only one of: se
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from minikin.bases import engines
 from minikin.bases.base import Base
@@ -19,7 +18,7 @@ from minikin.bases.editing import Condition, Loaded
 from minikin.bases.loras.adapters import Wanted
 from minikin.bases.prompt import Prompt
 from minikin.painting.course import Course, course
-from minikin.painting.paint import Painted, calls, paint_course
+from minikin.painting.paint import OnStep, Painted, calls, paint_course
 from minikin.painting.plan import Plan
 
 
@@ -52,7 +51,7 @@ def group(plan: Plan, prompt: Prompt, wanted: Wanted, concepts: Hashable) -> Has
 
 @torch.no_grad()
 def paint_together(
-    base: Base, rows: Sequence[Row], *, on_step: Callable[[int, Tensor], None] | None = None,
+    base: Base, rows: Sequence[Row], *, on_step: OnStep | None = None,
     tell: engines.Tell = engines.log.warning,
 ) -> list[Painted]:  # fmt: skip
     """Paint rows of one group as one batch; each picture equals the one painted alone (rounding apart).

@@ -12,6 +12,7 @@ from minikin.recipes.base import (
     N_TRAIN,
     WHOLE,
     MaskKind,
+    Mode,
     Recipe,
     Scale,
     Share,
@@ -27,7 +28,7 @@ from minikin.recipes.distill import PUBLISHED, STUDENT_TIMES, TINY, Distill, Met
 from minikin.recipes.judge import BESIDE, Best, Compare, Sweep
 from minikin.recipes.paint import EngineName, KeyLock, Paint, Tuned
 from minikin.recipes.rework import OF_PRESET, Inpaint, Refine, Rework
-from minikin.recipes.teach import ROW_RATE, Teach
+from minikin.recipes.teach import Teach
 
 __all__ = [
     "BESIDE",
@@ -37,7 +38,6 @@ __all__ = [
     "OF_PRESET",
     "PUBLISHED",
     "PUBLISHED_BASELINES",
-    "ROW_RATE",
     "STUDENT_TIMES",
     "TINY",
     "TINY_BASELINES",
@@ -52,6 +52,7 @@ __all__ = [
     "KeyLock",
     "MaskKind",
     "Method",
+    "Mode",
     "Paint",
     "Recipe",
     "Refine",

@@ -12,6 +12,7 @@ MAX_SIDE = 4096  # px
 MAX_STEPS = 1000
 N_TRAIN = 1000  # timesteps all bases were trained with
 
+Mode = Literal["flag", "blur", "block"]  # what becomes of a picture that the content filter finds
 MaskKind = Literal["attention", "clipseg", "none"]
 
 
@@ -31,7 +32,7 @@ Span = Annotated[tuple[Share, Share], BeforeValidator(as_pair)]  # of a picture'
 Shares = Annotated[tuple[Share, ...], Listed]
 Spans = Annotated[tuple[Span, ...], Listed]
 Strength = Annotated[float, Field(ge=0, le=2)]
-Softness = Annotated[float, Field(gt=0, le=5)]
+Softness = Annotated[float, Field(ge=0.001, le=5)]
 Scale = Annotated[float, Field(ge=0, le=50)]
 WHOLE: tuple[float, float] = (0.0, 1.0)
 
@@ -42,7 +43,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
     @classmethod
-    def make(cls, **values: Any) -> Any:
+    def make(cls, /, **values: Any) -> Any:
         """Build from keyword arguments; None means "not given". Raises BadRecipe."""
         try:
             return cls(**{k: v for k, v in values.items() if v is not None})
@@ -59,10 +60,15 @@ def first_sentence(e: ValidationError) -> str:
     what = what.replace("Input should be less than or equal to", "must be at most")
     what = what.replace("Input should be", "must be")
     given = problem.get("input")
-    shown = f" (it is {given!r})" if isinstance(given, int | float | str) else ""
+    shown = f" (it is {_short(repr(given))})" if isinstance(given, int | float | str) else ""
     if not where:
         return f"{what[0].upper()}{what[1:]}{shown}."
     return f"{where}: {what[0].lower()}{what[1:]}{shown}."
+
+
+def _short(text: str) -> str:
+    """Of a long one its beginning: a sentence is read by people."""
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def check_spans(spans: tuple[tuple[float, float], ...]) -> None:

@@ -26,13 +26,13 @@ PUBLISHED_BASELINES: dict[str, dict[str, Any]] = {
         "rate": 4e-5, "steps": 250, "batch": 4, "prior": 1.0, "class_pictures": 200, "flip": True,
     },
 }  # fmt: skip
-# tiny: as many photos a step as Minikin's own teaching sees. First values, from looking at one run each;
-# benchmarks/baselines.py searches rate x steps
+# tiny: as many photos a step as Minikin's own teaching sees; rate and steps by benchmarks/baselines.py
+# (docs/judging.md, benchmarks/results-baselines-search.json)
 TINY_BASELINES: dict[str, dict[str, Any]] = {
-    "textual-inversion": {"rate": 5e-3, "steps": 400, "batch": 8, "flip": True},
-    "dreambooth": {"rate": 1e-4, "steps": 100, "batch": 8, "flip": True},
-    "dreambooth-prior": {"rate": 1e-4, "steps": 100, "batch": 8, "flip": True, "class_pictures": 32},
-    "dreambooth-lora": {"rate": 1e-3, "steps": 200, "batch": 8, "flip": True},
+    "textual-inversion": {"rate": 2e-3, "steps": 200, "batch": 8, "flip": True},
+    "dreambooth": {"rate": 3e-4, "steps": 200, "batch": 8, "flip": True},
+    "dreambooth-prior": {"rate": 3e-4, "steps": 200, "batch": 8, "flip": True, "class_pictures": 32},
+    "dreambooth-lora": {"rate": 3e-3, "steps": 400, "batch": 8, "flip": True},
     "custom-diffusion": {"rate": 1e-3, "steps": 200, "batch": 8, "class_pictures": 32},
 }  # fmt: skip
 

@@ -22,7 +22,10 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # tiny is narrow and quick to learn: higher rates, its own guidance of 4, a rate that falls, averaging
 TINY: dict[str, dict[str, Any]] = {
-    "lcm": {"rate": 2e-4, "guidance": "2-8", "batch": 32, "decay": 0.5, "ema": 0.99, "steps": 3000},
+    "lcm": {
+        "student": "lora", "rate": 2e-4, "guidance": "1-7", "batch": 32, "decay": 0.5, "ema": 0.99,
+        "steps": 3000,
+    },
     "lcm-lora": {"rate": 2e-4, "guidance": "4", "batch": 32, "decay": 0.5, "ema": 0.99},
     "turbo": {
         "student": "lora", "rate": 2e-4, "side_rate": 5e-4, "guidance": "4", "batch": 32, "decay": 0.5,
@@ -40,10 +43,16 @@ class Distill(Recipe):
     data: str = Field(
         description="folder of captioned pictures, .tar files, a text file of captions, or scenes:small"
     )
+    concepts: str | None = Field(
+        None, description="folder of concepts that captions name as <name>; the student learns to follow them"
+    )
     base: str = Field("tiny", description="base model: a name, folder, .safetensors file or hub id")
     student: Literal["lora", "full"] | None = Field(None, description="what is trained; by method")
     rank: int = Field(64, ge=1, le=1024, description="rank of the LoRA")
     alpha: float | None = Field(None, gt=0, description="alpha of the LoRA; the rank by default")
+    start: str | None = Field(
+        None, description="what the student begins as: a preset's adapter (lcm-lora) or a LoRA file; the base"
+    )
     steps: int | None = Field(None, ge=1, description="budget in steps; exactly repeatable; by method")
     minutes: float | None = Field(None, gt=0, description="budget in minutes instead")
     batch: int | None = Field(
@@ -112,11 +121,8 @@ class Distill(Recipe):
             raise ValueError(f"skip must divide {N_TRAIN} into at least 4 equal steps, as 20 and 50 do")
         if self.method == "tdm" and self.times != "trailing":
             raise ValueError("times of a tdm student must be trailing: DDIM paints with them")
-        fixed = {"lcm": "full", "lcm-lora": "lora"}.get(self.method)
-        if fixed and self.student not in (None, fixed):
-            raise ValueError(
-                f"method {self.method} trains student {fixed}; use lcm for full, lcm-lora for lora"
-            )
+        if self.method == "lcm-lora" and self.student == "full":
+            raise ValueError("method lcm-lora trains student lora; use method lcm for full")
         return self
 
     @property

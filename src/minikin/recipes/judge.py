@@ -77,7 +77,7 @@ class Compare(Recipe):
     base: str = Field("tiny", description="base model: a name, folder, .safetensors file or hub id")
     methods: str = Field(
         "all",
-        description="all, ablations, or some: perfusion-row,dreambooth-lora,perfusion-gated:mask=none,...",
+        description="all, ablations, or some: perfusion-row,dreambooth-lora,perfusion-row:mask=none,...",
     )
     judge: str = Field("tiny", description="who compares: tiny (its own world alone), clip-b32 or clip-l14")
     texts: str | None = Field(
@@ -95,6 +95,9 @@ class Compare(Recipe):
     )
     steps: Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_STEPS)], ...], Listed] = Field(
         (50, 4, 1), min_length=1, description="numbers of denoising steps; few ones by presets made for them"
+    )
+    presets: Annotated[tuple[str, ...], Listed] = Field(
+        (), description="presets for the few steps: lcm-lora,tdm; by default the one made for each number"
     )
     teach_steps: int | None = Field(
         None, ge=1, le=20_000, description="the same number of teaching steps for all; by method"

@@ -20,6 +20,16 @@ class Tuned(Recipe):
     switch: Share = 0.0
 
 
+def with_sides(values: Any) -> Any:
+    """A recipe's fields with size="512x768" or "512" as width and height."""
+    if not isinstance(values, dict) or not values.get("size"):
+        return values
+    sides = str(values["size"]).lower().split("x")
+    if len(sides) > 2 or not all(s.strip().isdigit() for s in sides):
+        raise ValueError("write the size as 512 or 512x768 (width x height)")
+    return {**values, "size": None, "width": int(sides[0]), "height": int(sides[-1])}
+
+
 class Paint(Recipe):
     """Paint pictures from a prompt."""
 
@@ -42,11 +52,11 @@ class Paint(Recipe):
     size: str | None = Field(None, description="512 or 512x768, width x height; the base's own by default")
     width: int | None = Field(None, ge=16, le=MAX_SIDE, description="pixels, a multiple of 8")
     height: int | None = Field(None, ge=16, le=MAX_SIDE, description="pixels, a multiple of 8")
-    lock: KeyLock = Field("local", description="key lock: local or global")
+    lock: KeyLock = Field("local", description="key lock: local, or global for mode gated")
     beta: float | None = Field(
-        None, ge=-2, le=3, description="gate of all concepts: half open at this similarity"
+        None, ge=-2, le=3, description="gate of all concepts of mode gated: half open at this similarity"
     )
-    tau: float | None = Field(None, gt=0, le=5, description="gate of all concepts: softness")
+    tau: float | None = Field(None, ge=0.001, le=5, description="gate of all concepts of mode gated: softness")
     switch: float | None = Field(
         None, ge=0, le=1, description="share of the steps in which the category stands in for the concept"
     )
@@ -64,14 +74,7 @@ class Paint(Recipe):
     @model_validator(mode="before")
     @classmethod
     def _size(cls, values: Any) -> Any:
-        """size="512x768" or "512" sets width and height."""
-        if isinstance(values, dict) and values.get("size"):
-            sides = str(values["size"]).lower().split("x")
-            if len(sides) > 2 or not all(s.strip().isdigit() for s in sides):
-                raise ValueError("write the size as 512 or 512x768 (width x height)")
-            width, height = int(sides[0]), int(sides[-1])
-            values = {**values, "size": None, "width": width, "height": height}
-        return values
+        return with_sides(values)
 
     @model_validator(mode="after")
     def _multiples_of_8(self) -> Paint:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from minikin.errors import BadRecipe
 from minikin.recipes.base import MAX_SIDE, check_spans
-from minikin.recipes.paint import Paint
+from minikin.recipes.paint import Paint, with_sides
 
 SIDES = ("left", "right", "up", "down")
 _TIMES = re.compile(r"(\d+(?:\.\d+)?)x")
@@ -49,7 +49,7 @@ class Refine(Rework):
         """size="2x" sets times, anything else width and height."""
         if isinstance(values, dict) and (found := _TIMES.fullmatch(str(values.get("size") or "").strip())):
             return {**values, "size": None, "times": float(found[1])}
-        return Paint._size(values)  # type: ignore[operator]
+        return with_sides(values)
 
     def sized(self, picture: tuple[int, int]) -> Refine:
         """The same with the new picture's size written into it; raises BadRecipe when it is too large."""
@@ -89,20 +89,24 @@ class Inpaint(Rework):
     def _own_size(self) -> Inpaint:
         if self.width or self.height:
             raise ValueError("an inpainted picture keeps its size; extend=right=64 adds to it")
-        self.margins  # noqa: B018 - its complaint, when the recipe is made
+        _margins(self.extend or "")
         return self
 
     @property
     def margins(self) -> tuple[int, int, int, int]:
         """Pixels to add: left, right, up, down."""
-        told = dict.fromkeys(SIDES, 0)
-        for part in (self.extend or "").replace(" ", "").split(","):
-            side, _, pixels = part.partition("=")
-            if not part:
-                continue
-            if side not in SIDES or not pixels.isdigit() or int(pixels) > MAX_SIDE:
-                raise ValueError(
-                    f"extend names sides and pixels, as left=64,right=64,up=0,down=32 does, not '{part}'"
-                )
-            told[side] = int(pixels)
-        return told["left"], told["right"], told["up"], told["down"]
+        return _margins(self.extend or "")
+
+
+def _margins(text: str) -> tuple[int, int, int, int]:
+    told = dict.fromkeys(SIDES, 0)
+    for part in text.replace(" ", "").split(","):
+        side, _, pixels = part.partition("=")
+        if not part:
+            continue
+        if side not in SIDES or not pixels.isdigit() or int(pixels) > MAX_SIDE:
+            raise ValueError(
+                f"extend names sides and pixels, as left=64,right=64,up=0,down=32 does, not '{part}'"
+            )
+        told[side] = int(pixels)
+    return told["left"], told["right"], told["up"], told["down"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,8 +21,9 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from minikin import __version__
 from minikin.errors import MinikinError
-from minikin.server import http, live, native, probes, showing
-from minikin.server.dialects import a1111, openai
+from minikin.server import http, live, native, native_concepts, probes, showing
+from minikin.server.dialects import a1111, a1111_there, openai
+from minikin.server.faults import described, dialect_of
 from minikin.server.guard import Guard
 from minikin.server.service import Service
 
@@ -50,8 +52,8 @@ def create(service: Service) -> FastAPI:
         docs_url="/docs", redoc_url=None,
     )  # fmt: skip
     app.state.service = service
-    for module in (probes, native, showing, live, openai, a1111):
-        app.include_router(module.router)
+    for module in (probes, native, native_concepts, showing, live, openai, a1111, a1111_there):
+        app.include_router(module.router, responses=described(dialect_of(f"{module.router.prefix}/")))
     app.add_exception_handler(Exception, http.on_unexpected)
     app.add_exception_handler(MinikinError, http.on_minikin_error)
     app.add_exception_handler(RequestValidationError, http.on_invalid)
@@ -77,19 +79,46 @@ async def _sweep(service: Service) -> None:
             log.warning("sweeping: %s", e)
 
 
-def serve(guard: Guard, service: Service, host: str, port: int) -> None:
-    """Run until SIGTERM or SIGINT; then take nothing new, finish what is in hand, and leave."""
+def listening(guard: Guard, host: str, port: int, **more: Any) -> Any:
+    """uvicorn's configuration, a `uvicorn.Config`: the one that every server runs with, those of the tests too.
+
+    more  settings that differ, by uvicorn's names
+    """
+    import uvicorn
+
+    from minikin.server.wire import protocol
+
+    limits = guard.limits
+    own: dict[str, Any] = {
+        "log_level": "warning", "server_header": False, "date_header": True, "proxy_headers": False,
+        "timeout_graceful_shutdown": 3, "timeout_keep_alive": 15, "http": protocol(limits),
+        "h11_max_incomplete_event_size": 32_768, "ws_max_size": 1 << 20, "lifespan": "on",
+    }  # fmt: skip
+    return uvicorn.Config(guard, host=host, port=port, **{**own, **more})
+
+
+def server(guard: Guard, service: Service, host: str, port: int, **more: Any) -> Any:
+    """A `uvicorn.Server` that leaves as `serve` says; more: as for `listening`."""
     import uvicorn
 
     class Server(uvicorn.Server):
         def handle_exit(self, sig: int, frame: Any) -> None:  # theirs would end by the signal again, not with 0
+            if service.draining:
+                self.force_exit, self.should_exit = self.should_exit, True
+                return
             service.drain()
-            self.force_exit = self.should_exit
+            threading.Thread(target=self.leave, daemon=True).start()
+
+        def leave(self) -> None:
+            service.finish()
             self.should_exit = True
 
-    config = uvicorn.Config(
-        guard, host=host, port=port, log_level="warning", server_header=False, date_header=True,
-        timeout_graceful_shutdown=int(service.limits.drain_s), timeout_keep_alive=15, http="h11",
-        h11_max_incomplete_event_size=32_768, ws_max_size=1 << 20, proxy_headers=False, lifespan="on",
-    )  # fmt: skip
-    Server(config).run()
+    return Server(listening(guard, host, port, **more))
+
+
+def serve(guard: Guard, service: Service, host: str, port: int) -> None:
+    """Run until SIGTERM or SIGINT; then take nothing new, finish what is in hand, and leave.
+
+    Meanwhile it goes on listening: /readyz and new requests hear 503, /livez 200. A second signal ends it.
+    """
+    server(guard, service, host, port).run()

@@ -11,6 +11,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from PIL import Image
@@ -51,14 +52,16 @@ class Canary:
 
     step_s   of each step of a batch, however many rows it has
     broken   raised by `paint` for prompts that hold this word
+    fits     pictures at once
     """
 
     name, side = "canary", SIDE
 
     def __init__(
-        self, step_s: float = 0.0, steps: int = 4, broken: Mapping[str, Exception] | None = None
-    ) -> None:
-        self.step_s, self.steps, self.broken = step_s, steps, dict(broken or {})
+        self, step_s: float = 0.0, steps: int = 4, broken: Mapping[str, Exception] | None = None,
+        fits: int = 8,
+    ) -> None:  # fmt: skip
+        self.step_s, self.steps, self.broken, self.fits = step_s, steps, dict(broken or {}), fits
         self.batches: list[int] = []
         self.stepped = 0
         self.hold = threading.Event()  # clear it to keep every batch at its first step
@@ -90,13 +93,20 @@ class Canary:
                 on_step(step + 1, lambda i: images[i])
             return images
 
+    def check(self) -> None:
+        pass
+
+    def room(self, prepared: Prepared) -> int:
+        return self.fits
+
     def run(self, kind: str, prepared: Prepared, given: Given) -> Iterator[Event]:
         recipe: Any = prepared.recipe
+        look = partial(_image, Row(prepared, 0))
         for step in range(prepared.steps):
             while not self.hold.wait(0.01):
-                yield events.Progress(kind, step, prepared.steps)
+                yield events.Progress(kind, step, prepared.steps, look=look)
             time.sleep(self.step_s)
-            yield events.Progress(kind, step + 1, prepared.steps)
+            yield events.Progress(kind, step + 1, prepared.steps, look=look)
         made = []
         for k in range(getattr(recipe, "n", 1)):
             picture = given.pictures.get("picture")
@@ -118,7 +128,16 @@ class Canary:
     def describe(self) -> dict[str, Any]:
         base = {"name": self.name, "architecture": "tiny", "fingerprint": "0" * 64, "licence": "", "side": SIDE}
         ready = [{"name": n, "steps": 4, "guidance": 1.0, "ready": True} for n in ("quality", "turbo")]
-        return {"base": base, "presets": ready, "samplers": ["Euler", "Euler a"], "loras": ["style"]}
+        return {
+            "base": base,
+            "presets": ready,
+            "live": "turbo",
+            "samplers": ["Euler", "Euler a"],
+            "loras": ["style"],
+        }
+
+    def hastened(self, recipe: Paint) -> Paint:
+        return recipe
 
     def warm_up(self) -> None:
         self.paint([Row(self.prepare("paint", Paint(prompt="warm"), {}), 0)], lambda done, preview: None)

@@ -1,8 +1,9 @@
 """Pictures from strangers, decoded in a process of its own with little memory and little time.
 
-A picture arrives as bytes or as base64, never as an address. Its size and format are read from the
-header first; only then a child process decodes it, rebuilt from pixels, with no metadata. Whatever a
-broken or hostile file does to a decoder, it does there.
+A picture arrives as bytes or as base64, never as an address. What does not begin as a picture of the three
+formats is refused at once; the rest is opened and decoded in a child process, rebuilt from pixels, with no
+metadata. Whatever a broken or hostile file does to a decoder, it does there. Few decode at a time: each may
+take a gigabyte.
 """
 
 from __future__ import annotations
@@ -13,33 +14,42 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from functools import partial
 
 from PIL import Image
 
+from minikin.marking.xmp import made
 from minikin.server.faults import Refused
 from minikin.server.limits import Limits
 
-FORMATS = ("JPEG", "PNG", "WEBP")
+_BEGINS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)  # JPEG, PNG, WebP
 _DATA = re.compile(r"data:image/[\w.+-]{1,20};base64,")
-_CHILD = """
+AT_ONCE, WAIT_S = 3, 2.0  # children, whoever asked for them; how long another one waits for its turn
+_turns = threading.BoundedSemaphore(AT_ONCE)
+_CHILD = r"""
 import sys, resource
 memory, seconds, pixels = map(int, sys.argv[1:4])
 resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-import io, json, warnings
+import io, json, re, warnings
 from PIL import Image, ImageOps
+ORIGIN = rb"DigitalSourceType\s*(?:=\s*[\"']|>\s*)http://cv\.iptc\.org/newscodes/digitalsourcetype/(\w{1,60})"
 warnings.simplefilter("error")
 Image.MAX_IMAGE_PIXELS = pixels
 def refuse(code):
     sys.stderr.write(code); sys.exit(3)
 data = sys.stdin.buffer.read()
+if data[8:16] == b"WEBPVP8X":  # Pillow before 13 makes its canvas before it looks at the size
+    width, height = (1 + int.from_bytes(data[k:k + 3], "little") for k in (24, 27))
+    if width * height > pixels:
+        refuse("image_too_large")
 try:
     image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
 except (Image.DecompressionBombError, Image.DecompressionBombWarning):
     refuse("image_too_large")
-except Exception:
+except Exception:  # a decoder that fails on a hostile file may raise anything; the child ends with it
     refuse("unsupported_image")
 if image.width * image.height > pixels:
     refuse("image_too_large")
@@ -50,13 +60,16 @@ try:
         warnings.simplefilter("ignore")
         found = {k: image.info.get(k) for k in ("parameters", "minikin")}
         texts = {k: v[:100000] for k, v in found.items() if isinstance(v, str)}
+        packet = image.info.get("xmp")
+        mark = re.search(ORIGIN, packet[:100000]) if isinstance(packet, bytes) else None
+        origin = mark[1].decode() if mark else None
         image = ImageOps.exif_transpose(image)
         keep = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
         image = image.convert(keep)
-except Exception:
+except Exception:  # as above
     refuse("image_corrupt")
-head = json.dumps([keep, image.width, image.height, texts])
-sys.stdout.buffer.write(head.encode() + b"\\n" + image.tobytes())
+head = json.dumps([keep, image.width, image.height, texts, origin])
+sys.stdout.buffer.write(head.encode() + b"\n" + image.tobytes())
 """
 _SAID = {
     "unsupported_image": (415, "is no JPEG, PNG or WebP picture"),
@@ -87,15 +100,20 @@ def from_base64(text: object, what: str, limits: Limits) -> Image.Image:
 def decode(data: bytes, what: str, limits: Limits) -> Image.Image:
     """A picture, RGB or RGBA, from untrusted bytes; blocks; raises Refused with what is wrong.
 
-    Its `info` holds the texts that record how it was made, if it has such, and nothing else.
+    Its `info` holds the texts that record how it was made and the code of its origin (`marking.xmp`), if it
+    has such, and nothing else.
     """
     if len(data) > limits.image:
         raise Refused(
             f"{what} has {len(data) / 1e6:.0f} MB; at most {limits.image / 1e6:.0f} MB are read.",
             status=413, code="image_too_large", param=what,
         )  # fmt: skip
-    sized = [str(limits.decode_memory), str(max(1, round(limits.decode_s))), str(limits.image_pixels)]
     refuse = partial(_refused, what, limits)
+    if not _BEGINS.match(data):
+        raise refuse("unsupported_image")
+    sized = [str(limits.decode_memory), str(max(1, round(limits.decode_s))), str(limits.image_pixels)]
+    if not _turns.acquire(timeout=WAIT_S):
+        raise _busy()
     try:
         child = subprocess.run(
             [sys.executable, "-I", "-c", _CHILD, *sized], input=data, capture_output=True,
@@ -104,17 +122,22 @@ def decode(data: bytes, what: str, limits: Limits) -> Image.Image:
     except subprocess.TimeoutExpired:
         raise refuse("image_corrupt") from None
     except OSError as e:  # no process, memory or file handle left for the child
-        raise Refused(
-            "The server cannot look at pictures just now; try again.", status=503, code="busy", retry_s=5
-        ) from e
+        raise _busy() from e
+    finally:
+        _turns.release()
     if child.returncode != 0:
         code = child.stderr.decode("ascii", "replace").strip()
         raise refuse(code if code in _SAID else "image_corrupt")
     head, _, body = child.stdout.partition(b"\n")
-    mode, width, height, texts = json.loads(head)
+    mode, width, height, texts, origin = json.loads(head)
     image = Image.frombytes(mode, (width, height), body)
     image.info = dict(texts)
-    return image
+    return image if origin is None else made(image, origin)
+
+
+def _busy() -> Refused:
+    said = "The server cannot look at pictures just now; try again."
+    return Refused(said, status=503, code="busy", retry_s=5)
 
 
 def _refused(what: str, limits: Limits, code: str) -> Refused:

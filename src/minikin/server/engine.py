@@ -17,8 +17,9 @@ from typing import Any, NamedTuple, Protocol
 from PIL import Image
 
 from minikin.concepts.concept import Concept
+from minikin.errors import MinikinError
 from minikin.events import Event
-from minikin.recipes import Recipe
+from minikin.recipes import Paint, Recipe
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,13 @@ class Prepared:
         return self.steps * self.pixels / 1e6
 
 
+class EngineLost(MinikinError):
+    """What painted is gone, with everything it had in hand; `warm_up` brings back another."""
+
+    exit_code = 1
+    code = "engine_lost"
+
+
 class Row(NamedTuple):
     """One picture of a batch."""
 
@@ -82,7 +90,10 @@ class Given:
 
 
 class Engine(Protocol):
-    """Paints for one device. `prepare` is called from any thread, the others from the worker's alone."""
+    """Paints for one device. `prepare` is called from any thread, the others from the worker's alone.
+
+    Work may raise EngineLost; it is then done again, by whoever is free.
+    """
 
     name: str
     side: int
@@ -93,6 +104,15 @@ class Engine(Protocol):
     def paint(self, rows: Sequence[Row], on_step: OnStep) -> list[Image.Image]:
         """One picture a row, in their order."""
 
+    def check(self) -> None:
+        """Raise EngineLost when what paints is gone; asked when there is nothing to do."""
+
+    def room(self, prepared: Prepared) -> int:
+        """How many pictures like this one may be painted at once, by the memory that is free now.
+
+        Asked before every batch. Raises EngineLost when what paints is gone: no job has a part in that.
+        """
+
     def run(self, kind: str, prepared: Prepared, given: Given) -> Iterator[Event]:
         """Work that is done alone; closing the iterator ends it within a step."""
 
@@ -102,5 +122,8 @@ class Engine(Protocol):
     def describe(self) -> dict[str, Any]:
         """Base, presets, samplers, LoRAs: what a client may ask for."""
 
+    def hastened(self, recipe: Paint) -> Paint:
+        """The recipe as it is painted live, where a picture is looked at once: as quickly as can be."""
+
     def warm_up(self) -> None:
-        """The first picture, so that nobody waits for it."""
+        """The first picture, so that nobody waits for it; also after EngineLost."""

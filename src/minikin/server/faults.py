@@ -31,10 +31,16 @@ def not_found(what: str, name: str) -> Refused:
     return Refused(f"There is no {what} '{name[:80]}'.", status=404, code="not_found")
 
 
+def wrong(param: str, message: str, *, code: str = "invalid_request") -> Refused:
+    """For a field that cannot be as it is: 422, or 400 where OpenAI's dialect is spoken (see `answer`)."""
+    return Refused(message, status=422, code=code, param=param)
+
+
 _STATUS: dict[type[MinikinError], int] = {
     errors.BadRecipe: 422, errors.BadPhoto: 422, errors.BadConceptFile: 422, errors.BadAdapterFile: 422,
-    errors.BaseMismatch: 422, errors.NoNetwork: 422, errors.Busy: 423, errors.OutOfMemory: 503,
-    errors.StorageError: 507, errors.Diverged: 500, errors.BadModelFile: 500, errors.AssetError: 500,
+    errors.BaseMismatch: 422, errors.Blocked: 422, errors.NoNetwork: 422, errors.Busy: 423,
+    errors.OutOfMemory: 503, errors.StorageError: 507, errors.Diverged: 500, errors.BadModelFile: 500,
+    errors.AssetError: 500,
 }  # fmt: skip
 PUBLIC_STORAGE = "Not enough space, or no right, to save this; nothing was overwritten."
 
@@ -72,6 +78,20 @@ def body_of(dialect: str, status: int, code: str, message: str, param: str | Non
     return {"error": {"code": code, "message": message, "param": param}}
 
 
+def described(dialect: str) -> dict[int | str, dict[str, Any]]:
+    """The same for OpenAPI, as FastAPI takes it: what every operation of this dialect may answer instead."""
+    schema = _schema_of(body_of(dialect, 500, "code", "message"))
+    told = {"description": "An error, in one sentence", "content": {"application/json": {"schema": schema}}}
+    return {"4XX": told, "5XX": told}
+
+
+def _schema_of(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {"type": "string" if value is not None else ["string", "null"]}
+    parts = {name: _schema_of(part) for name, part in value.items()}
+    return {"type": "object", "properties": parts, "required": list(parts), "additionalProperties": False}
+
+
 def _openai_type(status: int) -> str:
     named = {401: "authentication", 403: "permission", 404: "not_found", 429: "rate_limit"}
     return f"{named.get(status, 'server' if status >= 500 else 'invalid_request')}_error"
@@ -102,6 +122,6 @@ def headers_of(error: MinikinError) -> dict[str, str]:
         return {"x-should-retry": "false", "Connection": "close"}
     if status >= 500:
         return {"x-should-retry": "false"}
-    if status == 413:
+    if status == 413 or error.code == "bad_request":  # nobody knows where the next request begins
         return {"Connection": "close"}
     return {"WWW-Authenticate": 'Basic realm="minikin"'} if status == 401 else {}

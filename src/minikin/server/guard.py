@@ -36,6 +36,7 @@ from minikin.server.limits import RECEIVE_RATE, Limits
 
 OPEN = ("/livez",)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_ONCE = (b"host", b"origin", b"authorization", b"x-api-key", b"content-type", b"content-length")
 _CLIENT = re.compile(r"[\w.@+-]{1,64}")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _HEADERS = {
@@ -111,6 +112,7 @@ class Guard:
 
     def _admit(self, scope: Scope, headers: dict[str, str]) -> str:
         """The client's name, or Refused."""
+        _check_once([name.lower() for name, _ in scope["headers"]])
         self._check_host(headers)
         self._check_origin(headers)
         if scope["path"] in OPEN:
@@ -163,7 +165,7 @@ class Guard:
     def _check_type(self, headers: dict[str, str]) -> None:
         kind = headers.get("content-type", "").split(";")[0].strip().lower()
         empty = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
-        allowed = kind in ("application/json", "multipart/form-data", "application/octet-stream")
+        allowed = kind in ("application/json", "multipart/form-data")  # which routes take forms: `http.uploads`
         if not (allowed or (empty and not kind)):
             raise Refused(
                 f"The body is '{kind[:60] or 'of no type'}'; send application/json, or multipart/form-data "
@@ -216,7 +218,7 @@ class Guard:
 
         try:
             await self.app(scope, limited, told)
-        except Exception as e:
+        except Exception as e:  # nothing of ours passes the gate: one sentence with a reference instead
             if isinstance(e, Cut):
                 e = e.refused
             if not isinstance(e, MinikinError):
@@ -237,6 +239,17 @@ class Guard:
         await answer(scope, receive, send)
 
 
+def _check_once(names: list[bytes]) -> None:
+    """Raise Refused for a request that a proxy in front may have read otherwise than we do."""
+    for name in _ONCE:
+        if names.count(name) > 1:
+            raise Refused(f"The header {name.decode()} occurs twice.", status=400, code="bad_request")
+    if b"content-length" in names and b"transfer-encoding" in names:
+        raise Refused(
+            "Content-Length and Transfer-Encoding exclude each other.", status=400, code="bad_request"
+        )
+
+
 def _credentials(headers: dict[str, str]) -> tuple[str, str]:
     """Key and user name; "" where there is none."""
     kind, _, told = headers.get("authorization", "").partition(" ")
@@ -255,7 +268,8 @@ def _hostname(host: str) -> str:
     """Without its port, in lower case."""
     host = host.strip().lower()
     if host.startswith("["):
-        return host[1:].partition("]")[0]
+        inside, _, port = host[1:].partition("]")
+        return inside if port == "" or port.startswith(":") else host
     return host.rpartition(":")[0] if ":" in host else host
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import json
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -16,13 +15,20 @@ from fastapi.routing import APIRoute
 from PIL import Image
 from pydantic import BaseModel, model_validator
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from minikin.marking.encode import Marking
 from minikin.recipes import first_sentence
+from minikin.server import views
 from minikin.server.faults import Refused, answer, internal
+from minikin.server.guard import Cut
 from minikin.server.jobs import Job
 from minikin.server.service import Service
 
+Handler = TypeVar("Handler", bound=Callable[..., Any])
 MAX_DEPTH = 32
+FIELD = 1 << 20  # bytes of a field of a form that is no file
 POLL_S = 0.1  # how often a held line looks whether its caller is still there
 
 
@@ -44,12 +50,39 @@ class Strict(BaseModel):
 
 
 class StrictRequest(Request):
-    """Its JSON is JSON: no NaN, no key twice, no depth without end, text that can be encoded."""
+    """Its JSON is JSON: no NaN, no key twice, no depth without end, text that can be encoded. Its forms have
+    few parts."""
 
     async def json(self) -> Any:
         if not hasattr(self, "_json"):
             self._json = parse_json(await self.body())
         return self._json
+
+    async def _get_form(self, **_: Any) -> FormData:
+        most = service_of(self).limits.parts
+        try:
+            return await super()._get_form(max_files=most, max_fields=most, max_part_size=FIELD)
+        except StarletteHTTPException as e:
+            if isinstance(e, Cut):
+                raise
+            refused = (
+                Refused(f"A form may have {most} files and {most} fields.", status=413, code="too_many_parts")
+                if e.detail.startswith("Too many")
+                else Refused(f"The form cannot be read: {e.detail}", status=400, code="invalid_form")
+            )
+            raise Cut(refused) from None
+
+
+def queued(handle: Handler) -> Handler:
+    """Marks what adds to the line: a caller for whom there is no place hears that before its body is read."""
+    handle.adds_to_the_line = True  # type: ignore[attr-defined]
+    return handle
+
+
+def uploads(handle: Handler) -> Handler:
+    """Marks what takes a form: any other route refuses one, which a page elsewhere could send unasked."""
+    handle.takes_forms = True  # type: ignore[attr-defined]
+    return handle
 
 
 class StrictRoute(APIRoute):
@@ -57,8 +90,19 @@ class StrictRoute(APIRoute):
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
+        waits = getattr(self.endpoint, "adds_to_the_line", False)
+        forms = getattr(self.endpoint, "takes_forms", False)
 
         async def strict(request: Request) -> Response:
+            kind = request.headers.get("content-type", "").lower()
+            if kind.startswith("multipart/") and not forms:
+                raise Refused(
+                    "This route takes no form. Send application/json.",
+                    status=415,
+                    code="unsupported_media_type",
+                )
+            if waits:
+                service_of(request).check_open(client_of(request))
             return await handle(StrictRequest(request.scope, request.receive))
 
         return strict
@@ -195,6 +239,14 @@ async def hold(request: Request, job: Job) -> Job:
     return job
 
 
+async def answered(request: Request, job: Job, wait: bool) -> Response:
+    """202 and the job, or 200 and its results for a caller who waits."""
+    if wait:
+        await hold(request, job)
+    body = json.dumps(views.of(service_of(request), job)).encode()
+    return Response(body, 200 if wait else 202, {"Location": f"/api/jobs/{job.id}"}, "application/json")
+
+
 def check(job: Job) -> None:
     """Raise what a job ended with, when it was not completed."""
     if job.error is not None:
@@ -213,22 +265,21 @@ async def pictures(request: Request, job: Job, convert: Callable[[bytes], bytes]
     return await run_in_threadpool(read)
 
 
-def jpeg(image: Image.Image, quality: int = 75) -> bytes:
-    buffer = io.BytesIO()
-    image.convert("RGB").save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
+def jpeg(image: Image.Image, marking: Marking, quality: int = 75) -> bytes:
+    """A picture to be looked at and forgotten, with the mark and no signature."""
+    return marking.unsigned.encode(image.convert("RGB"), "JPEG", quality=quality)
 
 
 def b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-async def preview(job: Job) -> str | None:
+async def preview(service: Service, job: Job) -> str | None:
     """The picture as it is now, a JPEG in base64."""
 
     def shown() -> str | None:
         image = job.preview()
-        return b64(jpeg(image)) if image is not None else None
+        return b64(jpeg(image, service.marking)) if image is not None else None
 
     return await run_in_threadpool(shown)
 

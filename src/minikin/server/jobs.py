@@ -7,6 +7,7 @@ it is told so and does nothing.
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import threading
 import time
@@ -21,6 +22,12 @@ from minikin.server.store import Stored
 def new_id() -> str:
     """128 random bits: nobody guesses another's."""
     return secrets.token_hex(16)
+
+
+def verdict_of(result: dict[str, Any] | None, number: int) -> dict[str, Any] | None:
+    """A job keeps what the content filter found in its result, by the picture's number."""
+    found: dict[str, Any] | None = (result or {}).get("filter", {}).get(str(number))
+    return found
 
 
 @dataclass(frozen=True)
@@ -57,12 +64,15 @@ class Job:
     stage: str = ""
     total: int = 0
     attempts: int = 0
+    losses: int = 0  # times that engines were lost while they had it in hand; then it shares no batch any more
+    lost_at: float = -math.inf  # the last time, by time.monotonic
     error: MinikinError | None = None
     result: dict[str, Any] | None = None
     files: dict[int, Stored] = field(default_factory=dict)
     infotexts: dict[int, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     version: int = 0
+    may_show: bool = True  # whether it may be seen while it is painted
 
     def __post_init__(self) -> None:
         self.cancelled = threading.Event()
@@ -71,12 +81,17 @@ class Job:
         self._row = 0
         self._watchers: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
         self._lock = threading.Lock()
+        self._claimed = False  # somebody ends it, and nobody is told before the store has it
         self.total = self.total or len(self.seeds) * self.prepared.steps
 
     @property
     def pictures(self) -> list[Stored]:
         """What is finished, in the order of the seeds."""
         return [self.files[k] for k in sorted(self.files)]
+
+    def verdict(self, number: int) -> dict[str, Any] | None:
+        """What the content filter found of a picture; None for nothing."""
+        return verdict_of(self.result, number)
 
     @property
     def over(self) -> bool:
@@ -89,15 +104,33 @@ class Job:
 
     # ---- the worker's side -------------------------------------------------------------------
 
-    def begin(self) -> bool:
-        """From queued to running; False when it is over already."""
+    def begin(self) -> bool | None:
+        """From queued to running: True when this call did it, False when another had; None when it is over."""
         with self._lock:
-            if self.over or self.cancelled.is_set():
-                return False
-            if self.started is None:
+            if self._claimed or self.cancelled.is_set():
+                return None
+            first = self.started is None
+            if first:
                 self.status, self.started = "running", time.time()
         self.changed()
-        return True
+        return first
+
+    def lose(self, begun: float) -> int:
+        """An engine was lost that had some of it in hand since `begun` (time.monotonic); all losses so far.
+
+        Engines that were lost together, each with another of its pictures, count once: what had begun before
+        the last loss was not yet another attempt.
+        """
+        with self._lock:
+            if begun > self.lost_at:
+                self.losses, self.lost_at = self.losses + 1, time.monotonic()
+            return self.losses
+
+    def judged(self, number: int, seed: int | None, verdict: dict[str, Any]) -> None:
+        """The content filter found something in a picture: for programs, and in words."""
+        found = (self.result or {}).get("filter", {})
+        self.result = {**(self.result or {}), "filter": {**found, str(number): verdict}}
+        self.notes.append(f"The picture of seed {seed} was {verdict['action']} by the content filter.")
 
     def step(self, done: int, preview: Preview | None = None, row: int = 0, stage: str = "") -> None:
         """So many steps of its stage are done; never fewer than were told before."""
@@ -106,24 +139,31 @@ class Job:
         self._preview, self._row, self.stage = preview, row, stage or self.stage
         self.changed()
 
-    def claim(self, status: str) -> bool:
-        """Take the right to end this job; False when somebody else has ended it."""
+    def claim(self) -> bool:
+        """Take the right to end this job; False when somebody else has taken it."""
         with self._lock:
-            if self.status in ("completed", "failed", "cancelled"):
-                return False
-            self.status, self.ended = status, time.time()
-            return True
+            mine, self._claimed = not self._claimed, True
+            return mine
 
-    def end(self) -> None:
-        """After the store knows: wake everybody who waits."""
+    def end(self, status: str, error: MinikinError | None) -> None:
+        """After the store knows: tell the end, and wake everybody who waits."""
+        with self._lock:
+            self.status, self.error, self.ended = status, error, time.time()
         self._preview = None
         self.finished.set()
         self.changed()
 
+    @property
+    def shown(self) -> Preview | None:
+        """What shows it now: stays until something else does."""
+        return self._preview
+
     # ---- the watchers' side ------------------------------------------------------------------
 
     def preview(self) -> Any:
-        """The picture as it is now; None when there is none to show."""
+        """The picture as it is now; None when there is none to show, or none may be shown."""
+        if not self.may_show:
+            return None
         show, row = self._preview, self._row
         try:
             return show(row) if show else None

@@ -17,8 +17,10 @@ class Limits:
     """Sizes in bytes and pixels, times in seconds."""
 
     body: int = 32 * MIB
-    parts: int = 64  # of a multipart body
-    receive_s: float = 15.0  # for a body, and one more second for every RECEIVE_RATE bytes
+    parts: int = 64  # files of a multipart body, and as many fields
+    receive_s: float = 15.0  # for a head; for a body, and one more second for every RECEIVE_RATE bytes
+    send_s: float = 60.0  # without a byte of an answer being taken
+    connections: int = 512  # beyond which those that have not said what they want make room
     image: int = 20_000_000
     image_pixels: int = 16_000_000
     decode_s: float = 10.0
@@ -33,10 +35,9 @@ class Limits:
     cost: float = 1500.0  # pictures x megapixels x steps of one request
     waiting: int = 64
     waiting_per_client: int = 16
-    batch: int = 8
-    batch_pixels: int = 8 * 1024 * 1024  # of one batch: the memory it takes grows with them
+    batch: int = 32  # pictures at once, where so many fit into memory and are quicker together
     queue_wait_s: float = 120.0  # of a caller who holds the line
-    attempts: int = 3  # a job that took the process down this often is not tried again
+    attempts: int = 3  # a job that took the process, or its engine, down this often is not tried again
     keep_s: float = 24 * 3600.0  # results
     keep_bytes: int = 2048 * MIB
     drain_s: float = 30.0

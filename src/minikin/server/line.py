@@ -2,16 +2,22 @@
 
 Clients take turns picture by picture (A1, B1, C1, A2, ...), so that one who asks for much does not keep
 the others waiting. The picture whose turn it is brings along whatever waits and can share its batch, in
-the same order, up to a number of pictures and pixels. Nothing waits for a batch to fill up.
+the same order, up to a number of pictures and to what fits into memory. Nothing waits for a batch to
+fill up.
+
+The line is held for moments only: how much fits into memory, which may be a question to another machine, is
+asked while others come and go.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
+from minikin.server.engine import EngineLost, Prepared
 from minikin.server.faults import Refused
 from minikin.server.jobs import Job
 from minikin.server.limits import Limits
@@ -39,7 +45,7 @@ class Line:
         self.limits = limits
         self._by_client: OrderedDict[str, deque[Piece]] = OrderedDict()
         self._changed = threading.Condition()
-        self._closed = False
+        self.closing = threading.Event()
         self.rate_s = 0.2  # seconds a megapixel-step takes, as measured lately
 
     def put(self, job: Job, *, forced: bool = False) -> None:
@@ -50,40 +56,61 @@ class Line:
             mine = self._by_client.setdefault(job.asked.client, deque())
             alone = job.prepared.group is None
             mine.extend(Piece(job, k) for k in range(1 if alone else len(job.seeds)))
-            self._changed.notify()
+            self._changed.notify_all()
 
     def check(self, client: str) -> None:
         """Raise Refused, 429, when another job of this client could not wait: before anything is read."""
         with self._changed:
             self._check(client)
 
-    def take(self, timeout_s: float | None = None) -> list[Piece]:
-        """The next batch; [] when closed, or when nothing came in time."""
+    def take(
+        self, timeout_s: float | None = None, room: Callable[[Prepared], int] = lambda prepared: sys.maxsize
+    ) -> list[Piece]:
+        """The next batch; [] when closed, or when nothing came in time.
+
+        room  how many pictures like this one fit into memory now. Nobody else waits while it is found out;
+              when it raises EngineLost, so does this, and nothing was taken
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._any(), timeout_s)
-            return [] if self._closed else self._batch()
+            self._changed.wait_for(lambda: self.closed or self._any(), timeout_s)
+            first = None if self.closed else self._first()
+        if first is None:
+            return []
+        try:
+            most = self._most(first, room)
+        except EngineLost:
+            self.give_back([first])
+            raise
+        with self._changed:
+            return self._batch(first, most)
 
     def give_back(self, pieces: list[Piece]) -> None:
         """Put pieces in front again."""
         with self._changed:
             for piece in reversed(pieces):
                 self._by_client.setdefault(piece.job.asked.client, deque()).appendleft(piece)
-            self._changed.notify()
+            self._changed.notify_all()
 
-    def remove(self, job: Job) -> None:
-        """Nothing of this job waits any longer."""
+    def remove(self, job: Job) -> bool:
+        """Nothing of this job waits any longer; whether something did."""
         with self._changed:
             client = job.asked.client
+            before = len(self._by_client.get(client, ()))
             left = deque(p for p in self._by_client.get(client, ()) if p.job is not job)
             if left:
                 self._by_client[client] = left
             else:
                 self._by_client.pop(client, None)
+            return len(left) < before
 
     def close(self) -> None:
         with self._changed:
-            self._closed = True
+            self.closing.set()
             self._changed.notify_all()
+
+    @property
+    def closed(self) -> bool:
+        return self.closing.is_set()
 
     def waiting(self, client: str | None = None) -> list[Job]:
         """Jobs none of whose pictures was begun, the oldest first."""
@@ -127,16 +154,29 @@ class Line:
     def _any(self) -> bool:
         return any(self._by_client.values())
 
-    def _batch(self) -> list[Piece]:
-        if not self._any():
-            return []
-        client = next(c for c, line in self._by_client.items() if line)
-        first = self._by_client[client].popleft()
+    def _first(self) -> Piece | None:
+        """Whose turn it is."""
+        client = next((c for c, line in self._by_client.items() if line), None)
+        if client is None:
+            return None
         self._by_client.move_to_end(client)  # who was served goes to the end
+        return self._by_client[client].popleft()
+
+    def _most(self, first: Piece, fits: Callable[[Prepared], int]) -> int:
+        """How many pictures this one's batch may have. Asked for every batch: no answer is one, too."""
+        try:
+            room = fits(first.job.prepared)
+        except EngineLost:
+            raise
+        except Exception:  # of a device that is not well: painting will say what is wrong, and to whom
+            return 1
+        alone = first.group is None or first.job.losses
+        return 1 if alone else min(self.limits.batch, room)
+
+    def _batch(self, first: Piece, room: int) -> list[Piece]:
+        """The first, and what waits and may share its batch."""
         batch = [first]
-        most = self.limits.batch_pixels // max(1, first.job.prepared.pixels)
-        room = max(1, min(self.limits.batch, most))
-        while first.group is not None and len(batch) < room:
+        while len(batch) < room:
             more = self._round(first.group, room - len(batch))
             if not more:
                 break
@@ -149,7 +189,7 @@ class Line:
         """One more picture of each client, at most `room`."""
         found: list[Piece] = []
         for line in self._by_client.values():
-            piece = next((p for p in line if p.group == group), None)
+            piece = next((p for p in line if p.group == group and not p.job.losses), None)
             if piece is not None and len(found) < room:
                 line.remove(piece)
                 found.append(piece)

@@ -20,7 +20,10 @@ from fastapi import APIRouter, HTTPException, WebSocket, WebSocketDisconnect
 
 from minikin import events
 from minikin.errors import BadRecipe, MinikinError
+from minikin.marking.encode import Marking
+from minikin.painting.filtering import passed
 from minikin.painting.live import Live, Shown
+from minikin.painting.paint import Painted
 from minikin.recipes import Paint
 from minikin.server.engine import Row
 from minikin.server.faults import sentence_of
@@ -46,7 +49,7 @@ async def live(socket: WebSocket) -> None:
     concepts: dict[str, str] = {}
     run = Live(painter(service, client, concepts), Paint.make(prompt="", base=service.engine.name))
     loop, ready = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any] | None]()
-    threading.Thread(target=_show, args=(run, loop, ready), daemon=True).start()
+    threading.Thread(target=_show, args=(run, loop, ready, service.marking), daemon=True).start()
     sending = asyncio.create_task(_send(socket, ready))
     try:
         while True:
@@ -70,7 +73,7 @@ def painter(
         told, pinned = service.shelf.pin(client, recipe.model_dump(), concepts)
         wanted: Paint = Paint.make(**told)
         check_paint(wanted, service.limits, service.engine.side)
-        prepared = service.engine.prepare("paint", wanted, pinned)
+        prepared = service.engine.prepare("paint", service.engine.hastened(wanted), pinned)
 
         def work(emit: Callable[[events.Event], None]) -> Any:
             return service.engine.paint(
@@ -78,8 +81,11 @@ def painter(
                 lambda done, _: emit(events.Progress("painting", done, prepared.steps)),
             )
 
-        images = yield from stream(work, _PAINTER)
-        yield events.Picture(images[0], recipe.prompt, recipe.seed)
+        (image,) = yield from stream(work, _PAINTER)
+        made = [Painted(image, recipe.seed)]
+        if service.filtering:
+            made = passed(service.filtering(made))
+        yield events.Picture(made[0].image, recipe.prompt, recipe.seed, made[0].verdict)
 
     return verb
 
@@ -104,19 +110,21 @@ def _changed(run: Live, text: str, concepts: dict[str, str]) -> str:
     return ""
 
 
-def _show(run: Live, loop: asyncio.AbstractEventLoop, ready: asyncio.Queue[dict[str, Any] | None]) -> None:
+def _show(
+    run: Live, loop: asyncio.AbstractEventLoop, ready: asyncio.Queue[dict[str, Any] | None], marking: Marking
+) -> None:  # fmt: skip
     """Paint until closed, in a thread of its own."""
     for shown in run:
         with suppress(RuntimeError):  # the loop ended first
-            loop.call_soon_threadsafe(ready.put_nowait, _message(shown))
+            loop.call_soon_threadsafe(ready.put_nowait, _message(shown, marking))
 
 
-def _message(shown: Shown) -> dict[str, Any]:
+def _message(shown: Shown, marking: Marking) -> dict[str, Any]:
     told = {"number": shown.wish.number, "seconds": round(time.perf_counter() - shown.wish.asked, 4)}
     if shown.image is None:
         return {**told, "problem": shown.problem}
     recipe = shown.wish.recipe
-    return {**told, "prompt": recipe.prompt, "seed": recipe.seed, "image": b64(jpeg(shown.image, 85))}
+    return {**told, "prompt": recipe.prompt, "seed": recipe.seed, "image": b64(jpeg(shown.image, marking, 85))}
 
 
 async def _send(socket: WebSocket, ready: asyncio.Queue[dict[str, Any] | None]) -> None:

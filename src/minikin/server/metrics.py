@@ -15,6 +15,7 @@ WAIT = Histogram(_P + "queue_wait_seconds", "From accepted to begun")
 ENGINE = Histogram(_P + "engine_seconds", "One batch")
 BATCH = Histogram(_P + "batch_size", "Pictures in a batch", buckets=(1, 2, 4, 8, 16, 32))
 OOM = Counter(_P + "oom", "Batches that did not fit into memory")
+LOST = Counter(_P + "engines_lost", "Engines that ended with work in hand")
 
 
 def text() -> bytes:

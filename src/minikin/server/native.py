@@ -9,39 +9,34 @@ results when `?wait=true`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-import numpy as np
-from fastapi import APIRouter, File, Form, Request, Response, UploadFile
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from PIL import Image
 from pydantic import BaseModel, Field, create_model
 from starlette.concurrency import run_in_threadpool
 
 from minikin import __version__
-from minikin.concepts.concept import check_category, check_name
-from minikin.concepts.file import from_bytes
-from minikin.recipes import Paint, Teach
+from minikin.recipes import Paint
 from minikin.server import decode, views
 from minikin.server.engine import Given
 from minikin.server.faults import Refused, not_found
 from minikin.server.http import (
     Strict,
     StrictRoute,
+    answered,
     client_of,
-    hold,
-    parse_json,
     preview,
+    queued,
     service_of,
     sse,
     submit,
 )
-from minikin.server.jobs import Asked, Job
+from minikin.server.jobs import Asked
 from minikin.server.kinds import KINDS, Kind, complete
 from minikin.server.service import Service
-from minikin.teaching.photos import Photo, on_white
 
 router = APIRouter(prefix="/api", tags=["native"], route_class=StrictRoute)
 HEARTBEAT_S = 10.0
@@ -71,14 +66,17 @@ def _add(kind: Kind) -> None:
         extra = {name: values.pop(name, None) for name in _EXTRA}
         given = None
         if kind.takes:
-            told = {n: values.pop(n, None) for n in (*kind.takes, *kind.may)}
-            given = Given(pictures={n: await _picture(request, t, n) for n, t in told.items() if t is not None})
+            brought = {n: values.pop(n, None) for n in (*kind.takes, *kind.may)}
+            given = Given(
+                pictures={n: await _picture(request, t, n) for n, t in brought.items() if t is not None}
+            )
             base = service_of(request).engine.name
             values = complete(kind.name, values, given.pictures["picture"], base)
         asked = Asked(kind.name, client_of(request), "native", extra["task"] or "", wait)
         job = await submit(request, asked, values, extra["concepts"], given)
-        return await _told(request, job, wait)
+        return await answered(request, job, wait)
 
+    queued(handle)
     handle.__annotations__ |= {"body": _body(kind), "request": Request, "wait": bool, "return": Response}
     router.add_api_route(
         f"/{kind.name}", handle, methods=["POST"], status_code=202, name=kind.name,
@@ -112,7 +110,7 @@ async def job(request: Request, id: str) -> dict[str, Any]:
     service, client = service_of(request), client_of(request)
     told = await run_in_threadpool(_view, service, client, id)
     live = service.job(client, id)
-    return {**told, "preview": await preview(live) if live and not live.over else None}
+    return {**told, "preview": await preview(service, live) if live and not live.over else None}
 
 
 @router.delete("/jobs/{id}")
@@ -159,7 +157,8 @@ async def events(request: Request, id: str) -> Response:
         try:
             async with found.watch() as changes:
                 while not found.over:
-                    yield sse("progress", {**views.of(service, found), "preview": await preview(found)})
+                    shown = await preview(service, found)
+                    yield sse("progress", {**views.of(service, found), "preview": shown})
                     while not await changes.next(HEARTBEAT_S):
                         yield b": still here\n\n"
                 yield sse("end", views.of(service, found))
@@ -179,91 +178,6 @@ async def result(request: Request, id: str) -> Response:
     })  # fmt: skip
 
 
-# ---- concepts ----------------------------------------------------------------------------------
-
-
-@router.get("/concepts")
-async def concepts(request: Request) -> dict[str, Any]:
-    """The concepts you can name: your own, and this server's library."""
-    service, client = service_of(request), client_of(request)
-
-    def listed() -> list[dict[str, Any]]:
-        entries = service.shelf.entries(client)
-        newest = {e.name: e for e in entries}
-        return [
-            {
-                **views.concept(e),
-                **views.inside(service.shelf.pinned(e.name, e).concept),
-                "newest": newest[e.name] is e,
-            }
-            for e in entries
-        ]
-
-    return {"concepts": await run_in_threadpool(listed)}
-
-
-@router.post("/concepts", status_code=201)
-async def upload(request: Request, file: UploadFile = File(), name: str | None = Form(None)) -> dict[str, Any]:
-    """Upload a concept file; of two with one name the newer is meant."""
-    service, client = service_of(request), client_of(request)
-    data = await file.read(service.limits.concept + 1)
-
-    def put() -> dict[str, Any]:
-        entry = service.shelf.put(client, data, name or None)
-        return views.concept(entry, from_bytes(data).category)
-
-    return await run_in_threadpool(put)
-
-
-@router.post("/concepts/teach", status_code=202, response_class=JSONResponse)
-async def teach(
-    request: Request, photos: list[UploadFile] = File(),
-    recipe: str = Form(description="JSON of the Teach recipe"),
-    masks: list[UploadFile] | None = File(None), wait: bool = False,
-) -> Response:  # fmt: skip
-    """Teach a concept from photos. masks: one for each photo, in their order, white where the subject is."""
-    values = parse_json(recipe.encode())
-    if not isinstance(values, dict):
-        raise Refused(
-            "recipe is a JSON object with name and category.",
-            status=422,
-            code="invalid_request",
-            param="recipe",
-        )
-    service = service_of(request)
-    asked: Teach = Teach.make(**{"base": service.engine.name, **values})
-    check_name(asked.name)
-    check_category(asked.category)
-    if asked.captions or asked.device or asked.dtype:
-        raise Refused(
-            "captions, device and dtype are the server's own: leave them out.", status=422, code="bad_recipe"
-        )
-    given = Given(many={"photos": await photos_of(request, photos, masks)})
-    job = await submit(request, Asked("teach", client_of(request), "native", "", wait), values, None, given)
-    return await _told(request, job, wait)
-
-
-@router.get("/concepts/{ref}")
-async def download(request: Request, ref: str) -> Response:
-    """The concept's file, by name or by `sha256:...`."""
-    service, client = service_of(request), client_of(request)
-
-    def read() -> tuple[str, bytes]:
-        entry = service.shelf.find(client, ref)
-        return entry.name, service.shelf.data(entry)
-
-    name, data = await run_in_threadpool(read)
-    told = {"Content-Disposition": f'attachment; filename="{name}.safetensors"'}
-    return Response(data, media_type="application/octet-stream", headers=told)
-
-
-@router.delete("/concepts/{ref}")
-async def delete(request: Request, ref: str) -> dict[str, Any]:
-    """Remove a concept of yours, every content of that name, or one content by its hash."""
-    gone = await run_in_threadpool(service_of(request).shelf.delete, client_of(request), ref)
-    return {"deleted": [views.concept(e) for e in gone]}
-
-
 @router.get("/capabilities")
 async def capabilities(request: Request) -> dict[str, Any]:
     """What can be asked for here: kinds, base, presets, samplers, LoRAs, limits."""
@@ -271,19 +185,12 @@ async def capabilities(request: Request) -> dict[str, Any]:
     told = await run_in_threadpool(service.engine.describe)
     return {
         "version": __version__, "kinds": dict.fromkeys(KINDS, True), **told,
+        "content_filter": service.filtering.mode if service.filtering else None,
         "limits": dict(service.limits.__dict__),
     }  # fmt: skip
 
 
 # ---- shared ------------------------------------------------------------------------------------
-
-
-async def _told(request: Request, job: Job, wait: bool) -> Response:
-    if wait:
-        await hold(request, job)
-    told = views.of(service_of(request), job)
-    location = {"Location": f"/api/jobs/{job.id}"}
-    return Response(json.dumps(told).encode(), 200 if wait else 202, location, "application/json")
 
 
 def _view(service: Service, client: str, id_: str, row: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -303,35 +210,3 @@ async def _picture(request: Request, text: Any, what: str) -> Image.Image:
         data = await run_in_threadpool(service.read, client_of(request), text.removeprefix("result:"))
         return await run_in_threadpool(decode.decode, data, what, service.limits)
     return await run_in_threadpool(decode.from_base64, text, what, service.limits)
-
-
-async def photos_of(
-    request: Request, photos: list[UploadFile], masks: list[UploadFile] | None = None
-) -> list[Photo]:
-    """Photos for teaching with their masks; raises Refused."""
-    service = service_of(request)
-    if not 1 <= len(photos) <= service.limits.photos:
-        raise Refused(
-            f"Send 1 to {service.limits.photos} photos; 3 to 6 are usual.", status=422, code="bad_photo"
-        )
-    if masks and len(masks) != len(photos):
-        raise Refused(f"There are {len(photos)} photos and {len(masks)} masks.", status=422, code="bad_photo")
-    shown = [await _uploaded(service, p, f"photo {k + 1}") for k, p in enumerate(photos)]
-    covers = [await _uploaded(service, m, f"mask {k + 1}") for k, m in enumerate(masks or [])]
-    return [_photo(k, p, covers[k] if covers else None) for k, p in enumerate(shown)]
-
-
-async def _uploaded(service: Service, file: UploadFile, what: str) -> Image.Image:
-    data = await file.read(service.limits.image + 1)
-    return await run_in_threadpool(decode.decode, data, what, service.limits)
-
-
-def _photo(k: int, image: Image.Image, cover: Image.Image | None) -> Photo:
-    """A photo for teaching; its name says nothing of the file it came from."""
-    mask = None
-    if cover is not None:
-        grey = cover.getchannel("A") if "A" in cover.getbands() else cover.convert("L")
-        mask = np.asarray(grey.resize(image.size, Image.Resampling.BILINEAR), np.float32) / 255
-    elif "A" in image.getbands():
-        mask = np.asarray(image.getchannel("A"), np.float32) / 255
-    return Photo(f"{k:03}.png", np.asarray(on_white(image)).copy(), mask)

@@ -10,19 +10,21 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from minikin.concepts.concept import check_category
+from minikin.marking import xmp
 from minikin.painting.metadata import Recorded, recorded, texts_of
 from minikin.recipes import Teach
 from minikin.server import decode, views
 from minikin.server.engine import Given
 from minikin.server.faults import not_found
-from minikin.server.http import StrictRoute, client_of, service_of, submit
+from minikin.server.http import StrictRoute, client_of, queued, service_of, submit, uploads
 from minikin.server.jobs import Asked
-from minikin.server.native import photos_of
+from minikin.server.native_concepts import photos_of
 
 router = APIRouter(prefix="/api", tags=["native"], route_class=StrictRoute)
 
 
 @router.post("/recipe")
+@uploads
 async def recipe(request: Request, file: UploadFile = File()) -> dict[str, Any]:
     """What a picture records of how it was made, ours and other programs' alike."""
     limits = service_of(request).limits
@@ -32,7 +34,7 @@ async def recipe(request: Request, file: UploadFile = File()) -> dict[str, Any]:
     return {
         "size": list(image.size), "prompt": found.prompt, "negative": found.negative,
         "settings": found.settings, "seed": found.recipe.get("seed"), "made": found.recipe,
-        "chain": _chain(found),
+        "chain": _chain(found), "source_type": xmp.source_type_of(image),
     }  # fmt: skip
 
 
@@ -67,6 +69,8 @@ async def preview(request: Request, ref: str) -> Response:
 
 
 @router.post("/masks", status_code=202, response_class=JSONResponse)
+@uploads
+@queued
 async def masks(
     request: Request, photos: list[UploadFile] = File(), category: str = Form(max_length=80)
 ) -> dict[str, Any]:

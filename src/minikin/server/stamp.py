@@ -14,6 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from minikin.files import save_image
+from minikin.marking.xmp import NONE, source_type_of
 from minikin.painting.metadata import JSON_KEY, parameters_text, png_info
 from minikin.painting.output import LARGEST_MASK, settings
 from minikin.painting.paint import Painted
@@ -54,12 +55,13 @@ def keep_inputs(given: Given) -> None:
     but for the texts that record how a picture was painted."""
     folder: Path = given.folder
     for name, image in given.pictures.items():
-        save_image(image, folder / f"{name}.png", info=_texts(image))
+        origin = source_type_of(image) or NONE  # what it was sent with, nothing of ours
+        save_image(image, folder / f"{name}.png", info=_texts(image), source_type=origin)
     for k, photo in enumerate(given.many.get("photos", ())):
-        save_image(Image.fromarray(photo.pixels), folder / "photos" / f"{k:03}.png")
+        save_image(Image.fromarray(photo.pixels), folder / "photos" / f"{k:03}.png", source_type=NONE)
         if photo.mask is not None:
             grey = (photo.mask * 255).round().astype(np.uint8)
-            save_image(Image.fromarray(grey), folder / "photos" / "masks" / f"{k:03}.png")
+            save_image(Image.fromarray(grey), folder / "photos" / "masks" / f"{k:03}.png", source_type=NONE)
 
 
 def inputs(folder: Path, takes: Sequence[str]) -> Given:

@@ -1,9 +1,11 @@
-"""The job store: one SQLite file in WAL mode, every change durable when the call returns.
+"""The job store: one SQLite file in WAL mode, every change but `start` durable when the call returns.
 
     jobs      one row a job: what was asked for and how it stands
     pictures  one row a finished picture: its opaque id, its seed, the SHA-256 of its file
     ledger    what happened, appended only: accepted, started, completed, failed, cancelled
     shelf     whose concept has which name and which content
+
+What is forgotten is overwritten in the file, and not only marked as free.
 
 A store that cannot be read, or of a later version, is refused with its path and never touched.
 """
@@ -66,7 +68,7 @@ class Store:
         try:
             self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
             self._db.row_factory = sqlite3.Row
-            for setting in (f"busy_timeout={round(1000 * wait_s)}", "journal_mode=WAL", "synchronous=FULL"):
+            for setting in (f"busy_timeout={round(1000 * wait_s)}", "journal_mode=WAL", "secure_delete=ON"):
                 self._db.execute(f"PRAGMA {setting}")
             (found,) = self._db.execute("PRAGMA user_version").fetchone()
             if not found:
@@ -91,9 +93,11 @@ class Store:
             self._db.close()
 
     @contextmanager
-    def _change(self) -> Iterator[sqlite3.Connection]:
+    def _change(self, sync: str = "FULL") -> Iterator[sqlite3.Connection]:
+        """sync: FULL survives a power cut; NORMAL an end of this process alone, and waits for no disk."""
         with self._lock:
             try:
+                self._db.execute(f"PRAGMA synchronous={sync}")
                 self._db.execute("BEGIN IMMEDIATE")
                 try:
                     yield self._db
@@ -102,7 +106,9 @@ class Store:
                     raise
                 self._db.execute("COMMIT")
             except sqlite3.Error as e:
-                raise StorageError(f"The job store {self.path} was not written: {e}.") from e
+                full = getattr(e, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+                why = f"The job store {self.path} was not written: {e}."
+                raise StorageError(why, "storage_full" if full else "storage") from e
 
     def _rows(self, sql: str, *values: Any) -> list[dict[str, Any]]:
         with self._lock:
@@ -124,13 +130,20 @@ class Store:
             _note(db, [job["id"]], "accepted")
 
     def start(self, ids: Sequence[str]) -> None:
-        with self._change() as db:
-            for id_ in ids:
-                db.execute(
-                    "UPDATE jobs SET status='running', started=?, attempts=attempts+1 WHERE id=?",
+        """These are begun, but for those that were cancelled a moment before: their end stands.
+
+        A power cut may take this back, and then costs one attempt that is not counted.
+        """
+        with self._change("NORMAL") as db:
+            begun = [
+                id_ for id_ in ids
+                if db.execute(
+                    "UPDATE jobs SET status='running', started=?, attempts=attempts+1 "
+                    "WHERE id=? AND ended IS NULL",
                     (time.time(), id_),
-                )
-            _note(db, ids, "started")
+                ).rowcount
+            ]  # fmt: skip
+            _note(db, begun, "started")
 
     def end(
         self, id_: str, status: str, *, pictures: Sequence[Stored] = (), code: str | None = None,
@@ -185,6 +198,20 @@ class Store:
         with self._change() as db:
             db.executemany("UPDATE pictures SET swept=1 WHERE id=?", [(i,) for i in ids])
 
+    def expire(self, before: float) -> int:
+        """Forget jobs that ended before this time and have no picture left: what was asked for, and all that
+        the ledger says of them; how many."""
+        with self._change() as db:
+            found = db.execute(
+                "SELECT id FROM jobs WHERE ended < ? AND NOT EXISTS "
+                "(SELECT 1 FROM pictures WHERE job=jobs.id AND swept=0)", (before,),
+            ).fetchall()  # fmt: skip
+            for table, key in (("jobs", "id"), ("pictures", "job"), ("ledger", "job")):
+                db.executemany(f"DELETE FROM {table} WHERE {key}=?", [(row["id"],) for row in found])
+        if found:
+            self._rows("PRAGMA wal_checkpoint(TRUNCATE)")  # the log still has them
+        return len(found)
+
     # ---- the shelf ---------------------------------------------------------------------------
 
     def shelve(self, client: str, sha256: str, name: str) -> None:
@@ -195,15 +222,15 @@ class Store:
         """A client's concepts, the newest of a name last."""
         return self._rows("SELECT * FROM shelf WHERE client=? ORDER BY added, rowid", client)
 
-    def unshelve(self, client: str, sha256: str) -> bool:
-        """Take one away; whether nobody has it any more, no unfinished job either."""
+    def unshelve(self, client: str, sha256: str) -> None:
         with self._change() as db:
             db.execute("DELETE FROM shelf WHERE client=? AND sha256=?", (client, sha256))
-        others = self._rows("SELECT 1 FROM shelf WHERE sha256=? LIMIT 1", sha256)
-        busy = self._rows(
-            "SELECT 1 FROM jobs WHERE ended IS NULL AND instr(concepts, ?) LIMIT 1", sha256
-        )  # fmt: skip
-        return not others and not busy
+
+    def contents(self) -> set[str]:
+        """What somebody has on a shelf, or a job needs that has not ended."""
+        found = {row["sha256"] for row in self._rows("SELECT DISTINCT sha256 FROM shelf")}
+        named = self._rows("SELECT concepts FROM jobs WHERE ended IS NULL AND concepts!='{}'")
+        return found.union(*(json.loads(row["concepts"]).values() for row in named))
 
 
 def _note(db: sqlite3.Connection, ids: Sequence[str], event: str) -> None:

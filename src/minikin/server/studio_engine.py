@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,9 +25,10 @@ from minikin.painting.schedulers import SCHEDULERS
 from minikin.recipes import Paint, Recipe, Rework, Teach
 from minikin.server.engine import Concepts, Given, OnStep, Pinned, Prepared, Row
 from minikin.server.kinds import KINDS, job_of
-from minikin.server.previews import Colours
+from minikin.server.room import Room
 from minikin.studio import Studio
 
+ON_CPU = 8  # pictures at once: more are no quicker there, and keep everybody waiting
 READY = 512  # concepts kept ready for this base; each takes about 100 KB
 _NOTHING = torch.empty(0)
 
@@ -48,12 +50,16 @@ class Planned:
 
 
 class StudioEngine:
-    """See `engine.Engine`."""
+    """See `engine.Engine`.
 
-    def __init__(self, studio: Studio) -> None:
-        self.studio = studio
+    quick  the engine (`bases.engines`) of what is painted live with the quickest preset; whatever else is
+           painted is PyTorch's, to the bit
+    """
+
+    def __init__(self, studio: Studio, quick: str = "eager") -> None:
+        self.studio, self.quick = studio, quick
         self.name, self.side = studio.base.name, studio.base.size_px
-        self.colours = Colours()
+        self.memory = Room.of(studio.base)
         self._door = threading.Lock()  # LoRA files and plans, one request at a time
         self._ready: OrderedDict[tuple[str, str], Loaded] = OrderedDict()
 
@@ -96,9 +102,12 @@ class StudioEngine:
         def step(done: int, latents: Tensor) -> None:
             nonlocal last
             last = latents
-            on_step(done, lambda i: self.colours.show(latents[i], size))
+            on_step(done, lambda i: self.studio.colours.show(latents[i], size))
 
-        with self.studio.turn(), self.studio.adapters.using(list(planned[0].wanted)):
+        with (
+            self.studio.turn(), self.studio.adapters.using(list(planned[0].wanted)),
+            self.memory.measuring(len(rows) * rows[0].prepared.pixels),
+        ):  # fmt: skip
             made = together.paint_together(
                 base,
                 [
@@ -112,8 +121,15 @@ class StudioEngine:
                 "The model gave numbers that are not finite, so there is no picture. Try other guidance or "
                 "LoRA weights; in half precision, restart the server with --dtype float32."
             )
-        self.colours.learn(last[0], made[0].image)
+        self.studio.colours.learn(last[0], made[0].image)
         return [one.image for one in made]
+
+    def check(self) -> None:
+        pass  # it ends with this process
+
+    def room(self, prepared: Prepared) -> int:
+        fits = self.memory.fits(prepared.pixels)
+        return min(ON_CPU, fits) if self.studio.base.device.type == "cpu" else fits
 
     def run(self, kind: str, prepared: Prepared, given: Given) -> Iterator[Event]:
         verb = KINDS[kind].verb
@@ -136,13 +152,32 @@ class StudioEngine:
             "base": {"name": base.name, "architecture": base.architecture, "fingerprint": base.fingerprint,
                      "licence": base.licence, "side": base.size_px},
             "presets": self.studio.presets(),
+            "live": self.live,
             "samplers": list(SCHEDULERS),
             "loras": sorted({p.stem for p in adapters.folder().glob("*.safetensors")}),
         }  # fmt: skip
 
+    def hastened(self, recipe: Paint) -> Paint:
+        """On the quick engine where that is warm: every preset, LoRA and size is an export of its own."""
+        usual = recipe.preset == self.live and not (recipe.width or recipe.height or "<lora:" in recipe.prompt)
+        return recipe.model_copy(update={"engine": self.quick}) if usual else recipe
+
+    @cached_property
+    def live(self) -> str | None:
+        """The preset that is ready with the fewest steps it can do with; of several the one made for few."""
+        ready = [p for p in self.studio.presets() if p["ready"]]
+
+        def order(p: dict[str, Any]) -> tuple[int, int, int]:
+            return min(p["allowed"], default=p["steps"]), len(p["allowed"]), p["steps"]
+
+        quickest = min(ready, key=order, default=None)
+        return str(quickest["name"]) if quickest else None
+
     def warm_up(self) -> None:
-        recipe = Paint(prompt="a photo of a cat", base=self.name, steps=2)
-        self.paint([Row(self.prepare("paint", recipe, {}), 0)], lambda done, preview: None)
+        usual = Paint(prompt="a photo of a cat", base=self.name, steps=2)
+        quick = self.hastened(usual.model_copy(update={"preset": self.live, "steps": None}))
+        for recipe in (usual, quick) if self.quick != "eager" else (usual,):
+            self.paint([Row(self.prepare("paint", recipe, {}), 0)], lambda done, preview: None)
 
     def _view(self, loaded: Mapping[str, Loaded]) -> Studio:
         """A Studio in which these concepts alone are in use."""

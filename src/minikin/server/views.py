@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+from minikin.concepts import points
 from minikin.concepts.concept import Concept
+from minikin.concepts.index import Listed
 from minikin.server.faults import sentence_of
-from minikin.server.jobs import Job
+from minikin.server.jobs import Job, verdict_of
 from minikin.server.service import Service
 from minikin.server.shelf import Entry
 
@@ -21,8 +24,11 @@ def of(service: Service, job: Job) -> dict[str, Any]:
         "queue_position": ahead if job.status == "queued" else None,
         "created": job.created, "started": job.started, "completed": job.ended,
         "progress": {"step": step, "steps": steps, "stage": job.stage, "eta_s": _eta(service, job)},
-        "results": [result(p._asdict(), job.infotexts.get(p.number)) for p in job.pictures],
+        "results": [
+            result(p._asdict(), job.infotexts.get(p.number), job.verdict(p.number)) for p in job.pictures
+        ],
         "result": job.result, "warnings": list(job.notes), "error": error,
+        "concepts": {name: pinned.sha256 for name, pinned in job.prepared.concepts.items()},
     }  # fmt: skip
 
 
@@ -33,14 +39,19 @@ def of_row(row: dict[str, Any], pictures: list[dict[str, Any]]) -> dict[str, Any
         "id": row["id"], "kind": row["kind"], "status": row["status"], "task": row["task"] or None,
         "queue_position": None, "created": row["created"], "started": row["started"], "completed": row["ended"],
         "progress": {"step": 0, "steps": 0, "stage": "", "eta_s": 0.0},
-        "results": [result(p) for p in pictures if not p["swept"]],
-        "result": row["result"], "warnings": row["warnings"], "error": error,
+        "results": [
+            result(p, verdict=verdict_of(row["result"], p["number"])) for p in pictures if not p["swept"]
+        ],
+        "result": row["result"], "warnings": row["warnings"], "error": error, "concepts": row["concepts"],
     }  # fmt: skip
 
 
-def result(picture: dict[str, Any], infotext: str | None = None) -> dict[str, Any]:
+def result(
+    picture: dict[str, Any], infotext: str | None = None, verdict: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """A finished picture; `filter` is what the content filter found and did, None for nothing."""
     told = {k: picture[k] for k in ("id", "number", "seed", "width", "height", "sha256")}
-    return {**told, "url": f"/api/results/{picture['id']}", "infotext": infotext}
+    return {**told, "url": f"/api/results/{picture['id']}", "infotext": infotext, "filter": verdict}
 
 
 def concept(entry: Entry, category: str = "") -> dict[str, Any]:
@@ -49,14 +60,27 @@ def concept(entry: Entry, category: str = "") -> dict[str, Any]:
 
 def inside(concept: Concept) -> dict[str, Any]:
     """What a concept's file says that helps to choose it: its category and its operating points."""
-    points = {
+    return _chosen_by(concept.category, concept.points, bool(concept.preview))
+
+
+def listed(one: Listed) -> dict[str, Any]:
+    """The same of a file that only the index has looked at; what is no sound point is left out."""
+    try:
+        found = points.from_json(json.loads(one.points))
+    except (LookupError, ValueError, TypeError, RecursionError):
+        found = {}
+    return _chosen_by(one.category, found, one.preview)
+
+
+def _chosen_by(category: str, measured: points.Points, preview: bool) -> dict[str, Any]:
+    told = {
         preset: {
             name: {"strength": p.strength, "likeness": p.likeness, "follows": p.follows}
             for name, p in named.items()
         }
-        for preset, named in concept.points.items()
+        for preset, named in measured.items()
     }
-    return {"category": concept.category, "points": points, "preview": bool(concept.preview)}
+    return {"category": category, "points": told, "preview": preview}
 
 
 def _eta(service: Service, job: Job) -> float | None:

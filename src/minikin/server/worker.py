@@ -3,6 +3,11 @@
 An error of a batch is an error of one of its rows: the others are painted again without it, each job by
 itself. Too little memory halves the batch. A job that nobody wants is left at the next step, unless
 others share its batch; they go on undisturbed, and its picture is dropped.
+
+When the engine itself is lost (a replica that died), what it had in hand goes back to the front of the line:
+another worker paints it from the same seeds at once, while this one waits for its engine's successor. An
+engine is asked for a sign of life before it is given anything, and now and then while there is nothing to do:
+one that was gone before is nobody's loss, and its successor is there before it is needed.
 """
 
 from __future__ import annotations
@@ -18,16 +23,19 @@ from PIL import Image
 from minikin import events
 from minikin.errors import MinikinError, OutOfMemory
 from minikin.server import metrics
-from minikin.server.engine import Engine, Preview, Row
+from minikin.server.engine import Engine, EngineLost, Preview, Row
 from minikin.server.faults import Refused
 from minikin.server.jobs import Job
 from minikin.server.line import Line, Piece
+
+PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0  # between attempts to get another engine
+IDLE_S = 5.0  # without work, until the engine is asked whether it is still there
 
 log = logging.getLogger(__name__)
 
 
 class Desk(Protocol):
-    """Where finished work goes; `service.Service`."""
+    """Where finished work goes; `finishing.Finishing`."""
 
     def begun(self, jobs: list[Job]) -> list[Job]: ...
 
@@ -47,7 +55,6 @@ class Worker(threading.Thread):
         super().__init__(name=f"minikin-worker-{engine.name}", daemon=True)
         self.engine, self.line, self.desk = engine, line, desk
         self.warm = threading.Event()
-        self.idle = threading.Event()
         self.problem: BaseException | None = None
 
     def run(self) -> None:
@@ -57,13 +64,17 @@ class Worker(threading.Thread):
             self.problem = e
             log.exception("The warm-up picture failed")
         self.warm.set()
-        while True:
-            self.idle.set()
-            batch = self.line.take()
-            if not batch:
-                return
-            self.idle.clear()
-            self._work(batch)
+        if isinstance(self.problem, EngineLost):
+            self._revive(self.problem)
+        while not self.line.closed:
+            try:
+                batch = self.line.take(IDLE_S, self.engine.room)
+                if not batch:
+                    self.engine.check()
+            except EngineLost as e:
+                self._revive(e)
+            else:
+                self._work(batch)
 
     def _work(self, batch: list[Piece]) -> None:
         running = set(self.desk.begun(list(dict.fromkeys(p.job for p in batch))))
@@ -94,7 +105,10 @@ class Worker(threading.Thread):
             self._paint(batch[:half])
             self._paint(batch[half:])
             return
-        except Exception as e:
+        except EngineLost as e:
+            self._lost(batch, begun, e)
+            return
+        except Exception as e:  # of one row, whatever it is: the others' jobs, and the worker, go on
             self._isolate(batch, e)
             return
         self.line.measured(cost, time.monotonic() - begun)
@@ -109,6 +123,34 @@ class Worker(threading.Thread):
             return
         for job in jobs:
             self._paint([p for p in batch if p.job is job])
+
+    def _lost(self, pieces: list[Piece], begun: float, why: EngineLost) -> None:
+        """Give everything back but what has lost its third engine, and wait for another engine."""
+        jobs = list(dict.fromkeys(p.job for p in pieces))
+        for job in jobs:
+            losses = job.lose(begun)
+            log.warning("job %s lost its engine, %d of %d times", job.id, losses, self.line.limits.attempts)
+            if losses >= self.line.limits.attempts:
+                self.desk.failed(job, _poison(job))
+            elif job.cancelled.is_set():
+                self.desk.dropped(job)
+        self.line.give_back([p for p in pieces if p.job.losses < self.line.limits.attempts])
+        metrics.LOST.inc()
+        self._revive(why)
+
+    def _revive(self, why: BaseException) -> None:
+        self.problem, pause = why, PAUSE_S
+        log.warning("%s waits for another engine: %s", self.name, why)
+        while not self.line.closed:
+            try:
+                self.engine.warm_up()
+                self.problem = None
+                return
+            except Exception as e:
+                self.problem = e
+                log.warning("there is no engine for %s yet: %s", self.name, e)
+                self.line.closing.wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
 
     def _on_step(self, batch: list[Piece]) -> Callable[[int, Preview], None]:
         jobs = list(dict.fromkeys(p.job for p in batch))
@@ -125,6 +167,7 @@ class Worker(threading.Thread):
         return step
 
     def _alone(self, job: Job) -> None:
+        begun = time.monotonic()
         run = self.engine.run(job.asked.kind, job.prepared, job.given)
         done: events.Done | None = None
         number = 0
@@ -134,7 +177,7 @@ class Worker(threading.Thread):
                     break
                 if isinstance(event, events.Progress):
                     job.total = event.total
-                    job.step(event.done, job._preview, stage=event.stage)
+                    job.step(event.done, _looking(event) or job.shown, stage=event.stage)
                 elif isinstance(event, events.Note):
                     job.notes.append(event.text)
                 elif isinstance(event, events.Picture):
@@ -147,7 +190,10 @@ class Worker(threading.Thread):
                     done = event
         except events.Cancelled:
             pass
-        except Exception as e:
+        except EngineLost as e:
+            self._lost([Piece(job, 0)], begun, e)
+            return
+        except Exception as e:  # of this job, whatever it is: the worker goes on
             self.desk.failed(job, _readable(e, job))
             return
         finally:
@@ -160,8 +206,19 @@ class Worker(threading.Thread):
             self.desk.done(job, done)
 
 
+def _looking(event: events.Progress) -> Preview | None:
+    look = event.look
+    return (lambda row: look()) if look else None
+
+
 def _showing(image: Image.Image) -> Preview:
     return lambda row: image
+
+
+def _poison(job: Job) -> Refused:
+    return Refused(
+        f"What paints ended {job.losses} times while it worked on this.", status=500, code="poison"
+    )  # fmt: skip
 
 
 def _readable(e: Exception, job: Job) -> MinikinError:

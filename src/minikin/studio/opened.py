@@ -18,22 +18,31 @@ from minikin.bases.prompt import UNKNOWN_HINT, concept_tags
 from minikin.concepts import library
 from minikin.concepts.concept import Concept
 from minikin.errors import UnknownName
+from minikin.painting.filtering import Filtering, open_filtering
+from minikin.painting.previews import Colours
+from minikin.recipes import Mode
 
 
 class Opened:
     """A base with the concepts in use on it."""
 
-    def __init__(self, base: Base) -> None:
+    def __init__(self, base: Base, filtering: Filtering | None = None) -> None:
         self.base = base
+        self.filtering = filtering
         self.concepts = Concepts(base)
         self.adapters = Adapters(base)
+        self.colours = Colours()  # of this base; who wants previews lets it learn
         self._lock = threading.RLock()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="minikin")
 
     @classmethod
-    def open(cls, base: str = "tiny", **how: Any) -> Self:
-        """Open a base by name, folder, file or hub id; see `bases.opening.registry.open_base`."""
-        return cls(open_base(base, **how))
+    def open(cls, base: str = "tiny", *, filter: Mode | None = None, **how: Any) -> Self:
+        """Open a base by name, folder, file or hub id; see `bases.opening.registry.open_base`.
+
+        filter  flag, blur or block what the content filter finds; see `painting.filtering`
+        """
+        opened = open_base(base, **how)
+        return cls(opened, open_filtering(filter, opened))
 
     def beside(self) -> Self:
         """The same base, adapters and turns, with no concepts in use yet: names of somebody else's own."""

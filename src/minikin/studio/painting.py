@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
+from torch import Tensor
 
 from minikin import events
 from minikin.bases import presets
@@ -13,7 +15,8 @@ from minikin.bases.loras import adapters
 from minikin.bases.loras.lorafile import Adapter
 from minikin.bases.prompt import Prompt, concept_tags, parse
 from minikin.errors import BadRecipe
-from minikin.painting import chain, rework
+from minikin.marking import xmp
+from minikin.painting import chain, filtering, rework
 from minikin.painting import paint as painting
 from minikin.painting.canvas import MaskLike, read_mask
 from minikin.painting.live import Live
@@ -68,14 +71,17 @@ class Painting(Opened):
                 yield events.Note(text, warning=True)
             work = rework.begun(self.base, recipe, job)
             made: list[Painted] = []
+            facts = self.facts(recipe, job)
             steps = painting.steps(self.base, plan, recipe.strength if isinstance(recipe, Rework) else 1.0)
             for i in range(0, recipe.n, recipe.batch):
                 seeds = list(recipe.together(recipe.seed + i))
                 some = yield from self._batch(plan, prompt, wanted, seeds, (i * steps, recipe.n * steps), work)
-                made += some
-                for one in some:
-                    yield events.Picture(one.image, recipe.prompt, one.seed)
-            yield events.Done(made, self.facts(recipe, job))
+                for one in self.filtering(some) if self.filtering else some:
+                    if not filtering.is_blocked(one.verdict):
+                        xmp.made(one.image, facts[xmp.KEY])
+                    made.append(one)
+                    yield events.Picture(one.image, recipe.prompt, one.seed, one.verdict)
+            yield events.Done(made, facts)
 
     def prepared(self, recipe: Paint, prompt: Prompt) -> tuple[Plan, list[tuple[Adapter, float]]]:
         """How the recipe is painted, and the LoRAs it needs with their weights: the preset's, the prompt's."""
@@ -103,10 +109,13 @@ class Painting(Opened):
         before, total = count
 
         def run(emit: Callable[[events.Event], None]) -> list[Painted]:
+            def step(done: int, latents: Tensor) -> None:
+                now = partial(self._now, latents[0], work)
+                emit(events.Progress("painting", before + done * len(seeds), total, look=now))
+
             with self.adapters.using(wanted):  # on within a batch only: nothing else ever meets them
                 some = painting.paint_batch(
-                    self.base, plan, prompt, self.concepts.loaded, seeds,
-                    on_step=lambda s: emit(events.Progress("painting", before + s * len(seeds), total)),
+                    self.base, plan, prompt, self.concepts.loaded, seeds, on_step=step,
                     tell=lambda text: emit(events.Note(text, warning=True)),
                     ground=work.ground if work else None,
                 )  # fmt: skip
@@ -115,8 +124,17 @@ class Painting(Opened):
         painted: list[Painted] = yield from stream(run, self._worker)
         return painted
 
+    def _now(self, latents: Tensor, work: rework.Begun | None) -> Image.Image | None:
+        """What latents (C, h, w) look like, and on what they are painted."""
+        h, w = latents.shape[-2:]
+        image = self.colours.show(latents, (w * self.base.factor, h * self.base.factor))
+        return work.finished(Painted(image, 0)).image if work and image else image
+
     def paint(self, prompt: str, **recipe: Any) -> list[Image.Image]:
-        """Paint pictures and return them; keyword arguments are those of `recipes.Paint`."""
+        """Paint pictures and return them; keyword arguments are those of `recipes.Paint`.
+
+        Raises Blocked when the content filter blocks one of them; `painting` gives the others.
+        """
         wanted = Paint.make(**{"prompt": prompt, "base": self.base.name, **recipe})
         return self._painted(wanted)
 
@@ -162,9 +180,9 @@ class Painting(Opened):
                 yield events.Note(text, warning=True)
             for event in self.painting(best.drafts(recipe)):
                 if isinstance(event, events.Done):
-                    kept, found = chooser.best(event.result, recipe.n)
+                    kept, found = chooser.best(filtering.passed(event.result), recipe.n)
                     for one in kept:
-                        yield events.Picture(one.image, recipe.prompt, one.seed)
+                        yield events.Picture(one.image, recipe.prompt, one.seed, one.verdict)
                     event = events.Done(kept, {**event.facts, "chosen": found})
                 elif isinstance(event, events.Picture):
                     continue
@@ -211,6 +229,7 @@ class Painting(Opened):
             repeat = recipe.model_copy(update=update)
         return {
             "work": chain.work_of(recipe),
+            xmp.KEY: xmp.TRAINED,
             "recipe": repeat.model_dump(exclude={"device", "dtype", "batch", "n"}),
             "base": {"name": self.base.name, "fingerprint": self.base.fingerprint},
             "concepts": concepts,
@@ -223,7 +242,7 @@ class Painting(Opened):
 
 
 def _images(run: Iterator[events.Event]) -> list[Image.Image]:
-    return [one.image for one in last(run).result]
+    return [one.image for one in filtering.passed(last(run).result, all_of_them=True)]
 
 
 def last(run: Iterator[events.Event]) -> events.Done:

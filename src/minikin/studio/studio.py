@@ -27,6 +27,7 @@ from minikin.concepts import library
 from minikin.concepts.concept import Concept, check_category, check_name
 from minikin.concepts.file import store_points
 from minikin.errors import BadRecipe
+from minikin.marking import xmp
 from minikin.painting import paint as painting
 from minikin.painting.sheet import contact_sheet
 from minikin.recipes import Baseline, Compare, Distill, Paint, Sweep, Teach, Tuned
@@ -87,7 +88,8 @@ class Studio(Painting):
         with self._lock:
             for k, photo in enumerate(photos):
                 yield events.Progress("finding the subject", k, len(photos))
-                made.append(proposed_mask(self.base, Image.fromarray(photo.pixels), category))
+                mask = proposed_mask(self.base, Image.fromarray(photo.pixels), category)
+                made.append(xmp.made(mask, xmp.NONE))
                 yield events.Picture(made[-1], "mask", k)
         yield events.Done(made, {"category": category})
 

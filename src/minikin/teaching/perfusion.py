@@ -47,8 +47,9 @@ class Student:
 
     def __init__(self, base: Base, recipe: Teach, category: Tensor, c_inv: Tensor | None) -> None:
         self.base, self.recipe = base, recipe
-        self.category, self.c_inv = category.to(base.device), c_inv
+        self.category = category.to(base.device)
         self.gated = recipe.mode == "gated"
+        self.c_inv: Tensor | None = None
         self.gate = Gate(recipe.beta, recipe.tau)
         self.delta = torch.zeros(base.layout.n_values, device=base.device, requires_grad=True)
         self.keys = torch.zeros_like(self.delta, requires_grad=True) if recipe.keys == "trained" else None
@@ -91,13 +92,27 @@ class Student:
         return self.base.pack(out.e, additions=[Addition(opening, self.delta, self.keys)]), out.pooled, None
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Masked error, mean over all pixels, and the concept's encoding for i*."""
+        """Masked error, mean over all pixels, and the concept's encoding for i*.
+
+        With `keep`, the prediction around the subject should be that of the plain category: what a value
+        puts there colours the other thing as soon as two concepts share a picture.
+        """
         kv, pooled, e_concept = self.condition(batch.prompts)
+        predicted = self._predicted(batch, kv, pooled)
+        error = (predicted - batch.target).square() * batch.mask
+        if self.recipe.keep and bool((batch.mask < 1).any()):
+            with torch.no_grad():
+                plain = self.base.encode(batch.prompts)
+                usual = self._predicted(batch, self.base.pack(plain.e), plain.pooled)
+            error = error + self.recipe.keep * (predicted - usual).square() * (1 - batch.mask)
+        return error.mean(), e_concept
+
+    def _predicted(self, batch: Batch, kv: Tensor, pooled: Tensor | None) -> Tensor:
+        """What the U-Net says of the noisy pictures, (B, C, h, w) float32."""
         side = (batch.x_t.shape[2] * self.base.factor, batch.x_t.shape[3] * self.base.factor)
         more = self.base.conditions(len(batch.x_t), pooled, side)
-        predicted = self.base.unet(batch.x_t.to(self.base.dtype), batch.t, kv, **more).sample
-        error = (predicted.float() - batch.target).square()
-        return (error * batch.mask).mean(), e_concept
+        out: Tensor = self.base.unet(batch.x_t.to(self.base.dtype), batch.t, kv, **more).sample
+        return out.float()
 
     @torch.no_grad()
     def averaged(self, e_concept: Tensor | None) -> None:

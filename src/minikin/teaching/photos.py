@@ -43,7 +43,7 @@ def load_photos(where: str | Path) -> list[Photo]:
     if where.is_file():
         return [load_photo(where)]
     if not where.is_dir():
-        raise BadPhoto(f"There is no folder or file {where}. Give a folder with 1 to {MAX_PHOTOS} photos.")
+        raise BadPhoto(f"There is no folder or file {where}. Give a folder of photos: 3 to 6 are best.")
     files = sorted(f for f in where.iterdir() if f.suffix.lower() in ENDINGS and f.is_file())
     if not files:
         raise BadPhoto(
@@ -51,8 +51,8 @@ def load_photos(where: str | Path) -> list[Photo]:
         )
     if len(files) > MAX_PHOTOS:
         raise BadPhoto(
-            f"{where} holds {len(files)} photos; at most {MAX_PHOTOS} are used to teach one concept, and "
-            "3 to 6 are usual."
+            f"{where} holds {len(files)} photos; 3 to 6 are best to teach one concept, 1 to {MAX_PHOTOS} are "
+            "accepted."
         )
     return [load_photo(f) for f in files]
 

@@ -24,8 +24,11 @@ from minikin.bases.prompt import Prompt
 from minikin.bases.students import refuse_student
 from minikin.concepts.concept import Concept
 from minikin.errors import BadRecipe, OutOfMemory
+from minikin.marking import xmp
+from minikin.memory import ran_out
 from minikin.recipes import Teach
 from minikin.teaching import masks as masking
+from minikin.teaching.category import caution
 from minikin.teaching.loop import Loop
 from minikin.teaching.perfusion import Batch, Student
 from minikin.teaching.photos import Fit, Photo, fitted
@@ -144,8 +147,10 @@ def teach(
                 f"; the others' masks: {recipe.mask}." if own < len(photos) else "."
             )
         )  # fmt: skip
+        if doubt := caution(base, recipe.category):
+            yield events.Note(doubt, warning=True)
         overlay = masking.overlay_sheet([f.pixels for f in prepared.fits], prepared.masks[:, 0, 0].cpu())
-        yield events.Picture(overlay, "masks")
+        yield events.Picture(xmp.made(overlay, xmp.NONE), "masks")
         student = Student(base, recipe, category_encoding(base, recipe.category), c.inverse if c else None)
         batches = Batches(base, prepared, recipe)
         total = recipe.steps or recipe.max_steps
@@ -189,8 +194,8 @@ def _frugal(base: Base, recipe: Teach) -> Iterator[None]:
         base.unet.enable_gradient_checkpointing()
     try:
         yield
-    except (torch.OutOfMemoryError, RuntimeError) as e:
-        if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
+    except RuntimeError as e:
+        if not ran_out(e):
             raise
         raise OutOfMemory(
             f"Not enough memory on {base.device} for batch {recipe.batch} at "
@@ -237,6 +242,7 @@ def _facts(recipe: Teach, n_photos: int, c: Covariance | None) -> dict[str, Any]
         "mode",
         "batch",
         "value_rate",
+        "keep",
         "word_rate",
         "beta",
         "tau",

@@ -29,7 +29,7 @@ from minikin.painting.sheet import contact_sheet
 from minikin.tiny import vocabulary as words
 from minikin.tiny.evaluation import report as reports
 from minikin.tiny.evaluation.model import Model, psnr
-from minikin.tiny.evaluation.prompts import Asked, prompts
+from minikin.tiny.evaluation.prompts import Asked, of_each, prompts
 from minikin.tiny.evaluation.report import Report
 from minikin.tiny.evaluation.rules import judge_all
 from minikin.tiny.judges.classifier import Classifier
@@ -61,11 +61,12 @@ class Evaluation:
 
 
 def evaluate(
-    model: Model, *, pictures: int, steps: int, guidance: float, seed: int, world: str = "small",
+    model: Model, *, pictures: int, each: int = 0, steps: int, guidance: float, seed: int, world: str = "small",
     judges: Path | None = None, timed: bool = False, tell: bool = False,
 ) -> Evaluation:  # fmt: skip
     """Draw as many prompts and judge them.
 
+    each    in place of `pictures`: so many one-object prompts of every kind of object
     judges  a folder with judge.safetensors and classifier.safetensors; the embedded ones by default
     timed  also time one U-Net call and one picture
     tell   print to stderr how far it is
@@ -73,7 +74,7 @@ def evaluate(
     drawer = World(world)
     classifier = Classifier.open(judges and judges / "classifier.safetensors")
     judge = Judge.open(judges and judges / "judge.safetensors")
-    asked = prompts(drawer, pictures, SEED + seed)
+    asked = of_each(drawer, each, SEED + seed) if each else prompts(drawer, pictures, SEED + seed)
     texts = [a.prompt for a in asked]
     truth = np.stack([np.asarray(drawer.draw(a.scene)[0]) for a in asked])
     drawn = _draw(model, texts, steps, guidance, seed, tell)
@@ -82,7 +83,8 @@ def evaluate(
     noise = model.v_loss(truth[held], texts[held], seed)
     report = Report(
         settings={
-            "pictures": pictures, "steps": steps, "guidance": guidance, "seed": seed, "world": world,
+            "pictures": len(asked), "each": each, "steps": steps, "guidance": guidance, "seed": seed,
+            "world": world,
         },
         drawn=reports.shares(rights),
         ceiling=reports.shares(ceiling),
@@ -125,8 +127,12 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("python -m minikin.tiny.evaluate", description="Evaluate a tiny model.")
     p.add_argument("--model", default="tiny", help="diffusers folder; the embedded model by default")
     p.add_argument("--pictures", type=int, default=1000)
+    p.add_argument(
+        "--each", type=int, default=0, metavar="N",
+        help="N one-object prompts of every kind instead; of three kinds of the small world training knows all",
+    )  # fmt: skip
     p.add_argument("--steps", type=int, default=25)
-    p.add_argument("--guidance", type=float, default=4.0)
+    p.add_argument("--guidance", type=float, default=3.0)
     p.add_argument("--seed", type=int, default=0, help="of prompts and noise")
     p.add_argument("--world", default="small", choices=sorted(words.WORLDS), help="whose prompts")
     p.add_argument(
@@ -147,11 +153,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
     a = parser().parse_args(arguments)
     try:
-        if a.pictures < 1 or a.steps < 1:
-            raise BadRecipe(f"--pictures {a.pictures} --steps {a.steps}: both must be at least 1.")
+        if a.pictures < 1 or a.steps < 1 or a.each < 0:
+            raise BadRecipe(
+                f"--pictures {a.pictures} --steps {a.steps} --each {a.each}: the first two must be at least 1, "
+                "--each at least 0."
+            )
         found = evaluate(
-            Model(a.model, a.device), pictures=a.pictures, steps=a.steps, guidance=a.guidance, seed=a.seed,
-            world=a.world, judges=a.judges, timed=a.time, tell=True,
+            Model(a.model, a.device), pictures=a.pictures, each=a.each, steps=a.steps, guidance=a.guidance,
+            seed=a.seed, world=a.world, judges=a.judges, timed=a.time, tell=True,
         )  # fmt: skip
         print(found.report.text())
         print(f"\n{save_image(found.sheet(), a.grid)}")

@@ -292,8 +292,12 @@ my_backpack | backpack   | noto | 1f392 | patches | 60,70,150  | 250,170,60
 
 def _identity(line: str) -> Identity:
     name, category, art, code, pattern, a, b = (part.strip() for part in line.split("|"))
-    first, second = (tuple(int(v) for v in c.split(",")) for c in (a, b))
-    return Identity(name, category, art, code, pattern, (first, second))  # type: ignore[arg-type]
+    return Identity(name, category, art, code, pattern, (_rgb(a), _rgb(b)))
+
+
+def _rgb(text: str) -> tuple[int, int, int]:
+    red, green, blue = map(int, text.split(","))
+    return red, green, blue
 
 
 # The personal things of the examples and tests. my_cat and my_cat2 differ only in pattern.

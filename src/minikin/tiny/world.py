@@ -100,6 +100,12 @@ def is_held_out(scene: Scene) -> bool:
     return scene.layout in ("pair", "top", "hold") and _held(*sorted(scene.objects))
 
 
+def reserved(spec: words.WorldSpec, category: str) -> tuple[str, ...]:
+    """The backgrounds before which training never sees things of a category; () for some."""
+    every = (*spec.backgrounds, *(f"plain_{p}" for p in spec.plain))
+    return tuple(b for b in every if _held(category, b))
+
+
 class World:
     """Endless scenes of one size of the world.
 
@@ -357,11 +363,11 @@ class _Plan:
                 a, b = rng.choice(len(spec.colours), 2, replace=False)
                 names = (spec.colours[a], spec.colours[b])
                 return Look(None, pattern, tuple(words.COLOURS[n] for n in names), names)
-            return Look(None, pattern, (_any_rgb(rng), _any_rgb(rng)))
+            return Look(None, pattern, (any_rgb(rng), any_rgb(rng)))
         return Look()
 
 
-def _any_rgb(rng: Rng) -> tuple[int, int, int]:
+def any_rgb(rng: Rng) -> tuple[int, int, int]:
     import colorsys
 
     rgb = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.15, 0.9), rng.uniform(0.45, 1.0))

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 
 from minikin import events
 from minikin.errors import BadRecipe, Diverged, OutOfMemory
+from minikin.memory import ran_out
 from minikin.training import checkpoint, muon, ranks
 from minikin.training.journal import Journal
 from minikin.training.plan import SAME, Plan, State, Turn
@@ -281,7 +282,7 @@ class Run:
 
     def _smaller(self, e: RuntimeError) -> events.Note:
         """After running out of memory: halve the batch (the rate stays) and try the step again."""
-        if not isinstance(e, torch.OutOfMemoryError) and "can't allocate memory" not in str(e):
+        if not ran_out(e):
             raise e
         self.optimizer.zero_grad(set_to_none=True)
         if self.device.type == "cuda":

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minikin.bases.base import Base
-from minikin.bases.loras import lorafile
+from minikin.bases.loras import guidance, lorafile
 from minikin.bases.loras.lorafile import Adapter, LowRank
 from minikin.bases.opening.registry import models_folder
 from minikin.bases.opening.singlefile import read_header
@@ -69,8 +69,8 @@ def find(name: str) -> Path:
         for pickle in lorafile.PICKLES:
             if (path := place / f"{name}{pickle}").is_file():
                 raise BadAdapterFile(
-                    f"{path} is a pickle, which can run code, and is never opened. Convert it to .safetensors "
-                    "in the tool it came from."
+                    f"{path} is a pickle, which can run code, and is never opened. Turn it into .safetensors "
+                    f"without running it: minikin models convert {path}"
                 )
     raise UnknownName(
         "LoRA", name, {p.stem for place in places for p in place.glob("*.safetensors")},
@@ -125,6 +125,7 @@ class Adapters:
         self.loaded: dict[tuple[Path, int, int], Adapter] = {}  # the longest unused first
         self._sum: tuple[tuple[tuple[str, float], ...], list[_Change]] = ((), [])
         self._over: object = None  # the weights that sum was merged over: `Base.dressed`
+        self._blank: nn.Linear | None = None  # a guidance input, for LoRAs that give the base one
 
     def get(self, path: Path, name: str | None = None) -> Adapter:
         """The LoRA in this file, loaded once; read again when the file has changed."""
@@ -146,19 +147,32 @@ class Adapters:
         if not wanted:
             yield
             return
-        key, changes = self._summed(wanted)
-        try:
-            for change in changes:
-                change.layer.__class__ = change.adapted
-                change.layer.__dict__.update(change.tensors)
-            self.base.worn = " ".join(f"{h[:16]} {w:g}" for h, w in key)
-            yield
-        finally:
-            self.base.worn = ""
-            for change in changes:
-                change.layer.__class__ = change.plain
-                for name in change.tensors:
-                    change.layer.__dict__.pop(name, None)
+        with guidance.embedded(self.base.unet, self._input(wanted)):
+            key, changes = self._summed(wanted)
+            try:
+                for change in changes:
+                    change.layer.__class__ = change.adapted
+                    change.layer.__dict__.update(change.tensors)
+                self.base.worn = " ".join(f"{h[:16]} {w:g}" for h, w in key)
+                yield
+            finally:
+                self.base.worn = ""
+                for change in changes:
+                    change.layer.__class__ = change.plain
+                    for name in change.tensors:
+                        change.layer.__dict__.pop(name, None)
+
+    def _input(self, wanted: Wanted) -> nn.Linear | None:
+        """The guidance input that a full LCM's LoRA wants and the base lacks; kept, as sums refer to it."""
+        widths = {n for adapter, _ in wanted for n in guidance.widths(adapter.layers.items())}
+        if not widths or self.base.has_guidance_embedding:
+            return None
+        if len(widths) > 1:
+            raise BadRecipe("Two of these LoRAs are full consistency models of different kinds: use one.")
+        if self._blank is None or self._blank.in_features not in widths:
+            self._blank = guidance.blank(self.base.unet, widths.pop())
+            self._sum = ((), [])
+        return self._blank
 
     def _summed(self, wanted: Wanted) -> tuple[tuple[tuple[str, float], ...], list[_Change]]:
         """The weighted sum as a change of each layer; the last one is kept for the next batch."""

@@ -3,8 +3,8 @@
 Layouts: kohya (`lora_unet_...lora_down.weight`, `lora_te_`, `lora_te1_`, `lora_te2_`; SDXL's block
 numbers too), diffusers old and new, and PEFT (`lora_A`, with or without `base_model.model.`). The
 names are converted by diffusers; what each number means (alpha, rank) is folded in here. Only
-safetensors: .pt, .ckpt and .bin are pickles, which can run code. Knows nothing of layers in use;
-`adapters` puts them on.
+safetensors: .pt, .ckpt and .bin are pickles, which can run code. They are a stranger's files: read into
+memory, never mapped, within the limits below. Knows nothing of layers in use; `adapters` puts them on.
 """
 
 from __future__ import annotations
@@ -17,13 +17,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from minikin.bases.base import Base
+from minikin.bases.loras import guidance
 from minikin.bases.loras.lorakinds import check_family, check_kind
 from minikin.errors import BadAdapterFile, BaseMismatch
+from minikin.files import read_small
 
 PICKLES = (".pt", ".ckpt", ".bin", ".pth")
+MAX_BYTES = 2 << 30  # SDXL in rank 256: 1.7 GB
+MAX_HEADER = 16 << 20  # trainers write the tags of all their pictures into it
+MAX_TENSORS = 20_000  # SDXL with convolutions and text encoders: 3,000
+MAX_SETTINGS = 1 << 20  # PEFT's adapter_config.json
 
 
 class LowRank(NamedTuple):
@@ -72,23 +79,41 @@ def load(base: Base, path: Path, name: str) -> Adapter:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
     if path.suffix.lower() in PICKLES:
         raise BadAdapterFile(
-            f"{path.name} is a pickle, which can run code, and is never opened. Convert it to .safetensors in "
-            "the tool it came from."
+            f"{path.name} is a pickle, which can run code, and is never opened. Turn it into .safetensors "
+            f"without running it: minikin models convert {path}"
         )
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        with safe_open(path, "pt") as f:
-            return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}, digest  # noqa: SIM118
+        data = read_small(path, MAX_BYTES)
     except OSError as e:
         raise BadAdapterFile(f"The LoRA {path} cannot be read: {e.strerror or e}.") from e
-    except SafetensorError as e:
+    if data is None:
+        raise BadAdapterFile(
+            f"{path.name} is no file, or one of more than {MAX_BYTES} bytes, which no LoRA has."
+        )
+    try:
+        metadata = _metadata(data)
+        return load(data), metadata, hashlib.sha256(data).hexdigest()
+    except (SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as e:
         raise BadAdapterFile(
             f"{path.name} is not a safetensors file, or it is damaged ({e}). Fetch it again, or convert it."
         ) from e
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """What a file says of itself. Raises ValueError for a header that is too long, or of too many tensors."""
+    n = int.from_bytes(data[:8], "little")
+    if n > MAX_HEADER:
+        raise ValueError(f"a header of {n} bytes, more than {MAX_HEADER}")
+    header = json.loads(data[8 : 8 + n])
+    metadata = header.pop("__metadata__", None) or {}
+    if len(header) > MAX_TENSORS:
+        raise ValueError(f"{len(header)} tensors, more than {MAX_TENSORS}")
+    return dict(metadata)
 
 
 def _scaled(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
@@ -99,12 +124,15 @@ def _scaled(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, st
         stem = _stem_of_up(key)
         if stem is None:
             continue
-        rank = t.shape[1]
-        if (alpha := tensors.get(f"{stem}.alpha")) is not None:
-            factor = float(alpha) / rank
-        else:
-            factor = _peft_scale(config, stem, rank)
+        try:
+            rank = t.shape[1]
+            alpha = tensors.get(f"{stem}.alpha")
+            factor = _peft_scale(config, stem, rank) if alpha is None else float(alpha) / rank
+        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as e:
+            raise BadAdapterFile(f"The alpha or rank of {stem} in {path.name} cannot be read ({e}).") from e
         out[key] = t.float() * factor
+        if not bool(torch.isfinite(out[key]).all()):
+            raise BadAdapterFile(f"{path.name} has a scale of {factor:g} for {stem}, which is not finite.")
     return out
 
 
@@ -123,9 +151,9 @@ def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         if "lora_adapter_metadata" in metadata:
             return dict(json.loads(metadata["lora_adapter_metadata"]))
         if path.name == "adapter_model.safetensors":
-            beside = json.loads((path.parent / "adapter_config.json").read_text())
+            beside = json.loads(read_small(path.parent / "adapter_config.json", MAX_SETTINGS) or b"")
             return {f"unet.{k}": v for k, v in beside.items()}
-    except (OSError, ValueError, TypeError) as e:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
         raise BadAdapterFile(f"The settings of {path.name} cannot be read ({e}).") from e
     return {}
 
@@ -201,6 +229,8 @@ def _fitted(
     parts, out = components(base), {}
     for (component, layer), pair in named.items():
         module = _layer(parts.get(component), layer)
+        if module is None and (component, layer) == ("unet", guidance.LAYER):
+            module = guidance.blank(base.unet, pair.down.shape[1])  # see `Adapters.using`
         weight = getattr(module, "weight", None)
         fitted = None if weight is None else _in_shape(pair, weight)
         if fitted is None:

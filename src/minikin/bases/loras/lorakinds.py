@@ -37,7 +37,7 @@ def check_kind(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise BadAdapterFile(
             f"{path.name} is not a LoRA: it holds {', '.join(list(tensors)[:5]) or 'nothing'}.{hint}"
         )
-    broken = [k for k, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    broken = [k for k, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t.float()).all()]
     if broken:
         raise BadAdapterFile(f"{path.name} holds numbers that are not finite, in {', '.join(broken[:5])}.")
 

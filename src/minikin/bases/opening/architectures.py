@@ -11,6 +11,7 @@ import gzip
 import json
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -169,11 +170,19 @@ def clip_vocabulary() -> tuple[dict[str, int], list[str]]:
     return {w: i for i, w in enumerate(words)}, merges
 
 
+@cache
+def _vocabulary_files() -> dict[str, str]:
+    vocabulary, merges = clip_vocabulary()
+    return {
+        "vocab.json": json.dumps(vocabulary, ensure_ascii=False),
+        "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n",
+    }
+
+
 def _write_tokenizer(folder: Path, pad: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary, merges = clip_vocabulary()
-    (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n")
+    for name, text in _vocabulary_files().items():
+        (folder / name).write_text(text)
     settings = {
         "tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": pad,
         "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>",

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from minikin import events
 from minikin.bases import presets
@@ -30,7 +31,25 @@ TIMEOUT_S = 30
 _PARTS = (
     "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "",
 )  # fmt: skip
-HELPERS = {"clipseg": ("CIDAS/clipseg-rd64-refined", "Apache-2.0")}  # models that are not bases
+
+
+@dataclass(frozen=True)
+class Helper:
+    """A published model that is no base: its weights lie at the top of a repository, or in one part of it."""
+
+    repo: str
+    licence: str
+    part: str = ""
+
+
+HELPERS = {
+    "clipseg": Helper("CIDAS/clipseg-rd64-refined", "Apache-2.0"),
+    "clip-b32": Helper("openai/clip-vit-base-patch32", "MIT"),
+    "clip-l14": Helper("openai/clip-vit-large-patch14", "MIT"),
+    "dino-s16": Helper("facebook/dino-vits16", "Apache-2.0"),
+    "dinov2-s14": Helper("facebook/dinov2-small", "Apache-2.0"),
+    "safety-checker": Helper(KNOWN["sd15"].repo, KNOWN["sd15"].licence, "safety_checker"),
+}
 
 
 @dataclass(frozen=True)
@@ -61,29 +80,32 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
-def plan(name: str) -> Plan:
+def plan(name: str, revision: str | None = None) -> Plan:
     """Ask the hub what a known model (or owner/name) consists of.
 
+    revision  a commit, tag, branch or refs/pr/N; the newest commit by default
     Raises UnknownName, NoNetwork, or BadModelFile when the repository has no safetensors weights.
     """
     sources = presets.sources()
     if name in sources:
-        return _adapter_plan(sources[name])
+        return _adapter_plan(sources[name], revision)
     if name not in KNOWN and name not in HELPERS and name.count("/") != 1:
         raise UnknownName("model", name, [*KNOWN, *HELPERS, *sources], "A hub id (owner/name) works too.")
-    known = KNOWN.get(name)
-    repo = known.repo if known else HELPERS.get(name, (name, ""))[0]
-    facts, files, stated = _ask(repo)
-    licence = known.licence if known else HELPERS.get(name, ("", stated))[1]
-    wanted = tuple(_wanted(files, flat=name in HELPERS))
+    known, helper = KNOWN.get(name), HELPERS.get(name)
+    source = known or helper
+    repo = source.repo if source else name
+    facts, files, stated = _ask(repo, revision)
+    licence = source.licence if source else stated
+    wanted = tuple(_wanted(files, helper))
     if not any(f.name.endswith(".safetensors") for f in wanted):
-        raise BadModelFile(f"{repo} has no .safetensors weights in diffusers layout; pickles are not fetched.")
+        raise BadModelFile(_only_pickles(name, repo, files, helper))
     return Plan(name, repo, licence, _revision(facts, repo), wanted)
 
 
-def _ask(repo: str) -> tuple[dict[str, Any], list[RemoteFile], str]:
+def _ask(repo: str, revision: str | None) -> tuple[dict[str, Any], list[RemoteFile], str]:
     """What the hub says of a repository: everything, its files, the licence on its card."""
-    facts = json.loads(_get(f"{endpoint()}/api/models/{repo}?blobs=true", repo))
+    at = f"/revision/{quote(revision, safe='')}" if revision else ""
+    facts = json.loads(_get(f"{endpoint()}/api/models/{repo}{at}?blobs=true", repo))
     files = [
         RemoteFile(s["rfilename"], int(s.get("size") or 0), (s.get("lfs") or {}).get("sha256", ""))
         for s in facts.get("siblings", [])
@@ -99,27 +121,43 @@ def _revision(facts: dict[str, Any], repo: str) -> str:
     return found
 
 
-def _adapter_plan(source: Source) -> Plan:
+def _adapter_plan(source: Source, revision: str | None) -> Plan:
     """One file of a repository: a preset's adapter."""
-    facts, files, stated = _ask(source.repo)
+    facts, files, stated = _ask(source.repo, revision)
     wanted = tuple(f for f in files if f.name == source.file)
     if not wanted:
         raise BadModelFile(f"{source.repo} has no file {source.file} any more. Look for it on its page.")
     return Plan(source.name, source.repo, source.licence or stated, _revision(facts, source.repo), wanted)
 
 
-def _wanted(files: list[RemoteFile], flat: bool = False) -> Iterator[RemoteFile]:
+def _only_pickles(name: str, repo: str, files: list[RemoteFile], helper: Helper | None) -> str:
+    layout = "" if helper else " in diffusers layout"
+    told = f"{repo} has no .safetensors weights{layout}; pickles are not fetched."
+    weights = [f.name for f in files if f.name.endswith("pytorch_model.bin")]
+    if not helper or not weights:
+        return told
+    folder = models_folder() / name
+    return (
+        f"{told} A pull request on its page may add them: --revision refs/pr/NUMBER. Or, if you trust who "
+        "published it, fetch it yourself and convert it, which executes nothing of it: "
+        f"`hf download {repo} --local-dir {folder}`, then `minikin models convert {folder / weights[0]}`."
+    )
+
+
+def _wanted(files: list[RemoteFile], helper: Helper | None = None) -> Iterator[RemoteFile]:
     """Configurations, tokenizers, and one set of safetensors weights per part (half if there is one).
 
-    flat  the weights lie at the top (a single model, not a pipeline)
+    helper  a single model, not a pipeline
     """
+    flat = helper is not None and not helper.part
+    parts = (helper.part,) if helper and helper.part else _PARTS
     names = {f.name for f in files}
     for f in files:
         path = PurePosixPath(f.name)
         if ".." in path.parts or path.is_absolute():
             continue
         part = "" if len(path.parts) == 1 else path.parts[0]
-        if part not in _PARTS or len(path.parts) > 2:
+        if part not in parts or len(path.parts) > 2:
             continue
         if path.suffix in (".json", ".txt"):
             yield f

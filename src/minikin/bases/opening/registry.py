@@ -139,7 +139,8 @@ def open_base(
     if prediction:
         config = pipe.scheduler.config
         pipe.scheduler = type(pipe.scheduler).from_config(config, prediction_type=prediction)
-    base = Base(pipe, name, licence, _facts(on_disk) if on_disk else {})
+    folder = on_disk if on_disk and on_disk.is_dir() else _cached_folder(pipe)
+    base = Base(pipe, name, licence, _facts(on_disk) if on_disk else {}, folder)
     _ = base.fingerprint, base.text_hash
     runtime.to_device(pipe, where, how)
     return base
@@ -227,6 +228,15 @@ def _open_cached(repo: str, ref: str, **kwargs: Any) -> Any:
             f"'{ref}' ({repo}) is not on this machine, and opening a base never downloads. Fetch it once "
             f"with `minikin models pull {ref}`, or add a file you have: `minikin models add FILE`."
         ) from e
+
+
+def _cached_folder(pipe: Any) -> Path | None:
+    """Where a base of the hub's local cache lies."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name = str(pipe.config.get("_name_or_path") or "")
+    index = try_to_load_from_cache(name, "model_index.json") if name.count("/") == 1 else None
+    return Path(index).parent if isinstance(index, str) else None
 
 
 def _refuse_code(path: Path, index: Any) -> None:

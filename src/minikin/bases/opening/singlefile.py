@@ -50,6 +50,8 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
     Raises BadModelFile when the file is not safetensors (pickles are never opened).
     """
     try:
+        if not path.is_file():  # nor a pipe, which would be waited for
+            raise BadModelFile(f"There is no file {path}.")
         with open(path, "rb") as f:
             (n,) = struct.unpack("<Q", f.read(8))
             if not 2 <= n <= MAX_HEADER:
@@ -57,12 +59,11 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
             header = json.loads(f.read(n))
         metadata = header.pop("__metadata__", {}) or {}
         return {k: tuple(v["shape"]) for k, v in header.items()}, metadata
-    except FileNotFoundError:
-        raise BadModelFile(f"There is no file {path}.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as e:
         raise BadModelFile(
             f"{path} is not a safetensors checkpoint ({e}). Minikin opens .safetensors files and "
-            "diffusers folders; convert a .ckpt or .bin with its own tools first (pickles can run code)."
+            "diffusers folders. A .ckpt or .bin is a pickle, which can run code: turn it into .safetensors "
+            f"without running it: minikin models convert {path}"
         ) from None
 
 

@@ -199,7 +199,7 @@ def compare(task: Task, out: Path, teach: Teach, wear: Wear) -> Generator[Event,
         yield from gallery.paint([w for wishes in some for w in wishes], f"painting {method}")
         both = yield from _both(task, gallery, taught, teach)
         standings.append((
-            taught, [_standing(task, gallery, taught, wishes, d) for wishes, d in zip(some, both, strict=True)]
+            taught, [_standing(task, gallery, taught, wishes, *d) for wishes, d in zip(some, both, strict=True)]
         ))  # fmt: skip
     facts = report.facts(task, standings)
     page = report.write(facts, standings, out)
@@ -254,12 +254,12 @@ def _wishes(task: Task, taught: Taught, course: Course) -> list[Wish]:
 
 def _both(
     task: Task, gallery: Gallery, taught: Taught, teach: Teach
-) -> Generator[Event, None, list[Together | None]]:
+) -> Generator[Event, None, list[tuple[Together | None, list[Path]]]]:
     """The second thing taught by the same method, and both in one picture, for each course."""
     if task.beside is None:
-        return [None for _ in task.courses]
+        return [(None, []) for _ in task.courses]
     r = task.recipe
-    found: list[Together | None] = []
+    found: list[tuple[Together | None, list[Path]]] = []
     partner = yield from teach(taught.method, task.second)
     prompts = task.duets(variant(taught.method).regions)
     for course in task.courses:
@@ -267,15 +267,17 @@ def _both(
         plainly = [Wish(None, 0.0, course, p, r.seeds) for _, p in prompts]
         yield from gallery.paint(plainly, "painting pairs on the plain base")
         yield from gallery.paint(own, f"painting pairs by {taught.method}")
-        pictures, before = (_opened([p for w in some for p in gallery.paths(w)]) for some in (own, plainly))
+        paths, plain_paths = ([p for w in some for p in gallery.paths(w)] for some in (own, plainly))
+        pictures, before = _opened(paths), _opened(plain_paths)
         each = [p for _, p in prompts for _ in range(r.seeds)]
         known = (task.known.photos, task.beside.photos)
-        found.append(together(task.judge, pictures, before, known, each))
+        found.append((together(task.judge, pictures, before, known, each), paths))
     return found
 
 
 def _standing(
-    task: Task, gallery: Gallery, taught: Taught, wishes: Sequence[Wish], both: Together | None
+    task: Task, gallery: Gallery, taught: Taught, wishes: Sequence[Wish], both: Together | None,
+    duets: Sequence[Path],
 ) -> Standing:  # fmt: skip
     """A method's numbers in one course, from its pictures."""
     r, course = task.recipe, wishes[0].course
@@ -289,7 +291,7 @@ def _standing(
         named = [plain(w.prompt, {r.name: r.category}) for w in own for _ in range(w.n)]
         points.append(Point(strength, score(task.judge, _opened(paths), named, task.known), paths))
     same = all(a.tobytes() == b.tobytes() for a, b in zip(_opened(before), _opened(after), strict=True))
-    return Standing(str(course), drift, same, points, task.measure, before, after, both)
+    return Standing(str(course), drift, same, points, task.measure, before, after, both, duets)
 
 
 def _opened(paths: Sequence[Path]) -> list[Image.Image]:

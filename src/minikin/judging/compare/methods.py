@@ -23,9 +23,9 @@ from minikin.concepts.concept import Concept
 from minikin.errors import BadRecipe, UnknownName
 from minikin.events import Done, Event
 from minikin.files import atomic_write
-from minikin.judging.compare.memory import peak
 from minikin.judging.compare.variants import ABLATIONS, check, variant
 from minikin.judging.sweep.cache import key
+from minikin.memory import peak
 from minikin.recipes import BESIDE, Baseline, Compare, Teach
 from minikin.teaching.baselines import methods as baselines
 from minikin.teaching.baselines import sizes
@@ -33,7 +33,7 @@ from minikin.teaching.baselines.learned import Learned
 from minikin.teaching.baselines.teach import check as check_baseline
 from minikin.teaching.photos import Photo
 
-PERFUSION = {"perfusion-gated": "gated", "perfusion-row": "row"}
+PERFUSION = {"perfusion-row": "row", "perfusion-gated": "gated"}  # name -> mode, the default first
 SPARE = ("zwx", "bacus", "embic")  # rare words for a second thing; the last two are of tiny
 ONE_POINT = "textual-inversion"  # a word is there or not: it has no strength
 CARD = "taught.json"
@@ -114,6 +114,8 @@ def teach(
     if recipe.name == BESIDE and isinstance(wanted, Baseline):
         wanted = wanted.model_copy(update={"word": _spare(base, photos, wanted)})
     photos = photos[: which.photos]
+    if which.recipe.get("mask") == "none":  # an ablation: without the photos' own masks, too
+        photos = [replace(p, mask=None) for p in photos]
     seen = hashlib.sha256(b"".join(p.pixels.tobytes() for p in photos)).hexdigest()
     settings = wanted.model_dump(mode="json", exclude={"base", "device", "dtype"})
     folder = (

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minikin.bases.base import Base
-from minikin.bases.presets import PRESETS
+from minikin.bases.presets import PRESETS, preset
 from minikin.concepts.concept import check_category, check_name
 from minikin.errors import BadRecipe
 from minikin.judging.compare.measure import Course, Task
@@ -51,23 +51,28 @@ def _courses(
 ) -> tuple[tuple[Course, ...], tuple[str, ...]]:
     """How pictures of each number of steps are painted, and a sentence for each that cannot be."""
     found, skipped = [], []
+    asked = [preset(name).name for name in recipe.presets]
     for steps in dict.fromkeys(recipe.steps):
         fitting = [p for p in listed if steps in PRESETS[p["name"]].allowed]
         fitting = [p for p in fitting if (p["name"] == "quality") == (steps > FEW)]
-        ready = next((p for p in fitting if p["ready"]), None)
-        if ready is None:
+        fitting.sort(key=lambda p: len(PRESETS[p["name"]].allowed))  # made for few other numbers
+        if asked and steps <= FEW:
+            fitting = [p for p in fitting if p["name"] in asked]
+        ready = [p for p in fitting if p["ready"]]
+        if not ready:
             missing = " or ".join(f"{p['name']} (adapter {p['adapter']})" for p in fitting)
             why = f"preset {missing} is not on this machine" if missing else "no preset of this base is for it"
             skipped.append(f"{_counted(steps)} left out: {why}.")
             continue
         text = classes.prompt(recipe.category)
-        looked = Paint.make(prompt=text, base=recipe.base, preset=ready["name"], steps=steps, points={})
-        told = facts(looked)
-        if told["recipe"]["steps"] != steps:
-            skipped.append(f"{_counted(steps)} left out: {ready['name']}'s adapter is for other numbers.")
-            continue
-        keep = ("base", "preset", "sampler", "guidance", "adapters")
-        found.append(Course(ready["name"], steps, {"steps": steps} | {k: told[k] for k in keep}))
+        for name in [p["name"] for p in ready][: None if asked else 1]:
+            looked = Paint.make(prompt=text, base=recipe.base, preset=name, steps=steps, points={})
+            told = facts(looked)
+            if told["recipe"]["steps"] != steps:
+                skipped.append(f"{_counted(steps)} left out: {name}'s adapter is for other numbers.")
+                continue
+            keep = ("base", "preset", "sampler", "guidance", "adapters")
+            found.append(Course(name, steps, {"steps": steps} | {k: told[k] for k in keep}))
     return tuple(found), tuple(skipped)
 
 

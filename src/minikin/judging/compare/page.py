@@ -45,7 +45,7 @@ def _course(found: dict[str, Any], table: report.Table, k: int, name: str) -> st
     drawing = _draw(standings, LABELS[found["axis"]], found["among_photos"])
     head = "".join(f"<th>{h}</th>" for h in report.head(found))
     body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>\n"
+        "<tr>" + "".join(f"<td>{_cell(text)}</td>" for text in row) + "</tr>\n"
         for row in report.rows(found, name)
     )
     before = _images(standings[0][1].before[:PLAIN])
@@ -62,6 +62,12 @@ def _course(found: dict[str, Any], table: report.Table, k: int, name: str) -> st
 <th>{html.escape(found["plain"])}, with it on</th></tr></thead><tbody>
 {shown}</tbody></table></div>
 """
+
+
+def _cell(text: str) -> str:
+    """An interval stands below its value, so that all columns fit on a screen."""
+    value, bracket, interval = html.escape(text).partition(" [")
+    return f'{value}<br><span class="small">[{interval}</span>' if bracket else value
 
 
 def _draw(standings: Sequence[tuple[Taught, Standing]], label: str, among: float | None) -> str:

@@ -68,14 +68,15 @@ def _method(taught: Taught, standings: Sequence[Standing]) -> dict[str, Any]:
 def _course(s: Standing) -> dict[str, Any]:
     return {
         "course": s.course, "drift": asdict(s.drift), "plain_same": s.same, "hypervolume": s.hypervolume,
-        "both": None if s.both is None else asdict(s.both),
+        "both": None if s.both is None else asdict(s.both), "duets": [p.name for p in s.duets],
         "front": [s.points[i].strength for i in s.front], "points": [_point(p) for p in s.points],
     }  # fmt: skip
 
 
 def _point(p: Point) -> dict[str, Any]:
     found = {name: getattr(p.scores, name) for name in SCORES}
-    return {"strength": p.strength} | {n: None if m is None else asdict(m) for n, m in found.items()}
+    named = {"strength": p.strength, "pictures": [path.name for path in p.pictures]}
+    return named | {n: None if m is None else asdict(m) for n, m in found.items()}
 
 
 def write(found: dict[str, Any], table: Table, out: Path) -> Path:

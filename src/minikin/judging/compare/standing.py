@@ -42,6 +42,7 @@ class Standing:
     before: Sequence[Path]
     after: Sequence[Path]
     both: Together | None = None  # two things in one picture
+    duets: Sequence[Path] = ()  # the pictures of these
 
     @cached_property
     def places(self) -> np.ndarray:

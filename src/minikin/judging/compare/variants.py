@@ -1,9 +1,9 @@
 """Variants: a method with something changed, for ablations.
 
-    perfusion-gated:mask=none            a field of the method's recipe (`Teach` or `Baseline`)
+    perfusion-row:mask=none              a field of the method's recipe (`Teach` or `Baseline`)
     perfusion-gated:lock=global          painted with the global key lock
-    perfusion-gated:photos=1             taught from the first photo alone
-    perfusion-gated:regions=on           two things in one picture: with region words, <mine@left>
+    perfusion-row:photos=1               taught from the first photo alone
+    perfusion-row:regions=on             two things in one picture: with region words, <mine@left>
     perfusion-gated:beta=0.6:tau=0.2     several at once
 
 `ABLATIONS` are those of Minikin's own method, each against the first.
@@ -20,10 +20,11 @@ from minikin.errors import BadRecipe, UnknownName
 PAINTED = ("lock",)  # fields of `recipes.Paint` that a variant may change
 PHOTOS, REGIONS = "photos", "regions"
 ABLATIONS = (
-    "perfusion-gated", "perfusion-row", "perfusion-gated:keys=trained", "perfusion-row:keys=trained",
-    "perfusion-gated:lock=global", "perfusion-gated:mask=none", "perfusion-gated:beta=0.6",
-    "perfusion-gated:tau=0.2", "perfusion-gated:positions=own", "perfusion-gated:word_rate=0",
-    "perfusion-gated:photos=1", "perfusion-gated:int8=true",
+    "perfusion-row", "perfusion-row:keep=0", "perfusion-row:keys=trained", "perfusion-row:mask=none",
+    "perfusion-row:photos=1", "perfusion-row:int8=true", "perfusion-row:steps=150",
+    "perfusion-gated", "perfusion-gated:keys=trained", "perfusion-gated:lock=global",
+    "perfusion-gated:beta=0.6", "perfusion-gated:tau=0.2", "perfusion-gated:positions=own",
+    "perfusion-gated:word_rate=0",
 )  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def variant(name: str) -> Variant:
     for change in changes:
         key, _, value = change.partition("=")
         if not key or not value:
-            raise BadRecipe(f"'{name}': write changes as KEY=VALUE, for example perfusion-gated:mask=none.")
+            raise BadRecipe(f"'{name}': write changes as KEY=VALUE, for example perfusion-row:mask=none.")
         found[key] = value
     photos = found.pop(PHOTOS, None)
     if photos is not None and not (photos.isdigit() and int(photos) > 0):

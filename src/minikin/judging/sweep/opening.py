@@ -43,7 +43,7 @@ def task(
         "size": [plan.recipe.width, plan.recipe.height], "adapters": facts["adapters"],
         "dtype": str(base.dtype).removeprefix("torch."),
     }  # fmt: skip
-    return Task(recipe, concept, plan, target, judge, known, base.has_guidance_embedding)
+    return Task(recipe, concept, plan, target, judge, known, plan.preset.embedded)
 
 
 def references(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from minikin.judging.intervals import Measured
 from minikin.judging.scores import References
 from minikin.judging.sweep.points import Chosen
 from minikin.judging.sweep.search import Found, Standing
+from minikin.marking.encode import MARKED
 
 COLOURS = {"faithful": "#c2410c", "balanced": "#15803d", "creative": "#7e22ce"}
 LABELS = {
@@ -147,9 +147,7 @@ def jpeg(image: Image.Image, side: int) -> bytes:
     """A picture as a small JPEG, its longer side at most `side` px."""
     small = image.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    data = io.BytesIO()
-    small.save(data, "JPEG", quality=92)
-    return data.getvalue()
+    return MARKED.encode(small, "JPEG", quality=92)
 
 
 def inline(data: bytes, alt: str = "") -> str:

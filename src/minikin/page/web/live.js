@@ -1,12 +1,15 @@
 // Painting live: one wish is on its way to /api/live at a time, and the newest goes when its picture is there.
 // Sent at once, each key would stop the picture of the last: who types quickly would see none before a pause.
+// Who types quicker than is painted gets `hurried` pictures, of fewer steps; the last is then painted in full.
 
 const PATIENCE_MS = 3000; // then the next wish goes without an answer
 
 export class Live {
   constructor(shown, problem) { this.shown = shown; this.problem = problem; this.sent = {}; this.socket = null; this.since = 0; }
-  wish(recipe) {
+  wish(recipe, hurried = {}) {
     this.wanted = recipe;
+    this.hurried = hurried;
+    this.late = this.since > 0; // the picture of an older wish is on its way
     if (this.socket?.readyState === WebSocket.OPEN) this.#send();
     else if (!this.socket || this.socket.readyState > WebSocket.OPEN) this.#open();
   }
@@ -29,9 +32,11 @@ export class Live {
   }
   #send() { // what changed; the server keeps the rest
     if (this.since && performance.now() - this.since < PATIENCE_MS) return;
-    const changed = Object.fromEntries(Object.entries(this.wanted).filter(([k, v]) => JSON.stringify(this.sent[k]) !== JSON.stringify(v)));
+    const wanted = this.late ? {...this.wanted, ...this.hurried} : this.wanted;
+    const changed = Object.fromEntries(Object.entries(wanted).filter(([k, v]) => JSON.stringify(this.sent[k]) !== JSON.stringify(v)));
     if (!Object.keys(changed).length) return;
-    this.sent = {...this.wanted};
+    this.late = false;
+    this.sent = {...wanted};
     this.since = performance.now();
     this.socket.send(JSON.stringify(changed));
   }

@@ -9,7 +9,6 @@ named with `force_task_id`.
 from __future__ import annotations
 
 import json
-import secrets
 import time
 from typing import Any
 
@@ -21,15 +20,18 @@ from starlette.concurrency import run_in_threadpool
 
 from minikin.painting.metadata import parse_parameters
 from minikin.painting.schedulers import SCHEDULERS
-from minikin.server import decode, kinds
+from minikin.server import decode
+from minikin.server.dialects.a1111_there import digest, title
+from minikin.server.dialects.shared import known, seed_of, words
 from minikin.server.engine import Given
-from minikin.server.faults import Refused
-from minikin.server.http import StrictRoute, b64, client_of, hold, pictures, preview, service_of, submit
+from minikin.server.faults import Refused, wrong
+from minikin.server.http import StrictRoute, b64, client_of, hold, pictures, preview, queued, service_of, submit
 from minikin.server.jobs import Asked, Job
 from minikin.server.service import Service
 
 router = APIRouter(prefix="/sdapi/v1", tags=["a1111"], route_class=StrictRoute)
 HARMLESS = ("CLIP_stop_at_last_layers", "sd_model_checkpoint", "samples_format", "eta_noise_seed_delta")
+UNSUPPORTED = "unsupported_field"
 KARRAS = " Karras"
 LEAST = 0.01  # strength
 
@@ -77,20 +79,20 @@ class Img2Img(Txt2Img):
 
 
 @router.post("/txt2img", response_class=JSONResponse)
+@queued
 async def txt2img(request: Request, body: Txt2Img) -> Response:
     """Paint from a prompt."""
     return await _answer(request, "paint", body, {}, None)
 
 
 @router.post("/img2img", response_class=JSONResponse)
+@queued
 async def img2img(request: Request, body: Img2Img) -> Response:
     """Refine a picture, or inpaint it where a mask is white."""
     limits = service_of(request).limits
     kind = "refine" if body.mask is None else "inpaint"
     image = await run_in_threadpool(decode.from_base64, body.init_images[0], "init_images", limits)
-    if not body.prompt.strip() and "parameters" in image.info:
-        body.prompt, negative, _ = parse_parameters(image.info["parameters"])
-        body.negative_prompt = body.negative_prompt or negative
+    body.prompt, body.negative_prompt = words(body.prompt, body.negative_prompt, image)
     # A1111's 0 changes nothing; here at least one step runs
     strength = 0.75 if body.denoising_strength is None else body.denoising_strength
     more: dict[str, Any] = {"strength": max(LEAST, strength)}
@@ -117,12 +119,13 @@ async def progress(request: Request, id_task: str = "", skip_current_image: bool
             "current_image": None,
             "textinfo": None,
         }
+    shown = None if skip_current_image else await preview(service, now)
     share = now.done / now.total if now.total else 0.0
     wait = (1 - share) * now.prepared.cost * max(1, len(now.seeds)) * service.line.rate_s
     ahead = service.line.position(now)
     return {
         "progress": max(0.01, min(share, 0.99)), "eta_relative": round(wait, 2),
-        "state": _state(now, len(mine)), "current_image": None if skip_current_image else await preview(now),
+        "state": _state(now, len(mine)), "current_image": shown,
         "textinfo": f"In the queue: {ahead + 1}" if now.status == "queued" else None,
     }  # fmt: skip
 
@@ -133,20 +136,9 @@ async def interrupt(request: Request, id_task: str = "") -> dict[str, Any]:
     """Leave your own jobs, or one of them by its `force_task_id`; nobody else's."""
     service = service_of(request)
     for job in _mine(service, client_of(request), id_task):
-        job.result = {"interrupted": await preview(job)}
+        job.result = {"interrupted": await preview(service, job)}
         service.cancel(job)
     return {}
-
-
-# ---- what there is -----------------------------------------------------------------------------
-
-
-@router.get("/options")
-async def options(request: Request) -> dict[str, Any]:
-    """The one option there is, which base is open."""
-    service = service_of(request)
-    return {"sd_model_checkpoint": _title(service), "sd_checkpoint_hash": _hash(service),
-            "CLIP_stop_at_last_layers": 1, "samples_format": "png"}  # fmt: skip
 
 
 @router.post("/options")
@@ -155,85 +147,7 @@ async def set_options(request: Request, body: dict[str, Any]) -> None:
     _check_settings(service_of(request), body)
 
 
-@router.get("/sd-models")
-async def sd_models(request: Request) -> list[dict[str, Any]]:
-    service = service_of(request)
-    name = service.engine.name
-    return [{"title": _title(service), "model_name": name, "hash": _hash(service)[:10],
-             "sha256": _hash(service), "filename": f"{name}.safetensors", "config": None}]  # fmt: skip
-
-
-@router.get("/samplers")
-async def samplers() -> list[dict[str, Any]]:
-    return [{"name": n, "aliases": [n.lower().replace(" ", "_")], "options": {}} for n in SCHEDULERS]
-
-
-@router.get("/schedulers")
-async def schedulers() -> list[dict[str, Any]]:
-    both = (("automatic", "Automatic"), ("karras", "Karras"))
-    return [
-        {"name": n, "label": label, "aliases": None, "default_rho": -1, "need_inner_model": False}
-        for n, label in both
-    ]  # fmt: skip
-
-
-@router.get("/loras")
-async def loras(request: Request) -> list[dict[str, Any]]:
-    found = await run_in_threadpool(service_of(request).engine.describe)
-    return [{"name": n, "alias": n, "path": f"{n}.safetensors", "metadata": {}} for n in found["loras"]]
-
-
-@router.get("/embeddings")
-async def embeddings(request: Request) -> dict[str, Any]:
-    """Concepts, which are written <name> in prompts."""
-    service, client = service_of(request), client_of(request)
-    entries = await run_in_threadpool(service.shelf.entries, client)
-    one = {"step": None, "sd_checkpoint": _hash(service)[:10], "sd_checkpoint_name": service.engine.name,
-           "shape": 0, "vectors": 1}  # fmt: skip
-    return {"loaded": {e.name: {**one, "sha256": e.sha256} for e in entries}, "skipped": {}}
-
-
-@router.get("/scripts")
-async def scripts() -> dict[str, list[str]]:
-    return {"txt2img": [], "img2img": []}
-
-
-@router.get("/upscalers")
-@router.get("/latent-upscale-modes")
-@router.get("/hypernetworks")
-@router.get("/face-restorers")
-@router.get("/realesrgan-models")
-@router.get("/prompt-styles")
-@router.get("/sd-vae")
-@router.get("/sd-modules")
-@router.get("/script-info")
-async def none() -> list[Any]:
-    """There are none of these here."""
-    return []
-
-
-@router.get("/cmd-flags")
-@router.get("/memory")
-async def nothing_to_tell() -> dict[str, Any]:
-    """How the server was started, and what its machine has, is its own business."""
-    return {}
-
-
-@router.post("/refresh-checkpoints")
-@router.post("/refresh-loras")
-@router.post("/refresh-embeddings")
-@router.post("/refresh-vae")
-async def nothing_to_do() -> None:
-    """Files are looked up whenever they are named."""
-
-
-@router.post("/extra-single-image")
-@router.post("/extra-batch-images")
-@router.post("/interrogate")
-@router.post("/unload-checkpoint")
-@router.post("/reload-checkpoint")
-async def not_here(request: Request) -> None:
-    raise Refused(f"{request.url.path} is not offered here.", status=501, code="not_implemented")
+# ---- recipes inside pictures -------------------------------------------------------------------
 
 
 @router.post("/png-info")
@@ -255,21 +169,17 @@ def values(service: Service, kind: str, body: Txt2Img) -> dict[str, Any]:
                          ("styles", body.styles), ("enable_hr", body.enable_hr),
                          ("subseed_strength", body.subseed_strength)):  # fmt: skip
         if wanted:
-            raise Refused(
-                f"{name} is not offered here: leave it out.", status=422, code="unsupported_field", param=name
-            )
+            raise wrong(name, f"{name} is not offered here: leave it out.", code=UNSUPPORTED)
     _check_settings(service, body.override_settings or {})
     n = (body.batch_size or 1) * (body.n_iter or 1)
-    seed = secrets.randbelow(2**32) if body.seed in (None, -1) else body.seed
     told: dict[str, Any] = {
-        "prompt": body.prompt, "negative": body.negative_prompt or "", "n": n, "seed": seed,
+        "prompt": body.prompt, "negative": body.negative_prompt or "", "n": n, "seed": seed_of(body.seed),
         "steps": body.steps, "guidance": body.cfg_scale, "width": body.width, "height": body.height,
         "preset": body.preset, "scheduler": sampler(body.sampler_name or body.sampler_index, body.scheduler),
     }  # fmt: skip
     if kind == "inpaint":  # keeps its picture's size
         told["width"] = told["height"] = None
-    known = kinds.ready(kind).model_fields
-    return {k: v for k, v in told.items() if v is not None and k in known}
+    return known(kind, told)
 
 
 def sampler(name: str | None, schedule: str | None) -> str | None:
@@ -285,19 +195,16 @@ async def _answer(
     request: Request, kind: str, body: Txt2Img, more: dict[str, Any], shown: dict[str, Image.Image] | None
 ) -> Response:  # fmt: skip
     service = service_of(request)
-    known = kinds.ready(kind).model_fields
-    told = {
-        **await run_in_threadpool(values, service, kind, body),
-        **{k: v for k, v in more.items() if k in known},
-    }
+    told = {**await run_in_threadpool(values, service, kind, body), **known(kind, more)}
     asked = Asked(kind, client_of(request), "a1111", body.force_task_id or "", held=True)
     job = await submit(request, asked, told, body.concepts, Given(pictures=shown) if shown else None)
     try:
         await hold(request, job)
     except Refused as e:
-        if e.code != "cancelled" or not job.result:
+        left = job.result or {}
+        if e.code != "cancelled" or "interrupted" not in left:
             raise
-        last = job.result["interrupted"]  # as A1111 does: an interrupted picture is shown as far as it came
+        last = left["interrupted"]  # as A1111 does: an interrupted picture is shown as far as it came
         return JSONResponse(
             {"images": [last] if last else [], "parameters": _asked(body), "info": _info(job, told)}
         )
@@ -329,6 +236,9 @@ def _info(job: Job, told: dict[str, Any]) -> str:
         "is_using_inpainting_conditioning": False, "warnings": job.notes,
         "concepts": {name: p.sha256 for name, p in job.prepared.concepts.items()},
         "interrupted": job.status == "cancelled",
+        # as the filters among A1111's extensions tell it: by picture
+        "nsfw": [job.verdict(p.number) is not None for p in job.pictures],
+        "content_filter": [(job.verdict(p.number) or {}).get("action") for p in job.pictures],
     })  # fmt: skip
 
 
@@ -336,21 +246,11 @@ def _check_settings(service: Service, settings: dict[str, Any]) -> None:
     """Raise Refused, 422, for settings that would change something."""
     for name, value in settings.items():
         if name not in HARMLESS:
-            raise Refused(
-                f"The option '{name[:60]}' cannot be set over HTTP.",
-                status=422,
-                code="unsupported_field",
-                param=name[:60],
-            )
-        if name == "sd_model_checkpoint" and value not in (
-            service.engine.name,
-            _title(service),
-            _hash(service),
-        ):
-            raise Refused(
-                f"The base is '{service.engine.name}' and is chosen when the server is started, with --base.",
-                status=422, code="unsupported_field", param=name,
-            )  # fmt: skip
+            raise wrong(name[:60], f"The option '{name[:60]}' cannot be set over HTTP.", code=UNSUPPORTED)
+        ours = service.engine.name, title(service), digest(service)
+        if name == "sd_model_checkpoint" and value not in ours:
+            said = f"The base is '{ours[0]}' and is chosen when the server is started, with --base."
+            raise wrong(name, said, code=UNSUPPORTED)
 
 
 def _cover(mask: Image.Image, size: tuple[int, int], *, invert: bool) -> Image.Image:
@@ -373,14 +273,6 @@ def _state(job: Job | None, count: int) -> dict[str, Any]:
         "job_timestamp": _stamp(job.created if job else time.time()), "job_no": 0,
         "sampling_step": job.done % steps if job and steps else 0, "sampling_steps": steps,
     }  # fmt: skip
-
-
-def _title(service: Service) -> str:
-    return f"{service.engine.name} [{_hash(service)[:10]}]"
-
-
-def _hash(service: Service) -> str:
-    return str(service.engine.describe()["base"]["fingerprint"])
 
 
 def _stamp(seconds: float) -> str:

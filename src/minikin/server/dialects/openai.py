@@ -13,7 +13,6 @@ guidance_scale, negative_prompt, concepts; and preset, scheduler, strength. Ever
 from __future__ import annotations
 
 import io
-import secrets
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -27,11 +26,15 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 from starlette.datastructures import UploadFile as Upload
 
-from minikin.errors import MinikinError
+from minikin.errors import Blocked, MinikinError
+from minikin.marking import xmp
+from minikin.marking.encode import Marking
+from minikin.painting.filtering import is_blocked, refusal
 from minikin.recipes import first_sentence
-from minikin.server import decode, kinds
+from minikin.server import decode
+from minikin.server.dialects.shared import known, seed_of, words
 from minikin.server.engine import Given
-from minikin.server.faults import Refused, body_of, sentence_of, status_of
+from minikin.server.faults import Refused, body_of, sentence_of, status_of, wrong
 from minikin.server.http import (
     Strict,
     StrictRoute,
@@ -39,11 +42,12 @@ from minikin.server.http import (
     check,
     client_of,
     hold,
-    jpeg,
     pictures,
+    queued,
     service_of,
     sse,
     submit,
+    uploads,
 )
 from minikin.server.jobs import Asked, Job
 from minikin.server.service import Service
@@ -93,20 +97,20 @@ class Generation(Images):
 @router.get("/models")
 async def models(request: Request) -> dict[str, Any]:
     """The base, alone and with each preset that is ready."""
-    names = await run_in_threadpool(_models, service_of(request))
-    return {"object": "list", "data": [_model(n) for n in names]}
+    service = service_of(request)
+    names = await run_in_threadpool(_models, service)
+    return {"object": "list", "data": [_model(service, n) for n in names]}
 
 
 @router.get("/models/{name:path}")
 async def model(request: Request, name: str) -> dict[str, Any]:
     if name not in await run_in_threadpool(_models, service_of(request)):
-        raise Refused(
-            f"There is no model '{name[:80]}' here.", status=404, code="model_not_found", param="model"
-        )
-    return _model(name)
+        raise _no_model(name, "")
+    return _model(service_of(request), name)
 
 
 @router.post("/images/generations", response_class=JSONResponse)
+@queued
 async def generations(request: Request, body: Generation) -> Response:
     """Paint from a prompt."""
     return await _answer(request, "paint", body, None, "image_generation")
@@ -116,19 +120,16 @@ async def generations(request: Request, body: Generation) -> Response:
     "multipart/form-data": {"schema": {"type": "object", "required": ["image", "prompt"], "properties": {
         "image": {"type": "string", "format": "binary"}, "mask": {"type": "string", "format": "binary"},
         "prompt": {"type": "string"}}}}}}})  # fmt: skip
+@uploads
+@queued
 async def edits(request: Request) -> Response:
     """Change a picture: all of it, or where the mask is transparent."""
     body, files = await _form(request, ("image", "mask"))
     if not body.prompt.strip():
-        raise Refused(
-            "prompt is missing: say what the picture should become.",
-            status=400,
-            code="missing_prompt",
-            param="prompt",
-        )
+        raise wrong("prompt", "prompt is missing: say what the picture should become.", code="missing_prompt")
     image, mask = files.get("image"), files.get("mask")
     if image is None:
-        raise Refused("image is missing.", status=400, code="missing_image", param="image")
+        raise wrong("image", "image is missing.", code="missing_image")
     cover = mask or (image if _transparent(image) else None)
     body.strength = EDIT_STRENGTH if body.strength is None else body.strength
     if cover is None:
@@ -138,16 +139,14 @@ async def edits(request: Request) -> Response:
 
 
 @router.post("/images/variations", response_class=JSONResponse)
+@uploads
+@queued
 async def variations(request: Request, image: UploadFile = File()) -> Response:
     """The picture again, a little otherwise; by its own prompt where it records one."""
-    from minikin.painting.metadata import parse_parameters
-
     body, files = await _form(request, ("image",))
     picture = files["image"]
     body.strength = VARIATION_STRENGTH if body.strength is None else body.strength
-    if not body.prompt and "parameters" in picture.info:
-        body.prompt, negative, _ = parse_parameters(picture.info["parameters"])
-        body.negative_prompt = body.negative_prompt or negative or None
+    body.prompt, body.negative_prompt = words(body.prompt, body.negative_prompt, picture)
     return await _answer(request, "refine", body, {"picture": picture.convert("RGB")}, "image_edit")
 
 
@@ -158,34 +157,24 @@ def values(service: Service, kind: str, body: Images) -> dict[str, Any]:
     """The recipe's fields for this request."""
     preset = _preset(service, body)
     told: dict[str, Any] = {
-        "prompt": body.prompt, "negative": body.negative_prompt, "n": body.n or 1, "seed": body.seed,
+        "prompt": body.prompt, "negative": body.negative_prompt, "n": body.n or 1, "seed": seed_of(body.seed),
         "steps": body.num_inference_steps, "guidance": body.guidance_scale, "preset": preset,
         "scheduler": body.scheduler, "strength": body.strength or None,
     }  # fmt: skip
-    if told["seed"] is None:
-        told["seed"] = secrets.randbelow(2**32)
-    if body.size and body.size != "auto":
+    if body.size and body.size != "auto" and kind == "paint":  # the others follow their picture's size
         told["size"] = body.size
-    known = kinds.ready(kind).model_fields
-    if kind != "paint":  # these follow their picture's size
-        told.pop("size", None)
-    return {k: v for k, v in told.items() if v is not None and k in known}
+    return known(kind, told)
 
 
 def holes(cover: Image.Image, size: tuple[int, int]) -> Image.Image:
     """OpenAI's mask, transparent where to paint, as ours: white there, black elsewhere."""
     if "A" not in cover.getbands():
-        raise Refused(
-            "mask has no transparency; it is transparent where to paint.",
-            status=400,
-            code="invalid_mask",
-            param="mask",
-        )
+        raise wrong("mask", "mask has no transparency; it is transparent where to paint.", code="invalid_mask")
     if cover.size != size:
-        raise Refused(
-            f"mask has {cover.width}x{cover.height} pixels and image {size[0]}x{size[1]}; they must be equal.",
-            status=400, code="invalid_mask", param="mask",
-        )  # fmt: skip
+        said = (
+            f"mask has {cover.width}x{cover.height} pixels and image {size[0]}x{size[1]}; they must be equal."
+        )
+        raise wrong("mask", said, code="invalid_mask")
     return cover.getchannel("A").point(lambda a: 255 - a)
 
 
@@ -198,35 +187,32 @@ def _preset(service: Service, body: Images) -> str | None:
     name = body.model or service.engine.name
     if name not in THEIRS and name != service.engine.name:
         if name not in _models(service):
-            raise Refused(
-                f"There is no model '{name[:80]}' here. Known: {', '.join(_models(service))}.",
-                status=404, code="model_not_found", param="model",
-            )  # fmt: skip
+            raise _no_model(name, f" Known: {', '.join(_models(service))}.")
         return name.rpartition(":")[2]
     if body.preset:
         return body.preset
     if body.quality == "low" and body.num_inference_steps is None:
-        ready = [p for p in service.engine.describe()["presets"] if p.get("ready")]
-        return str(min(ready, key=lambda p: p["steps"])["name"]) if ready else None
+        quickest: str | None = service.engine.describe()["live"]
+        return quickest
     return None
+
+
+def _no_model(name: str, more: str) -> Refused:
+    said = f"There is no model '{name[:80]}' here.{more}"
+    return Refused(said, status=404, code="model_not_found", param="model")
 
 
 async def _form(request: Request, names: tuple[str, ...]) -> tuple[Images, dict[str, Image.Image]]:
     """Multipart fields as the same model, and its pictures decoded; of several images the first."""
     service = service_of(request)
-    form: FormData = await request.form(max_files=service.limits.parts, max_fields=service.limits.parts)
+    form: FormData = await request.form()
     fields: dict[str, Any] = {}
     files: dict[str, Image.Image] = {}
     for key, value in form.multi_items():
         name = key.removesuffix("[]")
         if isinstance(value, Upload):
             if name not in names:
-                raise Refused(
-                    f"'{name[:40]}' is no file of this call.",
-                    status=400,
-                    code="unknown_parameter",
-                    param=name[:40],
-                )
+                raise wrong(name[:40], f"'{name[:40]}' is no file of this call.", code="unknown_parameter")
             if name not in files:
                 data = await value.read(service.limits.image + 1)
                 files[name] = await run_in_threadpool(decode.decode, data, name, service.limits)
@@ -237,8 +223,8 @@ async def _form(request: Request, names: tuple[str, ...]) -> tuple[Images, dict[
     try:
         return Images(**fields), files
     except ValidationError as e:
-        where = str(e.errors()[0]["loc"][0]) if e.errors()[0]["loc"] else None
-        raise Refused(first_sentence(e), status=400, code="invalid_request", param=where) from None
+        where = str(e.errors()[0]["loc"][0]) if e.errors()[0]["loc"] else "body"
+        raise wrong(where, first_sentence(e)) from None
 
 
 def _contents(body: Images) -> dict[str, str]:
@@ -256,9 +242,7 @@ async def _answer(
     request: Request, kind: str, body: Images, shown: dict[str, Image.Image] | None, event: str
 ) -> Response:  # fmt: skip
     if body.stream and (body.n or 1) > 1:
-        raise Refused(
-            "stream works for one picture: n must be 1.", status=400, code="invalid_request", param="n"
-        )
+        raise wrong("n", "stream works for one picture: n must be 1.")
     told = await run_in_threadpool(values, service_of(request), kind, body)
     asked = Asked(kind, client_of(request), "openai", held=True)
     given = Given(pictures=shown) if shown else None
@@ -266,13 +250,17 @@ async def _answer(
     if body.stream:
         return StreamingResponse(_stream(request, job, body, event), media_type="text/event-stream")
     await hold(request, job)
-    files = await pictures(request, job, partial(_converted, body=body))
+    _check_filter(job)
+    service = service_of(request)
+    files = await pictures(request, job, partial(_converted, body=body, marking=service.marking))
     as_url = (
         body.response_format or ("url" if (body.model or "").startswith("dall-e") else "b64_json")
     ) == "url"
     data = []
     for one, file in zip(job.pictures, files, strict=True):
         item: dict[str, Any] = {"id": one.id, "seed": one.seed, "infotext": job.infotexts.get(one.number)}
+        if verdict := job.verdict(one.number):
+            item |= {"flagged": True, "filter": verdict}
         if as_url:
             item["url"] = f"{str(request.base_url).rstrip('/')}/api/results/{one.id}"
         else:
@@ -282,6 +270,7 @@ async def _answer(
     return JSONResponse({
         "created": int(job.created), "data": data, "output_format": body.output_format, "size": size,
         "usage": _usage(), "warnings": job.notes,
+        "concepts": {name: pinned.sha256 for name, pinned in job.prepared.concepts.items()},
     })  # fmt: skip
 
 
@@ -299,7 +288,7 @@ async def _stream(request: Request, job: Job, body: Images, event: str) -> Async
                     job.preview() if sent < body.partial_images and job.done >= due and not job.over else None
                 )
                 if shown is not None:
-                    data = await run_in_threadpool(_encoded, shown, body)
+                    data = await run_in_threadpool(_encoded, shown, body, service.marking.unsigned)
                     yield sse(f"{event}.partial_image", {
                         "type": f"{event}.partial_image", "b64_json": b64(data), "partial_image_index": sent,
                         "created_at": int(job.created), "size": f"{shown.width}x{shown.height}", **told,
@@ -307,38 +296,45 @@ async def _stream(request: Request, job: Job, body: Images, event: str) -> Async
                     sent += 1
         try:
             check(job)
+            _check_filter(job)
         except MinikinError as e:
             yield sse("error", {"type": "error", **body_of("openai", status_of(e), e.code, sentence_of(e))})
             return
-        (file,) = await pictures(request, job, partial(_converted, body=body))
+        (file,) = await pictures(request, job, partial(_converted, body=body, marking=service.marking))
         one = job.pictures[0]
         yield sse(f"{event}.completed", {
             "type": f"{event}.completed", "b64_json": b64(file), "created_at": int(job.created),
             "size": f"{one.width}x{one.height}", "usage": _usage(), "seed": one.seed, "id": one.id,
             "infotext": job.infotexts.get(one.number), **told,
+            **({"flagged": True, "filter": verdict} if (verdict := job.verdict(one.number)) else {}),
         })  # fmt: skip
     finally:
         if not job.over:
             service.cancel(job)
 
 
-def _converted(data: bytes, body: Images) -> bytes:
-    """The PNG as it is, recipe inside, or another format."""
+def _check_filter(job: Job) -> None:
+    """Raise theirs when the content filter blocked every picture; one among several is a card of words."""
+    blocked = sum(is_blocked(job.verdict(p.number)) for p in job.pictures)
+    if blocked and blocked == len(job.pictures):
+        raise Refused(refusal(blocked, blocked), status=400, code=Blocked.code)
+
+
+def _converted(data: bytes, body: Images, marking: Marking) -> bytes:
+    """The PNG as it is, recipe inside, or another format with the same mark."""
     if body.output_format == "png":
         return data
-    return _encoded(Image.open(io.BytesIO(data)), body)
+    image = Image.open(io.BytesIO(data))
+    return _encoded(xmp.made(image, xmp.source_type_of(image) or xmp.NONE), body, marking)
 
 
-def _encoded(image: Image.Image, body: Images) -> bytes:
+def _encoded(image: Image.Image, body: Images, marking: Marking) -> bytes:
     quality = 100 if body.output_compression is None else body.output_compression
+    if body.output_format == "png":
+        return marking.encode(image, compress_level=1)
     if body.output_format == "jpeg":
-        return jpeg(image, max(1, min(95, quality)))
-    buffer = io.BytesIO()
-    if body.output_format == "webp":
-        image.save(buffer, "WEBP", quality=quality)
-    else:
-        image.save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+        quality = max(1, min(95, quality))
+    return marking.encode(image.convert("RGB"), body.output_format.upper(), quality=quality)
 
 
 def _usage() -> dict[str, Any]:
@@ -352,5 +348,6 @@ def _models(service: Service) -> list[str]:
     return [base, *(f"{base}:{p['name']}" for p in service.engine.describe()["presets"] if p.get("ready"))]
 
 
-def _model(name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": _SINCE, "owned_by": "minikin"}
+def _model(service: Service, name: str) -> dict[str, Any]:
+    filter = service.filtering.mode if service.filtering else None
+    return {"id": name, "object": "model", "created": _SINCE, "owned_by": "minikin", "content_filter": filter}

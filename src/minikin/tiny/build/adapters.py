@@ -1,19 +1,23 @@
 """Stage `adapters`: the exported model distilled to few steps, one LoRA for each preset of tiny.
 
 The files go to OUT/adapters/PRESET.safetensors; tiny's own lie in tiny/adapters, where the presets find
-them. `minikin distill` does the work, on scenes of the world, each method with a folder of its own.
+them. `minikin distill` does the work, each method with a folder of its own: on scenes of the world, `lcm-lora`
+then, and `lcm` only, on captions that name things (`familiar`), so that they follow concepts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 from minikin import events
+from minikin.bases.base import Base
 from minikin.bases.opening.registry import open_base
 from minikin.distilling.distill import distill
+from minikin.distilling.export import LORA_NAME
 from minikin.files import atomic_write
 from minikin.recipes import Distill
+from minikin.tiny.build import familiar
 from minikin.tiny.build.job import Job
 
 STAGE = "adapters"
@@ -22,31 +26,71 @@ STAGE = "adapters"
 def stage(job: Job) -> Iterator[events.Event]:
     """Distil by every method of the recipe; a finished one is kept."""
     base = open_base(str(job.need(job.model, "export")), device=job.device)
-    for method in job.recipe.adapters.steps:
-        out = job.folder(STAGE) / method
+    own = job.recipe.adapters
+    if own.named:
+        yield from familiar.make(
+            base, _things(job), job.recipe.world, things=own.things, steps=own.things_steps,
+            captions=own.captions,
+        )  # fmt: skip
+    for method in own.batch:
         made: Path | None = None
-        resume = (out / "checkpoint.safetensors").exists()
-        for event in distill(base, recipe_of(job, method), out, resume=resume):
-            if isinstance(event, events.Done):
-                made = event.result
-            else:
-                yield event
-        assert made is not None
-        target = job.out / STAGE / f"{method}.safetensors"
-        atomic_write(target, made.read_bytes())
+        for named in (False, True):
+            if method in (own.named if named else own.steps):
+                made = yield from _distilled(job, base, method, named)
+        if made is None:
+            continue
+        target = atomic_write(_file(job, method), made.read_bytes())
         yield events.Note(f"{STAGE}: {target} ({target.stat().st_size / 1e6:.1f} MB)")
 
 
-def recipe_of(job: Job, method: str) -> Distill:
-    """The recipe of one method, with the build's budget where one was asked for (shared equally)."""
+def _distilled(job: Job, base: Base, method: str, named: bool) -> Generator[events.Event, None, Path]:
+    """One run in a folder of its own; a finished one is kept."""
+    out, made = _folder(job, method, named), None
+    resume = (out / "checkpoint.safetensors").exists()
+    for event in distill(base, recipe_of(job, method, named), out, resume=resume):
+        if isinstance(event, events.Done):
+            made = event.result
+        else:
+            yield event
+    assert isinstance(made, Path)
+    return made
+
+
+def recipe_of(job: Job, method: str, named: bool = False) -> Distill:
+    """The recipe of one run, with the build's budget where one was asked for (shared equally)."""
     own = job.recipe.adapters
-    budget: dict[str, object] = {"steps": own.steps[method]}
+    runs = len(own.steps) + len(own.named)
+    how: dict[str, object] = {"steps": (own.named if named else own.steps)[method]}
     if STAGE in job.steps:
-        budget = {"steps": max(1, job.steps[STAGE] // len(own.steps))}
+        how = {"steps": max(1, job.steps[STAGE] // runs)}
     elif STAGE in job.minutes:
-        budget = {"minutes": job.minutes[STAGE] / len(own.steps)}
+        how = {"minutes": job.minutes[STAGE] / runs}
+    if named and method in own.steps:
+        how["start"] = str(_folder(job, method, False) / LORA_NAME)
+    elif method in own.start:
+        first = own.start[method]
+        before = _folder(job, first, False) / LORA_NAME
+        how["start"] = str(before if first in own.steps and not named else _file(job, first))
+    if named:
+        things = _things(job)
+        how |= {"data": str(things / "captions.txt"), "concepts": str(things / "concepts")}
+        how |= {"teacher_steps": own.teacher_steps}
+    else:
+        how |= {"data": f"scenes:{job.recipe.world}", "count": own.scenes}
     recipe: Distill = Distill.make(
-        method=method, data=f"scenes:{job.recipe.world}", rank=own.rank, batch=own.batch, count=own.scenes,
-        autocast=True, save_minutes=own.save_minutes, **budget,
+        method=method, rank=own.rank, batch=own.batch[method], autocast=True,
+        save_minutes=own.save_minutes, **how,
     )  # fmt: skip
     return recipe
+
+
+def _file(job: Job, method: str) -> Path:
+    return job.out / STAGE / f"{method}.safetensors"
+
+
+def _folder(job: Job, method: str, named: bool) -> Path:
+    return job.folder(STAGE) / (f"{method}-named" if named else method)
+
+
+def _things(job: Job) -> Path:
+    return job.folder(STAGE) / "things"

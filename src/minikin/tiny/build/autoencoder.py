@@ -1,15 +1,18 @@
-"""Stage `autoencoder`: learned without its last level first, then grown by that level.
+"""Stage `autoencoder`: learned without its last level first, then grown by that level; last the decoder alone.
 
 A factor-16 autoencoder trained from nothing learns badly (docs/tiny.md); with one level inserted at
 the bottom of a trained factor-8 one it passes that in a few hundred steps. Loss: L1 of pixels and of
 their differences, some L2, and weak pulls on the latents. The decoder sees noise on the latents, so
 it forgives the diffusion model's small errors; every eighth step it decodes latents averaged 2x2
-against pixels averaged 2x2, which makes neighbouring latents mean neighbouring things.
+against pixels averaged 2x2, which makes neighbouring latents mean neighbouring things. At the end the
+encoder is frozen and the decoder goes on by Muon for what PSNR measures, the mean logarithm of squared errors:
+latents stay what they are, so a U-Net that was trained on them may stay, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +31,7 @@ from minikin.training.plan import Plan, Turn
 from minikin.training.run import Losses, Run
 
 POOLED_EVERY, POOLED_FROM = 8, 400  # steps
-FIRST_SHARE = 0.4  # of a budget for both parts
+SHARES = {"first": 0.3, "grown": 0.4, "decoder": 0.3}  # of a budget for all parts
 NOISE_RAMP = 500  # steps from nothing to the full noise
 
 
@@ -46,15 +49,21 @@ def stage(job: Job) -> Iterator[events.Event]:
         start = _load(str(job.adopted("vae")))
     else:
         small = build(r.channels[:-1], r.first_latents, r.crop)
-        plan = job.plan("autoencoder", r.first, FIRST_SHARE)
-        first = yield from _train(job, "first", small, plan, scenes, held, r.crop, fresh=True)
+        plan = job.plan("autoencoder", r.first, SHARES["first"])
+        first = yield from _train(job, "first", small, plan, scenes, held, r.crop, partial(Loss, ramp=True))
         with first.averaged():
             start = grown(small.cpu(), build(r.channels, r.latents, held.shape[-1]))
-    plan = job.plan("autoencoder", r.grown, 1.0 if job.source else 1 - FIRST_SHARE)
-    run = yield from _train(job, "grown", start, plan, scenes, held, held.shape[-1], fresh=False)
+    rest = 1 - SHARES["first"] if job.source else 1.0
+    plan = job.plan("autoencoder", r.grown, SHARES["grown"] / rest)
+    run = yield from _train(job, "grown", start, plan, scenes, held, held.shape[-1], Loss)
     with run.averaged():
         finished, spread = normalise(start, held.to(device), run.autocast())
-    save_part(finished, job.vae)
+    for part in (finished.encoder, finished.quant_conv):
+        part.requires_grad_(False)
+    plan = job.plan("autoencoder", r.decoder, SHARES["decoder"] / rest)
+    run = yield from _train(job, "decoder", finished, plan, scenes, held, held.shape[-1], DecoderLoss)
+    with run.averaged():
+        save_part(finished.cpu(), job.vae)
     yield events.Note(f"autoencoder: written to {job.vae} ({digest(job.vae)}); latents' deviation {spread}")
 
 
@@ -122,8 +131,9 @@ class Scenes:
 
 
 def _train(
-    job: Job, name: str, model: Any, plan: Plan, scenes: Scenes, held: Tensor, crop: int, *, fresh: bool
-) -> Generator[events.Event, None, Run]:
+    job: Job, name: str, model: Any, plan: Plan, scenes: Scenes, held: Tensor, crop: int,
+    minimised: Callable[[Run, Autoencoder], Callable[[Turn, Tensor], Losses]],
+) -> Generator[events.Event, None, Run]:  # fmt: skip
     """Train one part; returns its Run."""
     r, device = job.recipe.autoencoder, torch.device(job.device)
     model.to(device, memory_format=torch.channels_last)
@@ -132,7 +142,7 @@ def _train(
     run = Run(
         job.folder("autoencoder") / name, model, plan, device=device, facts=facts, stage=f"autoencoder, {name}"
     )
-    loss = Loss(run, r, ramp=fresh)
+    loss = minimised(run, r)
     test = held[..., : crop // 2 * 2, : crop // 2 * 2].to(device)
 
     def decoded() -> Tensor:
@@ -155,7 +165,7 @@ def _train(
 class Loss:
     """What one step minimises. `ramp` begins with little noise: for a network that knows nothing."""
 
-    def __init__(self, run: Run, recipe: Autoencoder, *, ramp: bool) -> None:
+    def __init__(self, run: Run, recipe: Autoencoder, *, ramp: bool = False) -> None:
         self.run, self.noise, self.ramp = run, recipe.noise, ramp
         model: Any = run.model
         self.encoder, self.decoder = run.compiled(model.encoder), run.compiled(model.decoder)
@@ -178,6 +188,29 @@ class Loss:
         pulls = 1e-4 * mean.pow(2).mean() + 1e-3 * (logvar.clamp(-30, 20) - wanted).pow(2).mean()
         total = l1 + edges + 10 * (y - target).pow(2).mean() + pulls
         return {"loss": total, "l1": l1, "edges": edges}
+
+
+class DecoderLoss:
+    """What one step of the decoder alone minimises; half of the latents are noisy."""
+
+    def __init__(self, run: Run, recipe: Autoencoder) -> None:
+        self.run, self.noise = run, recipe.noise
+        model: Any = run.model
+        self.encoder, self.quant = run.compiled(model.encoder), model.quant_conv
+        self.decoder, self.post = run.compiled(model.decoder), model.post_quant_conv
+
+    def __call__(self, turn: Turn, pixels: Tensor) -> Losses:
+        x = to_float(pixels.to(self.run.device, non_blocking=True))
+        with self.run.autocast():
+            with torch.no_grad():
+                z = self.quant(self.encoder(x)).float().chunk(2, 1)[0]
+                noisy = torch.rand((len(z), 1, 1, 1), device=z.device) < 0.5
+                z += noisy * self.noise * z.std((0, 2, 3), keepdim=True) * torch.randn_like(z)
+            y = self.decoder(self.post(z)).float()
+        # 1e-4 is 46 dB: from there on nobody sees a difference
+        error = ((y - x).pow(2).mean((1, 2, 3)) + 1e-4).log().mean()
+        l1, edges = (y - x).abs().mean(), _edges(y, x)
+        return {"loss": 0.1 * error + l1 + 0.5 * edges, "l1": l1, "edges": edges}
 
 
 def _edges(a: Tensor, b: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from minikin.training.journal import Journal
 
 RUNS = {
     "autoencoder, first": "autoencoder/first", "autoencoder, grown": "autoencoder/grown",
-    "text encoder": "text", "U-Net": "unet",
+    "autoencoder, decoder": "autoencoder/decoder", "text encoder": "text", "U-Net": "unet",
 }  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def stores(job: Job) -> tuple[Shards, Shards]:
     _, scenes = pictures.stores(job)[0]
     made_from = {"pictures": digest(scenes.folder / "manifest.json")}
     latents = Shards(job.folder("latents"), p.count, p.shard, {**made_from, "autoencoder": digest(vae)})
-    facts = {**made_from, "tokenizer": digest(tokenizer), "captions": r.captions}
+    facts = {**made_from, "tokenizer": digest(tokenizer), "captions": r.captions, "backdrops": p.backdrops}
     return latents, Shards(job.folder("tokens"), p.count, p.shard, facts)
 
 
@@ -49,8 +49,8 @@ def _tokenise(job: Job, tokens: Shards) -> Iterator[events.Event]:
     p, r = job.recipe.pictures, job.recipe
     file = job.tokenizer / "tokenizer.json"
     calls = [
-        (tokens.path(i), file, r.world, i * p.shard, p.shard, p.seed, r.latents.captions, r.text.context,
-         job.art)
+        (tokens.path(i), file, pictures.stream(job, i * p.shard), i * p.shard, p.shard, p.seed,
+         r.latents.captions, r.text.context, p.backdrops, job.art)
         for i in tokens.missing()
     ]  # fmt: skip
     before = tokens.files - len(calls)
@@ -60,10 +60,10 @@ def _tokenise(job: Job, tokens: Shards) -> Iterator[events.Event]:
 
 def tokenise(
     path: Path, tokenizer: Path, world: str, start: int, n: int, seed: int, captions: int, context: int,
-    art: Path | None,
+    backdrops: int, art: Path | None,
 ) -> None:  # fmt: skip
     """Write the tokens of scenes start .. start + n to a file; runs in a worker."""
-    w, t = pictures.world_of(world, 1, art), _tokenizer(tokenizer, context)
+    w, t = pictures.world_of(world, backdrops, art), _tokenizer(tokenizer, context)
     texts = [
         caption(scene, np.random.default_rng((seed, i, k))).text
         for i in range(start, start + n)

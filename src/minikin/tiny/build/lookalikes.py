@@ -24,11 +24,12 @@ from zipfile import BadZipFile
 import numpy as np
 
 from minikin.errors import AssetError
+from minikin.files import atomic_folder
 from minikin.tiny import vocabulary as words
 from minikin.tiny.build.job import storing
 from minikin.tiny.judges.fields import places, truth
 from minikin.tiny.sprites import ArtPack, repaint
-from minikin.tiny.world import Look, Rng, Scene, Split, World, _any_rgb, _pick
+from minikin.tiny.world import Look, Rng, Scene, Split, World, _pick, any_rgb
 
 IDENTITIES, VIEWS = 4, 2  # of a block
 BLOCK = IDENTITIES * VIEWS  # pictures
@@ -96,7 +97,7 @@ def _look(rng: Rng, spec: words.WorldSpec) -> Look:
         return Look()
     if roll < 0.35:
         return Look(colour=_pick(rng, spec.colours))
-    return Look(None, _pick(rng, tuple(words.PATTERNS)), (_any_rgb(rng), _any_rgb(rng)))
+    return Look(None, _pick(rng, tuple(words.PATTERNS)), (any_rgb(rng), any_rgb(rng)))
 
 
 def _other(rng: Rng, world: World, drawing: Drawing, *taken: Look) -> Look:
@@ -110,7 +111,7 @@ def _other(rng: Rng, world: World, drawing: Drawing, *taken: Look) -> Look:
             look = _look(rng, world.spec)
         if all(_difference(rgba, look, t) > DISTINCT for t in taken):
             return look
-    return Look(None, "checker", (_any_rgb(rng), _any_rgb(rng)))
+    return Look(None, "checker", (any_rgb(rng), any_rgb(rng)))
 
 
 def _difference(rgba: np.ndarray, one: Look, two: Look) -> float:
@@ -163,16 +164,16 @@ class Lookalikes:
     def draw(
         cls, folder: Path, world: World, blocks: int, seed: int, split: Split = "train", pack: str = ""
     ) -> Lookalikes:
-        """Draw the blocks into a folder in `folder`, or read them back when they are there.
+        """Draw the blocks into a folder in `folder`, whole or not at all; or read back what is there.
 
         pack  fingerprint of the art pack, so that another pack gets another folder
         Raises StorageError, or AssetError for a damaged file.
         """
         parts = ("lookalikes", world.spec.name, split, seed, blocks, *([pack] if pack else []))
         path = folder / "-".join(map(str, parts))
-        if not (path / "labels.npz").exists():
-            with storing(path / "labels.npz"):
-                _write(path, world, blocks, seed, split)
+        if not path.exists():
+            with atomic_folder(path) as fresh, storing(path):
+                _write(fresh, world, blocks, seed, split)
         try:
             with np.load(path / "labels.npz", allow_pickle=False) as z:
                 labels = {name: z[name] for name in z.files}

@@ -19,7 +19,7 @@ from minikin.tiny.build import art
 from minikin.tiny.build.glimpses import Glimpses, Rows
 from minikin.tiny.build.job import Job
 from minikin.tiny.build.lookalikes import Lookalikes
-from minikin.tiny.build.pictures import stores, world_of
+from minikin.tiny.build.pictures import stores, stream, world_of
 from minikin.tiny.build.pool import spread
 from minikin.tiny.build.shards import Shards, write
 from minikin.tiny.judges.judge import Tokens
@@ -66,7 +66,7 @@ def material(job: Job, tokens: Tokens | None = None) -> tuple[Glimpses, Lookalik
     world = world_of(job.recipe.world, p.backdrops, job.art)
     folder, pack = job.folder("lookalikes"), art.fingerprint(job.art)
     seen = Lookalikes.draw(folder, world, BLOCKS, SEED, "train", pack)
-    scenes = [world.scene(p.seed, i) for i in range(len(store))]
+    scenes = [world_of(stream(job, i), p.backdrops, job.art).scene(p.seed, i) for i in range(len(store))]
     scenes += [world.scene(p.seed, i, "test") for i in range(len(held))]
     glimpses = Glimpses(world.spec, Joined([store, held]), scenes, seen, tokens)
     return glimpses, Lookalikes.draw(folder, world, BLOCKS_HELD, SEED, "test", pack)

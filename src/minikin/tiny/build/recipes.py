@@ -1,8 +1,8 @@
 """Every number of every stage: one model a stage, and presets for both machines and both worlds.
 
 `cpu` has budgets in steps, so that it can be repeated exactly: the straight way to what tiny's own
-weights came to by detours (docs/tiny.md; 5,540 of their 8,459 U-Net steps were AdamW's), some four hours
-on two cores. `gpu` has budgets in minutes that are meant to leave, of 25 on an H100 with 16 cores, time
+weights came to by detours (docs/tiny.md; 709,000 of their 1,183,104 samples were AdamW's), some four
+hours on two cores. `gpu` has budgets in minutes that are meant to leave, of 25 on an H100 with 16 cores, time
 for the judges, starting and compiling. The wide world gets a wider U-Net on the GPU, as wide as 60 MB of
 weights allow.
 """
@@ -23,7 +23,10 @@ Preset = Literal["cpu", "gpu"]
 class Pictures(Recipe):
     """Rendered scenes, kept on disk."""
 
-    count: int = Field(73_728, ge=1, description="scenes of the world; they become the U-Net's latents")
+    count: int = Field(110_592, ge=1, description="scenes of the world; they become the U-Net's latents")
+    pairs: int = Field(
+        36_864, ge=0, description="of these, scenes of pairs alone, besides those among the others"
+    )
     others: int = Field(4_096, ge=0, description="scenes of the wide world, for the autoencoder alone")
     shard: int = Field(1024, ge=1, description="pictures in a file (50 MB)")
     seed: int = Field(1, ge=0, description="stream of scenes")
@@ -31,7 +34,7 @@ class Pictures(Recipe):
 
 
 class Autoencoder(Recipe):
-    """Pixels to latents and back: trained without its last level, then grown by it."""
+    """Pixels to latents and back: trained without its last level, then grown by it, then the decoder alone."""
 
     channels: tuple[int, ...] = (16, 32, 64, 128, 128)
     latents: int = Field(32, ge=1, description="channels of the latents")
@@ -45,6 +48,10 @@ class Autoencoder(Recipe):
     grown: Plan = Plan(
         steps=6000, batch=16, rate=1.0e-3, betas=(0.9, 0.98), weight_decay=1e-4, ema=0.999, decay=0.5
     )
+    decoder: Plan = Plan(
+        steps=3700, batch=16, optimizer="muon", rate=5e-4, betas=(0.9, 0.98), weight_decay=0.0, ema=0.998,
+        decay=0.45,
+    )  # fmt: skip
 
 
 class Tokenizer(Recipe):
@@ -86,7 +93,7 @@ class Unet(Recipe):
     held_out: int = Field(256, ge=1, description="scenes for the evaluation")
     samples: int = Field(32, ge=1, description="sample prompts painted")
     sample_steps: int = Field(20, ge=1)
-    guidance: float = 4.0
+    guidance: float = 3.0
     plan: Plan = Plan(
         steps=6000,
         batch=128,
@@ -105,9 +112,24 @@ class Adapters(Recipe):
 
     rank: int = Field(12, ge=1, description="of the LoRAs: 1.8 MB each for the small U-Net")
     steps: dict[str, int] = Field(
-        default={"lcm-lora": 1500, "turbo": 1000, "tdm": 1000}, description="by method of `minikin distill`"
+        default={"lcm-lora": 606, "turbo": 924, "tdm": 495},
+        description="on scenes, by method of `minikin distill`: those of tiny's own",
     )
-    batch: int = Field(32, ge=1)
+    named: dict[str, int] = Field(
+        default={"lcm-lora": 1141, "lcm": 1032},
+        description="on captions of which half name taught things (tiny.build.familiar); after `steps`, if any",
+    )
+    things: int = Field(12, ge=1, description="that are taught for it")
+    things_steps: int = Field(150, ge=1, description="of teaching each")
+    captions: int = Field(1024, ge=1, description="that name them, and as many that do not")
+    teacher_steps: int = Field(10, ge=1, description="of the teacher's pictures for these captions")
+    start: dict[str, str] = Field(
+        default={"lcm": "lcm-lora", "turbo": "lcm-lora"},
+        description="what a student begins as: another one made before it",
+    )
+    batch: dict[str, int] = Field(
+        default={"lcm-lora": 32, "lcm": 32, "turbo": 16, "tdm": 16}, description="examples a step, by method"
+    )
     scenes: int = Field(8192, ge=1, description="examples")
     save_minutes: float = Field(3.0, ge=0, description="between checkpoints")
 
@@ -138,10 +160,13 @@ def recipe(world: str, preset: str) -> Build:
     if preset == "cpu":
         return Build(world=world, pictures=Pictures(others=4096 if small else 0))
     first = Autoencoder().first.model_copy(
-        update=_gpu(minutes=2.0, batch=128, rate=2e-3, compile=True, sample_minutes=1.0)
+        update=_gpu(minutes=1.5, batch=128, rate=2e-3, compile=True, sample_minutes=1.0)
     )
     grown = Autoencoder().grown.model_copy(
-        update=_gpu(minutes=3.5, batch=128, rate=1.5e-3, compile=True, sample_minutes=1.0)
+        update=_gpu(minutes=3.0, batch=128, rate=1.5e-3, compile=True, sample_minutes=1.0)
+    )
+    decoder = Autoencoder().decoder.model_copy(
+        update=_gpu(minutes=1.0, batch=128, rate=8e-4, compile=True, sample_minutes=1.0)
     )
     text = Text().plan.model_copy(update=_gpu(minutes=2.0, batch=128, sample_minutes=1.0, steps=2500))
     unet = Unet().plan.model_copy(
@@ -150,8 +175,8 @@ def recipe(world: str, preset: str) -> Build:
     return Build(
         world=world,
         preset="gpu",
-        pictures=Pictures(count=262_144 if small else 327_680, others=16_384 if small else 0),
-        autoencoder=Autoencoder(crop=128, first=first, grown=grown),
+        pictures=Pictures(count=262_144 if small else 327_680, pairs=65_536, others=16_384 if small else 0),
+        autoencoder=Autoencoder(crop=128, first=first, grown=grown, decoder=decoder),
         text=Text(plan=text),
         latents=Latents(batch=512),
         unet=Unet(channels=(128, 256) if small else (160, 320), plan=unet),

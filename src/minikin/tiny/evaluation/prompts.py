@@ -13,7 +13,7 @@ import numpy as np
 from minikin.tiny import vocabulary as words
 from minikin.tiny.captions import caption
 from minikin.tiny.judges.fields import slots_of
-from minikin.tiny.world import Look, Scene, Thing, World
+from minikin.tiny.world import Look, Scene, Thing, World, is_held_out, reserved
 
 # layout -> share of the prompts; more pairs than in the world, whose share would be too few to measure
 SHARES = (("single", 0.50), ("pair", 0.30), ("hat", 0.10), ("count", 0.10))
@@ -73,6 +73,20 @@ def prompts(world: World, n: int, seed: int) -> list[Asked]:
         if not any(want.values()):
             return [out[int(i)] for i in np.random.default_rng(seed).permutation(n)]
     raise AssertionError("the stream of scenes has no end")
+
+
+def of_each(world: World, n: int, seed: int) -> list[Asked]:
+    """n one-object prompts of every kind of object, held out where something of a kind is reserved."""
+    out: list[Asked] = []
+    for place, kind in enumerate(world.spec.objects):
+        rng, held = np.random.default_rng((seed, place)), bool(reserved(world.spec, kind))
+        found = 0
+        while found < n:
+            scene = world.decide(rng, seed, len(out), layout="single", category=kind)
+            if is_held_out(scene) == held:
+                out.append(ask(scene, seed))
+                found += 1
+    return [out[int(i)] for i in np.random.default_rng(seed).permutation(len(out))]
 
 
 def _thing(thing: Thing) -> AskedThing:

@@ -1,0 +1,5 @@
+"""`python -m minikin` is `minikin`."""
+
+from minikin.cli.app import main
+
+main()

@@ -1,0 +1,111 @@
+"""minikin fleet: teach many concepts, paint many prompts, on the workers of this machine or of a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from minikin.cli.flags import Json, with_recipe
+from minikin.recipes import Paint, Teach
+
+if TYPE_CHECKING:
+    from minikin.events import Done, Event
+    from minikin.fleet.cluster import Cluster
+
+SOME_FAILED = 1
+
+app = typer.Typer(no_args_is_help=True, help="Teach many concepts and paint many prompts, on many workers.")
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="at once [one a GPU, or one for four cores]; 0: here, without Ray")
+]
+Address = Annotated[
+    str | None, typer.Option(help="a Ray cluster: auto, HOST:PORT, ray://HOST:10001", envvar="RAY_ADDRESS")
+]
+Cpus = Annotated[float | None, typer.Option(help="CPUs of each worker")]
+Gpus = Annotated[
+    float | None, typer.Option(help="GPUs of each worker; 0.5 for two on one [1 where there are any]")
+]
+
+
+@app.command()
+@with_recipe(Teach, skip=("name", "category"))
+def teach(
+    manifest: Annotated[Path, typer.Argument(help="CSV: photos,name,category, and options of `minikin teach`")],
+    out: Annotated[Path, typer.Option(help="folder for the concepts and results.csv")] = Path("concepts"),
+    workers: Workers = None, address: Address = None, cpus_each: Cpus = None, gpus_each: Gpus = None,
+    as_json: Json = False, *, values: dict[str, Any],
+) -> None:  # fmt: skip
+    """Teach every concept of a CSV; the same command goes on: minikin fleet teach pets.csv --workers 4"""
+    from minikin.fleet.manifests import rows
+    from minikin.fleet.teaching import teach as teaching
+
+    where = cluster(workers, address, cpus_each, gpus_each)
+    done = _shown(teaching(rows(manifest, values), out, where), as_json)
+    f = done.facts
+    if not as_json:
+        _say(
+            f"{done.result}  {f['taught']} taught, {f['kept']} kept, {f['failed']} failed of {f['concepts']} "
+            f"in {f['seconds']:.0f} s" + (f"\n{f['sheet']}  contact sheet" if f["sheet"] else "")
+        )
+    if f["failed"]:
+        raise typer.Exit(SOME_FAILED)
+
+
+@app.command()
+@with_recipe(Paint, skip=("prompt", "points", "n", "seed"))
+def paint(
+    prompts: Annotated[Path, typer.Argument(help='one JSON object a line: {"prompt": "...", "seed": 7}')],
+    out: Annotated[Path, typer.Option(help="folder for the pictures and manifest.jsonl")] = Path("pictures"),
+    concepts: Annotated[Path | None, typer.Option(help="their folder [this one and your library]")] = None,
+    chunk: Annotated[int, typer.Option(min=1, help="lines a worker is given at once")] = 16,
+    workers: Workers = None, address: Address = None, cpus_each: Cpus = None, gpus_each: Gpus = None,
+    as_json: Json = False, *, values: dict[str, Any],
+) -> None:  # fmt: skip
+    """Paint every prompt of a file; the same command goes on: minikin fleet paint p.jsonl --preset turbo"""
+    from minikin.fleet.painter import studio_engine
+    from minikin.fleet.painting import paint as painting
+    from minikin.fleet.prompts import Prompts
+
+    lines = Prompts(prompts, values, concepts)
+    usual: Paint = Paint.make(prompt="", **{k: v for k, v in values.items() if v is not None})
+    opening = partial(studio_engine, usual.base, usual.device, usual.dtype)
+    where = cluster(workers, address, cpus_each, gpus_each)
+    done = _shown(painting(lines, out, where, opening, batch=usual.batch, chunk=chunk), as_json)
+    f = done.facts
+    if not as_json:
+        _say(
+            f"{done.result}  {f['lines']:,} lines: {f['kept']:,} kept, {f['painted']:,} pictures painted, "
+            f"{f['failed']:,} lines failed in {f['seconds']:.0f} s"
+        )
+    if f["failed"]:
+        raise typer.Exit(SOME_FAILED)
+
+
+def cluster(
+    workers: int | None, address: str | None, cpus: float | None = None, gpus: float | None = None
+) -> Cluster | None:
+    """Where to work; None for this process. Raises BadRecipe."""
+    if workers == 0:
+        return None
+    from minikin.fleet.cluster import Cluster
+
+    return Cluster(workers, address, cpus, gpus)
+
+
+def _shown(work: Iterator[Event], as_json: bool) -> Done:
+    from minikin.cli import display
+
+    done = display.run(work, as_json=as_json)
+    if as_json:
+        display.emit({"event": "done", "result": str(done.result), **done.facts})
+    return done
+
+
+def _say(text: str) -> None:
+    from minikin.cli import display
+
+    display.out.print(text, soft_wrap=True, markup=False)
