@@ -102,14 +102,17 @@ class Watched(H11Protocol):
         comes = self.conn.their_state in (h11.SEND_BODY, h11.ERROR) or bool(self.conn.trailing_data[0])
         if not comes or not transport.can_write_eof() or len(self.connections) > self.limits.connections:
             return False
+        # armed first: the caller may see our end, and act on it, before this thread goes on
+        self._leaving = self.loop.call_later(LINGER_S, transport.close)
         try:
             transport.write_eof()
         except OSError:  # the caller is gone
+            self._leaving.cancel()
+            self._leaving = None
             return False
         if self.cycle is not None and not self.cycle.response_complete:  # whoever still answers it need not
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        self._leaving = self.loop.call_later(LINGER_S, transport.close)
         self.flow.resume_reading()
         return True
 
