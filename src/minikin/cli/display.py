@@ -15,8 +15,9 @@ from minikin import events
 
 QUIET_S = 15.0  # seconds without a word, where there is no terminal for a progress line
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+# lines that a program or a file reads stay whole, however long a path in them is
+out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
 def run(
