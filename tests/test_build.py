@@ -376,6 +376,7 @@ def test_the_adapters_are_those_of_the_presets(built: Job, monkeypatch: Any) -> 
     from minikin import Studio
     from minikin.bases import presets
     from minikin.bases.loras import adapters
+    from minikin.tiny.build import familiar
 
     methods = ("lcm-lora", "lcm", "turbo", "tdm")
     assert tuple(Adapters().batch) == methods and {*Adapters().steps, *Adapters().named} == {*methods}
@@ -399,3 +400,12 @@ def test_the_adapters_are_those_of_the_presets(built: Job, monkeypatch: Any) -> 
     assert len(lines) == 8 and sum("<thing0" in line for line in lines) == 4
     assert len(list((things / "photos" / "thing00").glob("*.jpg"))) == 5
     assert any("already trained" in e.text for e in events_of(job, "adapters") if isinstance(e, Note))
+    file = things / "concepts" / "thing00.safetensors"
+    before = file.stat().st_mtime_ns
+
+    def again(steps: int) -> bool:
+        how = {"things": 1, "steps": steps, "captions": 1}
+        list(familiar.make(studio.base, things, job.recipe.world, **how))
+        return file.stat().st_mtime_ns != before
+
+    assert not again(1) and again(2), "what was taught otherwise is taught again"

@@ -10,6 +10,7 @@ Half of the captions are those of training scenes; in the other half a thing's n
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,17 +28,8 @@ from minikin.tiny.world import Look, World, any_rgb, is_held_out
 
 SEED, SCENES = 77, 5  # of the things, and the stream of the captions' scenes
 BACKGROUNDS = (
-    "meadow",
-    "room",
-    "plain_white",
-    "beach",
-    "city",
-    "forest",
-    "snow",
-    "plain_blue",
-    "desert",
-    "night",
-)
+    "meadow", "room", "plain_white", "beach", "city", "forest", "snow", "plain_blue", "desert", "night",
+)  # fmt: skip
 PHOTOS, TRIES = 5, 20
 STRENGTHS = ("", "", "", ":0.8", ":0.6", ":1.2")  # half as taught
 
@@ -45,8 +37,12 @@ STRENGTHS = ("", "", "", ":0.8", ":0.6", ":1.2")  # half as taught
 def make(
     base: Base, folder: Path, world: str, *, things: int, steps: int, captions: int
 ) -> Iterator[events.Event]:  # fmt: skip
-    """Draw and teach what is not there yet, and write `captions` captions of either sort."""
+    """Draw and teach what is not there yet, and write `captions` captions of either sort.
+
+    What was taught otherwise (on another base, in another number of steps) is taught again.
+    """
     drawn, studio = World(world, backdrops=8), Studio(base)
+    _forget_others(folder, {"base": base.fingerprint, "text": base.text_hash, "world": world, "steps": steps})
     by_kind: dict[str, list[str]] = {}
     for k in range(things):
         name, kind = f"thing{k:02d}", drawn.spec.objects[(7 * k + 3) % len(drawn.spec.objects)]
@@ -66,6 +62,16 @@ def make(
                 yield event
     lines = _captions(World(world), by_kind, captions)
     atomic_write(folder / "captions.txt", ("\n".join(lines) + "\n").encode())
+
+
+def _forget_others(folder: Path, facts: dict[str, object]) -> None:
+    """Delete things that were not taught by these facts."""
+    file, now = folder / "things.json", json.dumps(facts, indent=1) + "\n"
+    if file.exists() and file.read_text() == now:
+        return
+    for old in (folder / "concepts").glob("thing*.safetensors"):
+        old.unlink()
+    atomic_write(file, now.encode())
 
 
 def _photos(world: World, k: int, kind: str, folder: Path) -> Path:
