@@ -349,6 +349,18 @@ def test_bad_numbers_are_skipped(bases: dict[str, Base], tmp_path: Path, monkeyp
     assert all(torch.isfinite(v).all() for v in result(tmp_path / "out").values())
 
 
+@pytest.mark.parametrize("unit", ["avx512_bf16", "none"])
+def test_imitated_bfloat16_is_said_to_be_slow(
+    bases: dict[str, Base], tmp_path: Path, monkeypatch: Any, unit: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {unit: True})
+    told = run(
+        bases["sd15"], tmp_path / "o", captions_file(tmp_path), method="lcm-lora", steps=1, autocast=True
+    )
+    said = [e.text for e in told if isinstance(e, events.Note) and e.warning]
+    assert any("without --autocast" in text for text in said) == (unit == "none")
+
+
 def test_divergence_is_said(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> None:
     failing(monkeypatch, lambda turn: turn.step > 0)
     with pytest.raises(Diverged, match="lcm-lora diverged .* choose a lower rate"):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from minikin.errors import BadRecipe, OutOfMemory
+from minikin.training import precision
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -40,7 +41,7 @@ def resolve(device: str | None = None, dtype: str | None = None) -> tuple[torch.
     kind = name.split(":")[0]
     if kind == "cpu":
         return torch.device(name), torch.float32
-    if kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+    if kind == "cuda" and precision.quick(torch.device(name)):
         return torch.device(name), torch.bfloat16
     return torch.device(name), torch.float16
 

@@ -34,6 +34,7 @@ from minikin.distilling.student import Encoder, teacher
 from minikin.errors import BadRecipe
 from minikin.painting.sheet import contact_sheet
 from minikin.recipes import Distill
+from minikin.training import precision
 from minikin.training.board import board
 from minikin.training.plan import Plan
 from minikin.training.ranks import joined
@@ -61,7 +62,13 @@ def distill(base: Base, recipe: Distill, out: Path, *, resume: bool = False) -> 
     r = recipe.settled(base.architecture == "tiny")
     check(base, r)
     yield from _checkpoint(out, resume)
-    autocast = base.device.type == "cuda" if r.autocast is None else r.autocast
+    quick = precision.quick(base.device)
+    autocast = (base.device.type == "cuda" and quick) if r.autocast is None else r.autocast
+    if autocast and not quick:
+        yield events.Note(
+            f"The {base.device.type} here only imitates bfloat16: without --autocast this is quicker.",
+            warning=True,
+        )
     with joined(base.device) as ranks, base.frozen(), wide_decoder(base):
         check_pieces(r, r.accumulation * ranks.count)
         schedule = Schedule.of(base)

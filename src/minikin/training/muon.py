@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minikin.training import precision
+
 NARROWEST = 64  # channels; narrower layers (first and last ones) are AdamW's
 MOMENTUM = 0.95
 ROUNDS = 5  # of the Newton-Schulz iteration
@@ -59,10 +61,10 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonal(g: Tensor) -> Tensor:
-    """U S V^T (m, n) to about U V^T, by a quintic Newton-Schulz iteration in bfloat16."""
+    """U S V^T (m, n) to about U V^T, by a quintic Newton-Schulz iteration, in bfloat16 where that is quick."""
     a, b, c = QUINTIC
     wide = g.shape[0] <= g.shape[1]
-    x = (g if wide else g.T).bfloat16()
+    x = (g if wide else g.T).to(torch.bfloat16 if precision.quick(g.device) else torch.float32)
     x = (x / (x.norm() + 1e-7)).contiguous()
     for _ in range(ROUNDS):
         gram = x @ x.T

@@ -28,7 +28,7 @@ class Plan(Recipe):
     floor: float = Field(0.02, ge=0, le=1, description="the rate at the end, as a share of `rate`")
     ema: float = Field(0.999, ge=0, lt=1, description="averaging of the weights")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    bf16: bool = Field(True, description="compute in bfloat16 over float32 weights")
+    bf16: bool = Field(True, description="compute in bfloat16 over float32 weights, where that is quick")
     compile: bool = Field(False, description="torch.compile the model")
     seed: int = Field(0, ge=0)
     log_steps: int = Field(50, ge=1, description="steps between lines of the log")

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from minikin import events
 from minikin.errors import BadRecipe, Diverged, OutOfMemory
 from minikin.memory import ran_out
-from minikin.training import checkpoint, muon, ranks
+from minikin.training import checkpoint, muon, precision, ranks
 from minikin.training.journal import Journal
 from minikin.training.plan import SAME, Plan, State, Turn
 from minikin.training.signals import interruptible
@@ -131,8 +131,8 @@ class Run:
         return min(1.0, max(by_steps, by_time))
 
     def autocast(self) -> torch.autocast:
-        """bfloat16 over float32 weights, where the plan wants it."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.plan.bf16)
+        """bfloat16 over float32 weights, where the plan wants it and the device has it."""
+        return precision.autocast(self.device, self.plan.bf16)
 
     def compiled(self, module: Any) -> Any:
         """The module for calls in `loss`; parameters stay those of the module itself."""

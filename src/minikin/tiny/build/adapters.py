@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import torch
+
 from minikin import events
 from minikin.bases.base import Base
 from minikin.bases.opening.registry import open_base
@@ -19,6 +21,7 @@ from minikin.files import atomic_write
 from minikin.recipes import Distill
 from minikin.tiny.build import familiar
 from minikin.tiny.build.job import Job
+from minikin.training import precision
 
 STAGE = "adapters"
 
@@ -78,8 +81,8 @@ def recipe_of(job: Job, method: str, named: bool = False) -> Distill:
     else:
         how |= {"data": f"scenes:{job.recipe.world}", "count": own.scenes}
     recipe: Distill = Distill.make(
-        method=method, rank=own.rank, batch=own.batch[method], autocast=True,
-        save_minutes=own.save_minutes, **how,
+        method=method, rank=own.rank, batch=own.batch[method], save_minutes=own.save_minutes,
+        autocast=precision.quick(torch.device(job.device)), **how,
     )  # fmt: skip
     return recipe
 

@@ -50,18 +50,18 @@ def stage(job: Job) -> Iterator[events.Event]:
     else:
         small = build(r.channels[:-1], r.first_latents, r.crop)
         plan = job.plan("autoencoder", r.first, SHARES["first"])
-        first = yield from _train(job, "first", small, plan, scenes, held, r.crop, partial(Loss, ramp=True))
+        first = yield from train(job, "first", small, plan, scenes, held, r.crop, partial(Loss, ramp=True))
         with first.averaged():
             start = grown(small.cpu(), build(r.channels, r.latents, held.shape[-1]))
     rest = 1 - SHARES["first"] if job.source else 1.0
     plan = job.plan("autoencoder", r.grown, SHARES["grown"] / rest)
-    run = yield from _train(job, "grown", start, plan, scenes, held, held.shape[-1], Loss)
+    run = yield from train(job, "grown", start, plan, scenes, held, held.shape[-1], Loss)
     with run.averaged():
         finished, spread = normalise(start, held.to(device), run.autocast())
     for part in (finished.encoder, finished.quant_conv):
         part.requires_grad_(False)
     plan = job.plan("autoencoder", r.decoder, SHARES["decoder"] / rest)
-    run = yield from _train(job, "decoder", finished, plan, scenes, held, held.shape[-1], DecoderLoss)
+    run = yield from train(job, "decoder", finished, plan, scenes, held, held.shape[-1], DecoderLoss)
     with run.averaged():
         save_part(finished.cpu(), job.vae)
     yield events.Note(f"autoencoder: written to {job.vae} ({digest(job.vae)}); latents' deviation {spread}")
@@ -130,7 +130,7 @@ class Scenes:
         return torch.from_numpy(out)
 
 
-def _train(
+def train(
     job: Job, name: str, model: Any, plan: Plan, scenes: Scenes, held: Tensor, crop: int,
     minimised: Callable[[Run, Autoencoder], Callable[[Turn, Tensor], Losses]],
 ) -> Generator[events.Event, None, Run]:  # fmt: skip

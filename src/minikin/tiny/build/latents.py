@@ -22,6 +22,7 @@ from minikin.tiny.build.job import Job, digest
 from minikin.tiny.build.pool import spread
 from minikin.tiny.build.shards import Shards, write
 from minikin.tiny.captions import caption
+from minikin.training import precision
 from minikin.training.signals import interruptible
 
 
@@ -99,7 +100,7 @@ def _encode(job: Job, latents: Shards) -> Iterator[events.Event]:
     with interruptible() as stop, torch.no_grad():
         for done, i in enumerate(missing, latents.files - len(missing) + 1):
             rows = torch.from_numpy(np.array(scenes.shard(i)))
-            with torch.autocast(device.type, torch.bfloat16, enabled=job.recipe.unet.plan.bf16):
+            with precision.autocast(device, job.recipe.unet.plan.bf16):
                 means = [vae.encode(to_float(x.to(device))).latent_dist.mean for x in torch.split(rows, size)]
             write(latents.path(i), torch.cat(means).half().contiguous().cpu().numpy())
             yield events.Progress("latents", done * latents.size, len(latents))

@@ -12,6 +12,7 @@ from torch import Tensor
 from minikin.painting.sheet import contact_sheet
 from minikin.tiny.build.job import Job
 from minikin.tiny.build.noise import scheduler
+from minikin.training import precision
 from minikin.training.run import Run
 
 PROMPTS = (
@@ -50,7 +51,7 @@ class Encoder:
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with precision.autocast(self.device, self.bf16):
             e: Tensor = self.tower(input_ids=tokens).last_hidden_state.float()
         return e
 

@@ -1,7 +1,7 @@
 """The model that is evaluated: a diffusers folder, run in large batches.
 
-Attention runs as plain matrix products (diffusers' AttnProcessor) and the networks in bfloat16 autocast:
-both are much faster on processors, and autocast is harmless elsewhere.
+Attention runs as plain matrix products (diffusers' AttnProcessor) and the networks in bfloat16 autocast
+where the processor has units for it: both are much faster there.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from minikin.bases import runtime
 from minikin.bases.opening.registry import tiny_folder
 from minikin.errors import BadModelFile
+from minikin.training import precision
 
 BATCH = 64  # pictures at once
 
@@ -164,7 +165,7 @@ class Model:
         }
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return precision.autocast(self.device)
 
 
 def _open(folder: Path) -> Any:
