@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib.util import find_spec
@@ -32,6 +33,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """What takes hours runs when it is asked for by its mark, never by accident."""
     if "soak" not in (config.option.markexpr or ""):
         items[:] = [item for item in items if not item.get_closest_marker("soak")]
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: a collection that walks it would stop a test, or count as its work."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -210,7 +210,7 @@ def arriving(url: str, rate: float, seconds: float, callers: int = 160, first: i
     """An open loop: requests at their times, whatever became of those before; pictures are timed from then."""
     due: queue.Queue[tuple[float, int] | None] = queue.Queue()
     begun = time.monotonic() + 0.2
-    for k in range(int(rate * seconds)):
+    for k in range(max(1, int(rate * seconds))):
         due.put((begun + k / rate, first + k))
     for _ in range(callers):
         due.put(None)

@@ -43,11 +43,20 @@ class Served:
         """Without certificates: reading them took longer than most of these tests' requests."""
         return httpx.Client(base_url=self.url, timeout=30, trust_env=False, verify=False, **kwargs)
 
-    def drained(self, seconds: float = 10.0) -> None:
+    def drained(self, seconds: float = 60.0) -> None:
         """Wait until every job has ended."""
         until = time.monotonic() + seconds
         while self.service._live() and time.monotonic() < until:
             time.sleep(0.01)
+        assert not self.service._live(), f"still at work after {seconds:g} s"
+
+    def left(self, seconds: float = 60.0) -> None:
+        """Wait until no caller is there any more and no request is at work: what was sent has become jobs."""
+        state = self.server.server_state
+        until = time.monotonic() + seconds
+        while (state.connections or state.tasks) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not state.connections and not state.tasks, f"still there after {seconds:g} s"
 
 
 @contextmanager

@@ -137,7 +137,7 @@ def test_a_replica_paints_what_the_gateway_would(ray: Any, tiny: Base, one_threa
 def test_too_many_at_once(replicas: Served) -> None:
     """R6: 60 at once: what is refused says when to come again, what is accepted is painted."""
     with ThreadPoolExecutor(60) as pool:
-        found = list(pool.map(partial(ask, replicas, steps=40), range(100, 160)))  # 2 s a batch
+        found = list(pool.map(partial(ask, replicas, steps=60), range(100, 160)))  # 3 s a batch
     accepted = [one for one in found if one[0] == 200]
     refused = [one for one in found if one[0] != 200]
     assert len(accepted) >= 24 and all(right for _, right, _ in accepted)
@@ -170,8 +170,10 @@ def test_a_caller_who_goes_stops_the_replica(lone: Any) -> None:
     long = engine.prepare("paint", Paint(prompt="a cat", steps=600), {})
 
     def step(done: int, preview: Any) -> None:
-        if done >= 2:
-            assert preview(0).size == (64, 64)
+        if (
+            done >= 2 and (shown := preview(0)) is not None
+        ):  # a busy replica may answer too late, and later in time
+            assert shown.size == (64, 64)
             raise events.Cancelled
 
     with pytest.raises(events.Cancelled):

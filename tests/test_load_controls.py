@@ -76,7 +76,7 @@ def test_l5_first_come_first_served_is_found(tmp_path: Path, monkeypatch: Patch)
     """Who asks now and then stands behind all that the other one has asked for."""
     first_come_first_served(monkeypatch)
     with served(Canary(step_s=0.02, fits=1), tmp_path / "s") as s:
-        measured = beside(s.url, 0.08, light="B", pause=0.2, first=2, times=2, hogs=9)
+        measured = beside(s.url, 0.08, light="B", pause=0.2, first=2, times=2, hogs=16)
     assert measured.beside.told and about("others waited", measured.wrong()), measured
 
 
@@ -88,7 +88,7 @@ def test_l5_one_client_after_the_other_is_found(tmp_path: Path, monkeypatch: Pat
 
     monkeypatch.setattr(Line, "_first", first)
     with served(Canary(step_s=0.02, fits=1), tmp_path / "s") as s:
-        measured = equals(s.url, 0.8, "ABCD", 3)
+        measured = equals(s.url, 0.8, "ABCD", 6)
     assert about("unequal", measured.wrong()), measured.shares
     assert Equals(dict.fromkeys("ABCD", 7), Tally()).wrong() == []
 
@@ -116,5 +116,5 @@ def test_l9_going_on_as_if_nothing_were_is_found(tmp_path: Path, monkeypatch: Pa
     """New ones are taken, and /readyz calls for more of them."""
     monkeypatch.setattr(Service, "check_open", lambda self, client: self.line.check(client))
     monkeypatch.setattr(Service, "ready", property(lambda self: ""))
-    wrong = left(tmp_path / "s").wrong()
+    wrong = left(tmp_path / "s", 0.06).wrong()
     assert about("new ones were not told when to come back", wrong) and about("/readyz: {200}", wrong), wrong

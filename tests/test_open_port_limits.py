@@ -379,12 +379,14 @@ def test_h20_who_goes_away_cancels(tmp_path: Path, path: str) -> None:
 
 
 def gone(job: Any, engine: Canary) -> int:
-    """How many steps are painted until a job has ended as cancelled."""
+    """How many steps are painted until a job is cancelled. How long its end takes to write is the disk's."""
     at = engine.stepped
-    while not job.finished.wait(0.005) and engine.stepped - at < 8:
+    while not job.cancelled.wait(0.005) and engine.stepped - at < 8:
         pass
-    assert job.status == "cancelled", "its caller has left, and it goes on"
-    return engine.stepped - at
+    assert job.cancelled.is_set(), "its caller has left, and it goes on"
+    steps = engine.stepped - at
+    assert job.finished.wait(20) and job.status == "cancelled", "its caller has left, and it goes on"
+    return steps
 
 
 # ---- H21 ---------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -240,6 +241,24 @@ def test_drafts_are_kept_picked_and_refined(page: Any, server: Served) -> None:
 
 
 # counts what is shown on the way
+@contextmanager
+def held_until(monkeypatch: Any) -> Iterator[threading.Event]:
+    """Jobs stop after each step until the event, or until they are cancelled: however slow the browser is."""
+    step, released = Job.step, threading.Event()
+
+    def held(job: Job, *args: Any, **kwargs: Any) -> None:
+        step(job, *args, **kwargs)
+        while not (job.cancelled.wait(0.1) or released.is_set()):
+            pass
+
+    with monkeypatch.context() as m:
+        m.setattr(Job, "step", held)
+        try:
+            yield released
+        finally:
+            released.set()
+
+
 PREVIEWS = """() => {
   const shown = document.querySelector('#inpaint-shown');
   window.previews = 0;
@@ -249,7 +268,7 @@ PREVIEWS = """() => {
 
 
 @pytest.mark.slow
-def test_inpainting_under_a_drawn_mask(page: Any, server: Served) -> None:
+def test_inpainting_under_a_drawn_mask(page: Any, server: Served, monkeypatch: Any) -> None:
     drafts(page)
     before = np.asarray(picture_of(server, page).convert("RGB"))
     page.click("#paint-to-inpaint")
@@ -266,9 +285,11 @@ def test_inpainting_under_a_drawn_mask(page: Any, server: Served) -> None:
     page.mouse.move(*at[1], steps=5)
     page.mouse.up()
     page.evaluate(PREVIEWS)
-    page.click("#inpaint-go")
-    page.wait_for_selector("#inpaint-tools:not([hidden])", timeout=240_000)
-    assert page.evaluate("previews") > 0
+    with held_until(monkeypatch) as seen:
+        page.click("#inpaint-go")
+        page.wait_for_function("previews > 0", timeout=240_000)
+        seen.set()
+        page.wait_for_selector("#inpaint-tools:not([hidden])", timeout=240_000)
     after = np.asarray(picture_of(server, page, "inpaint").convert("RGB"))
     changed = (before != after).any(-1)
     assert after.shape == before.shape and 100 < changed.sum() < 0.4 * changed.size
@@ -364,24 +385,13 @@ def test_stop_and_keep_and_cancel(page: Any, server: Served, monkeypatch: Any) -
     page.fill("#paint-steps", "50")
     page.fill("#paint-n", "10")
     page.fill("#paint-prompt", "a red car in the snow")
-    step, released = Job.step, threading.Event()
-
-    def held(job: Job, *args: Any, **kwargs: Any) -> None:  # however slow the browser is, it is not done before
-        step(job, *args, **kwargs)
-        while not (job.cancelled.wait(0.1) or released.is_set()):
-            pass
-
-    monkeypatch.setattr(Job, "step", held)
-    try:
+    with held_until(monkeypatch):
         page.click("#paint-go")
         page.wait_for_function("document.querySelector('#paint-progress progress').value > 0", timeout=240_000)
         page.click("#paint-cancel")
-    except BaseException:
-        released.set()
-        raise
-    page.wait_for_function(
-        "document.querySelector('#paint-problem').textContent === 'Cancelled.'", timeout=120_000
-    )
+        page.wait_for_function(
+            "document.querySelector('#paint-problem').textContent === 'Cancelled.'", timeout=120_000
+        )
     assert page.is_hidden("#paint-progress") and page.is_enabled("#paint-go")
     page.fill("#paint-steps", "")
 

@@ -72,10 +72,18 @@ class Mortal(Canary):
 
 
 class Unasked(Mortal):
-    """The control: one that says that it is gone when it is to paint, and not before."""
+    """The control: one that says that it is gone when it is to paint, and not before. Nothing brings another
+    until `judged`: the job has met them all by then."""
+
+    judged = threading.Event()
 
     def check(self) -> None:
         pass
+
+    def warm_up(self) -> None:
+        if self.dead:
+            self.judged.wait(20)
+        super().warm_up()
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +126,10 @@ def test_who_meets_dead_engines_is_not_blamed(tmp_path: Path, monkeypatch: Any, 
                 engine.dead = True
             job = asked(s, f"an innocent cat {turn}")
             if kind is Unasked:
-                assert ended(job) == "failed" and job.error is not None and job.error.code == "poison"
+                try:
+                    assert ended(job) == "failed" and job.error is not None and job.error.code == "poison"
+                finally:
+                    Unasked.judged.set()
                 return
             assert ended(job) == "completed" and job.losses == 0 and right(s, job)
 

@@ -148,7 +148,8 @@ class Job:
     def end(self, status: str, error: MinikinError | None) -> None:
         """After the store knows: tell the end, and wake everybody who waits."""
         with self._lock:
-            self.status, self.error, self.ended = status, error, time.time()
+            self.error, self.ended = error, time.time()
+            self.status = status  # last: who reads it meanwhile finds the reason, too
         self._preview = None
         self.finished.set()
         self.changed()

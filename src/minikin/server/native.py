@@ -121,7 +121,7 @@ async def cancel(request: Request, id: str) -> dict[str, Any]:
     if found is not None and not found.over:
         service.cancel(found)
         async with found.watch() as changes:
-            while not found.over and await changes.next(2.0):
+            while not found.over and await changes.next(30.0):
                 pass
     return await run_in_threadpool(_view, service, client, id)
 

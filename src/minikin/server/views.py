@@ -16,12 +16,13 @@ from minikin.server.shelf import Entry
 
 def of(service: Service, job: Job) -> dict[str, Any]:
     """A job that is in memory."""
+    status = job.status  # first: once it tells the end, all else does
     step, steps = job.done, job.total
     error = None if job.error is None else {"code": job.error.code, "message": sentence_of(job.error)}
     ahead = service.line.position(job)
     return {
-        "id": job.id, "kind": job.asked.kind, "status": job.status, "task": job.asked.task or None,
-        "queue_position": ahead if job.status == "queued" else None,
+        "id": job.id, "kind": job.asked.kind, "status": status, "task": job.asked.task or None,
+        "queue_position": ahead if status == "queued" else None,
         "created": job.created, "started": job.started, "completed": job.ended,
         "progress": {"step": step, "steps": steps, "stage": job.stage, "eta_s": _eta(service, job)},
         "results": [

@@ -116,6 +116,10 @@ class Watched(H11Protocol):
         self.flow.resume_reading()
         return True
 
+    def _is_cut_off(self) -> bool:
+        """Of one that lingers: whether it was told to go, and is there until the loop comes to it."""
+        return bool(self.transport.real.is_closing())  # type: ignore[attr-defined]
+
     def shutdown(self) -> None:
         """The server ends: nobody is waited for who was answered."""
         if self._leaving is not None:
@@ -177,8 +181,11 @@ class Watched(H11Protocol):
         # one that was told to go is among `connections` until the loop comes to it
         here = [c for c in self.connections if isinstance(c, Watched) and not c.transport.is_closing()]
         others = [c for c in here if c is not self and c.waits_for_head()]
-        leaving = [(c._leaving.when(), id(c), c) for c in self.connections
-                   if isinstance(c, Watched) and c._leaving is not None]  # fmt: skip
+        leaving = [
+            (c._leaving.when(), id(c), c)
+            for c in self.connections
+            if isinstance(c, Watched) and c._leaving is not None and not c._is_cut_off()
+        ]
         if len(here) + len(leaving) > self.limits.connections and leaving:
             min(leaving)[2].transport.abort()
         elif len(here) > self.limits.connections and others:

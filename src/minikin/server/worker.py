@@ -126,6 +126,7 @@ class Worker(threading.Thread):
 
     def _lost(self, pieces: list[Piece], begun: float, why: EngineLost) -> None:
         """Give everything back but what has lost its third engine, and wait for another engine."""
+        self.problem = why  # before anybody hears of a job that failed by it
         jobs = list(dict.fromkeys(p.job for p in pieces))
         for job in jobs:
             losses = job.lose(begun)
