@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from PIL import Image
 from rich.console import Console
+from typer.testing import CliRunner
 
 from minikin import Concept
 from minikin.cli import display
+from minikin.cli.app import app
 from minikin.errors import BadRecipe
 from minikin.painting import metadata
 
@@ -248,6 +252,53 @@ def test_help_of_every_verb(cli: Any) -> None:
         assert code == 0
         assert "Usage: minikin" in out
     assert "--value-rate" in cli("teach", "--help")[1]
+
+
+def commands(at: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Every command below, with its whole name."""
+    yield name, at
+    for child, below in getattr(at, "commands", {}).items():
+        yield from commands(below, f"{name} {child}")
+
+
+def test_help_shows_every_default(monkeypatch: Any) -> None:
+    """`[tiny]` is no markup: what stands in brackets in a help is read by people."""
+    monkeypatch.setenv("COLUMNS", "400")
+    found = 0
+    for name, one in commands(typer.main.get_command(app), "minikin"):
+        shown = CliRunner().invoke(app, [*name.split()[1:], "--help"], terminal_width=400).output
+        told = " ".join(shown.replace("│", " ").split())
+        for p in one.params:
+            text = (getattr(p, "help", None) or "").replace("\\[", "[")
+            if "[" in text:
+                assert " ".join(text.split()) in told, f"{name}: {text}"
+                found += 1
+    assert found > 60
+
+
+def test_options_that_do_nothing_are_named(cli: Any, photo_folder: Path) -> None:
+    """A row has no gate; and a base that nobody chose is told."""
+    code, _, err = cli(
+        "teach", photo_folder, "--name", "tom", "--category", "cat", *QUICK, "--beta", "0.5", "--word-rate", 1
+    )
+    assert code == 0 and "No effect of --beta, --word-rate: mode row has no gate." in err
+    assert "The base is tiny, the embedded toy model" in err
+    code, _, err = cli("paint", "<tom>", "--steps", 2, "--lock", "global", "--tau", "0.5", "--out", "a.png")
+    assert code == 0 and "No effect of --tau, --lock global: no concept of the prompt has a gate" in err
+    assert "replaced" not in err
+    code, _, err = cli("paint", "<tom>", "--steps", 2, "--out", "a.png")
+    assert code == 0 and "No effect" not in err and "a.png was there and is replaced." in err
+    code, _, err = cli("models", "add", "tom.safetensors")
+    assert code == 3 and "It is a concept: `minikin concepts add tom.safetensors`" in err
+    code, _, err = cli("concepts", "export", "tom", "--to", "comfyui")
+    assert code == 2 and err.startswith("minikin: Unknown format 'comfyui'")
+    code, _, err = cli(
+        "teach", photo_folder, "--name", "tim", "--category", "cat", *QUICK, "--base", "tiny",
+        "--mode", "gated", "--beta", "0.5",
+    )  # fmt: skip
+    assert code == 0 and "No effect" not in err and "toy" not in err
+    code, _, err = cli("paint", "<tom> and <tim>", "--steps", 2, "--tau", "0.5")
+    assert code == 0 and "No effect" not in err
 
 
 def test_progress_on_a_terminal(cli: Any, photo_folder: Path, monkeypatch: Any) -> None:

@@ -64,7 +64,7 @@ Key = Annotated[
 Filter = Annotated[
     Mode | None,
     typer.Option(
-        help="look for sexual content, and flag, blur or block it [off]", envvar="MINIKIN_FILTER",
+        help="look for sexual content, and flag, blur or block it \\[off]", envvar="MINIKIN_FILTER",
         rich_help_panel=_MADE,
     ),
 ]  # fmt: skip
@@ -100,7 +100,9 @@ def teach(
     """Teach a concept from photos: minikin teach photos/ --name tom --category cat"""
     from minikin.cli import verbs
 
-    verbs.teach(photos, Teach.make(**values), out, resume=resume, overwrite=overwrite, as_json=as_json)
+    recipe: Teach = Teach.make(**values)
+    verbs.advise({k for k, v in values.items() if v is not None}, recipe, as_json=as_json)
+    verbs.teach(photos, recipe, out, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
 @app.command()
@@ -215,7 +217,7 @@ def distill(
     out: Annotated[Path, typer.Option(help="folder for the result, checkpoint, log and samples")],
     resume: Annotated[bool, typer.Option("--resume", help="go on where an earlier run stopped")] = False,
     workers: Annotated[int, typer.Option(min=1, help="processes that share every batch, one a GPU")] = 1,
-    address: Annotated[str | None, typer.Option(help="the Ray cluster of the workers [this machine]")] = None,
+    address: Annotated[str | None, typer.Option(help="the Ray cluster of the workers \\[this machine]")] = None,
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
     """Distil a base to 1-4 steps: minikin distill lcm-lora --base tiny --data scenes:small --out fast"""
@@ -233,12 +235,12 @@ Keys = Annotated[
     list[str] | None,
     typer.Option(help="key that requests must carry; again for more clients", envvar="MINIKIN_API_KEY"),
 ]
-Jobs = Annotated[Path | None, typer.Option(help="jobs, results and uploads [the data folder's server/]")]
+Jobs = Annotated[Path | None, typer.Option(help="jobs, results and uploads \\[the data folder's server/]")]
 Devices = Annotated[list[str] | None, typer.Option(help="cuda, cuda:1, mps, xpu or cpu; again for more")]
 Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")]
 Names = Annotated[list[str] | None, typer.Option(help="a name this server answers to")]
 LiveEngine = Annotated[
-    EngineName | None, typer.Option(help="who computes what is painted live [studio: openvino, if installed]")
+    EngineName | None, typer.Option(help="who computes what is painted live \\[studio: openvino, if installed]")
 ]
 
 
@@ -255,7 +257,9 @@ def serve(
     replicas: Annotated[
         int, typer.Option(min=0, help="paint in so many processes, through Ray; one that dies is replaced")
     ] = 0,
-    address: Annotated[str | None, typer.Option(help="the Ray cluster of the replicas [this machine]")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="the Ray cluster of the replicas \\[this machine]")
+    ] = None,
 ) -> None:  # fmt: skip
     """Serve pictures over HTTP: a native API, OpenAI's and A1111's."""
     from minikin.cli import serve as serving

@@ -10,6 +10,7 @@ import typer
 
 from minikin.cli.flags import JsonOnce
 from minikin.concepts import points
+from minikin.errors import UnknownName
 
 app = typer.Typer(no_args_is_help=True, help="List, inspect, check, export and import concepts.")
 
@@ -116,21 +117,28 @@ def remove(name: str) -> None:
 def export(
     concept: str,
     to: Annotated[str, typer.Option(help="peft, kohya or textual-inversion")],
-    base: Annotated[str | None, typer.Option(help="the base it was taught on [its family's usual one]")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="the base it was taught on \\[its family's usual one]")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="the file to write")] = None,
 ) -> None:
     """Write a concept as an ordinary LoRA or embedding (mode gated) for other tools; says what is lost."""
+    from minikin.bases.exchange import KINDS
     from minikin.bases.exchange import export as write
     from minikin.cli import display
     from minikin.concepts import library
     from minikin.concepts.file import load
     from minikin.studio import Studio
 
+    if to not in KINDS:
+        raise UnknownName("format", to, KINDS)
     found = load(library.resolve(concept))
     path = out or Path(f"{found.name}-{to}.safetensors")
     usual = {"tiny": "tiny", "sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}[found.origin.architecture]
     if found.mode == "row" and to != "textual-inversion":
-        display.err.print("How words are used by this text encoder is computed from captions, once a base.")
+        display.note(
+            "A row has no key of its own: one is computed from captions, which takes a while, once a base."
+        )
     lost = write(Studio.open(base or usual).base, found, to, path)
     display.out.print(f"{path}  {path.stat().st_size:,} bytes\n{lost}")
 

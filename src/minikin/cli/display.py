@@ -35,10 +35,10 @@ def run(
             elif isinstance(event, events.Picture):
                 if on_picture:
                     on_picture(event)
+            elif isinstance(event, events.Note):
+                _tell(event, as_json)
             elif as_json:
                 emit(_plain(event))
-            elif isinstance(event, events.Note):
-                err.print(f"[yellow]{event.text}[/]" if event.warning else event.text, soft_wrap=True)
             elif not err.is_terminal:
                 if time.monotonic() - told > QUIET_S or (event.done == event.total and told):
                     told = time.monotonic()
@@ -55,10 +55,19 @@ def run(
 
 def warn(text: str, *, as_json: bool = False) -> None:
     """A warning outside of a verb's own events."""
+    _tell(events.Note(text, warning=True), as_json)
+
+
+def note(text: str, *, as_json: bool = False) -> None:
+    """A remark outside of a verb's own events."""
+    _tell(events.Note(text), as_json)
+
+
+def _tell(event: events.Note, as_json: bool) -> None:
     if as_json:
-        emit(_plain(events.Note(text, warning=True)))
+        emit(_plain(event))
     else:
-        err.print(f"[yellow]{text}[/]", soft_wrap=True)
+        err.print(f"[yellow]{event.text}[/]" if event.warning else event.text, soft_wrap=True)
 
 
 def emit(value: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
+from rich.markup import escape
 
 from minikin.recipes import Recipe
 
@@ -70,7 +71,7 @@ def _option(name: str, f: FieldInfo) -> inspect.Parameter:
     annotation = kind if required else kind | None
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=... if required else None,
-        annotation=Annotated[annotation, typer.Option(*names, help=text, show_default=False,
+        annotation=Annotated[annotation, typer.Option(*names, help=escape(text), show_default=False,
                                                        rich_help_panel=_PANEL_OF.get(name))],
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ SOME_FAILED = 1
 
 app = typer.Typer(no_args_is_help=True, help="Teach many concepts and paint many prompts, on many workers.")
 Workers = Annotated[
-    int | None, typer.Option(min=0, help="at once [one a GPU, or one for four cores]; 0: here, without Ray")
+    int | None, typer.Option(min=0, help="at once \\[one a GPU, or one for four cores]; 0: here, without Ray")
 ]
 Address = Annotated[
     str | None, typer.Option(help="a Ray cluster: auto, HOST:PORT, ray://HOST:10001", envvar="RAY_ADDRESS")
@@ -60,7 +60,7 @@ def teach(
 def paint(
     prompts: Annotated[Path, typer.Argument(help='one JSON object a line: {"prompt": "...", "seed": 7}')],
     out: Annotated[Path, typer.Option(help="folder for the pictures and manifest.jsonl")] = Path("pictures"),
-    concepts: Annotated[Path | None, typer.Option(help="their folder [this one and your library]")] = None,
+    concepts: Annotated[Path | None, typer.Option(help="their folder \\[this one and your library]")] = None,
     chunk: Annotated[int, typer.Option(min=1, help="lines a worker is given at once")] = 16,
     workers: Workers = None, address: Address = None, cpus_each: Cpus = None, gpus_each: Gpus = None,
     as_json: Json = False, *, values: dict[str, Any],

@@ -53,7 +53,7 @@ def list_(as_json: JsonOnce = False) -> None:
 @app.command()
 def add(
     path: Annotated[Path, typer.Argument(help="a .safetensors checkpoint or LoRA, or a diffusers folder")],
-    name: Annotated[str | None, typer.Option(help="the name to use [the file's]")] = None,
+    name: Annotated[str | None, typer.Option(help="the name to use \\[the file's]")] = None,
     prediction: Annotated[str | None, typer.Option(help="epsilon or v_prediction, if not recognised")] = None,
 ) -> None:
     """Use a model you already have. Never needs the network."""
@@ -77,7 +77,7 @@ def add(
 def pull(
     name: Annotated[str, typer.Argument(help="a published model, see `models list`, or owner/name")],
     revision: Annotated[
-        str | None, typer.Option(help="commit, tag or refs/pr/N to pin it to [the newest commit]")
+        str | None, typer.Option(help="commit, tag or refs/pr/N to pin it to \\[the newest commit]")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
     as_json: JsonOnce = False,
@@ -103,7 +103,7 @@ def pull(
 @app.command()
 def convert(
     path: Annotated[Path, typer.Argument(help="weights of PyTorch: .bin, .pt, .pth or .ckpt")],
-    out: Annotated[Path | None, typer.Option(help="the new file [beside it, .safetensors]")] = None,
+    out: Annotated[Path | None, typer.Option(help="the new file \\[beside it, .safetensors]")] = None,
 ) -> None:
     """Turn old weights into .safetensors, offline, in a locked-up process that executes nothing of them."""
     from minikin.bases.opening.convert import convert as turn

@@ -84,6 +84,8 @@ class Saver:
             one, recipe, facts, names, metadata=self.giving.metadata, marking=self.giving.marking
         )
         self.paths.append(path)
+        if names.replaced:
+            display.warn(f"{path} was there and is replaced.", as_json=self.as_json)
         scores = ""
         if found:
             told = (f"{k} {found[k]:.3f}" for k in ("alignment", "likeness") if k in found)

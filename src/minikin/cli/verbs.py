@@ -20,6 +20,8 @@ from minikin.painting import metadata as recipes_inside
 from minikin.recipes import Teach
 from minikin.studio import Studio
 
+OF_THE_GATE = {"beta", "tau", "word_rate", "positions", "captions"}  # options of teaching that mode row has not
+
 
 def teach(
     photos: Path, recipe: Teach, out: Path | None, *, resume: bool, overwrite: bool, as_json: bool
@@ -68,6 +70,20 @@ def teach(
     if interrupted:
         raise SystemExit(130)
     return path
+
+
+def advise(given: set[str], recipe: Teach, *, as_json: bool) -> None:
+    """Say which of the options that were given do nothing, and what the base is when none was."""
+    idle = sorted(given & OF_THE_GATE) if recipe.mode == "row" else []
+    if idle:
+        flags = ", ".join("--" + name.replace("_", "-") for name in idle)
+        display.warn(f"No effect of {flags}: mode row has no gate. Teach with --mode gated.", as_json=as_json)
+    if "base" not in given:
+        display.note(
+            "The base is tiny, the embedded toy model, which draws stickers. For photographs: `minikin models "
+            "pull sd15`, then --base sd15.",
+            as_json=as_json,
+        )
 
 
 def show(picture: Path, *, as_json: bool) -> None:

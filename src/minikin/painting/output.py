@@ -53,6 +53,7 @@ class Names:
         self.single = out if out.suffix.lower() == ".png" and recipe.n == 1 else None
         named = out.suffix.lower() == ".png"
         self.folder = out.parent if named else out
+        self.replaced = self.single is not None and self.single.exists()
         self.stem = out.stem if named else stem or "-".join(words)[:40].strip("-") or "picture"
         self.taken = {p.name for p in self.folder.glob(f"{self.stem}-*")} if self.folder.is_dir() else set()
 

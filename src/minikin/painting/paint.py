@@ -170,7 +170,7 @@ def _scheduler(decided: Plan, own: Any, levels: int | None = None) -> Any:
     return schedulers.build(name, own, preset.config if name == preset.scheduler else None, levels)
 
 
-def cautions(base: Base, recipe: Paint, prompt: Prompt) -> list[str]:
+def cautions(base: Base, recipe: Paint, prompt: Prompt, concepts: Mapping[str, Loaded]) -> list[str]:
     """What is possible, but seldom what was meant; one sentence each."""
     found = []
     n, most = base.count_tokens(prompt.text), base.n_tokens - 2
@@ -182,6 +182,10 @@ def cautions(base: Base, recipe: Paint, prompt: Prompt) -> list[str]:
             f"This base was trained on pictures of {base.size_px} px; at {w}x{h} it tends to repeat the "
             "subject."
         )
+    gates = [f"--{k}" for k in ("beta", "tau") if getattr(recipe, k) is not None]
+    gates += ["--lock global"] * (recipe.lock == "global")
+    if gates and all(concepts[u.name].concept.mode == "row" for u in prompt.uses):
+        found.append(f"No effect of {', '.join(gates)}: no concept of the prompt has a gate (mode gated).")
     embedded = presets.PRESETS[recipe.preset].embedded if recipe.preset else base.has_guidance_embedding
     if recipe.interval not in (None, WHOLE) and ((recipe.guidance or 0) <= 1 or embedded):
         found.append("The guidance interval has no effect: no step of this picture is guided by a second pass.")

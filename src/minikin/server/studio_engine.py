@@ -84,7 +84,7 @@ class StudioEngine:
         identity = tuple(sorted((n, p.sha256) for n, p in concepts.items()))
         key = together.group(plan, prompt, wanted, identity)
         w, h = plan.recipe.width or base.size_px, plan.recipe.height or base.size_px
-        said = (*plan.warnings, *painting.cautions(base, plan.recipe, prompt))
+        said = (*plan.warnings, *painting.cautions(base, plan.recipe, prompt, view.concepts.loaded))
         own = Planned(plan, prompt, tuple(wanted), facts)
         if isinstance(recipe, Rework):  # done alone; its verb says the warnings
             work = rework.begun(base, recipe, job)

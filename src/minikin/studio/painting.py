@@ -67,7 +67,10 @@ class Painting(Opened):
             prompt = parse(recipe.prompt, self.concepts.categories)
             painting.check(self.base, recipe)
             plan, wanted = self.prepared(recipe, prompt)
-            for text in (*plan.warnings, *painting.cautions(self.base, plan.recipe, prompt)):
+            for text in (
+                *plan.warnings,
+                *painting.cautions(self.base, plan.recipe, prompt, self.concepts.loaded),
+            ):
                 yield events.Note(text, warning=True)
             work = rework.begun(self.base, recipe, job)
             made: list[Painted] = []

@@ -15,7 +15,7 @@ Names = Annotated[list[str] | None, typer.Option("--stage", help="only these sta
 
 def main(
     world: Annotated[str, typer.Option(help="small or wide")] = "small",
-    out: Annotated[Path | None, typer.Option(help="folder of the build [cache/tiny-WORLD-PRESET]")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the build \\[cache/tiny-WORLD-PRESET]")] = None,
     stage: Names = None,
     minutes: Annotated[list[str] | None, typer.Option(help="STAGE=M, a budget in minutes (repeat)")] = None,
     steps: Annotated[list[str] | None, typer.Option(help="STAGE=N, a budget in steps (repeat)")] = None,
