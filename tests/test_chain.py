@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
 
 from minikin import Studio
@@ -87,6 +88,47 @@ def test_redo_wants_a_picture_that_minikin_did_not_paint(cli: Any) -> None:
     assert cli("redo", "o/r.png", "--source", ".")[0] == 3
     Image.fromarray(pixels).resize((128, 128)).save("o/photo.png")  # beside it, in another file
     assert "identical" in cli("redo", "o/r.png")[1]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [{"recipe": []}, {"recipe": {"prompt": "a"}}, {"recipe": {"prompt": "a"}, "seed": 1, "batch": 3},
+     {"recipe": {"prompt": "a"}, "seed": 1, "parent": {}},
+     {"recipe": {"prompt": "a"}, "seed": 1, "work": "refine", "parent": {"pixels": "", "made": {"seed": 1}}}],
+)  # fmt: skip
+def test_a_strangers_record_ends_in_words(cli: Any, record: dict[str, Any]) -> None:
+    info = PngInfo()
+    info.add_text("minikin", json.dumps(record))
+    info.add_text("parameters", "a cat\nSteps: 2, Seed: 1")
+    Image.new("RGB", (64, 64)).save("odd.png", pnginfo=info)
+    assert cli("show", "odd.png")[0] == 0
+    code, _, err = cli("redo", "odd.png")
+    assert code in (2, 3) and err.count("\n") == 1 and "unexpected" not in err, err
+
+
+@pytest.mark.parametrize("verb", [("show",), ("redo",), ("refine", "--prompt", "a")])
+def test_a_picture_of_too_many_pixels_ends_in_words(cli: Any, verb: tuple[str, ...], monkeypatch: Any) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("RGB", (64, 64)).save("bomb.png")
+    code, _, err = cli(verb[0], "bomb.png", *verb[1:])
+    assert code == 3 and "bomb.png cannot be read as a picture" in err, err
+
+
+def test_colours_are_those_of_the_profile() -> None:
+    """A profile whose red is sRGB's green; and nothing of a picture but its pixels goes on."""
+    own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    other = own.replace(b"rXYZ", b"????", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"????", b"gXYZ", 1)
+    other = other.replace(b"s\0R\0G\0B", b"z\0R\0G\0B").replace(b"sRGB", b"zRGB")
+    red = Image.new("RGB", (8, 8), (255, 0, 0))
+    for profile, seen in (
+        (None, (255, 0, 0)),
+        (own, (255, 0, 0)),
+        (other, (0, 255, 0)),
+        (b"none", (255, 0, 0)),
+    ):
+        red.info = {"transparency": (1, 2, 3)} | ({} if profile is None else {"icc_profile": profile})
+        shown = Source.of(red).image
+        assert not shown.info and np.abs(np.subtract(shown.getpixel((3, 3)), seen)).max() <= 6, profile
 
 
 def test_forebears_of_a_strangers_record() -> None:

@@ -5,15 +5,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from minikin.server import ledger, views
+from minikin.concepts import file as concept_file
+from minikin.errors import StorageError
+from minikin.recipes import Teach
+from minikin.server import ledger, stamp, views
 from minikin.server.canary import Canary
+from minikin.server.engine import Given
+from minikin.server.faults import Refused
 from minikin.server.jobs import Asked, Job
+from minikin.server.limits import Limits, check_teach
 from minikin.server.service import Service
+from minikin.teaching.photos import Photo
 
 
 @pytest.fixture
@@ -88,3 +98,134 @@ def test_pictures_of_what_did_not_end_do_not_stay(tmp_path: Path, monkeypatch: A
     service.close(drain_s=0)
     assert not list((folder / ledger.RESULTS).glob("*.png"))
     assert [p for p in ledger.problems(folder) if "never ended" not in p] == []
+
+
+# ---- what cannot be written ----------------------------------------------------------------------
+
+
+def sent(kind: str = "refine") -> Given:
+    if kind == "teach":
+        pixels = np.zeros((64, 64, 3), np.uint8)
+        return Given(many={"photos": [Photo(f"{k}.png", pixels, None) for k in range(3)]})
+    return Given({"picture": Image.new("RGB", (64, 64), "red")})
+
+
+def asked(service: Service, kind: str = "refine") -> Job:
+    values = {"name": "tom", "category": "cat"} if kind == "teach" else {"prompt": "a cat", "seed": 1}
+    return service.submit(Asked(kind, "me"), values, None, sent(kind))
+
+
+def full(*_: Any, **__: Any) -> Any:
+    raise StorageError("The disk is full.")
+
+
+def test_what_was_sent_stays_until_the_end_is_written(tmp_path: Path, monkeypatch: Any) -> None:
+    """A job whose end did not reach the store runs again after a restart, with the picture that it needs."""
+    folder = tmp_path / "s"
+    service = Service([Canary()], folder)
+    service.start()
+    with monkeypatch.context() as m:
+        m.setattr(service.store, "end", full)
+        job = asked(service)
+        assert job.finished.wait(20) and job.status == "failed"
+    service.close(drain_s=0)
+    assert (folder / ledger.INPUTS / job.id / "picture.png").exists()
+    again = Service([Canary()], folder)
+    again.start()
+    until(lambda: again.job("me", job.id).status == "completed")
+    again.close(drain_s=0)
+    assert not list((folder / ledger.INPUTS).iterdir()) and ledger.problems(folder) == []
+
+
+def test_one_job_does_not_keep_a_server_from_starting(tmp_path: Path, caplog: Any) -> None:
+    """Whatever is wrong with it, it ends as failed, and what waits beside it is painted."""
+
+    class Odd(Canary):
+        def prepare(self, kind: str, *args: Any, **kwargs: Any) -> Any:
+            return {}["planted"] if kind == "refine" else super().prepare(kind, *args, **kwargs)
+
+    folder = tmp_path / "s"
+    service = Service([Canary()], folder)
+    bad, good = asked(service), paint(service)  # never started: both wait
+    service.close(drain_s=0)
+    again = Service([Odd()], folder)
+    again.start()
+    until(lambda: again.job("me", good.id).status == "completed")
+    row = next(r for r in again.store._rows("SELECT * FROM jobs") if r["id"] == bad.id)
+    assert (row["status"], row["code"]) == ("failed", "internal_error") and "KeyError: 'planted'" in caplog.text
+    again.close(drain_s=0)
+    assert not list((folder / ledger.INPUTS).iterdir())
+
+
+def test_teaching_that_cannot_be_kept_goes_on_later(service: Service, monkeypatch: Any) -> None:
+    """The disk is full when hours of teaching are over: its caller is told, photos and checkpoint stay."""
+    monkeypatch.setattr(concept_file, "to_bytes", lambda *_, **__: b"")
+    monkeypatch.setattr(service.shelf, "put", full)
+    job = asked(service, "teach")
+    assert job.finished.wait(20) and job.status == "failed" and job.error.exit_code == 7
+    assert [r["id"] for r in service.store.unfinished()] == [job.id]
+    assert len(list((service.inputs / job.id / "photos").glob("*.png"))) == 3
+    monkeypatch.setattr(concept_file, "to_bytes", lambda *_, **__: {}["planted"])  # any other end is one
+    job = asked(service, "teach")
+    assert job.finished.wait(20) and not (service.inputs / job.id).exists()
+
+
+def test_a_cancelled_teaching_does_not_come_back(tmp_path: Path) -> None:
+    """It was to end at its next step, and the server went first."""
+    service = Service([Canary()], tmp_path / "s")
+    job = asked(service, "teach")
+    service.finishing.begun([job])
+    job.started = time.time()
+    service.line.remove(job)
+    service.cancel(job)
+    assert job.status == "running", "the end is its worker's"
+    service.close(drain_s=0)
+    again = Service([Canary()], tmp_path / "s")
+    again.start()
+    (row,) = again.store._rows("SELECT * FROM jobs")
+    assert row["status"] == "cancelled"
+    again.close(drain_s=0)
+
+
+def test_nothing_stays_of_what_could_not_be_kept(service: Service, monkeypatch: Any) -> None:
+    """The disk fills up at the second of three photos."""
+    whole, saved = stamp.save_image, []
+
+    def save(image: Any, path: Path, **how: Any) -> Path:
+        saved.append(path)
+        return full() if len(saved) == 2 else whole(image, path, **how)
+
+    monkeypatch.setattr(stamp, "save_image", save)
+    with pytest.raises(StorageError):
+        asked(service, "teach")
+    assert len(saved) == 2 and not list(service.inputs.iterdir()) and not service._live()
+
+
+def test_a_result_that_cannot_be_removed_stops_no_sweep(service: Service, monkeypatch: Any) -> None:
+    """The others go, and it goes by the next one."""
+    jobs = [paint(service) for _ in range(3)]
+    assert all(job.finished.wait(20) for job in jobs)
+    files = [service.finishing.file(job.pictures[0].id) for job in jobs]
+    service.limits = replace(service.limits, keep_s=-1.0)
+    unlink = Path.unlink
+
+    def held(path: Path, missing_ok: bool = False) -> None:
+        if path == files[1]:
+            raise PermissionError(13, "planted")
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as m:
+        m.setattr(Path, "unlink", held)
+        assert service.sweep() == 2
+    assert [f.exists() for f in files] == [False, True, False]
+    assert service.sweep() == 1 and not files[1].exists()
+
+
+def test_teaching_has_limits() -> None:
+    """Of size, batch and steps; what people teach with passes."""
+    usual: dict[str, Any] = {"name": "tom", "category": "cat"}
+    check_teach(Teach(**usual), Limits(), 512)
+    check_teach(Teach(**usual, size=1024, batch=32, steps=5000), Limits(), 512)
+    for more in ({"size": 1025}, {"batch": 33}, {"steps": 5001}, {"max_steps": 5001}):
+        with pytest.raises(Refused, match="at most"):
+            check_teach(Teach(**usual, **more), Limits(), 512)

@@ -29,6 +29,7 @@ from minikin.fleet import cluster as clusters
 from minikin.fleet import teacher
 from minikin.fleet.cluster import Cluster
 from minikin.fleet.manifest import Manifest
+from minikin.fleet.manifest import read as records_of
 from minikin.fleet.manifests import rows
 from minikin.fleet.painter import Painter, studio_engine
 from minikin.fleet.painting import paint
@@ -128,6 +129,22 @@ def test_what_is_done_is_kept(tmp_path: Path) -> None:
     (tmp_path / "whole" / lost).unlink()
     assert ended(paint(prompts, tmp_path / "whole", None, Canary, chunk=4)).facts["painted"] == 1
     assert (tmp_path / "whole" / lost).read_bytes() == before
+
+
+def test_a_run_that_nobody_painted_in_tells_its_errors(tmp_path: Path) -> None:
+    """Each line killed its workers: what is known of it is in the manifest, and the next run begins anew."""
+    run, error = {"base": "tiny"}, {"code": "poison", "message": "It ended its workers."}
+    first = Manifest(tmp_path, run)
+    first.add([{"line": 1, "asked": "c1d4", "error": error}], "")
+    first.close()
+    head, told = records_of(first.path)
+    assert head["fingerprint"] == "" and told["error"] == error
+    second = Manifest(tmp_path, run)
+    second.add([{"line": 2, "asked": "07fe", "error": error}], "9f3c")
+    second.close()
+    assert [r.get("line", r.get("fingerprint")) for r in records_of(first.path)] == ["9f3c", 2]
+    with pytest.raises(BadRecipe, match="holds another run"):
+        Manifest(tmp_path, {"base": "sd15"})
 
 
 def test_another_run_is_not_mixed_in(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from minikin import Studio, events
 from minikin.bases.base import Base
 from minikin.bases.loras import guidance, lorafile
 from minikin.bases.loras.adapters import Adapters
+from minikin.bases.presets import recognise
 from minikin.bases.prompt import parse
 from minikin.distilling.solver import lcm_times
 from minikin.errors import BadRecipe, BaseMismatch
@@ -89,7 +90,9 @@ def test_the_base_is_as_it_was(studio: Studio) -> None:
     adapters = Adapters(base)
     mine = adapters.get(Path("mine.safetensors"))
     with suppress(RuntimeError), adapters.using([(mine, 1.0)]):
-        assert base.has_guidance_embedding
+        assert base.unet.config.time_cond_proj_dim
+        assert not base.has_guidance_embedding, "who plans a picture meanwhile plans it for the base"
+        assert recognise(base).name == "quality"
         raise RuntimeError("planted")
     assert not base.has_guidance_embedding and np.array_equal(pixels(studio), first)
 

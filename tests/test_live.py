@@ -27,6 +27,8 @@ class Easel:
         self.before_step = lambda recipe, step: None
 
     def __call__(self, recipe: Paint) -> Iterator[events.Event]:
+        if "planted" in recipe.prompt:
+            raise RuntimeError("planted")
         if "<nobody>" in recipe.prompt:
             raise UnknownName("concept", "nobody", [])
         self.begun.append(recipe.prompt)
@@ -107,6 +109,20 @@ def test_a_problem_is_shown_and_painting_goes_on():
         else:
             live.close()
     assert "nobody" in seen[0].problem and seen[0].image is None and seen[1].image is not None
+
+
+def test_a_fault_of_ours_does_not_end_the_painting(caplog):
+    """It is told in words and logged whole; the next wish is painted."""
+    live = Live(Easel(), Paint(prompt="planted"))
+    seen = []
+    for one in live:
+        seen.append(one)
+        if one.problem:
+            live.change(prompt="somebody")
+        else:
+            live.close()
+    assert "unexpected" in seen[0].problem and "planted" not in seen[0].problem and seen[1].image is not None
+    assert "RuntimeError: planted" in caplog.text
 
 
 def test_a_bad_change_raises_and_leaves_the_wish():

@@ -103,6 +103,16 @@ def test_teaching_painting_and_sweeping_keep_nothing_of_a_photo(
     assert code == 0, err
     assert command(monkeypatch, capsys, "concepts", "add", "tom.safetensors")[0] == 0
     assert command(monkeypatch, capsys, "paint", "a photo of <tom>", "--steps", 1)[0] == 0
+    photo = Image.open(album / f"{WORD}-name-0.jpg")
+    photo.save("given.webp", icc_profile=photo.info["icc_profile"], exif=photo.getexif())
+    assert leaks([tmp_path], but=[album]) == [str(tmp_path / "given.webp")]
+    how = ("--prompt", "a cat", "--steps", 1, "--out", "out/r.png")
+    assert command(monkeypatch, capsys, "refine", "given.webp", *how)[0] == 0
+    how = ("a cat", "--extend", "left=8", "--steps", 1, "--out", "out/w.png")
+    assert command(monkeypatch, capsys, "inpaint", "given.webp", *how)[0] == 0
+    Path("given.webp").unlink()
+    for made in ("out/r.png", "out/w.png"):  # a profile would be compressed there, and not be found
+        assert not {"icc_profile", "exif", "comment"} & set(Image.open(made).info), made
     studio = Studio(bases["sd15"])
     taught = studio.teach(album, name="kim", category="cat", mode="row", steps=2, batch=2)
     taught.save("kim.safetensors")

@@ -104,7 +104,8 @@ def test_what_cannot_share_a_batch(tiny: Base) -> None:
     usual: dict[str, Any] = {"prompt": "a <tom>"}
     different = [
         {**usual, "guidance": 2.0}, {**usual, "width": 64}, {**usual, "scheduler": "Euler a"},
-        {**usual, "interval": (0.2, 0.8)}, {"prompt": "a <tom@left>"},
+        {**usual, "interval": (0.2, 0.8)}, {"prompt": "a <tom@left>", "switch": 1.0},
+        {"prompt": "a <tom@left>"},
     ]  # fmt: skip
     rows = rows_for(tiny, [(v, {"tom": tom}) for v in (usual, *different)])
     groups = [group(r.plan, r.prompt, [], ("sha",)) for r in rows]

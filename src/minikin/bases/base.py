@@ -65,6 +65,8 @@ class Base:
         for module in self.modules:
             module.eval()
         self.layout = keysvalues.attach(self.unet)
+        # its own, whatever LoRA is on: others plan their pictures meanwhile
+        self.has_guidance_embedding = bool(self.unet.config.get("time_cond_proj_dim"))  # full LCM
 
     # ---- facts -------------------------------------------------------------------------------
 
@@ -125,11 +127,6 @@ class Base:
     def is_inpainting(self) -> bool:
         """Whether the U-Net also reads a mask and a masked picture (9 channels)."""
         return int(self.unet.config.in_channels) == 9
-
-    @property
-    def has_guidance_embedding(self) -> bool:
-        """Whether guidance is an input of the U-Net (full LCM)."""
-        return bool(self.unet.config.get("time_cond_proj_dim"))
 
     @cached_property
     def fingerprint(self) -> str:

@@ -187,7 +187,7 @@ class Captions:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as e:
             raise BadRecipe(f"The captions {path} cannot be read: {e}. Expected UTF-8, one a line.") from e
-        rows = text.splitlines()
+        rows = text.split("\n")  # not at every separator of Unicode: one may stand inside a caption
         found = _clean(rows)
         if path.suffix == ".jsonl":
             numbered = ((r, f"{path.name} line {k}") for k, r in enumerate(rows, 1) if r.strip())
@@ -227,7 +227,7 @@ def _table(path: Path) -> dict[str, list[str]]:
     if not path.is_file():
         return {}
     found = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
         if not line.strip():
             continue
         try:

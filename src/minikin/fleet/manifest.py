@@ -40,7 +40,9 @@ class Manifest:
             folder.mkdir(parents=True, exist_ok=True)
             _cut_torn_line(self.path)
             self.done = self._read() if self.path.exists() else _sorted([])
-            self._file: IO[str] = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
+            # of a run that nobody painted in only errors are told: they are tried again, and told anew
+            mode = "a" if self.fingerprint else "w"
+            self._file: IO[str] = open(self.path, mode, encoding="utf-8")  # noqa: SIM115 - closed by `close`
         except OSError as e:
             raise StorageError(f"{self.path} cannot be written: {e.strerror}.") from e
 
@@ -73,6 +75,8 @@ class Manifest:
         """Raises StorageError."""
         try:
             with self._file:
+                if self._held and not self.fingerprint:  # every line killed its workers
+                    self._write([{**self.head, "fingerprint": ""}, *self._held])
                 os.fsync(self._file.fileno())
         except OSError as e:
             raise StorageError(f"{self.path} was not written: {e.strerror}. The run goes on from here.") from e

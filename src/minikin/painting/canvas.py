@@ -201,7 +201,7 @@ def read_mask(mask: MaskLike, size: tuple[int, int]) -> np.ndarray:
             with Image.open(mask, formats=("PNG", "JPEG", "WEBP", "BMP", "GIF")) as opened:
                 opened.load()
                 image: Image.Image = opened
-        except (OSError, ValueError, SyntaxError) as e:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
             raise BadPhoto(f"The mask {mask} cannot be read as a picture: {reason(e)}.") from e
     elif isinstance(mask, np.ndarray):
         image = Image.fromarray((mask > 0).astype(np.uint8) * 255 if mask.dtype == bool else mask)
@@ -236,5 +236,5 @@ def mask_of_text(text: Any, size: tuple[int, int]) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",)) as image:
             return read_mask(image.convert("L"), size)
-    except (OSError, ValueError, TypeError, SyntaxError) as e:
+    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as e:
         raise BadPhoto(f"The mask inside the picture's recipe cannot be read: {e}.") from e

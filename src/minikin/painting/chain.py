@@ -54,6 +54,7 @@ def again(
     folders  or files where pictures and masks lie that the record does not hold
     Raises BadRecipe, and BadPhoto for a picture that is not at hand or another one.
     """
+    _check(made)
     recipe = recipe_of(made)
     if recipe.n > 1:
         yield events.Note(
@@ -72,6 +73,19 @@ def again(
         if not isinstance(event, events.Picture):
             yield event
     raise AssertionError("a painter ends with Done")
+
+
+def _check(made: Any) -> None:
+    """Raise BadPhoto for a record that no Minikin wrote."""
+    told = made if isinstance(made, dict) else {}
+    batch, parent = told.get("batch") or {"seed": 0, "n": 1}, told.get("parent", {"pixels": ""})
+    sound = (
+        isinstance(told.get("recipe"), dict) and isinstance(told.get("seed"), int)
+        and isinstance(batch, dict) and {"seed", "n"} <= set(batch)
+        and isinstance(parent, dict) and isinstance(parent.get("pixels"), str)
+    )  # fmt: skip
+    if not sound:
+        raise BadPhoto("The picture's record is damaged or not Minikin's: it cannot be painted again by it.")
 
 
 def forebears(made: dict[str, Any]) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ concept's name half typed) is shown as a sentence, and painting goes on with the
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -26,6 +27,8 @@ from minikin import events
 from minikin.bases.prompt import with_strengths
 from minikin.errors import MinikinError
 from minikin.recipes import Paint
+
+log = logging.getLogger(__name__)
 
 Verb = Callable[[Paint], Iterator[events.Event]]
 
@@ -121,6 +124,11 @@ class Live:
             picture = self._picture(wish)
         except MinikinError as e:
             yield Shown(None, wish, time.perf_counter() - wish.asked, str(e))
+            return
+        except Exception:  # whatever it is, the next wish is painted
+            log.exception("painting live")
+            said = "Something unexpected went wrong with this picture; the log says what."
+            yield Shown(None, wish, time.perf_counter() - wish.asked, said)
             return
         if picture is not None:
             yield Shown(picture, wish, time.perf_counter() - wish.asked)

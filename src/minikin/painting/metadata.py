@@ -111,7 +111,7 @@ def read(path: str | Path) -> Recorded:
             if "parameters" not in texts and (comment := _exif_comment(image)):
                 texts["parameters"] = comment
             source_type = source_type_of(image)
-    except (OSError, ValueError, SyntaxError) as e:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise BadPhoto(f"{path} cannot be read as a picture: {reason(e)}.") from e
     return recorded(texts, str(path), source_type)
 
@@ -135,7 +135,7 @@ def recorded(texts: dict[str, str], name: str = "The picture", source_type: str 
     recipe: Any = {}
     with suppress(ValueError, RecursionError):
         recipe = json.loads(texts.get(JSON_KEY, "{}"))
-    if not isinstance(recipe, dict):
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("recipe", {}), dict):
         recipe = {}
     if not recipe and "parameters" not in texts and source_type is None:
         raise BadPhoto(

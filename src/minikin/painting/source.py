@@ -7,12 +7,14 @@ knows its draft, and `chain.again` can repeat both.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from minikin.errors import BadPhoto, BadRecipe, reason
 from minikin.marking import xmp
@@ -21,7 +23,7 @@ from minikin.recipes import OF_PRESET, Paint, Rework
 
 PictureLike = str | Path | Image.Image
 R = TypeVar("R", bound=Rework)
-_OF_THE_RUN = ("n", "batch", "device", "dtype", "size", "width", "height")
+_OF_THE_RUN = ("n", "batch", "device", "dtype", "engine", "size", "width", "height")
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,13 @@ class Source:
             return picture
         if isinstance(picture, Image.Image):
             told = _said(lambda: metadata.recorded(metadata.texts_of(picture)))
-            return cls(picture.convert("RGB"), **told, origin=xmp.source_type_of(picture))
+            return cls(plain(picture), **told, origin=xmp.source_type_of(picture))
         path = Path(picture)
         try:
             data = path.read_bytes()
             with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as opened:
-                image, origin = ImageOps.exif_transpose(opened).convert("RGB"), xmp.source_type_of(opened)
-        except (OSError, ValueError, SyntaxError) as e:
+                image, origin = plain(ImageOps.exif_transpose(opened)), xmp.source_type_of(opened)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
             raise BadPhoto(f"{path} cannot be read as a picture: {reason(e)}.") from e
         told = _said(lambda: metadata.read(path))
         return cls(image, path.name, hashlib.sha256(data).hexdigest(), **told, origin=origin)
@@ -79,6 +81,17 @@ class Source:
         if self.file:
             facts |= {"file": self.file, "sha256": self.sha256}
         return facts | ({"made": self.made} if self.made else {})
+
+
+def plain(image: Image.Image) -> Image.Image:
+    """RGB in sRGB, which is what models paint in, and nothing but its pixels: no profile, no colour key."""
+    profile, rgb = image.info.get("icc_profile"), image.convert("RGB")
+    if isinstance(profile, bytes) and b"sRGB" not in profile and b"s\0R\0G\0B" not in profile:
+        with suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
+            of = image if image.mode in ("RGB", "CMYK", "L") else rgb
+            own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            rgb = ImageCms.profileToProfile(of, own, ImageCms.createProfile("sRGB"), outputMode="RGB") or rgb
+    return Image.frombytes("RGB", rgb.size, rgb.tobytes())
 
 
 def _said(read: Callable[[], metadata.Recorded]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from minikin.errors import BadRecipe
 from minikin.painting import schedulers
 from minikin.painting.plan import Plan
 from minikin.recipes import N_TRAIN
@@ -43,6 +44,11 @@ def begin(decided: Plan, scheduler: str | None, strength: float = 1.0) -> Beginn
     scheduler  diffusers' class name of what will paint
     """
     pinned = decided.pinned
+    finest = N_TRAIN // schedulers.LATTICE if scheduler in schedulers.LATTICED and not pinned else N_TRAIN
+    if decided.steps > finest:
+        raise BadRecipe(
+            f"This scheduler paints in at most {finest} steps, not {decided.steps}. Use fewer, or another one."
+        )
     if strength >= 1:
         return Beginning(decided.steps, pinned=tuple(pinned) if pinned else None)
     levels = max(1, round(strength * N_TRAIN))
@@ -52,4 +58,5 @@ def begin(decided: Plan, scheduler: str | None, strength: float = 1.0) -> Beginn
     steps = math.ceil(decided.steps * strength - 1e-9)  # 10 of 25 steps at 0.4, whatever floats make of it
     if scheduler in schedulers.LATTICED:
         levels = schedulers.LATTICE * math.ceil(levels / schedulers.LATTICE)
+        steps = min(steps, levels // schedulers.LATTICE)
     return Beginning(min(steps, levels), levels, skipped=decided.steps - steps)

@@ -41,7 +41,7 @@ def group(plan: Plan, prompt: Prompt, wanted: Wanted, concepts: Hashable) -> Has
     """
     r = plan.recipe
     worn = tuple(sorted((a.sha256, w) for a, w in wanted))
-    alone = (prompt, concepts, r.beta, r.tau, repr(r.points))
+    alone = (prompt, concepts, r.beta, r.tau, r.switch, repr(r.points))
     steered = any(use.box for use in prompt.uses)
     return (
         r.width, r.height, plan.preset.name, plan.steps, plan.guidance, r.scheduler, r.interval, r.engine, worn,

@@ -77,6 +77,8 @@ async def _sweep(service: Service) -> None:
             await run_in_threadpool(service.sweep)
         except MinikinError as e:
             log.warning("sweeping: %s", e)
+        except Exception:  # whatever it is: nothing would be removed any more
+            log.exception("sweeping")
 
 
 def listening(guard: Guard, host: str, port: int, **more: Any) -> Any:

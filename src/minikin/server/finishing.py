@@ -19,7 +19,7 @@ from PIL import Image
 
 from minikin import events, files
 from minikin.concepts import file as concept_file
-from minikin.errors import MinikinError
+from minikin.errors import MinikinError, StorageError
 from minikin.marking import xmp
 from minikin.marking.encode import Marking
 from minikin.painting.filtering import Filtering
@@ -158,17 +158,21 @@ class Finishing:
         pictures = job.pictures if status == "completed" else []
         if error is not None:
             code, message = error.code, sentence_of(error)
+        # what was taught and could not be stored goes on from its checkpoint after a restart
+        again = job.asked.kind == "teach" and status == "failed" and isinstance(error, StorageError)
         try:
-            self.store.end(job.id, status, pictures=pictures, code=code, message=message, result=job.result)
-            metrics.JOBS.labels(job.asked.kind, status).inc()
-            metrics.PICTURES.inc(len(pictures))
+            if not again:
+                self.store.end(job.id, status, pictures=pictures, code=code, message=message, result=job.result)
+                metrics.JOBS.labels(job.asked.kind, status).inc()
+                metrics.PICTURES.inc(len(pictures))
         except MinikinError as e:  # it is in the store as unfinished, and runs again after a restart
             log.exception("the end of job %s was not written", job.id)
-            status, error, pictures = "failed", e, []
+            status, error, pictures, again = "failed", e, [], True
         try:
             if status != "completed" or not pictures:
                 self.forget_pictures(job)
-            forget_inputs(job)
+            if not again:
+                forget_inputs(job)
             self.shelf.release(one.sha256 for one in job.prepared.concepts.values())
         except MinikinError as e:  # the next sweep finds them
             log.warning("concepts of job %s: %s", job.id, e)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from minikin.errors import BadRecipe
-from minikin.recipes import Inpaint, Paint, Refine, Rework
+from minikin.recipes import Inpaint, Paint, Refine, Rework, Teach
 from minikin.server.faults import Refused
 
 MIB = 1 << 20
@@ -28,6 +28,9 @@ class Limits:
     concept: int = 16 * MIB
     concepts_per_client: int = 1000
     photos: int = 32
+    photos_pixels: int = 160_000_000  # of all photos and masks of one teaching
+    teach_steps: int = 5_000
+    teach_batch: int = 32
     pictures: int = 10
     least_side: int = 64
     most_side: int = 2048
@@ -76,6 +79,17 @@ def check_paint(recipe: Paint, limits: Limits, side: int, picture: tuple[int, in
         )  # fmt: skip
     if recipe.device or recipe.dtype or recipe.engine != "eager":
         raise BadRecipe("device, dtype and engine are the server's own: leave them out.")
+
+
+def check_teach(recipe: Teach, limits: Limits, side: int) -> None:
+    """Raise Refused for teaching that is too large here; side: of the base's own pictures, px."""
+    if recipe.size and recipe.size > 2 * side:
+        raise _over("size", f"at most {2 * side} pixels, twice the base's own", recipe.size)
+    if recipe.batch > limits.teach_batch:
+        raise _over("batch", f"at most {limits.teach_batch} photos a step", recipe.batch)
+    for name in ("steps", "max_steps"):
+        if (getattr(recipe, name) or 0) > limits.teach_steps:
+            raise _over(name, f"at most {limits.teach_steps} steps", getattr(recipe, name))
 
 
 def _size(recipe: Paint, side: int, picture: tuple[int, int] | None) -> tuple[int, int]:

@@ -134,9 +134,22 @@ async def photos_of(
         raise wrong("photos", said, code="bad_photo")
     if masks and len(masks) != len(photos):
         raise wrong("masks", f"There are {len(photos)} photos and {len(masks)} masks.", code="bad_photo")
-    shown = [await _uploaded(service, p, f"photo {k + 1}") for k, p in enumerate(photos)]
-    covers = [await _uploaded(service, m, f"mask {k + 1}") for k, m in enumerate(masks or [])]
-    return [_photo(k, p, covers[k] if covers else None) for k, p in enumerate(shown)]
+    files = [(p, f"photo {k + 1}") for k, p in enumerate(photos)]
+    files += [(m, f"mask {k + 1}") for k, m in enumerate(masks or [])]
+    shown, left = [], service.limits.photos_pixels
+    for file, what in files:
+        shown.append(await _uploaded(service, file, what))
+        left -= shown[-1].width * shown[-1].height
+        if left < 0:
+            most = service.limits.photos_pixels / 1e6
+            said = (
+                f"The photos and masks have more than {most:.0f} megapixels in all. Send smaller or fewer ones."
+            )
+            raise Refused(said, status=413, code="image_too_large", param="photos")
+    covers = shown[len(photos) :]
+    return await run_in_threadpool(
+        lambda: [_photo(k, p, covers[k] if covers else None) for k, p in enumerate(shown[: len(photos)])]
+    )
 
 
 async def _uploaded(service: Service, file: UploadFile, what: str) -> Image.Image:

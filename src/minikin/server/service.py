@@ -34,7 +34,7 @@ from minikin.server.faults import Refused, not_found, sentence_of
 from minikin.server.finishing import Finishing, forget_inputs
 from minikin.server.jobs import Asked, Job
 from minikin.server.ledger import CONCEPTS, INPUTS, RESULTS, STORE
-from minikin.server.limits import Limits, check_paint
+from minikin.server.limits import Limits, check_paint, check_teach
 from minikin.server.line import Line
 from minikin.server.shelf import Shelf
 from minikin.server.store import Store, Stored
@@ -131,6 +131,8 @@ class Service:
             if job.asked.held:
                 said = "The server is shutting down."
                 self.finishing.end(job, "cancelled", code="shutting_down", message=said)
+            elif job.cancelled.is_set():  # by its caller; it would come back otherwise
+                self.finishing.end(job, "cancelled")
             job.cancelled.set()
         self.line.close()
         for worker in self.workers:
@@ -153,8 +155,12 @@ class Service:
             kept += row["bytes"]
             if now - row["made"] > self.limits.keep_s or kept > self.limits.keep_bytes:
                 gone.append(row["id"])
-        for id_ in gone:
-            self.finishing.file(id_).unlink(missing_ok=True)
+        for id_ in list(gone):
+            try:
+                self.finishing.file(id_).unlink(missing_ok=True)
+            except OSError as e:  # the next sweep tries again
+                log.warning("result %s cannot be removed: %s", id_, e)
+                gone.remove(id_)
         if gone:
             self.store.forget(gone)
         self.store.expire(now - self.limits.keep_s)
@@ -200,18 +206,21 @@ class Service:
         if isinstance(recipe, Paint):
             picture = given.pictures.get("picture") if given else None
             check_paint(recipe, self.limits, self.engine.side, picture.size if picture else None)
+        elif isinstance(recipe, Teach):
+            check_teach(recipe, self.limits, self.engine.side)
         prepared = self.engine.prepare(asked.kind, recipe, pinned, given)
         job = Job(asked, prepared, _seeds(recipe), given or Given(), may_show=self.finishing.may_show)
         job.notes += prepared.warnings
         if given is not None:
             job.given = replace(given, folder=self.inputs / job.id, stop=threading.Event())
-            stamp.keep_inputs(job.given)
         row = {
             "id": job.id, "kind": asked.kind, "client": asked.client, "dialect": asked.dialect,
             "task": asked.task, "held": int(asked.held), "status": "queued", "recipe": recipe.model_dump_json(),
             "concepts": {n: p.sha256 for n, p in pinned.items()}, "warnings": job.notes, "created": job.created,
         }  # fmt: skip
         try:
+            if given is not None:
+                stamp.keep_inputs(job.given)
             with self.shelf.standing(pinned), self._door:
                 self.line.check(asked.client)
                 self.store.accept(row)
@@ -287,6 +296,9 @@ class Service:
                 return
             except MinikinError as e:
                 why = e
+            except Exception:  # whatever it is: one job does not keep the others from being served
+                log.exception("job %s cannot be begun again", row["id"])
+                why = Refused(f"Internal error. Reference {row['id']}.", status=500, code="internal_error")
         if why is not None:
             self.store.end(row["id"], "failed", code=why.code, message=sentence_of(why))
             metrics.JOBS.labels(row["kind"], "failed").inc()
