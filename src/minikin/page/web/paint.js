@@ -25,7 +25,7 @@ export async function start() {
   hear("recipe", fill);
   hear("strength", ({name, value}) => { use(name); set(name, value); open("Paint"); });
   hear("name", name => { use(name); open("Paint"); });
-  hear("concepts", names);
+  hear("concepts", () => names().catch(e => work.say(e.message)));
   try {
     ready = await presets($("paint-preset"));
     await presets($("refine-preset"), "its own");
