@@ -1,0 +1,145 @@
+"""Whether fewer channels of latents are learned faster (docs/tiny.md, "Finding the shape").
+
+    python -m benchmarks.shapes prepare                scenes, words, latents of tiny's own autoencoder
+    python -m benchmarks.shapes train 8x8x16           one U-Net from nothing, on one core
+    python -m benchmarks.shapes table                  paint held-out prompts, let the classifier count
+
+8x8x16 are the 16 principal channels of tiny's 32, so that both have one autoencoder, and what is lost is what
+those 16 cannot hold: the classifier is shown scenes that went through each, too. Losses on different latents
+do not compare; what is painted does. The tokenizer and the text tower are tiny's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from minikin import events
+from minikin.bases.opening.registry import tiny_folder
+from minikin.files import atomic_write
+from minikin.tiny.build import latents, pictures, stages
+from minikin.tiny.build.job import Job
+from minikin.tiny.build.painter import Painter
+from minikin.tiny.build.recipes import Build, Pictures, recipe
+from minikin.tiny.build.shards import write
+from minikin.tiny.evaluate import evaluate
+from minikin.tiny.evaluation.model import Model
+
+SHAPES = {"8x8x32": 32, "8x8x16": 16}  # channels
+SCENES, BATCH = 8_192, 128
+SHARED = ("pictures", "tokenizer", "text", "tokens", "autoencoder")
+
+
+def job(out: Path, name: str, minutes: float = 1.0) -> Job:
+    """The build in out/name; all but its latents and its U-Net is in out/common."""
+    small = recipe("small", "cpu")
+    plan = small.unet.plan.model_copy(update={"steps": None, "minutes": minutes, "batch": BATCH})
+    drawn = Pictures(count=SCENES, pairs=SCENES // 4, others=0)
+    made = Build(pictures=drawn, unet=small.unet.model_copy(update={"plan": plan}))
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in SHARED if name != "common" else ():
+        if not (folder / part).is_symlink():
+            (folder / part).symlink_to(Path("..") / "common" / part)
+    return Job(recipe=made, out=folder, workers=1)
+
+
+def prepare(out: Path) -> Iterator[events.Event]:
+    """What the U-Nets read."""
+    common = job(out, "common")
+    yield from pictures.stage(common)
+    for name in ("autoencoder", "tokenizer", "text"):
+        yield from stages.run(replace(common, source=tiny_folder()), [name])
+    yield from latents.stage(common)
+    found = latents.stores(common)[0]
+    z = torch.from_numpy(found.all()).float()
+    for name, channels in SHAPES.items():
+        p = principal(z, channels)
+        store = latents.stores(job(out, name))[0]
+        for i in store.missing():
+            part = torch.from_numpy(np.array(found.shard(i))).float()
+            write(store.path(i), projected(part, p).half().numpy())
+        np.save(out / name / "projection.npy", p.numpy())
+
+
+def principal(z: Tensor, channels: int) -> Tensor:
+    """(channels, C): orthogonal, the directions of largest variance; all of them as they are."""
+    if channels == z.shape[1]:
+        return torch.eye(channels)
+    flat = z.transpose(0, 1).flatten(1)
+    return torch.linalg.eigh(flat @ flat.T / flat.shape[1])[1].T.flip(0)[:channels].contiguous()
+
+
+def projected(z: Tensor, p: Tensor) -> Tensor:
+    return torch.einsum("kc,bchw->bkhw", p, z)
+
+
+class Projected(Model):
+    """Paints in the projected latents and decodes them by tiny's own decoder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder / "model", "cpu")
+        self.p = torch.from_numpy(np.load(folder / "projection.npy"))
+
+    def decode(self, x: Tensor) -> np.ndarray:
+        return super().decode(projected(x, self.p.T))
+
+    def latents(self, drawn: np.ndarray) -> Tensor:
+        return projected(super().latents(drawn), self.p)
+
+
+def table(out: Path, n: int) -> None:
+    """Print and keep a row for each U-Net."""
+    rows: list[dict[str, Any]] = []
+    for name in SHAPES:
+        model = Projected(out / name)
+        found = evaluate(model, pictures=n, steps=25, guidance=3.0, seed=11, tell=True)
+        found.sheet().save(out / name / "sheet.png")
+        log = [json.loads(line) for line in (out / name / "unet" / "log.jsonl").read_text().splitlines()]
+        told = found.report.as_json()
+        seen = max(line.get("seen", 0) for line in log)
+        rows.append(
+            {"latents": name, "seen": seen} | {k: told[k] for k in ("drawn", "captions", "psnr", "v_loss")}
+        )
+        print(found.report.text(), json.dumps(rows[-1]), sep="\n", flush=True)
+    atomic_write(out / "table.json", (json.dumps(rows, indent=1) + "\n").encode())
+
+
+def main() -> None:
+    p = argparse.ArgumentParser("python -m benchmarks.shapes", description=__doc__)
+    p.add_argument("what", choices=("prepare", "train", "table"))
+    p.add_argument("name", nargs="?", choices=SHAPES)
+    p.add_argument("--out", type=Path, default=Path("out/shapes"))
+    p.add_argument("--minutes", type=float, default=30.0, help="of a U-Net")
+    p.add_argument("--pictures", type=int, default=400, help="painted with each")
+    a = p.parse_args()
+    if a.what == "train" and not a.name:
+        p.error(f"train wants one of {', '.join(SHAPES)}")
+    if a.what == "table":
+        table(a.out, a.pictures)
+        return
+    from minikin.cli import display
+
+    if a.what == "train":
+        torch.set_num_threads(1)  # one process a core
+        Painter.sheet = lambda self: Image.new("RGB", (8, 8))  # type: ignore[method-assign]  # `table` paints
+    own = (
+        prepare(a.out) if a.what == "prepare" else stages.run(job(a.out, a.name, a.minutes), ["unet", "export"])
+    )
+    ended = (e for e in own if not isinstance(e, events.Done))  # a stage's own end is not the end
+    display.run(e for part in (ended, [events.Done("", {})]) for e in part)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main()
