@@ -21,6 +21,7 @@ from minikin.painting.sheet import contact_sheet
 CAR = "a photo of a red car in the snow"
 DOG = "a photo of a dog in the meadow"
 SEEDS = range(6)
+SHOWN = 2  # of the pictures of docs/, chosen from these six
 BORDERS = (64, 128, 192)  # of windows of 128 px in 256
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -76,15 +77,16 @@ def show(folder: Path) -> None:
     contact_sheet(small, [f"seed {k}" for k in range(20)], columns=10).save(
         folder / "workflow-drafts.jpg", quality=60
     )
-    studio.teach(ROOT / "examples" / "my_backpack", name="my_backpack", category="backpack")
-    (fine,) = studio.refine(drafts[3], prompt=DOG, preset="quality", seed=3)
+    studio.teach(ROOT / "examples" / "my_teapot", name="my_teapot", category="teapot")
+    (draft,) = studio.paint(DOG, preset="tdm", seed=SHOWN)
+    (fine,) = studio.refine(draft, prompt=DOG, preset="quality", seed=SHOWN)
     mask = Image.new("L", fine.size)
-    ImageDraw.Draw(mask).rectangle((74, 50, 126, 122), fill=255)
-    beside = Image.blend(fine, Image.composite(Image.new("RGB", fine.size, "white"), fine, mask), 0.6)
-    (placed,) = studio.inpaint(fine, mask, "<my_backpack> in the meadow", only_masked=True, padding=12, seed=1)
-    (wide,) = studio.inpaint(fine, prompt="a meadow", extend="left=48,right=48", seed=3)
-    shown = [drafts[3], fine, beside, placed, wide]
-    captions = ["draft, turbo", "refined at 0.4", "mask", "<my_backpack> inpainted", "extended left and right"]
+    ImageDraw.Draw(mask).rectangle((18, 26, 110, 116), fill=255)
+    beside = Image.composite(Image.blend(fine, Image.new("RGB", fine.size, "#b23a0e"), 0.6), fine, mask)
+    (placed,) = studio.inpaint(fine, mask, "<my_teapot> in the meadow", seed=SHOWN)
+    (wide,) = studio.inpaint(fine, prompt="a meadow", extend="left=32,right=32", seed=SHOWN)
+    shown = [draft, fine, beside, placed, wide]
+    captions = ["draft, tdm", "refined at 0.4", "mask", "<my_teapot> inpainted", "extended left and right"]
     row = Image.new("RGB", (sum(s.width + 6 for s in shown) + 6, 128 + 30), "white")
     x = 6
     for image, caption in zip(shown, captions, strict=True):

@@ -56,6 +56,7 @@ def _points(axes: Any, shown: Shown) -> None:
     axes.scatter(*before.T, s=14, color=FAINT, linewidths=0, zorder=1, label=f"{n} settings of round 2")
     front = np.array([last[i].point for i in chosen.front])
     axes.plot(*front.T, color=LINE, linewidth=1.6, zorder=3, label="front")
+    behind = False  # told once in the legend
     for i, one in enumerate(last):
         (x, y), colour = one.point, LINE if i in chosen.front else FAINT
         across = [[x - one.likeness.low], [one.likeness.high - x]]
@@ -63,7 +64,10 @@ def _points(axes: Any, shown: Shown) -> None:
         axes.errorbar(x, y, np.maximum(up, 0), np.maximum(across, 0), ecolor=colour, elinewidth=0.6, alpha=0.45,
                       zorder=2)  # fmt: skip
         if i not in shown.named:
-            axes.scatter(x, y, s=34, color=colour, zorder=4, edgecolors="white", linewidths=0.8)
+            label = "" if i in chosen.front or behind else "behind the front"
+            behind |= bool(label)
+            axes.scatter(x, y, s=34, color=colour, zorder=4, edgecolors="white", linewidths=0.8,
+                         label=label or None)  # fmt: skip
     for i, names in shown.named.items():
         axes.scatter(*last[i].point, s=90, color=COLOURS[names[0]], zorder=5, edgecolors="white",
                      linewidths=1.2, label=", ".join(names))  # fmt: skip
