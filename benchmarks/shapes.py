@@ -1,4 +1,4 @@
-"""Whether fewer channels of latents are learned faster (docs/tiny.md, "Finding the shape").
+"""Whether fewer channels of latents, or wider levels, are learned faster (docs/tiny.md, "Finding the shape").
 
     python -m benchmarks.shapes prepare                scenes, words, latents of tiny's own autoencoder
     python -m benchmarks.shapes train 8x8x16           one U-Net from nothing, on one core
@@ -6,7 +6,8 @@
 
 8x8x16 are the 16 principal channels of tiny's 32, so that both have one autoencoder, and what is lost is what
 those 16 cannot hold: the classifier is shown scenes that went through each, too. Losses on different latents
-do not compare; what is painted does. The tokenizer and the text tower are tiny's own.
+do not compare; what is painted does. 8x8x32-wide is the U-Net with levels half as wide again, on the same latents
+as 8x8x32, where losses do compare. The tokenizer and the text tower are tiny's own.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from minikin.tiny.build.shards import write
 from minikin.tiny.evaluate import evaluate
 from minikin.tiny.evaluation.model import Model
 
-SHAPES = {"8x8x32": 32, "8x8x16": 16}  # channels
+# channels of the latents, channels of the U-Net's levels
+SHAPES = {"8x8x32": (32, (128, 256)), "8x8x16": (16, (128, 256)), "8x8x32-wide": (32, (192, 384))}
 SCENES, BATCH = 8_192, 128
 SHARED = ("pictures", "tokenizer", "text", "tokens", "autoencoder")
 
@@ -45,7 +47,8 @@ def job(out: Path, name: str, minutes: float = 1.0) -> Job:
     small = recipe("small", "cpu")
     plan = small.unet.plan.model_copy(update={"steps": None, "minutes": minutes, "batch": BATCH})
     drawn = Pictures(count=SCENES, pairs=SCENES // 4, others=0)
-    made = Build(pictures=drawn, unet=small.unet.model_copy(update={"plan": plan}))
+    unet = {"plan": plan} | ({"channels": SHAPES[name][1]} if name in SHAPES else {})
+    made = Build(pictures=drawn, unet=small.unet.model_copy(update=unet))
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     for part in SHARED if name != "common" else ():
@@ -63,7 +66,7 @@ def prepare(out: Path) -> Iterator[events.Event]:
     yield from latents.stage(common)
     found = latents.stores(common)[0]
     z = torch.from_numpy(found.all()).float()
-    for name, channels in SHAPES.items():
+    for name, (channels, _) in SHAPES.items():
         p = principal(z, channels)
         store = latents.stores(job(out, name))[0]
         for i in store.missing():
@@ -101,7 +104,7 @@ class Projected(Model):
 def table(out: Path, n: int) -> None:
     """Print and keep a row for each U-Net."""
     rows: list[dict[str, Any]] = []
-    for name in SHAPES:
+    for name in (n for n in SHAPES if (out / n / "model").is_dir()):
         model = Projected(out / name)
         found = evaluate(model, pictures=n, steps=25, guidance=3.0, seed=11, tell=True)
         found.sheet().save(out / name / "sheet.png")

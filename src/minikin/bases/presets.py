@@ -107,6 +107,13 @@ class Preset:
         """Whether guidance is an input of the U-Net: no second pass, no negative prompt."""
         return self.name == "lcm"
 
+    @property
+    def counts(self) -> str:
+        """The numbers of steps it is made for, in words: "1 to 8", "2 or 4 or 8"."""
+        if isinstance(self.allowed, range):
+            return f"{self.allowed[0]} to {self.allowed[-1]}"
+        return " or ".join(str(n) for n in self.allowed)
+
     def nearest_steps(self, asked: int) -> int:
         """The number of steps this preset is made for that is nearest to the one asked for."""
         return min(self.allowed, key=lambda n: (abs(n - asked), -n))

@@ -15,11 +15,11 @@ def show(*, as_json: bool) -> None:
             display.emit({"name": p.name, "what": p.what, "steps": p.steps, "least_and_most_steps": _ends(p),
                           "guidance": p.guidance, "scheduler": p.scheduler, "adapters": found})  # fmt: skip
             continue
-        low, high = _ends(p)
+        counts = f"({p.counts})"
         guidance = "base's own" if p.guidance is None else f"{p.guidance:g}"
         bases = ", ".join(f"{a}{'*' if here else ''}" for a, here in found.items()) or "-"
         display.out.print(
-            f"{p.name:10} {p.steps:3} steps ({low}-{high})  guidance {guidance:10}  adapters: {bases}\n"
+            f"{p.name:10} {p.steps:3} steps {counts:14} guidance {guidance:10}  adapters: {bases}\n"
             f"{'':10} {p.what}",
             markup=False, soft_wrap=True,
         )  # fmt: skip

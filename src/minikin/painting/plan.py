@@ -140,7 +140,7 @@ def _corrected(p: Preset, values: Mapping[str, Any]) -> tuple[dict[str, Any], li
     steps, guidance, scheduler = values["steps"], values["guidance"], values["scheduler"]
     if steps not in p.allowed:
         kept["steps"] = p.nearest_steps(steps)
-        said.append(f"Preset {p.name} is made for {_counts(p)} steps, not {steps}; using {kept['steps']}. "
+        said.append(f"Preset {p.name} is made for {p.counts} steps, not {steps}; using {kept['steps']}. "
                     f"--force keeps {steps}.")  # fmt: skip
     if not p.low <= guidance <= p.high:
         kept["guidance"] = min(max(guidance, p.low), p.high)
@@ -151,9 +151,3 @@ def _corrected(p: Preset, values: Mapping[str, Any]) -> tuple[dict[str, Any], li
         said.append(f"Preset {p.name} paints with scheduler {p.scheduler}, not {scheduler}; using "
                     f"{p.scheduler}. --force keeps {scheduler}.")  # fmt: skip
     return kept, said
-
-
-def _counts(p: Preset) -> str:
-    if isinstance(p.allowed, range):
-        return f"{p.allowed[0]} to {p.allowed[-1]}"
-    return " or ".join(str(n) for n in p.allowed)
