@@ -54,7 +54,7 @@ def run() -> list[dict[str, Any]]:
         args = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = play.chromium.launch(executable_path=path, args=args)
         stack.callback(browser.close)
-        pages = {name: stack.enter_context(_opened(browser, name)) for name in ENGINES}
+        pages = {name: stack.enter_context(opened(browser, name)) for name in ENGINES}
         for wait, how in ((True, "alone"), (False, "typing, a key every 150 ms")):
             for words in re.findall(r"\S+\s*", TEXT):  # a few keys on one, the same on the other
                 for name, page in pages.items():
@@ -70,7 +70,7 @@ class Found(NamedTuple):
 
 
 @contextmanager
-def _opened(browser: Any, engine: str) -> Iterator[Any]:
+def opened(browser: Any, engine: str, width: int = 1280, height: int = 720) -> Iterator[Any]:
     """A page on a server of its own, once live painting is warm."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -90,7 +90,7 @@ def _opened(browser: Any, engine: str) -> Iterator[Any]:
         server = subprocess.Popen([sys.executable, "-c", starter, *asked], stderr=subprocess.DEVNULL)
         try:
             _until_ready(f"http://127.0.0.1:{port}/readyz")
-            page = browser.new_page()
+            page = browser.new_page(viewport={"width": width, "height": height})
             page.goto(f"http://127.0.0.1:{port}/")
             page.wait_for_function("document.querySelector('#paint-preset')?.options.length > 0")
             page.fill("#paint-prompt", "a dog")

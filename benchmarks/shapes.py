@@ -6,8 +6,8 @@
 
 8x8x16 are the 16 principal channels of tiny's 32, so that both have one autoencoder, and what is lost is what
 those 16 cannot hold: the classifier is shown scenes that went through each, too. Losses on different latents
-do not compare; what is painted does. 8x8x32-wide is the U-Net with levels half as wide again, on the same latents
-as 8x8x32, where losses do compare. The tokenizer and the text tower are tiny's own.
+do not compare; what is painted does. 8x8x32-wide has levels half as wide again, on the same latents as 8x8x32,
+where losses do compare. The tokenizer and the text tower are tiny's own.
 """
 
 from __future__ import annotations

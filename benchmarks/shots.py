@@ -1,0 +1,102 @@
+"""The pictures of the page in docs/: studio-paint, studio-phone, studio-inpaint.
+
+    python -m benchmarks.shots [FOLDER]
+
+Two examples are taught, then used in a real browser as a user would; 860 px wide, 390 for the phone. Look at
+them afterwards: what is painted there is what tiny painted that day.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import httpx
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from benchmarks.page import opened
+from minikin import Studio
+
+ROOT = Path(__file__).resolve().parents[1]
+TAUGHT = {"my_teapot": "teapot", "my_guitar": "guitar"}
+SCENE = "a photo of <my_teapot> on the beach"
+BEFORE, AFTER = "a photo of a red car in the snow", "a photo of a robot in the snow"
+SEED = "7"
+
+
+def main(folder: Path) -> None:
+    path = shutil.which("chromium")
+    if not path:
+        sys.exit("Chromium is not installed (Debian: apt-get install chromium).")
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        with opened(browser, "eager", width=860, height=616) as page:
+            teach(page.url)
+            page.reload()
+            page.wait_for_selector("text=<my_teapot>")
+            paint(page, SCENE, preset="tdm", n=6)
+            save(page, folder / "studio-paint.jpg")
+            page.set_viewport_size({"width": 390, "height": 844})
+            save(page, folder / "studio-phone.jpg")
+            page.set_viewport_size({"width": 860, "height": 460})
+            paint(page, BEFORE, preset="quality", n=1)
+            inpaint(page)
+            save(page, folder / "studio-inpaint.jpg")
+        browser.close()
+
+
+def teach(url: str) -> None:
+    """Teach the examples and give them to the server."""
+    studio = Studio.open("tiny")
+    for name, category in TAUGHT.items():
+        concept = studio.teach(ROOT / "examples" / name, name=name, category=category)
+        with tempfile.TemporaryDirectory() as at:
+            concept.save(file := Path(at) / f"{name}.safetensors")
+            given = {"file": (file.name, file.read_bytes())}
+            httpx.post(httpx.URL(url).join("/api/concepts"), files=given).raise_for_status()
+
+
+def paint(page: Any, prompt: str, *, preset: str, n: int) -> None:
+    """Paint drafts, and wait for the last and for the live picture of the same prompt."""
+    page.select_option("#paint-preset", preset)
+    page.fill("#paint-n", str(n))
+    page.fill("#paint-seed", SEED)
+    page.fill("#paint-prompt", prompt)
+    page.wait_for_timeout(2000)  # the live picture first: the drafts' newest is what is to be seen
+    page.keyboard.press("Control+Enter")
+    page.wait_for_function(f"document.querySelectorAll('#paint-drafts img').length >= {n}", timeout=240_000)
+    page.wait_for_selector("#paint-tools:not([hidden])", timeout=240_000)
+    page.wait_for_timeout(1500)
+
+
+def inpaint(page: Any) -> None:
+    """Draw over the middle of the draft that is shown, and put something else there."""
+    page.click("#paint-to-inpaint")
+    page.wait_for_function("document.querySelector('#inpaint-mask').width === 128")
+    page.fill("#inpaint-prompt", AFTER)
+    page.select_option("#inpaint-preset", "quality")
+    page.fill("#inpaint-seed", SEED)
+    box = page.locator("#inpaint-mask").bounding_box()
+    for row in (0.28, 0.4, 0.52, 0.64, 0.76):
+        page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + row * box["height"])
+        page.mouse.down()
+        page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + row * box["height"], steps=8)
+        page.mouse.up()
+    page.click("#inpaint-go")
+    page.wait_for_selector("#inpaint-tools:not([hidden])", timeout=240_000)
+    page.wait_for_timeout(1000)
+
+
+def save(page: Any, file: Path) -> None:
+    page.evaluate("scrollTo(0, 0)")
+    page.wait_for_timeout(300)
+    Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(file, quality=88)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs")
