@@ -2,8 +2,8 @@
 
     python -m benchmarks.shots [FOLDER]
 
-Two examples are taught, then used in a real browser as a user would; 860 px wide, 390 for the phone. Look at
-them afterwards: what is painted there is what tiny painted that day.
+Two examples are taught, then used in a real browser as a user would. Look at the pictures afterwards: what is
+painted there is what tiny painted that day.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ def main(folder: Path) -> None:
         sys.exit("Chromium is not installed (Debian: apt-get install chromium).")
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
-        with opened(browser, "eager", width=860, height=616) as page:
+        with opened(browser, "eager", width=1280, height=916) as page:
             teach(page.url)
             page.reload()
             page.wait_for_selector("text=<my_teapot>")
-            paint(page, SCENE, preset="tdm", n=6)
+            paint(page, SCENE, preset="quality", n=6)
             save(page, folder / "studio-paint.jpg")
             page.set_viewport_size({"width": 390, "height": 844})
             save(page, folder / "studio-phone.jpg")
-            page.set_viewport_size({"width": 860, "height": 460})
+            page.set_viewport_size({"width": 1280, "height": 684})
             paint(page, BEFORE, preset="quality", n=1)
             inpaint(page)
             save(page, folder / "studio-inpaint.jpg")
@@ -81,6 +81,7 @@ def inpaint(page: Any) -> None:
     page.fill("#inpaint-prompt", AFTER)
     page.select_option("#inpaint-preset", "quality")
     page.fill("#inpaint-seed", SEED)
+    page.locator("#inpaint-mask").scroll_into_view_if_needed()
     box = page.locator("#inpaint-mask").bounding_box()
     for row in (0.28, 0.4, 0.52, 0.64, 0.76):
         page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + row * box["height"])
@@ -93,9 +94,12 @@ def inpaint(page: Any) -> None:
 
 
 def save(page: Any, file: Path) -> None:
-    page.evaluate("scrollTo(0, 0)")
+    """At most 860 px wide."""
+    page.evaluate("() => { scrollTo(0, 0); document.activeElement.blur(); }")
     page.wait_for_timeout(300)
-    Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(file, quality=88)
+    shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    width = min(860, shot.width)
+    shot.resize((width, shot.height * width // shot.width), Image.Resampling.LANCZOS).save(file, quality=86)
 
 
 if __name__ == "__main__":
