@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,12 @@ from minikin.bases.base import Base
 from minikin.cli.app import app
 from minikin.errors import BadPhoto, BadRecipe, NoNetwork
 from minikin.judging.choosing import Chooser, ranked
-from minikin.painting import chain, metadata, output
+from minikin.painting import chain, metadata, output, source
 from minikin.painting.paint import Painted
 from minikin.painting.source import Source, inherited
 from minikin.recipes import Best, Inpaint, Paint, Refine
+from minikin.server.decode import decode
+from minikin.server.limits import Limits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -93,6 +96,10 @@ def test_redo_wants_a_picture_that_minikin_did_not_paint(cli: Any) -> None:
 @pytest.mark.parametrize(
     "record",
     [{"recipe": []}, {"recipe": {"prompt": "a"}}, {"recipe": {"prompt": "a"}, "seed": 1, "batch": 3},
+     {"recipe": {"prompt": "a"}, "seed": 1, "work": []}, {"recipe": {"prompt": "a"}, "seed": 1, "mask": [1]},
+     {"recipe": {"prompt": "a"}, "seed": 5, "batch": {"seed": 0, "n": 1}},
+     {"recipe": {"prompt": "a"}, "seed": 1, "concepts": ["tom"]},
+     {"recipe": {"prompt": "a"}, "seed": 1, "adapters": {"style": "x"}},
      {"recipe": {"prompt": "a"}, "seed": 1, "parent": {}},
      {"recipe": {"prompt": "a"}, "seed": 1, "work": "refine", "parent": {"pixels": "", "made": {"seed": 1}}}],
 )  # fmt: skip
@@ -114,16 +121,62 @@ def test_a_picture_of_too_many_pixels_ends_in_words(cli: Any, verb: tuple[str, .
     assert code == 3 and "bomb.png cannot be read as a picture" in err, err
 
 
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def swapped(letter: str) -> bytes:
+    """A profile whose red is sRGB's green, named this letter and RGB."""
+    other = SRGB.replace(b"rXYZ", b"????", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"????", b"gXYZ", 1)
+    name = letter.encode()
+    return other.replace(b"s\0R\0G\0B", name + b"\0R\0G\0B").replace(b"sRGB", name + b"RGB")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_the_server_sees_the_same_colours(mode: str, form: str) -> None:
+    image, data = Image.new(mode, (16, 16), (200, 30, 60, 90)[: len(mode)]), io.BytesIO()
+    image.save(data, form, icc_profile=swapped("z"), lossless=True)
+    seen = decode(data.getvalue(), "picture", Limits())
+    with Image.open(data) as opened:
+        assert Source.of(seen).pixels == Source.of(opened).pixels
+    assert (
+        seen.mode == mode
+        and seen.getpixel((3, 3))[1] > 150
+        and seen.getpixel((3, 3))[3:] == (90,)[: len(mode) - 3]
+    )
+
+
+def test_redo_takes_the_file_that_was_recorded(cli: Any, monkeypatch: Any) -> None:
+    """By its hash, or by its pixels without regard to its profile, as they were recorded once."""
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((128, 128)).save("photo.png", icc_profile=swapped("z"))
+    with monkeypatch.context() as m:
+        m.setattr(source, "plain", lambda image: image.convert("RGB"))
+        assert cli("refine", "photo.png", "--prompt", "a car", "--steps", 2, "--out", "r.png")[0] == 0
+    assert cli("redo", "r.png")[0] == 0
+    Image.open("photo.png").save("copy.png", icc_profile=swapped("z"), compress_level=1)
+    Path("photo.png").unlink()
+    assert "identical" in cli("redo", "r.png", "--source", "copy.png")[1]
+
+
+def test_redo_spares_the_picture_itself(cli: Any) -> None:
+    assert cli("paint", "a car", "--steps", 1, "--out", "c.png")[0] == 0
+    before = Path("c.png").read_bytes()
+    code, _, err = cli("redo", "c.png", "--out", "c.png")
+    assert code == 2 and "the picture itself" in err and Path("c.png").read_bytes() == before
+    assert "replaced" not in cli("redo", "c.png", "--out", "d.png")[2]
+    assert "d.png was there and is replaced" in cli("redo", "c.png", "--out", "d.png")[2]
+
+
 def test_colours_are_those_of_the_profile() -> None:
     """A profile whose red is sRGB's green; and nothing of a picture but its pixels goes on."""
-    own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    other = own.replace(b"rXYZ", b"????", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"????", b"gXYZ", 1)
-    other = other.replace(b"s\0R\0G\0B", b"z\0R\0G\0B").replace(b"sRGB", b"zRGB")
+    own, other = SRGB, swapped("z")
     red = Image.new("RGB", (8, 8), (255, 0, 0))
     for profile, seen in (
         (None, (255, 0, 0)),
         (own, (255, 0, 0)),
         (other, (0, 255, 0)),
+        (swapped("s") + b"linear", (0, 255, 0)),
         (b"none", (255, 0, 0)),
     ):
         red.info = {"transparency": (1, 2, 3)} | ({} if profile is None else {"icc_profile": profile})

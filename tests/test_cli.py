@@ -289,7 +289,8 @@ def test_options_that_do_nothing_are_named(cli: Any, photo_folder: Path) -> None
     code, _, err = cli("paint", "<tom>", "--steps", 2, "--out", "a.png")
     assert code == 0 and "No effect" not in err and "a.png was there and is replaced." in err
     code, _, err = cli("models", "add", "tom.safetensors")
-    assert code == 3 and "It is a concept: `minikin concepts add tom.safetensors`" in err
+    taught = photo_folder.parent / "tom.safetensors"
+    assert code == 3 and f"It is a concept: `minikin concepts add {taught}`" in err
     code, _, err = cli("concepts", "export", "tom", "--to", "comfyui")
     assert code == 2 and err.startswith("minikin: Unknown format 'comfyui'")
     code, _, err = cli(

@@ -162,12 +162,38 @@ def test_teaching_that_cannot_be_kept_goes_on_later(service: Service, monkeypatc
     monkeypatch.setattr(concept_file, "to_bytes", lambda *_, **__: b"")
     monkeypatch.setattr(service.shelf, "put", full)
     job = asked(service, "teach")
-    assert job.finished.wait(20) and job.status == "failed" and job.error.exit_code == 7
-    assert [r["id"] for r in service.store.unfinished()] == [job.id]
+    assert job.finished.wait(20) and job.status == "failed" and job.error.code == "storage"
+    (row,) = service.store.unfinished()
+    assert (row["id"], row["status"], row["attempts"]) == (job.id, "queued", 0) and "DELETE" in row["message"]
+    assert views.of(service, job)["error"]["message"] == row["message"]
     assert len(list((service.inputs / job.id / "photos").glob("*.png"))) == 3
+    service.cancel(job)
+    until(lambda: not service.store.unfinished())
+    until(lambda: not (service.inputs / job.id).exists())
+    assert service.store.job(job.id)["status"] == "cancelled"
     monkeypatch.setattr(concept_file, "to_bytes", lambda *_, **__: {}["planted"])  # any other end is one
     job = asked(service, "teach")
     assert job.finished.wait(20) and not (service.inputs / job.id).exists()
+
+
+def test_what_has_ended_lets_go_of_its_pictures(service: Service) -> None:
+    """Hundreds of jobs are remembered, and a photo has 3 bytes a pixel."""
+    jobs = [asked(service, "teach"), asked(service)]
+    assert all(job.finished.wait(20) for job in jobs)
+    assert all(not job.given.area and not job.given.many and not job.given.pictures for job in jobs)
+
+
+def test_pictures_of_all_that_waits_fit_into_memory(tmp_path: Path) -> None:
+    service = Service([Canary()], tmp_path / "s", limits=Limits(waiting_pixels=3 * 64 * 64 + 1))
+    first = asked(service, "teach")  # nobody works
+    with pytest.raises(Refused, match="pictures of what waits") as e:
+        asked(service)
+    assert e.value.status == 429 and e.value.code == "queue_full" and paint(service).status == "queued"
+    assert [folder.name for folder in service.inputs.iterdir()] == [first.id]
+    service.cancel(first)
+    until(lambda: first.over)
+    assert asked(service).status == "queued"
+    service.close(drain_s=0)
 
 
 def test_a_cancelled_teaching_does_not_come_back(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def _tell(done: events.Done, out: Path, recipe: Baseline, as_json: bool) -> None
         f"in float32 for SD 1.5: {size(sizes['sd15'])}; for SDXL: {size(sizes['sdxl'])}\n"
         f"in diffusers: {IN_DIFFUSERS[recipe.method].format(out=out, name=recipe.name)}\n"
         f'prompts: "{_example(done, recipe)}"',
-        soft_wrap=True, markup=False,
+        soft_wrap=True,
     )  # fmt: skip
 
 

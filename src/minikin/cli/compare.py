@@ -21,5 +21,5 @@ def run(recipe: Compare, out: Path, *, as_json: bool) -> None:
     display.out.print(
         f"{done.result}  page with pictures\n{out / 'report.md'}  tables\n{out / 'report.csv'}  "
         f"one line a point\n{out / 'report.json'}  everything",
-        soft_wrap=True, markup=False,
+        soft_wrap=True,
     )  # fmt: skip

@@ -39,7 +39,8 @@ def list_(
         if as_json:
             display.emit(facts)
         elif "problem" in facts:
-            display.out.print(f"{name:16} [red]{facts['problem']}[/]")
+            display.out.print(f"{name:16} ", end="")
+            display.out.print(facts["problem"], style="red", soft_wrap=True)
         else:
             display.out.print(
                 f"{name:16} {facts['category']:14} {facts['architecture']:6} {facts['mode']:6} "
@@ -47,7 +48,7 @@ def list_(
                 soft_wrap=True,
             )
             if kept and kept != path:
-                display.out.print(f"{'':16} and in your library: {kept}", soft_wrap=True, markup=False)
+                display.out.print(f"{'':16} and in your library: {kept}", soft_wrap=True)
     more = library.count(search, category=category) - len(shown) if len(shown) == limit else 0
     if more > 0 and not as_json:
         display.out.print(
@@ -70,7 +71,7 @@ def show(concept: str, as_json: JsonOnce = False) -> None:
     for key, value in facts.items():
         if isinstance(value, dict):
             value = ", ".join(f"{k} {v}" for k, v in value.items() if v is not None) or "none"
-        display.out.print(f"{key:14} {value}", markup=False, soft_wrap=True)
+        display.out.print(f"{key:14} {value}", soft_wrap=True)
 
 
 @app.command()

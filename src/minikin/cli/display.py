@@ -16,8 +16,9 @@ from minikin import events
 QUIET_S = 15.0  # seconds without a word, where there is no terminal for a progress line
 
 # lines that a program or a file reads stay whole, however long a path in them is
-out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-err = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+# no markup: names and paths may have square brackets in them
+out = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
+err = Console(stderr=True, highlight=False, markup=False, soft_wrap=not sys.stderr.isatty())
 
 
 def run(
@@ -67,7 +68,7 @@ def _tell(event: events.Note, as_json: bool) -> None:
     if as_json:
         emit(_plain(event))
     else:
-        err.print(f"[yellow]{event.text}[/]" if event.warning else event.text, soft_wrap=True)
+        err.print(event.text, style="yellow" if event.warning else None, soft_wrap=True)
 
 
 def emit(value: dict[str, Any]) -> None:

@@ -113,5 +113,5 @@ def _tell(done: events.Done, out: Path, recipe: Distill, as_json: bool) -> None:
         how = f'"a photo of a cat <lora:{name}>" --base {recipe.base}'
     display.out.print(
         f"try: minikin models add {done.result} --name {name}\n     minikin paint {how}",
-        soft_wrap=True, markup=False,
+        soft_wrap=True,
     )  # fmt: skip

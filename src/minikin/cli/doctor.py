@@ -36,10 +36,10 @@ def report(*, as_json: bool) -> int:
         print(json.dumps({"ok": all(c.ok for c in checks), "checks": rows}, indent=1))
     else:
         for c in checks:
-            mark = "[green]ok[/]  " if c.ok else "[red]bad[/] "
-            display.out.print(f"{mark} {c.what:16} {c.found}", soft_wrap=True)
+            display.out.print("ok  " if c.ok else "bad ", style="green" if c.ok else "red", end="")
+            display.out.print(f" {c.what:16} {c.found}", soft_wrap=True)
             if not c.ok:
-                display.out.print(f"     repair: {c.repair}", markup=False, soft_wrap=True)
+                display.out.print(f"     repair: {c.repair}", soft_wrap=True)
     return 0 if all(c.ok for c in checks) else 1
 
 

@@ -108,4 +108,4 @@ def _shown(work: Iterator[Event], as_json: bool) -> Done:
 def _say(text: str) -> None:
     from minikin.cli import display
 
-    display.out.print(text, soft_wrap=True, markup=False)
+    display.out.print(text, soft_wrap=True)

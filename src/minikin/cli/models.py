@@ -46,7 +46,7 @@ def list_(as_json: JsonOnce = False) -> None:
         else:
             display.out.print(
                 f"{row['name']:18} {row['architecture']:6} {row['where']}  [{row['licence'] or 'none stated'}]",
-                markup=False, soft_wrap=True,
+                soft_wrap=True,
             )  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def convert(
     from minikin.cli import display
 
     made, n = turn(path, out)
-    display.out.print(f"{made}: {n} tensors", soft_wrap=True, markup=False)
+    display.out.print(f"{made}: {n} tensors", soft_wrap=True)
 
 
 @app.command()
@@ -132,4 +132,4 @@ def show(name: str, as_json: JsonOnce = False) -> None:
         display.emit(facts)
         return
     for key, value in facts.items():
-        display.out.print(f"{key:20} {value}", markup=False, soft_wrap=True)
+        display.out.print(f"{key:20} {value}", soft_wrap=True)

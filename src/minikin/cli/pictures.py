@@ -97,7 +97,7 @@ class Saver:
             verdict = {"filter": one.verdict} if one.verdict else {}
             display.emit({"event": "picture", "path": str(path), "seed": one.seed} | (found or {}) | verdict)
         else:
-            display.out.print(f"{path}  seed {one.seed}{scores}", soft_wrap=True, markup=False)
+            display.out.print(f"{path}  seed {one.seed}{scores}", soft_wrap=True)
 
     def end(self) -> list[Path]:
         """The contact sheet, and the last line. Raises Blocked when the filter let no picture through."""
@@ -183,6 +183,12 @@ def redo(picture: Path, out: Path, *, sources: list[Path], marking: Marking = MA
             f"{picture} was not painted by Minikin, so it cannot be repeated exactly. `minikin show` prints "
             "its prompt and settings; give them to `minikin paint`."
         )
+    if out.suffix != ".png":
+        out = out / f"{picture.stem}-again.png"
+    if out.exists() and out.samefile(picture):
+        raise BadRecipe(f"{out} is the picture itself: give another --out, so that there are two to compare.")
+    if out.exists():
+        display.warn(f"{out} was there and is replaced.", as_json=as_json)
     studios = Studios()
     done: list[tuple[Paint, Job | None]] = []
 
@@ -196,18 +202,17 @@ def redo(picture: Path, out: Path, *, sources: list[Path], marking: Marking = MA
 
     one: Painted = display.run(work(), as_json=as_json).result
     recipe, job = done[-1]
-    if out.suffix != ".png":
-        out = out / f"{picture.stem}-again.png"
+    before = np.asarray(Image.open(picture).convert("RGB"), np.int16)
     facts = studios.of(recipe).facts(recipe, job) | {k: found[k] for k in ("chosen",) if k in found}
     path = save_picture(one, recipe, facts, Names(recipe.model_copy(update={"n": 1}), out), marking=marking)
     _warn_of_others(found, facts, as_json=as_json)
-    before, after = (np.asarray(Image.open(p).convert("RGB"), np.int16) for p in (picture, path))
+    after = np.asarray(Image.open(path).convert("RGB"), np.int16)
     difference = int(np.abs(before - after).max()) if before.shape == after.shape else 255
     if as_json:
         display.emit({"event": "picture", "path": str(path), "seed": one.seed})
         display.emit({"event": "redo", "largest_difference": difference})
     else:
-        display.out.print(f"{path}  seed {one.seed}", soft_wrap=True, markup=False)
+        display.out.print(f"{path}  seed {one.seed}", soft_wrap=True)
         display.out.print(
             "identical" if difference == 0 else f"largest difference of any pixel: {difference} of 255"
         )

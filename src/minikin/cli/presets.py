@@ -21,7 +21,7 @@ def show(*, as_json: bool) -> None:
         display.out.print(
             f"{p.name:10} {p.steps:3} steps {counts:14} guidance {guidance:10}  adapters: {bases}\n"
             f"{'':10} {p.what}",
-            markup=False, soft_wrap=True,
+            soft_wrap=True,
         )  # fmt: skip
     if not as_json:
         display.out.print("* is on this machine; `minikin models list` says how to get the others.")

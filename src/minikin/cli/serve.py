@@ -70,12 +70,12 @@ def run(
             f"Serving {engines[0].name}{many} on {where}\n"
             f"  OpenAI  {where}/v1    A1111  {where}/sdapi/v1    native  {where}/docs\n"
             f"  jobs and results: {service.folder}   end with Ctrl-C",
-            soft_wrap=True, markup=False,
+            soft_wrap=True,
         )  # fmt: skip
         if filtering:
-            display.err.print(f"  content filter: {filtering.mode}, by {filtering.filter.name}", markup=False)
+            display.err.print(f"  content filter: {filtering.mode}, by {filtering.filter.name}")
         if page:
-            display.err.print(f"  the page: {where}/", markup=False)
+            display.err.print(f"  the page: {where}/")
         if browser:
             _open_when_ready(service, f"{where.replace('0.0.0.0', '127.0.0.1')}/")
         try:

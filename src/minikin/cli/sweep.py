@@ -41,7 +41,7 @@ def run(recipe: Sweep, out: Path | None, *, as_json: bool) -> None:
     display.out.print(
         (f"{stored}  has them now: <{name}> means balanced with preset {preset}\n" if stored else "")
         + f"{out / preset}.html  page\n{out / preset}.png  front\n{out / preset}.json  numbers",
-        soft_wrap=True, markup=False,
+        soft_wrap=True,
     )  # fmt: skip
 
 

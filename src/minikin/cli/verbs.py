@@ -98,21 +98,21 @@ def show(picture: Path, *, as_json: bool) -> None:
         return
     prompt = found.prompt or found.recipe.get("recipe", {}).get("prompt", "")
     recorded = found.recipe or found.prompt or found.settings
-    display.out.print(prompt if recorded else "No recipe: made with --no-metadata, or elsewhere.", markup=False)
+    display.out.print(prompt if recorded else "No recipe: made with --no-metadata, or elsewhere.")
     if found.negative:
-        display.out.print(f"negative: {found.negative}", markup=False)
+        display.out.print(f"negative: {found.negative}")
     for key, value in found.settings.items():
-        display.out.print(f"  {key}: {value}", markup=False)
+        display.out.print(f"  {key}: {value}")
     for name, sha256 in used.items():
-        display.out.print(f"  Concept: {name}, content {sha256}", markup=False, soft_wrap=True)
+        display.out.print(f"  Concept: {name}, content {sha256}", soft_wrap=True)
     for one in parents:
         told = one.get("file") or f"a picture of pixels {one.get('pixels', '')}"
         how = f", {one['work']} {one.get('prompt')!r}, seed {one.get('seed')}" if "work" in one else ""
-        display.out.print(f"  Made from: {told}{how}", markup=False, soft_wrap=True)
-    display.out.print(f"  Mark: {found.source_type or 'none'}", markup=False)
+        display.out.print(f"  Made from: {told}{how}", soft_wrap=True)
+    display.out.print(f"  Mark: {found.source_type or 'none'}")
     if signed:
         told = f"{signed['state']}, signed by {signed['by'] or 'nobody'}, {signed['program']}".rstrip(", ")
-        display.out.print(f"  Content Credentials: {told}", markup=False)
+        display.out.print(f"  Content Credentials: {told}")
 
 
 @contextmanager

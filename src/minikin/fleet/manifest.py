@@ -40,9 +40,7 @@ class Manifest:
             folder.mkdir(parents=True, exist_ok=True)
             _cut_torn_line(self.path)
             self.done = self._read() if self.path.exists() else _sorted([])
-            # of a run that nobody painted in only errors are told: they are tried again, and told anew
-            mode = "a" if self.fingerprint else "w"
-            self._file: IO[str] = open(self.path, mode, encoding="utf-8")  # noqa: SIM115 - closed by `close`
+            self._file: IO[str] = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by `close`
         except OSError as e:
             raise StorageError(f"{self.path} cannot be written: {e.strerror}.") from e
 
@@ -65,6 +63,7 @@ class Manifest:
             )
         try:
             if not self.fingerprint:
+                self._anew()
                 records = [{**self.head, "fingerprint": fingerprint}, *records]
             self._write(records)
             self.fingerprint = fingerprint
@@ -76,10 +75,15 @@ class Manifest:
         try:
             with self._file:
                 if self._held and not self.fingerprint:  # every line killed its workers
+                    self._anew()
                     self._write([{**self.head, "fingerprint": ""}, *self._held])
                 os.fsync(self._file.fileno())
         except OSError as e:
             raise StorageError(f"{self.path} was not written: {e.strerror}. The run goes on from here.") from e
+
+    def _anew(self) -> None:
+        """Of a run that nobody painted in only errors are told: they were tried again, and are told anew."""
+        self._file.truncate(0)
 
     def _write(self, records: Iterable[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from PIL import Image, ImageOps
 
 from minikin import events
 from minikin.errors import BadPhoto, BadRecipe
 from minikin.painting.canvas import mask_of_text, read_mask
 from minikin.painting.paint import Painted
 from minikin.painting.rework import Job
-from minikin.painting.source import Source
+from minikin.painting.source import Source, pixels_hash
 from minikin.recipes import Inpaint, Paint, Refine
 
 WORKS: dict[str, type[Paint]] = {"paint": Paint, "refine": Refine, "inpaint": Inpaint}
@@ -78,10 +81,17 @@ def again(
 def _check(made: Any) -> None:
     """Raise BadPhoto for a record that no Minikin wrote."""
     told = made if isinstance(made, dict) else {}
-    batch, parent = told.get("batch") or {"seed": 0, "n": 1}, told.get("parent", {"pixels": ""})
+    seed, parent = told.get("seed"), told.get("parent", {"pixels": ""})
+    batch = told.get("batch") or {"seed": seed, "n": 1}
+    tables = [told.get("mask") or {}]  # of settings, by name: dicts of dicts
+    for kind in ("concepts", "adapters"):
+        by_name = told.get(kind) or {}
+        tables += [by_name, *(by_name.values() if isinstance(by_name, dict) else ())]
     sound = (
-        isinstance(told.get("recipe"), dict) and isinstance(told.get("seed"), int)
-        and isinstance(batch, dict) and {"seed", "n"} <= set(batch)
+        isinstance(told.get("recipe"), dict) and isinstance(seed, int)
+        and isinstance(told.get("work", "paint"), str) and all(isinstance(t, dict) for t in tables)
+        and isinstance(batch, dict) and all(isinstance(batch.get(k), int) for k in ("seed", "n"))
+        and batch["seed"] <= seed < batch["seed"] + batch["n"]
         and isinstance(parent, dict) and isinstance(parent.get("pixels"), str)
     )  # fmt: skip
     if not sound:
@@ -140,8 +150,13 @@ def _found(parent: dict[str, Any], folders: tuple[Path, ...]) -> Source:
     name = parent.get("file", "")
     for path in _places(name, folders):
         source = Source.of(path)
-        if source.pixels == parent["pixels"]:
+        # its pixels as they are read now, the file itself, or its pixels without regard to a colour profile
+        if parent["pixels"] == source.pixels or source.sha256 == parent.get("sha256"):
             return source
+        with Image.open(path) as opened:
+            raw = ImageOps.exif_transpose(opened).convert("RGB")
+        if pixels_hash(raw) == parent["pixels"]:
+            return replace(source, image=raw)
     why = "its record was too long to be kept" if parent.get("left_out") else "Minikin did not paint that"
     raise BadPhoto(
         f"This picture was made from {name or 'a picture that was no file'} "

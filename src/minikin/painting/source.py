@@ -86,7 +86,8 @@ class Source:
 def plain(image: Image.Image) -> Image.Image:
     """RGB in sRGB, which is what models paint in, and nothing but its pixels: no profile, no colour key."""
     profile, rgb = image.info.get("icc_profile"), image.convert("RGB")
-    if isinstance(profile, bytes) and b"sRGB" not in profile and b"s\0R\0G\0B" not in profile:
+    named = profile.replace(b"\0", b"").lower() if isinstance(profile, bytes) else b""
+    if isinstance(profile, bytes) and (b"srgb" not in named or b"linear" in named):
         with suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
             of = image if image.mode in ("RGB", "CMYK", "L") else rgb
             own = ImageCms.ImageCmsProfile(io.BytesIO(profile))

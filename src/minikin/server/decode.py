@@ -34,7 +34,7 @@ resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 import io, json, re, warnings
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 ORIGIN = rb"DigitalSourceType\s*(?:=\s*[\"']|>\s*)http://cv\.iptc\.org/newscodes/digitalsourcetype/(\w{1,60})"
 warnings.simplefilter("error")
 Image.MAX_IMAGE_PIXELS = pixels
@@ -65,7 +65,19 @@ try:
         origin = mark[1].decode() if mark else None
         image = ImageOps.exif_transpose(image)
         keep = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
-        image = image.convert(keep)
+        profile, whole = image.info.get("icc_profile"), image.convert(keep)
+        named = profile.replace(b"\0", b"").lower() if isinstance(profile, bytes) else b"srgb"
+        if image.mode in ("RGB", "RGBA", "CMYK") and (b"srgb" not in named or b"linear" in named):
+            try:  # as painting.source does
+                of = image if image.mode == "CMYK" else image.convert("RGB")
+                own, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
+                rgb = ImageCms.profileToProfile(of, own, srgb, outputMode="RGB")
+                if keep == "RGBA":
+                    rgb.putalpha(whole.getchannel("A"))
+                whole = rgb
+            except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+                pass  # a profile that is none: the colours as they are
+        image = whole
 except Exception:  # as above
     refuse("image_corrupt")
 head = json.dumps([keep, image.width, image.height, texts, origin])

@@ -88,6 +88,13 @@ class Given:
     folder: Any = None
     stop: Any = None
 
+    @property
+    def area(self) -> int:
+        """Pixels of all pictures in it."""
+        photos = (one.pixels.shape for one in self.many.get("photos", ()))
+        sides = [*(one.size for one in self.pictures.values()), *(shape[:2] for shape in photos)]
+        return int(sum(a * b for a, b in sides))
+
 
 class Engine(Protocol):
     """Paints for one device. `prepare` is called from any thread, the others from the worker's alone.

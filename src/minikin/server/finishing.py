@@ -12,6 +12,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +160,13 @@ class Finishing:
         if error is not None:
             code, message = error.code, sentence_of(error)
         # what was taught and could not be stored goes on from its checkpoint after a restart
-        again = job.asked.kind == "teach" and status == "failed" and isinstance(error, StorageError)
+        again = job.asked.kind == "teach" and not job.asked.held and isinstance(error, StorageError)
         try:
-            if not again:
+            if again:
+                message = f"{message} The next start of the server goes on with it; DELETE gives it up."
+                error = Refused(message, status=507, code=code or "storage")
+                self.store.reopen(job.id, code, message)
+            else:
                 self.store.end(job.id, status, pictures=pictures, code=code, message=message, result=job.result)
                 metrics.JOBS.labels(job.asked.kind, status).inc()
                 metrics.PICTURES.inc(len(pictures))
@@ -173,11 +178,21 @@ class Finishing:
                 self.forget_pictures(job)
             if not again:
                 forget_inputs(job)
+            # its pixels: hundreds of ended jobs are remembered
+            job.given = replace(job.given, pictures={}, many={})
             self.shelf.release(one.sha256 for one in job.prepared.concepts.values())
         except MinikinError as e:  # the next sweep finds them
             log.warning("concepts of job %s: %s", job.id, e)
         finally:  # whatever it was: without an end, its caller would wait forever
             job.end(status, error)
+
+    def give_up(self, job: Job) -> None:
+        """End a job in the store that is over here and was left open there."""
+        row = self.store.job(job.id)
+        if row is not None and row["ended"] is None:
+            self.store.end(job.id, "cancelled")
+            metrics.JOBS.labels(job.asked.kind, "cancelled").inc()
+            forget_inputs(job)
 
     def forget_pictures(self, job: Job) -> None:
         """Remove what was painted for a job that has not ended well."""

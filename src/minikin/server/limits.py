@@ -38,6 +38,7 @@ class Limits:
     cost: float = 1500.0  # pictures x megapixels x steps of one request
     waiting: int = 64
     waiting_per_client: int = 16
+    waiting_pixels: int = 400_000_000  # of pictures and photos of all that waits or is worked on: 7 bytes each
     batch: int = 32  # pictures at once, where so many fit into memory and are quicker together
     queue_wait_s: float = 120.0  # of a caller who holds the line
     attempts: int = 3  # a job that took the process, or its engine, down this often is not tried again

@@ -63,6 +63,11 @@ class Line:
         with self._changed:
             self._check(client)
 
+    def full(self, why: str) -> Refused:
+        """What a request is told that would be too much for everybody together."""
+        with self._changed:
+            return self._full(why, "queue_full")
+
     def take(
         self, timeout_s: float | None = None, room: Callable[[Prepared], int] = lambda prepared: sys.maxsize
     ) -> list[Piece]:

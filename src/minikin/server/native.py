@@ -118,7 +118,7 @@ async def cancel(request: Request, id: str) -> dict[str, Any]:
     """Cancel: a waiting job at once, a running one within a step."""
     service, client = service_of(request), client_of(request)
     found = service.job(client, id)
-    if found is not None and not found.over:
+    if found is not None:
         service.cancel(found)
         async with found.watch() as changes:
             while not found.over and await changes.next(30.0):

@@ -223,6 +223,7 @@ class Service:
                 stamp.keep_inputs(job.given)
             with self.shelf.standing(pinned), self._door:
                 self.line.check(asked.client)
+                self._check_area(job)
                 self.store.accept(row)
                 self._remember(job)
                 self.line.put(job, forced=True)
@@ -230,6 +231,12 @@ class Service:
             forget_inputs(job)
             raise
         return job
+
+    def _check_area(self, job: Job) -> None:
+        """Raise Refused, 429, for pictures that do not fit into memory beside those of what waits."""
+        held = sum(one.given.area for one in self._jobs.values() if not one.over)
+        if held and held + job.given.area > self.limits.waiting_pixels:
+            raise self.line.full(f"the pictures of what waits have {held / 1e6:.0f} megapixels already")
 
     def job(self, client: str, id_: str) -> Job | None:
         """A job of this client that is in memory."""
@@ -245,7 +252,10 @@ class Service:
         return [job for job in self._live() if job.started is not None]
 
     def cancel(self, job: Job) -> None:
-        """Nobody wants it any more."""
+        """Nobody wants it any more; one that failed and was to go on after a restart does not."""
+        if job.over:
+            self.finishing.later(self.finishing.give_up, job)
+            return
         job.cancelled.set()
         waited = self.line.remove(job)
         saving = job.asked.kind == "teach" and job.started is not None and not waited  # at its next step

@@ -164,6 +164,14 @@ class Store:
             )
             _note(db, [id_], status)
 
+    def reopen(self, id_: str, code: str | None, message: str | None) -> None:
+        """It failed for now and is tried again by the next start; what was begun until now does not count."""
+        with self._change() as db:
+            db.execute(
+                "UPDATE jobs SET status='queued', attempts=0, code=?, message=? WHERE id=? AND ended IS NULL",
+                (code, message, id_),
+            )
+
     def job(self, id_: str) -> dict[str, Any] | None:
         found = self._rows("SELECT * FROM jobs WHERE id=?", id_)
         return _read(found[0]) if found else None

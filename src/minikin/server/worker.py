@@ -23,7 +23,7 @@ from PIL import Image
 from minikin import events
 from minikin.errors import MinikinError, OutOfMemory
 from minikin.server import metrics
-from minikin.server.engine import Engine, EngineLost, Preview, Row
+from minikin.server.engine import Engine, EngineLost, Given, Preview, Row
 from minikin.server.faults import Refused
 from minikin.server.jobs import Job
 from minikin.server.line import Line, Piece
@@ -77,12 +77,13 @@ class Worker(threading.Thread):
                 self._work(batch)
 
     def _work(self, batch: list[Piece]) -> None:
+        given = {p.job: p.job.given for p in batch}  # an end, by whoever, lets go of the pictures
         running = set(self.desk.begun(list(dict.fromkeys(p.job for p in batch))))
         batch = [p for p in batch if p.job in running]
         if not batch:
             return
         if batch[0].group is None:
-            self._alone(batch[0].job)
+            self._alone(batch[0].job, given[batch[0].job])
         else:
             self._paint(batch)
 
@@ -167,9 +168,9 @@ class Worker(threading.Thread):
 
         return step
 
-    def _alone(self, job: Job) -> None:
+    def _alone(self, job: Job, given: Given) -> None:
         begun = time.monotonic()
-        run = self.engine.run(job.asked.kind, job.prepared, job.given)
+        run = self.engine.run(job.asked.kind, job.prepared, given)
         done: events.Done | None = None
         number = 0
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-UNITS = ("amx_bf16", "avx512_bf16")  # of processors, as PyTorch names them
+UNITS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")  # of x86 and of ARM processors, as PyTorch names them
 
 
 def quick(device: torch.device) -> bool:

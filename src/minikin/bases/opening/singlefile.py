@@ -74,7 +74,7 @@ def recognise(path: Path, prediction: str | None = None) -> Recognised:
     if not contexts:
         hint = "It looks like a LoRA." if any("lora" in k.lower() for k in shapes) else ""
         if "minikin.category" in metadata:
-            hint = f"It is a concept: `minikin concepts add {path.name}` puts it into your library."
+            hint = f"It is a concept: `minikin concepts add {path}` puts it into your library."
         raise BadModelFile(
             f"{path.name} holds no U-Net of the Stable Diffusion 1, 2 or XL families (no "
             f"{_UNET}...{_CONTEXT} among its {len(shapes)} tensors). {hint}".strip()

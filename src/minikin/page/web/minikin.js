@@ -136,21 +136,26 @@ export function make(tag, {text, ...attributes} = {}, ...children) {
   return e;
 }
 
-let known;
-/** What this server can do; asked once. */
-export const capabilities = () => (known ??= ask("/api/capabilities"));
+/** Asks at most once at a time, and keeps the last answer that came: one that failed is asked for again. */
+function kept(get) {
+  let answer, asked;
+  return (fresh = false) => {
+    if (answer && !fresh) return answer;
+    const one = asked && !fresh ? asked : asked = get();
+    const end = () => { if (asked === one) asked = undefined; };
+    return one.then(() => { answer = one; end(); return one; }, e => { end(); throw e; });
+  };
+}
+/** What this server can do. */
+export const capabilities = kept(() => ask("/api/capabilities"));
 export async function presets(select, first) {
   const {presets} = await capabilities();
   select.replaceChildren(...(first === undefined ? [] : [make("option", {value: "", text: first})]), ...presets.map(p => make("option", {
     value: p.name, text: p.ready === false ? `${p.name} (not here)` : `${p.name}, ${p.steps} steps`, disabled: p.ready === false})));
   return presets.filter(p => p.ready !== false);
 }
-let shelf;
 /** The concepts one can name, the newest of each name. */
-export async function concepts(fresh = false) {
-  if (fresh || !shelf) shelf = ask("/api/concepts").then(t => t.concepts.filter(c => c.newest));
-  return shelf;
-}
+export const concepts = kept(() => ask("/api/concepts").then(t => t.concepts.filter(c => c.newest)));
 
 /** A recipe's prompt with this concept's strength written into it. */
 export function withStrength(prompt, name, value) {

@@ -97,7 +97,7 @@ async function teach() {
   $("teach-done").hidden = false;
   $("teach-paint").dataset.name = made.name;
   $("teach-paint").textContent = `Paint <${made.name}>`;
-  try { await concepts(true); } catch (e) { work.say(e.message); return; }
+  try { await concepts(true); } catch (e) { work.say(`<${made.name}> is taught, but the list of concepts did not come: ${e.message}`); return; }
   tell("concepts");
 }
 /** One more frame of the strip when the sample is another one. */
