@@ -290,7 +290,7 @@ def told_to_end(url: str, signal: Callable[[], object], callers: int = 32, steps
         counts = ("minikin_jobs_total", "minikin_queue_depth ", "minikin_in_flight ")
         return sum(float(line.split()[-1]) for line in lines if line.startswith(counts))
 
-    looking = httpx.Client(base_url=url, trust_env=False, verify=False)
+    looking = httpx.Client(base_url=url, trust_env=False, verify=False, timeout=60)
     before = accepted()
 
     def call(k: int, tally: Tally) -> None:

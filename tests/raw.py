@@ -20,7 +20,7 @@ class Answer(NamedTuple):
 class Wire:
     """One connection to a server's address, opened again when the server closed it."""
 
-    def __init__(self, url: str, timeout: float = 5.0) -> None:
+    def __init__(self, url: str, timeout: float = 30.0) -> None:
         host, _, port = url.removeprefix("http://").partition(":")
         self.address, self.timeout = (host, int(port)), timeout
         self._socket: socket.socket | None = None

@@ -75,8 +75,8 @@ def test_l3_no_end_of_the_line_is_found(tmp_path: Path, monkeypatch: Patch) -> N
 def test_l5_first_come_first_served_is_found(tmp_path: Path, monkeypatch: Patch) -> None:
     """Who asks now and then stands behind all that the other one has asked for."""
     first_come_first_served(monkeypatch)
-    with served(Canary(step_s=0.02, fits=1), tmp_path / "s") as s:
-        measured = beside(s.url, 0.08, light="B", pause=0.2, first=2, times=2, hogs=16)
+    with served(Canary(step_s=0.02, fits=1), tmp_path / "s", limits=Limits(waiting_per_client=50)) as s:
+        measured = beside(s.url, 0.08, light="B", pause=0.2, first=2, times=2, hogs=40)
     assert measured.beside.told and about("others waited", measured.wrong()), measured
 
 
@@ -88,7 +88,7 @@ def test_l5_one_client_after_the_other_is_found(tmp_path: Path, monkeypatch: Pat
 
     monkeypatch.setattr(Line, "_first", first)
     with served(Canary(step_s=0.02, fits=1), tmp_path / "s") as s:
-        measured = equals(s.url, 0.8, "ABCD", 6)
+        measured = equals(s.url, 3, "ABCD", 6)
     assert about("unequal", measured.wrong()), measured.shares
     assert Equals(dict.fromkeys("ABCD", 7), Tally()).wrong() == []
 

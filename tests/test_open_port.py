@@ -451,11 +451,11 @@ def test_h07_interrupting_is_for_ones_own_jobs(tmp_path: Path, verb: str) -> Non
                 time.sleep(0.01)
             for task in ("", "one", *(job.id for job in jobs), "*"):
                 assert people["ann"].post(f"/sdapi/v1/{verb}", params={"id_task": task}).status_code == 200
-            threads[0].join(5)
+            threads[0].join(60)
             assert people["bob"].get("/sdapi/v1/progress").json()["state"]["job_count"] == 1
         finally:
             engine.hold.set()
-        threads[1].join(5)
+        threads[1].join(60)
         assert json.loads(told["ann"]["info"])["interrupted"]
         assert not json.loads(told["bob"]["info"])["interrupted"]
         assert read(Image.open(io.BytesIO(base64.b64decode(told["bob"]["images"][0])))) == digest(

@@ -207,7 +207,11 @@ def test_typing_paints_and_the_latest_wins(page: Any) -> None:
         steps.add(sent["steps"])
 
     page.on("websocket", lambda socket: socket.on("framesent", wished))
-    page.locator("#paint-prompt").press_sequentially("a red car in the snow", delay=5)
+    page.focus("#paint-prompt")
+    page.keyboard.press("a")
+    while not sent:  # its way to the server is open: who types on is ahead of it
+        page.wait_for_timeout(20)
+    page.locator("#paint-prompt").press_sequentially(" red car in the snow", delay=5)
     page.wait_for_function(
         "document.querySelector('#paint-shown')?.dataset.prompt === 'a red car in the snow'", timeout=120_000
     )
@@ -347,8 +351,10 @@ def test_teaching_in_the_page(page: Any, server: Served) -> None:
     assert page.locator(".mk-concept img").evaluate("i => i.decode().then(() => i.naturalWidth)") == 96
     sweep_chart(page)
     section(page, "Concepts")
-    for text in ("Delete", "Really?"):
-        page.get_by_role("button", name=text).click()
+    twice = (
+        "b => { b.click(); const asked = b.textContent; b.click(); return asked; }"  # it waits for 3 s alone
+    )
+    assert page.get_by_role("button", name="Delete").evaluate(twice) == "Really?"
     page.wait_for_selector("#concepts-none:not([hidden])")
 
 

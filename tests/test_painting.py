@@ -281,9 +281,9 @@ def inside(path: Path, **texts: str) -> Path:
 )
 def test_a_strangers_text_is_read_in_linear_time(text: str) -> None:
     """50,000 characters in well under a second (a quadratic pattern takes a minute for some of these)."""
-    started = time.perf_counter()
+    started = time.thread_time()
     metadata.parse_parameters(text)
-    assert time.perf_counter() - started < 1
+    assert time.thread_time() - started < 1
 
 
 @pytest.mark.parametrize("recipe", ["[1]", "1", '"x"', "null", "[" * 50_000, "{"])

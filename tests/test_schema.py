@@ -57,7 +57,7 @@ def asked(operation: Any, examples: int, look: Callable[[Any, Any, float], None]
     def ask(case: Any) -> None:
         nonlocal n
         begun = time.monotonic()
-        look(case, case.call(timeout=10), time.monotonic() - begun)
+        look(case, case.call(timeout=60), time.monotonic() - begun)
         n += 1
 
     def half(mode: schemathesis.GenerationMode, number: int) -> None:
@@ -93,7 +93,7 @@ def faults(s: Served, examples: int, only: str = "") -> tuple[Counter[int], dict
             case.validate_response(told, checks=[response_schema_conformance])
         except (AssertionError, BaseExceptionGroup) as e:
             wrong.append(f"{where}: {told.status_code} is not as the schema says: {str(e)[:200]}")
-        if seconds > 5:
+        if seconds > 30:
             wrong.append(f"{where}: {seconds:.1f} s")
 
     found = operations(s)
@@ -105,7 +105,7 @@ def faults(s: Served, examples: int, only: str = "") -> tuple[Counter[int], dict
 
 @pytest.mark.slow
 def test_no_request_of_the_schema_is_a_fault(server: Served) -> None:
-    """50 examples an operation, positive and negative: no 5xx, no 409, envelopes, 5 s at most; every answer
+    """50 examples an operation, positive and negative: no 5xx, no 409, envelopes, 30 s at most; every answer
     is as the schema says."""
     seen, times, wrong = faults(server, EXAMPLES)
     print(dict(seen))

@@ -30,7 +30,7 @@ def test_copy_and_paste(tmp_path: Path, monkeypatch: Any) -> None:
     server = subprocess.Popen([sys.executable, "-c", starter, *asked])
     url = f"http://127.0.0.1:{port}"
     try:
-        end = time.monotonic() + 90
+        end = time.monotonic() + 240
         while time.monotonic() < end:
             try:
                 if httpx.get(f"{url}/readyz", trust_env=False, verify=False).status_code == 200:
@@ -38,6 +38,8 @@ def test_copy_and_paste(tmp_path: Path, monkeypatch: Any) -> None:
             except httpx.TransportError:
                 pass
             time.sleep(0.1)
+        else:
+            pytest.fail("the server was not ready in 240 s")
         text = DOCS.read_text()
         monkeypatch.chdir(tmp_path)
         shell = next(b for b in re.findall(r"```sh\n(.*?)```", text, re.S) if "curl" in b)

@@ -172,11 +172,11 @@ def test_kill_and_restart(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_signal_lets_the_work_in_hand_be_finished(tmp_path: Path) -> None:
-    process, c = start(tmp_path / "s", free_port(), step_s=0.05)
+    process, c = start(tmp_path / "s", free_port(), step_s=0.1)
     told: dict[str, Any] = {}
 
     def hold() -> None:
-        told["answer"] = c.post("/api/paint?wait=true", json={"prompt": "last", "steps": 20})
+        told["answer"] = c.post("/api/paint?wait=true", json={"prompt": "last", "steps": 50})
 
     thread = threading.Thread(target=hold)
     thread.start()

@@ -81,7 +81,7 @@ class Service:
         self.workers = [Worker(engine, self.line, self.finishing) for engine in engines]
         self.draining, self._drained_by = False, 0.0
         self._jobs: OrderedDict[str, Job] = OrderedDict()
-        self._door = threading.Lock()
+        self._door, self._listing = threading.Lock(), threading.Lock()  # the second never waits for the disk
 
     # ---- life --------------------------------------------------------------------------------
 
@@ -164,7 +164,7 @@ class Service:
         if gone:
             self.store.forget(gone)
         self.store.expire(now - self.limits.keep_s)
-        with self._door:
+        with self._listing:
             for job in [job for job in self._jobs.values() if job.over]:
                 if job.ended is not None and now - job.ended > self.limits.keep_s:
                     del self._jobs[job.id]
@@ -234,7 +234,7 @@ class Service:
 
     def _check_area(self, job: Job) -> None:
         """Raise Refused, 429, for pictures that do not fit into memory beside those of what waits."""
-        held = sum(one.given.area for one in self._jobs.values() if not one.over)
+        held = sum(one.given.area for one in self._live())
         if held and held + job.given.area > self.limits.waiting_pixels:
             raise self.line.full(f"the pictures of what waits have {held / 1e6:.0f} megapixels already")
 
@@ -315,14 +315,15 @@ class Service:
         shutil.rmtree(self.inputs / row["id"], ignore_errors=True)
 
     def _live(self) -> list[Job]:
-        with self._door:
+        with self._listing:
             return [job for job in self._jobs.values() if not job.over]
 
     def _remember(self, job: Job) -> None:
-        self._jobs[job.id] = job
-        ended = [id_ for id_, one in self._jobs.items() if one.over]
-        for id_ in ended[: max(0, len(ended) - REMEMBERED)]:
-            del self._jobs[id_]
+        with self._listing:
+            self._jobs[job.id] = job
+            ended = [id_ for id_, one in self._jobs.items() if one.over]
+            for id_ in ended[: max(0, len(ended) - REMEMBERED)]:
+                del self._jobs[id_]
 
     def _sweep_unknown(self) -> None:
         """Files that a killed process wrote and nobody knows of, or did not come to remove."""
