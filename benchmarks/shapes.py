@@ -8,6 +8,10 @@
 those 16 cannot hold: the classifier is shown scenes that went through each, too. Losses on different latents
 do not compare; what is painted does. 8x8x32-wide has levels half as wide again, on the same latents as 8x8x32,
 where losses do compare. The tokenizer and the text tower are tiny's own.
+
+16x16x8 wants an autoencoder of factor 8 with 8 channels: `prepare --autoencoder FOLDER --out ELSEWHERE`, a
+diffusers folder. 16x16x8-folded are the same latents with every 2x2 positions as channels, 8x8x32, so that
+losses compare here, too.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +28,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from minikin import events
 from minikin.bases.opening.registry import tiny_folder
@@ -36,8 +41,24 @@ from minikin.tiny.build.shards import write
 from minikin.tiny.evaluate import evaluate
 from minikin.tiny.evaluation.model import Model
 
-# channels of the latents, channels of the U-Net's levels
-SHAPES = {"8x8x32": (32, (128, 256)), "8x8x16": (16, (128, 256)), "8x8x32-wide": (32, (192, 384))}
+
+@dataclass(frozen=True)
+class Shape:
+    """What a U-Net reads and how wide it is."""
+
+    encoded: int  # channels of the autoencoder
+    kept: int  # principal channels of them
+    levels: tuple[int, ...]
+    fold: int = 1  # side of the squares of positions that become channels
+
+
+SHAPES = {
+    "8x8x32": Shape(32, 32, (128, 256)),
+    "8x8x16": Shape(32, 16, (128, 256)),
+    "8x8x32-wide": Shape(32, 32, (192, 384)),
+    "16x16x8": Shape(8, 8, (64, 128, 256)),
+    "16x16x8-folded": Shape(8, 8, (128, 256), fold=2),
+}
 SCENES, BATCH = 8_192, 128
 SHARED = ("pictures", "tokenizer", "text", "tokens", "autoencoder")
 
@@ -47,7 +68,7 @@ def job(out: Path, name: str, minutes: float = 1.0) -> Job:
     small = recipe("small", "cpu")
     plan = small.unet.plan.model_copy(update={"steps": None, "minutes": minutes, "batch": BATCH})
     drawn = Pictures(count=SCENES, pairs=SCENES // 4, others=0)
-    unet = {"plan": plan} | ({"channels": SHAPES[name][1]} if name in SHAPES else {})
+    unet = {"plan": plan} | ({"channels": SHAPES[name].levels} if name in SHAPES else {})
     made = Build(pictures=drawn, unet=small.unet.model_copy(update=unet))
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,21 +78,23 @@ def job(out: Path, name: str, minutes: float = 1.0) -> Job:
     return Job(recipe=made, out=folder, workers=1)
 
 
-def prepare(out: Path) -> Iterator[events.Event]:
-    """What the U-Nets read."""
+def prepare(out: Path, autoencoder: Path) -> Iterator[events.Event]:
+    """What the U-Nets that fit the autoencoder read."""
     common = job(out, "common")
     yield from pictures.stage(common)
-    for name in ("autoencoder", "tokenizer", "text"):
-        yield from stages.run(replace(common, source=tiny_folder()), [name])
+    for name, source in (("autoencoder", autoencoder), ("tokenizer", tiny_folder()), ("text", tiny_folder())):
+        yield from stages.run(replace(common, source=source), [name])
     yield from latents.stage(common)
     found = latents.stores(common)[0]
     z = torch.from_numpy(found.all()).float()
-    for name, (channels, _) in SHAPES.items():
-        p = principal(z, channels)
+    for name, shape in SHAPES.items():
+        if shape.encoded != z.shape[1]:
+            continue
+        p = principal(z, shape.kept)
         store = latents.stores(job(out, name))[0]
         for i in store.missing():
             part = torch.from_numpy(np.array(found.shard(i))).float()
-            write(store.path(i), projected(part, p).half().numpy())
+            write(store.path(i), pixel_unshuffle(projected(part, p), shape.fold).half().numpy())
         np.save(out / name / "projection.npy", p.numpy())
 
 
@@ -93,12 +116,13 @@ class Projected(Model):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / "model", "cpu")
         self.p = torch.from_numpy(np.load(folder / "projection.npy"))
+        self.fold = SHAPES[folder.name].fold
 
     def decode(self, x: Tensor) -> np.ndarray:
-        return super().decode(projected(x, self.p.T))
+        return super().decode(projected(pixel_shuffle(x, self.fold), self.p.T))
 
     def latents(self, drawn: np.ndarray) -> Tensor:
-        return projected(super().latents(drawn), self.p)
+        return pixel_unshuffle(projected(super().latents(drawn), self.p), self.fold)
 
 
 def table(out: Path, n: int) -> None:
@@ -123,6 +147,7 @@ def main() -> None:
     p.add_argument("what", choices=("prepare", "train", "table"))
     p.add_argument("name", nargs="?", choices=SHAPES)
     p.add_argument("--out", type=Path, default=Path("out/shapes"))
+    p.add_argument("--autoencoder", type=Path, default=tiny_folder(), help="diffusers folder that has it")
     p.add_argument("--minutes", type=float, default=30.0, help="of a U-Net")
     p.add_argument("--pictures", type=int, default=400, help="painted with each")
     a = p.parse_args()
@@ -137,7 +162,9 @@ def main() -> None:
         torch.set_num_threads(1)  # one process a core
         Painter.sheet = lambda self: Image.new("RGB", (8, 8))  # type: ignore[method-assign]  # `table` paints
     own = (
-        prepare(a.out) if a.what == "prepare" else stages.run(job(a.out, a.name, a.minutes), ["unet", "export"])
+        prepare(a.out, a.autoencoder)
+        if a.what == "prepare"
+        else stages.run(job(a.out, a.name, a.minutes), ["unet", "export"])
     )
     ended = (e for e in own if not isinstance(e, events.Done))  # a stage's own end is not the end
     display.run(e for part in (ended, [events.Done("", {})]) for e in part)

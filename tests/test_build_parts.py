@@ -78,7 +78,8 @@ def test_captions_are_of_the_scenes_that_were_drawn(tmp_path: Path) -> None:
     fast = FastTokenizer.from_file(str(file))
     for i, row in enumerate(np.load(path)):
         said = caption(drawn.scene(0, i), np.random.default_rng((0, i, 0))).text
-        assert row[0].tolist()[:8] == fast.encode(said).ids[:8]
+        ids = fast.encode(said).ids[:8]
+        assert row[0].tolist()[: len(ids)] == ids
 
 
 def test_growing_keeps_the_outer_levels() -> None:

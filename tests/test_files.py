@@ -425,6 +425,7 @@ MAY: dict[tuple[str, str], str] = {
     ("teaching/baselines/dreambooth.py", "save_config"): INSIDE,
     ("tiny/build/job.py", "copytree"): INSIDE,
     ("tiny/build/job.py", "save_pretrained"): INSIDE,
+    ("tiny/build/job.py", "write_text"): INSIDE,
     ("tiny/build/lookalikes.py", "mapped"): INSIDE,
     ("tiny/build/lookalikes.py", "savez"): INSIDE,
     ("tiny/build/tokenizer.py", "write_text"): SCRATCH,

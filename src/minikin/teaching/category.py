@@ -17,7 +17,7 @@ def caution(base: Base, category: str) -> str:
 
     CLIP's 49,408 entries are of the web's captions. Everyday words are one each, rarer ones two or three long
     pieces ("labra", "doodle"). Of 183 things, from cats to marimbas, this rule doubts one (axolotl), and 74 %
-    of words of 4 to 8 random letters. Tiny's 3,982 hold every word of its own captions: it doubts all others.
+    of words of 4 to 8 random letters. Tiny's 3,584 hold every word of its own captions: it doubts all others.
     """
     doubted = [word for word in re.findall(r"[^\W_]+", category) if _is_scraps(base, word)]
     if not doubted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -139,6 +140,9 @@ def save_part(part: Any, path: Path, **options: Any) -> None:
         part.save_pretrained(fresh, **options)
         for file in fresh.rglob("*.safetensors"):
             file.chmod(0o644)  # safetensors makes files that nobody else can read
+        for file in fresh.rglob("tokenizer.json"):  # half of it as it comes is indentation
+            read = json.loads(file.read_text(encoding="utf-8"))
+            file.write_text(json.dumps(read, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
 
 def adopt(job: Job, part: str, path: Path) -> str:

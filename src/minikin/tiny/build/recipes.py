@@ -57,7 +57,7 @@ class Autoencoder(Recipe):
 class Tokenizer(Recipe):
     """Byte-level BPE in CLIP's format."""
 
-    size: int = Field(4096, ge=514, description="tokens, with 512 for bytes and two special ones")
+    size: int = Field(3584, ge=514, description="tokens, with 512 for bytes and two special ones")
     captions: int = Field(6000, ge=1, description="of the world; as many again of general captions")
 
 
