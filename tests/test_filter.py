@@ -171,6 +171,33 @@ def test_off_by_default(filtered: Any, tmp_path: Path, monkeypatch: Any, capsys:
     assert command(monkeypatch, capsys, *args)[0] == 9 and double.seen == 1
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_redo(mode: Mode, filtered: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """It looks at the picture itself, not at the draft that it was made from."""
+    args = ("paint", "a cat", "--steps", "1", "--seed", "5", "--out", tmp_path)
+    assert command(monkeypatch, capsys, *args)[0] == 0
+    draft, fine, again = (tmp_path / f"{n}.png" for n in ("a-cat-5", "fine", "again"))
+    assert command(monkeypatch, capsys, "refine", draft, "--steps", "1", "--out", fine)[0] == 0
+    filtered(double := Double())
+    monkeypatch.setenv("MINIKIN_FILTER", mode)
+    code, out, err = command(monkeypatch, capsys, "redo", fine, "--out", again)
+    assert double.seen == 1
+    if mode == "block":
+        assert code == 9 and not again.exists() and "blocked by the content filter" in err
+        return
+    action = filtering.ACTIONS[mode]
+    assert code == 0 and f"{action} by the content filter" in out and ("identical" in out) == (mode == "flag")
+    assert metadata.read(again).recipe["filter"]["action"] == action
+
+
+def test_a_fleet_does_not_paint_past_a_filter(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a cat"}\n')
+    monkeypatch.setenv("MINIKIN_FILTER", "block")
+    args = ("fleet", "paint", tmp_path / "p.jsonl", "--workers", "0", "--out", tmp_path / "out")
+    code, _, err = command(monkeypatch, capsys, *args)
+    assert code == 2 and "`fleet paint` has none" in err and not (tmp_path / "out").exists()
+
+
 # ---- the server --------------------------------------------------------------------------------------
 
 

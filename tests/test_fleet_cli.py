@@ -24,7 +24,7 @@ def test_without_ray(monkeypatch: Any, tmp_path: Path, capsys: Any) -> None:
     code, _, said = command(
         monkeypatch, capsys, "fleet", "paint", prompts, "--out", tmp_path / "o", "--workers", 2
     )
-    assert code == 2 and "pip install 'minikin[ray]'" in said and "--workers 0" in said
+    assert code == 2 and "pip install -e '.[ray]'" in said and "--workers 0" in said
 
 
 class Interrupted(Canary):

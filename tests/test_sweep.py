@@ -214,7 +214,7 @@ def test_the_drawing_is_a_picture(swept: Any) -> None:
 def test_without_matplotlib_nothing_is_painted(task: Task, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(figure, "find_spec", lambda _: None)
     painter = Painter()
-    with pytest.raises(BadRecipe, match=r"pip install 'minikin\[judge\]'"):
+    with pytest.raises(BadRecipe, match=r"pip install -e '\.\[judge\]'"):
         run(task, tmp_path, painter)
     assert painter.sets == 0
 

@@ -150,6 +150,11 @@ class StorageError(MinikinError):
         self.code = code
 
 
+def extra(name: str) -> str:
+    """How to install an extra, in messages: from the checkout, as the name on an index may be a stranger's."""
+    return f"`pip install -e '.[{name}]'` in the checkout of Minikin"
+
+
 class Busy(MinikinError):
     """Another process works on the same output."""
 

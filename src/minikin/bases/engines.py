@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from minikin.bases.base import Base
-from minikin.errors import BadRecipe, UnknownName
+from minikin.errors import BadRecipe, UnknownName, extra
 from minikin.files import atomic_folder, cache_folder, folder_bytes
 
 Tell = Callable[[str], None]
@@ -118,8 +118,7 @@ class OpenVino:
             import openvino
         except ImportError as e:
             raise BadRecipe(
-                "Engine openvino is not installed. Install it with `pip install 'minikin[openvino]'`, or leave "
-                "--engine out."
+                f"Engine openvino is not installed. Install it with {extra('openvino')}, or leave --engine out."
             ) from e
         if precision not in (None, "float32", "bfloat16"):
             raise BadRecipe(f"Engine openvino computes in float32 or bfloat16, not in {precision}.")

@@ -310,13 +310,14 @@ def redo(
     source: Annotated[
         list[Path] | None, typer.Option(help="file or folder of what it was made from; its own folder anyway")
     ] = None,
-    mark: Mark = True, c2pa_cert: Certificate = None, c2pa_key: Key = None, as_json: Json = False,
+    mark: Mark = True, c2pa_cert: Certificate = None, c2pa_key: Key = None, filter: Filter = None,
+    as_json: Json = False,
 ) -> None:  # fmt: skip
     """Paint a picture, and what it was made from, again from the recipe inside; says how much it differs."""
     from minikin.cli import pictures
 
-    marking = Marking.of(mark, c2pa_cert, c2pa_key)
-    pictures.redo(picture, out, sources=source or [], marking=marking, as_json=as_json)
+    giving = pictures.Giving(marking=Marking.of(mark, c2pa_cert, c2pa_key), filter=filter)
+    pictures.redo(picture, out, giving, sources=source or [], as_json=as_json)
 
 
 @app.command()

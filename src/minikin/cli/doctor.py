@@ -109,7 +109,7 @@ def _models() -> list[Check]:
     from minikin.bases.opening.registry import entries, models_folder, tiny_folder
 
     weights = tiny_folder() / "unet" / "diffusion_pytorch_model.safetensors"
-    out = [Check("tiny", "embedded", weights.is_file(), "pip install --force-reinstall minikin")]
+    out = [Check("tiny", "embedded", weights.is_file(), "git checkout src/minikin/tiny/weights")]
     mine = entries()
     for path in sorted(models_folder().glob("*.json")):
         if path.stem not in mine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from minikin.cli.flags import Json, with_recipe
+from minikin.errors import BadRecipe
 from minikin.recipes import Paint, Teach
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ def paint(
     from minikin.fleet.painting import paint as painting
     from minikin.fleet.prompts import Prompts
 
+    _without_filter()
     lines = Prompts(prompts, values, concepts)
     usual: Paint = Paint.make(prompt="", **{k: v for k, v in values.items() if v is not None})
     opening = partial(studio_engine, usual.base, usual.device, usual.dtype)
@@ -94,6 +97,15 @@ def cluster(
     from minikin.fleet.cluster import Cluster
 
     return Cluster(workers, address, cpus, gpus)
+
+
+def _without_filter() -> None:
+    """What a machine's owner asks for is refused rather than left undone. Raises BadRecipe."""
+    if mode := os.environ.get("MINIKIN_FILTER"):
+        raise BadRecipe(
+            f"MINIKIN_FILTER asks to {mode} what a content filter finds, and `fleet paint` has none. Paint "
+            "with `minikin paint` or `minikin serve`, or unset it for this command."
+        )
 
 
 def _shown(work: Iterator[Event], as_json: bool) -> Done:

@@ -17,7 +17,7 @@ from minikin.marking.encode import MARKED, Marking
 from minikin.painting import chain
 from minikin.painting import metadata as recipes_inside
 from minikin.painting.canvas import read_mask
-from minikin.painting.filtering import is_blocked, refusal
+from minikin.painting.filtering import Filtering, is_blocked, open_filtering, refusal
 from minikin.painting.output import Names, save_picture
 from minikin.painting.paint import Painted
 from minikin.painting.rework import Job
@@ -175,8 +175,12 @@ class Studios:
         return self._open[key]
 
 
-def redo(picture: Path, out: Path, *, sources: list[Path], marking: Marking = MARKED, as_json: bool) -> Path:
-    """Paint a picture again, and what it was made from; prints the largest difference of any pixel."""
+def redo(picture: Path, out: Path, giving: Giving, *, sources: list[Path], as_json: bool) -> Path:
+    """Paint a picture again, and what it was made from; prints the largest difference of any pixel.
+
+    The content filter looks at the picture alone: what it was made from is not given out, and a blurred
+    draft would make another picture. Raises Blocked.
+    """
     found = recipes_inside.read(picture).recipe
     if "recipe" not in found:
         raise BadRecipe(
@@ -189,22 +193,31 @@ def redo(picture: Path, out: Path, *, sources: list[Path], marking: Marking = MA
         raise BadRecipe(f"{out} is the picture itself: give another --out, so that there are two to compare.")
     if out.exists():
         display.warn(f"{out} was there and is replaced.", as_json=as_json)
-    studios = Studios()
+    studios, filters = Studios(), list[Filtering | None]()
     done: list[tuple[Paint, Job | None]] = []
 
     def painter(recipe: Paint, job: Job | None) -> Iterator[events.Event]:
         done.append((recipe, job))  # the last is the picture's own
-        return studios.of(recipe).working(recipe, job)
+        studio = studios.of(recipe)
+        if not filters:  # one that is not on this machine is an error of the start
+            filters.append(open_filtering(giving.filter, studio.base))
+        return studio.working(recipe, job)
 
     def work() -> Iterator[events.Event]:
         painted = yield from chain.again(found, painter, (*sources, picture.parent))
         yield events.Done(painted, {})
 
     one: Painted = display.run(work(), as_json=as_json).result
+    if filters and filters[0]:
+        (one,) = filters[0]([one])
+    if is_blocked(one.verdict):
+        raise Blocked(refusal(1, 1))
     recipe, job = done[-1]
     before = np.asarray(Image.open(picture).convert("RGB"), np.int16)
     facts = studios.of(recipe).facts(recipe, job) | {k: found[k] for k in ("chosen",) if k in found}
-    path = save_picture(one, recipe, facts, Names(recipe.model_copy(update={"n": 1}), out), marking=marking)
+    path = save_picture(
+        one, recipe, facts, Names(recipe.model_copy(update={"n": 1}), out), marking=giving.marking
+    )
     _warn_of_others(found, facts, as_json=as_json)
     after = np.asarray(Image.open(path).convert("RGB"), np.int16)
     difference = int(np.abs(before - after).max()) if before.shape == after.shape else 255
@@ -212,7 +225,8 @@ def redo(picture: Path, out: Path, *, sources: list[Path], marking: Marking = MA
         display.emit({"event": "picture", "path": str(path), "seed": one.seed})
         display.emit({"event": "redo", "largest_difference": difference})
     else:
-        display.out.print(f"{path}  seed {one.seed}", soft_wrap=True)
+        told = f"  {one.verdict['action']} by the content filter" if one.verdict else ""
+        display.out.print(f"{path}  seed {one.seed}{told}", soft_wrap=True)
         display.out.print(
             "identical" if difference == 0 else f"largest difference of any pixel: {difference} of 255"
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minikin.cli import display
-from minikin.errors import BadRecipe
+from minikin.errors import BadRecipe, extra
 from minikin.files import data_folder
 from minikin.marking.encode import MARKED, Marking
 from minikin.recipes import Mode
@@ -40,8 +40,7 @@ def run(
     missing = [name for name in NEEDS if not find_spec(name)]
     if missing:  # without websockets, uvicorn would serve all but /api/live and say nothing
         raise BadRecipe(
-            f"The server is not installed: {', '.join(missing)} is missing. Install it with "
-            "`pip install 'minikin[serve]'`."
+            f"The server is not installed: {', '.join(missing)} is missing. Install it with {extra('serve')}."
         )
     from minikin.painting.filtering import open_filtering
     from minikin.server.app import create, gated, serve
@@ -49,7 +48,7 @@ def run(
     from minikin.server.service import Service
 
     if page and not find_spec("gradio"):
-        raise BadRecipe("The page is not installed. Install it with `pip install 'minikin[studio]'`.")
+        raise BadRecipe(f"The page is not installed. Install it with {extra('studio')}.")
     check_exposure(host, keys, insecure=insecure)
     if address and not replicas:
         raise BadRecipe("--address is where replicas are: say how many with --replicas.")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from minikin.errors import BadRecipe, MinikinError
+from minikin.errors import BadRecipe, MinikinError, extra
 
 STORE_BYTES = 100 << 20  # of shared memory: what travels is recipes and answers
 LOSSES = 3  # workers that may die under the same work
@@ -105,8 +105,8 @@ def _ray(*, own: bool) -> Any:
     """The module, with its environment set before it looks; raises BadRecipe where it is not installed."""
     if not find_spec("ray"):
         raise BadRecipe(
-            "Ray is not installed, which a fleet of workers needs. Install it with `pip install "
-            "'minikin[ray]'`, or work in this process alone with --workers 0."
+            f"Ray is not installed, which a fleet of workers needs. Install it with {extra('ray')}, "
+            "or work in this process alone with --workers 0."
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if own:

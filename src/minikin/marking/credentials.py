@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from minikin import __version__
-from minikin.errors import BadCredentials
+from minikin.errors import BadCredentials, extra
 from minikin.marking.xmp import CODES, TRAINED
 
 MAX_PEM = 1 << 20  # bytes
@@ -57,7 +57,7 @@ class Signer:
             import c2pa  # noqa: F401
         except ImportError:
             raise BadCredentials(
-                "Content Credentials are not installed. Install them with `pip install 'minikin[c2pa]'`."
+                f"Content Credentials are not installed. Install them with {extra('c2pa')}."
             ) from None
         return cls(_read(certificate, "certificate"), _read(key, "private key"))
 

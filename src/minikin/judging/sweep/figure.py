@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from minikin.errors import BadRecipe
+from minikin.errors import BadRecipe, extra
 from minikin.judging.sweep.page import COLOURS, LABELS, Shown
 
 PICTURES = 8  # at most, over the axes
@@ -26,8 +26,7 @@ def check() -> None:
     """Raises BadRecipe when there is nothing to draw with, before anything is painted."""
     if find_spec("matplotlib") is None:
         raise BadRecipe(
-            "The front is drawn with matplotlib, which is not installed. Install it: "
-            "`pip install 'minikin[judge]'`."
+            f"The front is drawn with matplotlib, which is not installed. Install it: {extra('judge')}."
         )
 
 

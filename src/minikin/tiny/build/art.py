@@ -25,7 +25,7 @@ import numpy as np
 import typer
 from PIL import Image
 
-from minikin.errors import AssetError, BadRecipe, NoNetwork
+from minikin.errors import AssetError, BadRecipe, NoNetwork, extra
 from minikin.tiny import vocabulary as words
 
 SIDE = 96  # px
@@ -219,7 +219,7 @@ def _resvg(svg: str) -> Image.Image:
     try:
         import resvg_py  # type: ignore[import-not-found]
     except ImportError:
-        raise BadRecipe("Drawing SVG needs the package resvg-py: pip install 'minikin[build]'.") from None
+        raise BadRecipe(f"Drawing SVG needs the package resvg-py: {extra('build')}.") from None
     return Image.open(io.BytesIO(bytes(resvg_py.svg_to_bytes(svg_string=svg))))
 
 

@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from minikin import events
-from minikin.errors import UnknownName
+from minikin.errors import UnknownName, extra
 from minikin.files import lock, sweep_orphans
 from minikin.tiny.build.job import Job
 
@@ -43,9 +43,7 @@ def run(job: Job, names: Sequence[str] = ()) -> Iterator[events.Event]:
 
     started = time.monotonic()
     if find_spec("matplotlib") is None:
-        yield events.Note(
-            "No learning curves: matplotlib is not installed (pip install 'minikin[build]').", True
-        )
+        yield events.Note(f"No learning curves: matplotlib is not installed; {extra('build')} brings it.", True)
     with lock(job.out / ".lock", f"the build in {job.out}"):
         for folder in (p for p in job.out.rglob("*") if p.is_dir()):
             sweep_orphans(folder)
