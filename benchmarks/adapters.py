@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.measure import timed
-from minikin.bases.base import Base
-from minikin.bases.loras.adapters import Adapters
-from minikin.bases.loras.lorafile import Adapter
-from minikin.bases.opening.registry import open_base
+from minikin.models.base import Base
+from minikin.models.loading.registry import open_base
+from minikin.models.lora.adapters import Adapters
+from minikin.models.lora.lora_file import Adapter
 
 MANY, RANK, RUNS = 20, 16, 7
 ENDINGS = (".to_q", ".to_k", ".to_v", ".to_out.0", ".proj_in", ".proj_out", ".ff.net.0.proj", ".ff.net.2",

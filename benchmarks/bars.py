@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 
 from minikin import Studio, events
+from minikin.evaluation.encoders import open_judge
+from minikin.evaluation.intervals import Measured, mean
+from minikin.evaluation.pareto import pareto
 from minikin.files import atomic_write
-from minikin.judging.front import pareto
-from minikin.judging.intervals import Measured, mean
-from minikin.judging.judges import open_judge
 from minikin.recipes import Compare
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -29,14 +29,14 @@ import numpy as np
 from PIL import Image
 
 from minikin import Studio
+from minikin.baselines.result import Learned
+from minikin.baselines.train import teach
+from minikin.evaluation import subject_fidelity as looks
+from minikin.evaluation.alignment import picks_own
 from minikin.files import atomic_write
-from minikin.judging import likeness as looks
-from minikin.judging.alignment import picks_own
+from minikin.images.photos import load_photos
+from minikin.perfusion.masks import picture_mask
 from minikin.recipes import Baseline
-from minikin.teaching.baselines.learned import Learned
-from minikin.teaching.baselines.teach import teach
-from minikin.teaching.masks import picture_mask
-from minikin.teaching.photos import load_photos
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 CONCEPTS = ("my_dog", "my_teapot", "my_backpack")

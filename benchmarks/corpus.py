@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minikin.bases import corpus
-from minikin.bases.base import Base
-from minikin.bases.covariance import CAPTIONS_PER_DIMENSION, Covariance, estimate
-from minikin.bases.locking import category_encoding, prompt_for
-from minikin.bases.opening.registry import open_base
+from minikin.models.base import Base
+from minikin.models.loading.registry import open_base
+from minikin.perfusion import corpus
+from minikin.perfusion.covariance import CAPTIONS_PER_DIMENSION, Covariance, estimate
+from minikin.perfusion.key_lock import category_encoding, prompt_for
 
 SIZES = (1_000, 10_000, 100_000)
 RIDGES = (0.0, 1e-4, 1e-3, 1e-2)

@@ -27,11 +27,12 @@ from PIL import Image
 from benchmarks.memory import full_size
 from minikin import Concept, Studio
 from minikin.errors import BadRecipe
-from minikin.files import atomic_write, save_image
-from minikin.judging import metrics
-from minikin.judging.intervals import Measured
-from minikin.judging.judges import Judge, open_judge
-from minikin.teaching.photos import load_photos
+from minikin.evaluation import metrics
+from minikin.evaluation.encoders import Judge, open_judge
+from minikin.evaluation.intervals import Measured
+from minikin.files import atomic_write
+from minikin.images.encode import save_image
+from minikin.images.photos import load_photos
 
 LIVE = {"cat", "dog"}  # classes with the prompts for living subjects
 PUBLISHED = {  # DINO, CLIP-I, CLIP-T; Ruiz et al. 2023, table 1

@@ -22,18 +22,20 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tools.tiny_training.evaluation import rules
+from tools.tiny_training.evaluation.prompts import prompts
+from tools.tiny_training.evaluation.report import shares
 
+from benchmarks import frechet as distance
+from benchmarks import seeds
 from benchmarks.many import paint_many
 from benchmarks.measure import machine
 from minikin import Studio
 from minikin.errors import MinikinError
-from minikin.judging import distance, intervals, metrics, seeds
-from minikin.judging.judges import Judge, open_judge
-from minikin.painting.sheet import contact_sheet
-from minikin.tiny.evaluation import rules
-from minikin.tiny.evaluation.prompts import prompts
-from minikin.tiny.evaluation.report import shares
-from minikin.tiny.judges.classifier import Classifier
+from minikin.evaluation import intervals, metrics
+from minikin.evaluation.encoders import Judge, open_judge
+from minikin.images.sheet import contact_sheet
+from minikin.tiny.encoders.classifier import Classifier
 from minikin.tiny.world import World
 
 BASE_STEPS = 50

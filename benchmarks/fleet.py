@@ -23,12 +23,12 @@ import numpy as np
 from PIL import Image
 
 from minikin import events
-from minikin.fleet.cluster import Cluster
-from minikin.fleet.manifests import rows
-from minikin.fleet.painter import studio_engine
-from minikin.fleet.painting import paint
-from minikin.fleet.prompts import Prompts
-from minikin.fleet.teaching import teach
+from minikin.cluster.concept_table import rows
+from minikin.cluster.paint import paint
+from minikin.cluster.paint_worker import studio_engine
+from minikin.cluster.pool import Cluster
+from minikin.cluster.prompts import Prompts
+from minikin.cluster.teach import teach
 
 SCENES = ("a photo of a cat on the beach", "a red ball", "a dog in the snow", "a house at night")
 

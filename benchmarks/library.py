@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from minikin.concepts import file
-from minikin.concepts.concept import Concept, Origin
-from minikin.concepts.index import Index
+from minikin.models.identity import Origin
+from minikin.perfusion import concept_file
+from minikin.perfusion.concept import Concept
+from minikin.perfusion.index import Index
 
 N = 100_000
 CATEGORIES = ("cat", "dog", "teddy bear", "boat", "cup", "car", "bird", "clock", "shoe", "backpack")
@@ -24,7 +25,7 @@ def _concept(name: str, category: str) -> bytes:
     site = "mid_block.attentions.0.transformer_blocks.0.attn2"
     none = torch.zeros(1)
     delta = {site: torch.randn(1280, generator=torch.Generator().manual_seed(0))}
-    return file.to_bytes(
+    return concept_file.to_bytes(
         Concept(name, category, "row", Origin("sd1", "0" * 64, "0" * 64), (), none, none, delta)
     )
 
@@ -65,7 +66,11 @@ def run(n: int = N) -> list[dict[str, Any]]:
         row("50 of category 'boat'", _ms(lambda: index.search(folder, category="boat", limit=50)), 100)
         row("categories and their numbers", _ms(lambda: index.categories(folder)), 100)
         row("all names", _ms(lambda: index.search(folder), 3))
-        row("loading one by its name", _ms(lambda: file.load(folder / f"pet{n // 2:06}.safetensors")), 20)
+        row(
+            "loading one by its name",
+            _ms(lambda: concept_file.load(folder / f"pet{n // 2:06}.safetensors")),
+            20,
+        )
         (folder / "new.safetensors").write_bytes(_concept("new", "cat"))
         os.utime(folder, (past + 1, past + 1))
         row("the first look after one was added", _ms(lambda: index.count(folder), 1))

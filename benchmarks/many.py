@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from minikin import Studio
-from minikin.bases.prompt import parse
-from minikin.painting import paint as painting
-from minikin.painting.course import course
+from minikin.generation import sampler as painting
+from minikin.generation.conditioning_schedule import course
+from minikin.models.prompt import parse
 from minikin.recipes import Paint
 
 BATCH = 25

@@ -13,10 +13,10 @@ from typing import Any
 CODE = """
 import json, resource, sys, time
 from benchmarks.memory import full_size
-from minikin.bases.covariance import Covariance
+from minikin.perfusion.covariance import Covariance
 from minikin.recipes import Teach
-from minikin.teaching.photos import Photo
-from minikin.teaching.teach import teach
+from minikin.images.photos import Photo
+from minikin.perfusion.train import teach
 import numpy as np, torch
 base = full_size("sd15")
 photo = Photo("a", np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8))
@@ -38,8 +38,8 @@ def full_size(name: str) -> Any:
     import torch
     import transformers
 
-    from minikin.bases.base import Base
-    from minikin.bases.opening.architectures import ARCHITECTURES, write_configs
+    from minikin.models.base import Base
+    from minikin.models.loading.architectures import ARCHITECTURES, write_configs
 
     a = ARCHITECTURES[name]
     with tempfile.TemporaryDirectory() as folder:

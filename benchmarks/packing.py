@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from benchmarks.measure import timed
-from minikin.bases.attached import Concepts
-from minikin.bases.base import Base
-from minikin.bases.covariance import covariance
-from minikin.bases.editing import condition, unpacked_delta
-from minikin.bases.locking import category_encoding
-from minikin.bases.opening.registry import open_base
-from minikin.bases.prompt import parse
-from minikin.concepts import edit
-from minikin.concepts.concept import Concept
+from minikin.models.base import Base
+from minikin.models.loading.registry import open_base
+from minikin.models.prompt import parse
+from minikin.perfusion import edit
+from minikin.perfusion.attach import Concepts
+from minikin.perfusion.concept import Concept
+from minikin.perfusion.conditioning import condition, unpacked_delta
+from minikin.perfusion.covariance import covariance
+from minikin.perfusion.key_lock import category_encoding
 
 
 def random_concept(base: Base, name: str, seed: int) -> Concept:

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.measure import timed
 from minikin import Studio
-from minikin.bases.opening.registry import tiny_folder
+from minikin.models.loading.registry import tiny_folder
 
 PROMPT, STEPS = "a photo of a cat on the beach", 25
 

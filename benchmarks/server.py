@@ -85,7 +85,7 @@ def _overhead() -> list[dict[str, Any]]:
 
     from minikin import files
     from minikin.server.app import create, gated
-    from minikin.server.canary import Canary, drawn
+    from minikin.server.fake_engine import Canary, drawn
     from minikin.server.service import Service
 
     with tempfile.TemporaryDirectory() as folder:

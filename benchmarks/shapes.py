@@ -27,19 +27,19 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tools.tiny_training import images, latents, stages
+from tools.tiny_training.evaluate import evaluate
+from tools.tiny_training.evaluation.model import Model
+from tools.tiny_training.job import Job
+from tools.tiny_training.recipes import Build, Pictures, recipe
+from tools.tiny_training.sampler import Painter
+from tools.tiny_training.shards import write
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from minikin import events
-from minikin.bases.opening.registry import tiny_folder
 from minikin.files import atomic_write
-from minikin.tiny.build import latents, pictures, stages
-from minikin.tiny.build.job import Job
-from minikin.tiny.build.painter import Painter
-from minikin.tiny.build.recipes import Build, Pictures, recipe
-from minikin.tiny.build.shards import write
-from minikin.tiny.evaluate import evaluate
-from minikin.tiny.evaluation.model import Model
+from minikin.models.loading.registry import tiny_folder
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def job(out: Path, name: str, minutes: float = 1.0) -> Job:
 def prepare(out: Path, autoencoder: Path) -> Iterator[events.Event]:
     """What the U-Nets that fit the autoencoder read."""
     common = job(out, "common")
-    yield from pictures.stage(common)
+    yield from images.stage(common)
     for name, source in (("autoencoder", autoencoder), ("tokenizer", tiny_folder()), ("text", tiny_folder())):
         yield from stages.run(replace(common, source=source), [name])
     yield from latents.stage(common)

@@ -21,10 +21,10 @@ import torch
 from benchmarks.measure import timed
 from benchmarks.shares import shares, shown
 from minikin import Studio
-from minikin.bases import engines, presets
-from minikin.bases.opening.registry import tiny_folder
 from minikin.errors import MinikinError
-from minikin.painting import schedulers
+from minikin.generation import schedulers
+from minikin.models import backends, presets
+from minikin.models.loading.registry import tiny_folder
 
 PROMPT, RUNS = "a photo of a cat on the beach", 25
 CASES = (("turbo", 1, 60), ("lcm-lora", 4, 150), ("tdm", 4, None))
@@ -96,14 +96,14 @@ def _preset(name: str, steps: int, bar: float | None) -> list[dict[str, Any]]:
 @contextmanager
 def _precision(wanted: str | None) -> Iterator[None]:
     """Inside, the engine openvino computes in this precision."""
-    before = dict(engines._MADE)
+    before = dict(backends._MADE)
     if wanted:
-        engines._MADE["openvino", None] = engines.engine("openvino", wanted)
+        backends._MADE["openvino", None] = backends.engine("openvino", wanted)
     try:
         yield
     finally:
-        engines._MADE.clear()
-        engines._MADE.update(before)
+        backends._MADE.clear()
+        backends._MADE.update(before)
 
 
 def _stock(preset: Any, adapter: Any) -> Any:

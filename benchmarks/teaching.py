@@ -2,7 +2,7 @@
 
 `run` lets teaching stop by itself. `trace` measures likeness along the way, every 20 of 240 steps,
 and says after how many seconds of teaching it first came within 5 % of its plateau (the mean of the
-last four measurements). Likeness: judging/likeness.py, inside the subject's mask, eight pictures.
+last four measurements). Likeness: evaluation/subject_fidelity.py, inside the subject's mask, eight pictures.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 from PIL import Image
 
 from minikin import Concept, Studio, events
-from minikin.bases.covariance import covariance
-from minikin.judging import likeness as looks
+from minikin.evaluation import subject_fidelity as looks
+from minikin.images.photos import load_photos
+from minikin.perfusion.covariance import covariance
+from minikin.perfusion.masks import picture_mask
+from minikin.perfusion.train import teach
 from minikin.recipes import Teach
-from minikin.studio.painting import last
-from minikin.teaching.masks import picture_mask
-from minikin.teaching.photos import load_photos
-from minikin.teaching.teach import teach
+from minikin.studio.generation import last
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SCENES = ("in the snow", "in the forest", "at night", "on a blue background")

@@ -27,10 +27,10 @@ import torch
 from benchmarks.fewstep import CONCEPTS, PLACES, Bench
 from benchmarks.many import paint_many
 from minikin import Studio
-from minikin.bases.locking import category_encoding
-from minikin.bases.prompt import parse
-from minikin.concepts.concept import Concept
-from minikin.judging import metrics
+from minikin.evaluation import metrics
+from minikin.models.prompt import parse
+from minikin.perfusion.concept import Concept
+from minikin.perfusion.key_lock import category_encoding
 from minikin.recipes import Paint
 
 RULES = ("rebased", "absolute", "inverse")

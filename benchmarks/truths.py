@@ -2,7 +2,7 @@
 
     python -m benchmarks.truths --out bars      after benchmarks.bars --out bars
 
-Likeness is the judge's; this is the oracle that the judge is checked by (judging/identities.py), shown the
+Likeness is the judge's; this is the oracle that the judge is checked by (benchmarks/identities.py), shown the
 round trip of tiny's autoencoder. Of single things: the share in which the identity is recognised, how
 much less sure the oracle is than of photos that teaching did not see (CCD), and the share of pixels outside
 the subject that are as in the plain picture of equal words and seed. Of two things: the share with each
@@ -22,13 +22,13 @@ import torch
 from PIL import Image
 
 from benchmarks.bars import EXAMPLES, PAIRS, category
+from benchmarks.identities import Identities, Side
 from minikin import Studio
+from minikin.evaluation import metrics
+from minikin.evaluation.intervals import Measured, share
 from minikin.files import atomic_write
-from minikin.judging import metrics
-from minikin.judging.identities import Identities, Side
-from minikin.judging.intervals import Measured, share
-from minikin.teaching.masks import picture_mask
-from minikin.tiny.judges.classifier import Classifier
+from minikin.perfusion.masks import picture_mask
+from minikin.tiny.encoders.classifier import Classifier
 from minikin.tiny.world import RESOLUTION, World
 
 TRIPLE = ("my_dog", "my_car", "my_teapot")
@@ -143,14 +143,14 @@ def pairs(oracle: Oracle, out: Path) -> None:
 
 def triple(oracle: Oracle, out: Path) -> None:
     """Three concepts, taught here and kept below `out`, in one picture, with and without region words."""
-    from minikin.concepts import file
+    from minikin.perfusion import concept_file
 
     for name in TRIPLE:
         path = out / "three" / f"{name}.safetensors"
         if not path.is_file():
             taught = oracle.studio.teach(EXAMPLES / name, name=name, category=category(name), sample_every=0)
-            atomic_write(path, file.to_bytes(taught))
-        oracle.studio.add(file.load(path))
+            atomic_write(path, concept_file.to_bytes(taught))
+        oracle.studio.add(concept_file.load(path))
     print("\n### Three\n\n| | all three | each, in its third |\n|---|---|---|")
     for how, regions in (("words", ("", "", "")), ("region words", ("@left", "@center", "@right"))):
         text = ", ".join(f"<{n}{r}>" for n, r in zip(TRIPLE, regions, strict=True))

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from benchmarks.seams import seams
 from minikin import Studio
-from minikin.judging.seams import seams
-from minikin.painting.sheet import contact_sheet
+from minikin.images.sheet import contact_sheet
 
 CAR = "a photo of a red car in the snow"
 DOG = "a photo of a dog in the meadow"

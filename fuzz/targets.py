@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from minikin.bases.prompt import parse
-from minikin.concepts import file
-from minikin.concepts import tensors as io
-from minikin.concepts.concept import Concept
 from minikin.errors import BadConceptFile, BadRecipe
-from minikin.painting.metadata import parse_parameters
+from minikin.images.metadata import parse_parameters
+from minikin.models.prompt import parse
+from minikin.perfusion import concept_file as file
+from minikin.perfusion import strict_safetensors as io
+from minikin.perfusion.concept import Concept
 
 
 def concept_file(data: bytes) -> None:

@@ -20,9 +20,9 @@ import pytest
 import torch
 from PIL import Image
 
-from minikin.bases.base import Base
-from minikin.bases.opening.architectures import ARCHITECTURES, shrunk, write_configs
-from minikin.teaching.photos import Photo
+from minikin.images.photos import Photo
+from minikin.models.base import Base
+from minikin.models.loading.architectures import ARCHITECTURES, shrunk, write_configs
 
 torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
 FAMILIES = tuple(ARCHITECTURES)
@@ -76,9 +76,9 @@ def quick_disk() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def no_curves() -> Iterator[None]:
-    """Drawing the learning curve takes a sixth of these short runs; tests/test_build_run.py looks at it."""
+    """Drawing the learning curve takes a sixth of these short runs; training/test_build_run.py looks at it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minikin.training.telling.curve", lambda *_: None)
+        patch.setattr("minikin.training.logger.curve", lambda *_: None)
         yield
 
 
@@ -173,7 +173,7 @@ def bases(request: pytest.FixtureRequest, tmp_path_factory: Any) -> dict[str, Ba
 @pytest.fixture(scope="session")
 def tiny(request: pytest.FixtureRequest) -> Base:
     """The embedded base, one for all tests."""
-    from minikin.bases.opening.registry import open_base
+    from minikin.models.loading.registry import open_base
 
     base = open_base("tiny", device="cpu")
     share(request, base.modules)
@@ -211,7 +211,7 @@ def _what_is_shared_is_left_as_it_was(request: pytest.FixtureRequest) -> Iterato
 @pytest.fixture(scope="module")
 def ray(tmp_path_factory: Any) -> Iterator[Any]:
     """One cluster of this machine's own for the whole file."""
-    from minikin.fleet.cluster import Cluster
+    from minikin.cluster.pool import Cluster
 
     if not find_spec("ray"):  # not imported before its environment is set
         pytest.skip("Ray is not installed")
@@ -221,7 +221,7 @@ def ray(tmp_path_factory: Any) -> Iterator[Any]:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("RAY_worker_niceness", "0")  # by its default, 15, a busy machine lets workers starve
         patch.setenv("RAY_memory_monitor_refresh_ms", "0")  # which ends workers for what others use
-        here = str(Path(__file__).parent)
+        here = str(Path(__file__).parents[1])
         patch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
         for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS"):
             patch.setenv(name, "")  # noted, so that what Ray is given is gone afterwards

@@ -20,11 +20,11 @@ import torch
 
 from benchmarks.measure import machine
 from minikin import Studio
-from minikin.bases.base import Base
-from minikin.bases.covariance import Covariance
+from minikin.images.photos import Photo
+from minikin.models.base import Base
+from minikin.perfusion.covariance import Covariance
+from minikin.perfusion.train import teach
 from minikin.recipes import Teach
-from minikin.teaching.photos import Photo
-from minikin.teaching.teach import teach
 
 CASES = (("sd15", 512), ("sdxl", 1024))
 PAINT_STEPS = (1, 4, 30)
@@ -103,7 +103,7 @@ def _paint(base: Base, side: int, args: argparse.Namespace, say: Any) -> None:
 
 def _base(family: str, args: argparse.Namespace) -> Base:
     from benchmarks.memory import full_size
-    from minikin.bases.opening import architectures
+    from minikin.models.loading import architectures
 
     if args.miniature:
         full = architectures.ARCHITECTURES[family]

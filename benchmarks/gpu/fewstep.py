@@ -22,7 +22,7 @@ from benchmarks.gpu.__main__ import _base, _device_name, _median
 from benchmarks.measure import machine
 from benchmarks.shares import PARTS, shares
 from minikin import Studio
-from minikin.bases.base import Base
+from minikin.models.base import Base
 
 # family, scheduler, steps, side, goal in ms (eager or compiled, tiny decoder)
 CASES = (

@@ -17,21 +17,21 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from minikin.bases.attached import attach
-    from minikin.concepts.concept import Concept
     from minikin.errors import MinikinError
-    from minikin.marking.encode import save
+    from minikin.images.encode import save_image as save
+    from minikin.perfusion.attach import attach
+    from minikin.perfusion.concept import Concept
     from minikin.recipes import Paint, Teach
     from minikin.studio import Studio
 
 _PLACES = {
-    "Concept": "minikin.concepts.concept",
+    "Concept": "minikin.perfusion.concept",
     "MinikinError": "minikin.errors",
     "Paint": "minikin.recipes",
     "Studio": "minikin.studio",
     "Teach": "minikin.recipes",
-    "attach": "minikin.bases.attached",
-    "save": "minikin.marking.encode",
+    "attach": "minikin.perfusion.attach",
+    "save": "minikin.images.encode:save_image",
 }
 
 __all__ = ["Concept", "MinikinError", "Paint", "Studio", "Teach", "attach", "save"]
@@ -41,7 +41,8 @@ def __getattr__(name: str) -> Any:
     if name in _PLACES:
         from importlib import import_module
 
-        return getattr(import_module(_PLACES[name]), name)
+        module, _, attribute = _PLACES[name].partition(":")
+        return getattr(import_module(module), attribute or name)
     raise AttributeError(f"module 'minikin' has no attribute {name!r}")
 
 

@@ -34,7 +34,7 @@ class Progress:
 class Picture:
     """A picture was made: a sample, a preview or a result.
 
-    verdict  what the content filter found (`painting.filtering`); None for nothing
+    verdict  what the content filter found (`generation.content_filter`); None for nothing
     """
 
     image: Any

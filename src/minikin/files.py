@@ -10,12 +10,9 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO
 
 from minikin.errors import Busy, StorageError
-
-if TYPE_CHECKING:
-    from minikin.marking.encode import Marking
 
 _PREFIX = ".minikin-"
 _TEMPORARY = re.compile(r"\.minikin-[0-9a-f]{16}(-old)?")  # what this module makes, and nobody else
@@ -309,15 +306,3 @@ def _why(path: Path, e: OSError) -> str:
     if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{path} was not written: no right to write there. Choose another --out folder."
     return f"{path} was not written: {e.strerror or e}."
-
-
-def save_image(
-    image: Any, path: Path, info: Any = None, *, source_type: str | None = None, marking: Marking | None = None
-) -> Path:  # fmt: skip
-    """Write a picture as PNG, atomically, with its mark; `info` are its other text chunks.
-
-    source_type  see `Marking.encode`: NONE for what no model painted
-    """
-    from minikin.marking.encode import MARKED
-
-    return atomic_write(path, (marking or MARKED).encode(image, info=info, source_type=source_type))

@@ -16,7 +16,7 @@ from minikin import __version__
 from minikin.cli import concepts, fleet, models
 from minikin.cli.flags import Json, with_recipe
 from minikin.errors import BadRecipe, MinikinError
-from minikin.marking.encode import Marking
+from minikin.images.encode import Marking
 from minikin.recipes import (
     Baseline,
     BaselineMethod,
@@ -98,11 +98,11 @@ def teach(
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
     """Teach a concept from photos: minikin teach photos/ --name tom --category cat"""
-    from minikin.cli import verbs
+    from minikin.cli import commands
 
     recipe: Teach = Teach.make(**values)
-    verbs.advise({k for k, v in values.items() if v is not None}, recipe, as_json=as_json)
-    verbs.teach(photos, recipe, out, resume=resume, overwrite=overwrite, as_json=as_json)
+    commands.advise({k for k, v in values.items() if v is not None}, recipe, as_json=as_json)
+    commands.teach(photos, recipe, out, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
 @app.command()
@@ -120,13 +120,13 @@ def paint(
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
     """Paint pictures: minikin paint "a photo of <tom> on the beach" -n 4 --seed 7"""
-    from minikin.cli import pictures
+    from minikin.cli import images
 
     if best_of is None and (judge or photos):
         raise BadRecipe("--judge and --photos choose among drafts: say of how many with --best-of.")
     best = None if best_of is None else Best.make(of=best_of, judge=judge, photos=photos)
-    giving = pictures.Giving(metadata, Marking.of(mark, c2pa_cert, c2pa_key), filter)
-    pictures.paint(Paint.make(prompt=prompt, **values), out, giving, as_json=as_json, best=best)
+    giving = images.Giving(metadata, Marking.of(mark, c2pa_cert, c2pa_key), filter)
+    images.paint(Paint.make(prompt=prompt, **values), out, giving, as_json=as_json, best=best)
 
 
 @app.command()
@@ -139,7 +139,7 @@ def refine(
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
     """Paint pictures again from themselves: minikin refine out/draft.png --preset quality --strength 0.4"""
-    from minikin.cli import pictures as painting
+    from minikin.cli import images as painting
 
     giving = painting.Giving(metadata, Marking.of(mark, c2pa_cert, c2pa_key), filter)
     painting.refine(pictures, values, out, giving, as_json=as_json)
@@ -161,10 +161,10 @@ def inpaint(
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
     """Paint a part of a picture: minikin inpaint out/draft.png "a photo of <tom>" --mask mask.png"""
-    from minikin.cli import pictures
+    from minikin.cli import images
 
-    giving = pictures.Giving(metadata, Marking.of(mark, c2pa_cert, c2pa_key), filter)
-    pictures.inpaint(picture, mask, {**values, "prompt": prompt}, out, giving, as_json=as_json)
+    giving = images.Giving(metadata, Marking.of(mark, c2pa_cert, c2pa_key), filter)
+    images.inpaint(picture, mask, {**values, "prompt": prompt}, out, giving, as_json=as_json)
 
 
 @app.command()
@@ -295,12 +295,12 @@ def show(
     what: Annotated[str, typer.Argument(help="a picture, or a concept's name or file")], as_json: Json = False
 ) -> None:
     """Show the recipe inside a picture, what it was made from and with; or what a concept says of itself."""
-    from minikin.cli import verbs
+    from minikin.cli import commands
 
     if Path(what).suffix == ".safetensors" or not (Path(what).suffix or Path(what).exists()):
         concepts.show(what, as_json=as_json)
     else:
-        verbs.show(Path(what), as_json=as_json)
+        commands.show(Path(what), as_json=as_json)
 
 
 @app.command()
@@ -314,10 +314,10 @@ def redo(
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Paint a picture, and what it was made from, again from the recipe inside; says how much it differs."""
-    from minikin.cli import pictures
+    from minikin.cli import images
 
-    giving = pictures.Giving(marking=Marking.of(mark, c2pa_cert, c2pa_key), filter=filter)
-    pictures.redo(picture, out, giving, sources=source or [], as_json=as_json)
+    giving = images.Giving(marking=Marking.of(mark, c2pa_cert, c2pa_key), filter=filter)
+    images.redo(picture, out, giving, sources=source or [], as_json=as_json)
 
 
 @app.command()

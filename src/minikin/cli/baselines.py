@@ -6,7 +6,7 @@ from pathlib import Path
 
 from minikin import events, files
 from minikin.cli import display
-from minikin.judging.compare.report import size
+from minikin.evaluation.compare.report import size
 from minikin.recipes import Baseline
 from minikin.studio import Studio
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from minikin.cli.flags import JsonOnce
-from minikin.concepts import points
 from minikin.errors import UnknownName
+from minikin.perfusion import operating_points
 
 app = typer.Typer(no_args_is_help=True, help="List, inspect, check, export and import concepts.")
 
@@ -24,9 +24,9 @@ def list_(
 ) -> None:
     """Concepts in this folder and in your library."""
     from minikin.cli import display
-    from minikin.concepts import library
-    from minikin.concepts.file import load
     from minikin.errors import MinikinError
+    from minikin.perfusion import library
+    from minikin.perfusion.concept_file import load
 
     shown = library.search(search, category=category, limit=limit)
     for name, path, *_ in shown:
@@ -60,8 +60,8 @@ def list_(
 def show(concept: str, as_json: JsonOnce = False) -> None:
     """Everything a concept file says about itself. Give a name or a file."""
     from minikin.cli import display
-    from minikin.concepts import library
-    from minikin.concepts.file import load
+    from minikin.perfusion import library
+    from minikin.perfusion.concept_file import load
 
     path = library.resolve(concept)
     facts = _facts(load(path), path)
@@ -81,8 +81,8 @@ def check(
 ) -> None:
     """Check a concept file, and with --base whether it can be used there."""
     from minikin.cli import display
-    from minikin.concepts import library
-    from minikin.concepts.file import load
+    from minikin.perfusion import library
+    from minikin.perfusion.concept_file import load
 
     path = library.resolve(concept)
     found = load(path)
@@ -92,7 +92,9 @@ def check(
 
         studio = Studio.open(base)
         studio.add(found)
-        verdict += f"; fits {base} ({studio.base.accepts(found)} base)"
+        from minikin.perfusion.compatibility import compatibility
+
+        verdict += f"; fits {base} ({compatibility(studio.base, found)} base)"
     display.out.print(f"{path}: {verdict}")
 
 
@@ -100,7 +102,7 @@ def check(
 def add(file: Annotated[Path, typer.Argument(help="a concept file")]) -> None:
     """Put a concept into your library, where every folder finds it."""
     from minikin.cli import display
-    from minikin.concepts import library
+    from minikin.perfusion import library
 
     display.out.print(f"{library.keep(library.resolve(str(file)))}", soft_wrap=True)
 
@@ -109,7 +111,7 @@ def add(file: Annotated[Path, typer.Argument(help="a concept file")]) -> None:
 def remove(name: str) -> None:
     """Take a concept out of your library."""
     from minikin.cli import display
-    from minikin.concepts import library
+    from minikin.perfusion import library
 
     display.out.print(f"{library.remove(name)} removed", soft_wrap=True)
 
@@ -124,11 +126,11 @@ def export(
     out: Annotated[Path | None, typer.Option(help="the file to write")] = None,
 ) -> None:
     """Write a concept as an ordinary LoRA or embedding (mode gated) for other tools; says what is lost."""
-    from minikin.bases.exchange import KINDS
-    from minikin.bases.exchange import export as write
     from minikin.cli import display
-    from minikin.concepts import library
-    from minikin.concepts.file import load
+    from minikin.perfusion import library
+    from minikin.perfusion.concept_file import load
+    from minikin.perfusion.export import KINDS
+    from minikin.perfusion.export import export as write
     from minikin.studio import Studio
 
     if to not in KINDS:
@@ -153,8 +155,8 @@ def import_(
     out: Annotated[Path | None, typer.Option(help="the concept file")] = None,
 ) -> None:
     """Turn a textual-inversion embedding into a concept's word."""
-    from minikin.bases.exchange import import_embedding
     from minikin.cli import display
+    from minikin.perfusion.export import import_embedding
     from minikin.studio import Studio
 
     concept = import_embedding(Studio.open(base).base, file, name, category)
@@ -164,7 +166,7 @@ def import_(
 
 def _facts(c: Any, path: Path) -> dict[str, Any]:
     """sha256: of the file, as the server and fleets name it; content: as pictures record it."""
-    from minikin.concepts.file import content
+    from minikin.perfusion.concept_file import content
 
     return {
         "name": c.name, "path": str(path), "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -172,5 +174,5 @@ def _facts(c: Any, path: Path) -> dict[str, Any]:
         "architecture": c.origin.architecture, "fingerprint": c.origin.fingerprint[:16],
         "bytes": path.stat().st_size, "values": c.n_values,
         "gate": f"beta {c.gate.beta:g}, tau {c.gate.tau:g}" if c.mode == "gated" else "none",
-        "points": points.as_json(c.points), "licence": c.origin.licence, "recipe": c.recipe,
+        "points": operating_points.as_json(c.points), "licence": c.origin.licence, "recipe": c.recipe,
     }  # fmt: skip

@@ -18,15 +18,16 @@ from PIL import Image
 
 from minikin import files
 from minikin.cli import display
-from minikin.concepts.concept import Concept
 from minikin.errors import AssetError
-from minikin.judging.alignment import picks_own
-from minikin.judging.judges import open_judge
-from minikin.marking import xmp
-from minikin.painting.sheet import contact_sheet
+from minikin.evaluation.alignment import picks_own
+from minikin.evaluation.encoders import open_judge
+from minikin.images import xmp
+from minikin.images.encode import save_image
+from minikin.images.photos import Photo, load_photos
+from minikin.images.sheet import contact_sheet
+from minikin.perfusion.concept import Concept
 from minikin.recipes import Teach
 from minikin.studio import Studio
-from minikin.teaching.photos import Photo, load_photos
 
 CONCEPTS = (("my_teapot", "teapot"), ("my_guitar", "guitar"))
 SCENES = (
@@ -87,7 +88,7 @@ def run(out: Path, *, as_json: bool) -> dict[str, Any]:
         [s.image for s in shown], [s.caption for s in shown], columns=COLUMNS,
         title="Minikin on the embedded toy model: photo and new scenes (likeness); two concepts; strengths",
     )  # fmt: skip
-    files.save_image(sheet, out / "sheet.png", source_type=xmp.COMPOSITE)  # photos are on it, too
+    save_image(sheet, out / "sheet.png", source_type=xmp.COMPOSITE)  # photos are on it, too
     files.atomic_write(out / "demo.json", json.dumps(facts, indent=1).encode())
     _report(facts, out, as_json)
     return facts

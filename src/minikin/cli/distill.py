@@ -14,7 +14,7 @@ from minikin import events, files
 from minikin.cli import display
 from minikin.recipes import Distill
 from minikin.studio import Studio
-from minikin.training.ranks import here
+from minikin.training.distributed import here
 
 
 def start(
@@ -26,8 +26,8 @@ def start(
     elif address is None:
         raise SystemExit(_launched(workers))
     else:
-        from minikin.fleet.cluster import Cluster
-        from minikin.fleet.distilling import distill
+        from minikin.cluster.distill import distill
+        from minikin.cluster.pool import Cluster
 
         # workers have a current folder of their own
         paths = {k: str(Path(v).resolve()) for k in ("data", "concepts", "start")

@@ -63,7 +63,7 @@ def _device() -> list[Check]:
     try:
         import torch
 
-        from minikin.bases.runtime import devices, resolve
+        from minikin.models.device import devices, resolve
     except ImportError as e:
         return [Check("torch", f"does not import: {e}", False, "pip install --force-reinstall torch")]
     have = devices()
@@ -106,7 +106,7 @@ def _memory_gb() -> float | None:
 
 
 def _models() -> list[Check]:
-    from minikin.bases.opening.registry import entries, models_folder, tiny_folder
+    from minikin.models.loading.registry import entries, models_folder, tiny_folder
 
     weights = tiny_folder() / "unet" / "diffusion_pytorch_model.safetensors"
     out = [Check("tiny", "embedded", weights.is_file(), "git checkout src/minikin/tiny/weights")]

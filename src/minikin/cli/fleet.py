@@ -15,8 +15,8 @@ from minikin.errors import BadRecipe
 from minikin.recipes import Paint, Teach
 
 if TYPE_CHECKING:
+    from minikin.cluster.pool import Cluster
     from minikin.events import Done, Event
-    from minikin.fleet.cluster import Cluster
 
 SOME_FAILED = 1
 
@@ -42,8 +42,8 @@ def teach(
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
     """Teach every concept of a CSV; the same command goes on: minikin fleet teach pets.csv --workers 4"""
-    from minikin.fleet.manifests import rows
-    from minikin.fleet.teaching import teach as teaching
+    from minikin.cluster.concept_table import rows
+    from minikin.cluster.teach import teach as teaching
 
     where = cluster(workers, address, cpus_each, gpus_each)
     done = _shown(teaching(rows(manifest, values), out, where), as_json)
@@ -68,9 +68,9 @@ def paint(
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
     """Paint every prompt of a file; the same command goes on: minikin fleet paint p.jsonl --preset turbo"""
-    from minikin.fleet.painter import studio_engine
-    from minikin.fleet.painting import paint as painting
-    from minikin.fleet.prompts import Prompts
+    from minikin.cluster.paint import paint as painting
+    from minikin.cluster.paint_worker import studio_engine
+    from minikin.cluster.prompts import Prompts
 
     _without_filter()
     lines = Prompts(prompts, values, concepts)
@@ -94,7 +94,7 @@ def cluster(
     """Where to work; None for this process. Raises BadRecipe."""
     if workers == 0:
         return None
-    from minikin.fleet.cluster import Cluster
+    from minikin.cluster.pool import Cluster
 
     return Cluster(workers, address, cpus, gpus)
 

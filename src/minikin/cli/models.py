@@ -15,10 +15,10 @@ app = typer.Typer(no_args_is_help=True, help="List, add, download and inspect ba
 @app.command("list")
 def list_(as_json: JsonOnce = False) -> None:
     """Bases on this machine, and published bases and adapters you can pull."""
-    from minikin.bases.opening.pull import HELPERS
-    from minikin.bases.opening.registry import KNOWN, TINY_LICENCE, entries, models_folder
-    from minikin.bases.presets import sources, where
     from minikin.cli import display
+    from minikin.models.loading.hub import HELPERS
+    from minikin.models.loading.registry import KNOWN, TINY_LICENCE, entries, models_folder
+    from minikin.models.presets import sources, where
 
     rows = [{"name": "tiny", "architecture": "tiny", "where": "embedded", "licence": TINY_LICENCE}]
     rows += [
@@ -57,9 +57,9 @@ def add(
     prediction: Annotated[str | None, typer.Option(help="epsilon or v_prediction, if not recognised")] = None,
 ) -> None:
     """Use a model you already have. Never needs the network."""
-    from minikin.bases.loras import adapters
-    from minikin.bases.opening import registry
     from minikin.cli import display
+    from minikin.models.loading import registry
+    from minikin.models.lora import adapters
 
     if adapters.is_lora(path):
         kept = adapters.remember(path, name)
@@ -83,8 +83,8 @@ def pull(
     as_json: JsonOnce = False,
 ) -> None:
     """Download a published model: shows size and licence first, resumes, checks every file."""
-    from minikin.bases.opening import pull as hub
     from minikin.cli import display
+    from minikin.models.loading import hub
 
     p = hub.plan(name, revision)
     display.err.print(
@@ -106,8 +106,8 @@ def convert(
     out: Annotated[Path | None, typer.Option(help="the new file \\[beside it, .safetensors]")] = None,
 ) -> None:
     """Turn old weights into .safetensors, offline, in a locked-up process that executes nothing of them."""
-    from minikin.bases.opening.convert import convert as turn
     from minikin.cli import display
+    from minikin.models.loading.convert import convert as turn
 
     made, n = turn(path, out)
     display.out.print(f"{made}: {n} tensors", soft_wrap=True)
@@ -116,8 +116,8 @@ def convert(
 @app.command()
 def show(name: str, as_json: JsonOnce = False) -> None:
     """What a base is: architecture, sizes, sites, fingerprint, hashes."""
-    from minikin.bases.opening.registry import open_base
     from minikin.cli import display
+    from minikin.models.loading.registry import open_base
 
     base = open_base(name, device="cpu")
     facts = {

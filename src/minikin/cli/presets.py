@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from minikin.bases.presets import PRESETS, Preset, where
 from minikin.cli import display
+from minikin.models.presets import PRESETS, Preset, where
 
 
 def show(*, as_json: bool) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from minikin.cli import display
 from minikin.errors import BadRecipe, extra
 from minikin.files import data_folder
-from minikin.marking.encode import MARKED, Marking
+from minikin.images.encode import MARKED, Marking
 from minikin.recipes import Mode
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ def run(
         raise BadRecipe(
             f"The server is not installed: {', '.join(missing)} is missing. Install it with {extra('serve')}."
         )
-    from minikin.painting.filtering import open_filtering
+    from minikin.generation.content_filter import open_filtering
     from minikin.server.app import create, gated, serve
-    from minikin.server.guard import check_exposure
+    from minikin.server.middleware import check_exposure
     from minikin.server.service import Service
 
     if page and not find_spec("gradio"):
@@ -60,7 +60,7 @@ def run(
         service = Service(engines, folder or data_folder() / "server", marking=marking, filtering=filtering)
         app = create(service)
         if page:
-            from minikin.page.app import mount
+            from minikin.web.app import mount
 
             mount(app)
         where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -98,9 +98,9 @@ def _engines(
         return
     if len(devices) > 1:
         raise BadRecipe("Replicas take the GPUs they are given: say --device once, or not at all.")
-    from minikin.fleet.cluster import Cluster
-    from minikin.fleet.engine import remote_engines
-    from minikin.fleet.painter import studio_engine
+    from minikin.cluster.engine import remote_engines
+    from minikin.cluster.paint_worker import studio_engine
+    from minikin.cluster.pool import Cluster
 
     fleet = Cluster(replicas, address)
     with fleet.joined() as ray:

@@ -7,9 +7,9 @@ from pathlib import Path
 from minikin import files
 from minikin.cli import display
 from minikin.cli.demo import examples_folder
-from minikin.concepts import library
-from minikin.concepts.file import load
 from minikin.errors import AssetError
+from minikin.perfusion import library
+from minikin.perfusion.concept_file import load
 from minikin.recipes import Sweep
 from minikin.studio import Studio
 

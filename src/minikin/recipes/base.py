@@ -10,6 +10,8 @@ from minikin.errors import BadRecipe
 
 MAX_SIDE = 4096  # px
 MAX_STEPS = 1000
+MAX_STRENGTH = 2.0  # of a concept in a prompt
+POINT_NAMES = ("faithful", "balanced", "creative")  # operating points that a sweep finds
 N_TRAIN = 1000  # timesteps all bases were trained with
 
 Mode = Literal["flag", "blur", "block"]  # what becomes of a picture that the content filter finds
@@ -31,7 +33,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Span = Annotated[tuple[Share, Share], BeforeValidator(as_pair)]  # of a picture's steps: from, up to
 Shares = Annotated[tuple[Share, ...], Listed]
 Spans = Annotated[tuple[Span, ...], Listed]
-Strength = Annotated[float, Field(ge=0, le=2)]
+Strength = Annotated[float, Field(ge=0, le=MAX_STRENGTH)]
 Softness = Annotated[float, Field(ge=0.001, le=5)]
 Scale = Annotated[float, Field(ge=0, le=50)]
 WHOLE: tuple[float, float] = (0.0, 1.0)

@@ -21,10 +21,10 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from minikin import __version__
 from minikin.errors import MinikinError
-from minikin.server import http, live, native, native_concepts, probes, showing
-from minikin.server.dialects import a1111, a1111_there, openai
-from minikin.server.faults import described, dialect_of
-from minikin.server.guard import Guard
+from minikin.server import http, live, previews, probes
+from minikin.server.api import a1111, a1111_options, native, native_concepts, openai
+from minikin.server.errors import described, dialect_of
+from minikin.server.middleware import Guard
 from minikin.server.service import Service
 
 SWEEP_S = 60.0
@@ -52,7 +52,7 @@ def create(service: Service) -> FastAPI:
         docs_url="/docs", redoc_url=None,
     )  # fmt: skip
     app.state.service = service
-    for module in (probes, native, native_concepts, showing, live, openai, a1111, a1111_there):
+    for module in (probes, native, native_concepts, previews, live, openai, a1111, a1111_options):
         app.include_router(module.router, responses=described(dialect_of(f"{module.router.prefix}/")))
     app.add_exception_handler(Exception, http.on_unexpected)
     app.add_exception_handler(MinikinError, http.on_minikin_error)
@@ -88,7 +88,7 @@ def listening(guard: Guard, host: str, port: int, **more: Any) -> Any:
     """
     import uvicorn
 
-    from minikin.server.wire import protocol
+    from minikin.server.protocol import protocol
 
     limits = guard.limits
     own: dict[str, Any] = {

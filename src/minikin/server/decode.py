@@ -19,8 +19,8 @@ from functools import partial
 
 from PIL import Image
 
-from minikin.marking.xmp import made
-from minikin.server.faults import Refused
+from minikin.images.xmp import made
+from minikin.server.errors import Refused
 from minikin.server.limits import Limits
 
 _BEGINS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)  # JPEG, PNG, WebP
@@ -68,7 +68,7 @@ try:
         profile, whole = image.info.get("icc_profile"), image.convert(keep)
         named = profile.replace(b"\0", b"").lower() if isinstance(profile, bytes) else b"srgb"
         if image.mode in ("RGB", "RGBA", "CMYK") and (b"srgb" not in named or b"linear" in named):
-            try:  # as painting.source does
+            try:  # as generation.source does
                 of = image if image.mode == "CMYK" else image.convert("RGB")
                 own, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
                 rgb = ImageCms.profileToProfile(of, own, srgb, outputMode="RGB")
@@ -112,7 +112,7 @@ def from_base64(text: object, what: str, limits: Limits) -> Image.Image:
 def decode(data: bytes, what: str, limits: Limits) -> Image.Image:
     """A picture, RGB or RGBA, from untrusted bytes; blocks; raises Refused with what is wrong.
 
-    Its `info` holds the texts that record how it was made and the code of its origin (`marking.xmp`), if it
+    Its `info` holds the texts that record how it was made and the code of its origin (`images.xmp`), if it
     has such, and nothing else.
     """
     if len(data) > limits.image:

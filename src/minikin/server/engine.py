@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
-from minikin.concepts.concept import Concept
 from minikin.errors import MinikinError
 from minikin.events import Event
+from minikin.perfusion.concept import Concept
 from minikin.recipes import Paint, Recipe
 
 

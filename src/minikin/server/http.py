@@ -18,12 +18,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from minikin.marking.encode import Marking
+from minikin.images.encode import Marking
 from minikin.recipes import first_sentence
-from minikin.server import views
-from minikin.server.faults import Refused, answer, internal
-from minikin.server.guard import Cut
+from minikin.server import serializers
+from minikin.server.errors import Refused, answer, internal
 from minikin.server.jobs import Job
+from minikin.server.middleware import Cut
 from minikin.server.service import Service
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
@@ -243,7 +243,7 @@ async def answered(request: Request, job: Job, wait: bool) -> Response:
     """202 and the job, or 200 and its results for a caller who waits."""
     if wait:
         await hold(request, job)
-    body = json.dumps(views.of(service_of(request), job)).encode()
+    body = json.dumps(serializers.of(service_of(request), job)).encode()
     return Response(body, 200 if wait else 202, {"Location": f"/api/jobs/{job.id}"}, "application/json")
 
 

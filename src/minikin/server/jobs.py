@@ -16,7 +16,7 @@ from typing import Any
 
 from minikin.errors import MinikinError
 from minikin.server.engine import Given, Prepared, Preview
-from minikin.server.store import Stored
+from minikin.server.job_store import Stored
 
 
 def new_id() -> str:

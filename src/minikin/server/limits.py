@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from minikin.errors import BadRecipe
 from minikin.recipes import Inpaint, Paint, Refine, Rework, Teach
-from minikin.server.faults import Refused
+from minikin.server.errors import Refused
 
 MIB = 1 << 20
 

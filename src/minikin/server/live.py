@@ -1,4 +1,4 @@
-"""/api/live: a websocket that paints while somebody types; the latest wish wins (`painting.live`).
+"""/api/live: a websocket that paints while somebody types; the latest wish wins (`generation.live`).
 
 Sent      {"prompt": "a photo of <tom> in the snow", "preset": "turbo", "steps": 1, "seed": 7,
            "strengths": {"tom": 0.8}, "concepts": {"tom": "sha256:..."}}    any of it, as it changes
@@ -20,13 +20,13 @@ from fastapi import APIRouter, HTTPException, WebSocket, WebSocketDisconnect
 
 from minikin import events
 from minikin.errors import BadRecipe, MinikinError
-from minikin.marking.encode import Marking
-from minikin.painting.filtering import passed
-from minikin.painting.live import Live, Shown
-from minikin.painting.paint import Painted
+from minikin.generation.content_filter import passed
+from minikin.generation.live import Live, Shown
+from minikin.generation.sampler import Painted
+from minikin.images.encode import Marking
 from minikin.recipes import Paint
 from minikin.server.engine import Row
-from minikin.server.faults import sentence_of
+from minikin.server.errors import sentence_of
 from minikin.server.http import b64, client_of, jpeg, parse_json, service_of
 from minikin.server.limits import check_paint
 from minikin.server.service import Service

@@ -25,19 +25,19 @@ from typing import Any
 
 from minikin import files
 from minikin.errors import BadRecipe, MinikinError, StorageError
-from minikin.marking.encode import MARKED, Marking
-from minikin.painting.filtering import Filtering
+from minikin.generation.content_filter import Filtering
+from minikin.images.encode import MARKED, Marking
 from minikin.recipes import Paint, Recipe, Teach
-from minikin.server import kinds, metrics, stamp
+from minikin.server import image_metadata, job_types, metrics
+from minikin.server.audit import CONCEPTS, INPUTS, RESULTS, STORE
+from minikin.server.concept_store import Shelf
 from minikin.server.engine import Engine, Given
-from minikin.server.faults import Refused, not_found, sentence_of
-from minikin.server.finishing import Finishing, forget_inputs
+from minikin.server.errors import Refused, not_found, sentence_of
+from minikin.server.job_store import Store, Stored
 from minikin.server.jobs import Asked, Job
-from minikin.server.ledger import CONCEPTS, INPUTS, RESULTS, STORE
 from minikin.server.limits import Limits, check_paint, check_teach
-from minikin.server.line import Line
-from minikin.server.shelf import Shelf
-from minikin.server.store import Store, Stored
+from minikin.server.queue import Line
+from minikin.server.result_writer import Finishing, forget_inputs
 from minikin.server.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ class Service:
         concepts  contents by name: {"tom": "sha256:..."}
         """
         self.check_open(asked.client)
-        model = kinds.ready(asked.kind)
+        model = job_types.ready(asked.kind)
         if asked.kind == "teach":
             self.shelf.check_room(
                 asked.client, sum(job.asked.kind == "teach" for job in self.live(asked.client))
@@ -220,7 +220,7 @@ class Service:
         }  # fmt: skip
         try:
             if given is not None:
-                stamp.keep_inputs(job.given)
+                image_metadata.keep_inputs(job.given)
             with self.shelf.standing(pinned), self._door:
                 self.line.check(asked.client)
                 self._check_area(job)
@@ -290,9 +290,9 @@ class Service:
             )  # fmt: skip
         else:
             try:
-                recipe = kinds.ready(row["kind"]).make(**row["recipe"])
-                one = kinds.KINDS[row["kind"]]
-                given = stamp.inputs(self.inputs / row["id"], (*one.takes, *one.may))
+                recipe = job_types.ready(row["kind"]).make(**row["recipe"])
+                one = job_types.KINDS[row["kind"]]
+                given = image_metadata.inputs(self.inputs / row["id"], (*one.takes, *one.may))
                 concepts = self.shelf.again(row["concepts"])
                 prepared = self.engine.prepare(row["kind"], recipe, concepts, given)
                 job = Job(

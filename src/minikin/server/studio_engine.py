@@ -13,19 +13,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minikin.bases.editing import Loaded, load
-from minikin.bases.loras import adapters
-from minikin.bases.prompt import Prompt, parse
 from minikin.errors import MinikinError
 from minikin.events import Event
-from minikin.painting import paint as painting
-from minikin.painting import rework, together
-from minikin.painting.plan import Plan
-from minikin.painting.schedulers import SCHEDULERS
+from minikin.generation import batching, img2img
+from minikin.generation import sampler as painting
+from minikin.generation.plan import Plan
+from minikin.generation.schedulers import SCHEDULERS
+from minikin.models.lora import adapters
+from minikin.models.prompt import Prompt, parse
+from minikin.perfusion.conditioning import Loaded, load
 from minikin.recipes import Paint, Recipe, Rework, Teach
+from minikin.server.batch_size import Room
 from minikin.server.engine import Concepts, Given, OnStep, Pinned, Prepared, Row
-from minikin.server.kinds import KINDS, job_of
-from minikin.server.room import Room
+from minikin.server.job_types import KINDS, job_of
 from minikin.studio import Studio
 
 ON_CPU = 8  # pictures at once: more are no quicker there, and keep everybody waiting
@@ -52,7 +52,7 @@ class Planned:
 class StudioEngine:
     """See `engine.Engine`.
 
-    quick  the engine (`bases.engines`) of what is painted live with the quickest preset; whatever else is
+    quick  the engine (`models.backends`) of what is painted live with the quickest preset; whatever else is
            painted is PyTorch's, to the bit
     """
 
@@ -82,12 +82,12 @@ class StudioEngine:
             plan, wanted = view.prepared(recipe, prompt)
             facts = view.facts_now(recipe, job)
         identity = tuple(sorted((n, p.sha256) for n, p in concepts.items()))
-        key = together.group(plan, prompt, wanted, identity)
+        key = batching.group(plan, prompt, wanted, identity)
         w, h = plan.recipe.width or base.size_px, plan.recipe.height or base.size_px
         said = (*plan.warnings, *painting.cautions(base, plan.recipe, prompt, view.concepts.loaded))
         own = Planned(plan, prompt, tuple(wanted), facts)
         if isinstance(recipe, Rework):  # done alone; its verb says the warnings
-            work = rework.begun(base, recipe, job)
+            work = img2img.begun(base, recipe, job)
             assert work is not None
             w, h = work.canvas.padded
             return Prepared(recipe, concepts, None, painting.steps(base, plan, recipe.strength), w * h, (), own)
@@ -108,10 +108,10 @@ class StudioEngine:
             self.studio.turn(), self.studio.adapters.using(list(planned[0].wanted)),
             self.memory.measuring(len(rows) * rows[0].prepared.pixels),
         ):  # fmt: skip
-            made = together.paint_together(
+            made = batching.paint_together(
                 base,
                 [
-                    together.Row(p.plan, p.prompt, self._loaded(row.prepared.concepts), row.seed)
+                    batching.Row(p.plan, p.prompt, self._loaded(row.prepared.concepts), row.seed)
                     for p, row in zip(planned, rows, strict=True)
                 ],
                 on_step=step,

@@ -24,9 +24,9 @@ from minikin import events
 from minikin.errors import MinikinError, OutOfMemory
 from minikin.server import metrics
 from minikin.server.engine import Engine, EngineLost, Given, Preview, Row
-from minikin.server.faults import Refused
+from minikin.server.errors import Refused
 from minikin.server.jobs import Job
-from minikin.server.line import Line, Piece
+from minikin.server.queue import Line, Piece
 
 PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0  # between attempts to get another engine
 IDLE_S = 5.0  # without work, until the engine is asked whether it is still there

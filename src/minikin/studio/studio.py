@@ -20,29 +20,29 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from minikin import events
-from minikin.bases.covariance import Covariance, covariance, read_captions
-from minikin.bases.editing import Loaded, load
-from minikin.bases.prompt import concept_tags, parse
-from minikin.concepts import library
-from minikin.concepts.concept import Concept, check_category, check_name
-from minikin.concepts.file import store_points
 from minikin.errors import BadRecipe
-from minikin.marking import xmp
-from minikin.painting import paint as painting
-from minikin.painting.sheet import contact_sheet
+from minikin.generation import sampler as painting
+from minikin.images import xmp
+from minikin.images.photos import Photo, load_photos
+from minikin.images.sheet import contact_sheet
+from minikin.models.prompt import concept_tags, parse
+from minikin.perfusion import library
+from minikin.perfusion.concept import Concept, check_category, check_name
+from minikin.perfusion.concept_file import store_points
+from minikin.perfusion.conditioning import Loaded, load
+from minikin.perfusion.covariance import Covariance, covariance, read_captions
+from minikin.perfusion.masks import proposed_mask
+from minikin.perfusion.train import check as check_teaching
+from minikin.perfusion.train import teach
 from minikin.recipes import Baseline, Compare, Distill, Paint, Sweep, Teach, Tuned
 from minikin.stream import stream
-from minikin.studio.painting import Painting, last
-from minikin.teaching.masks import proposed_mask
-from minikin.teaching.photos import Photo, load_photos
-from minikin.teaching.teach import check as check_teaching
-from minikin.teaching.teach import teach
+from minikin.studio.generation import Painting, last
 
 if TYPE_CHECKING:
-    from minikin.judging.compare.measure import Painter
-    from minikin.judging.compare.methods import Taught
-    from minikin.judging.judges import Judge
-    from minikin.teaching.baselines.learned import Learned
+    from minikin.baselines.result import Learned
+    from minikin.evaluation.compare.compare import Painter
+    from minikin.evaluation.compare.methods import Taught
+    from minikin.evaluation.encoders import Judge
 
 PREVIEW = 96  # pixels: 2 to 3 KB inside a concept file
 
@@ -62,7 +62,7 @@ class Studio(Painting):
     ) -> Iterator[events.Event]:  # fmt: skip
         """Teach a concept; the last event is Done with the Concept, which is then in use.
 
-        See `teaching.teach.teach` for the arguments.
+        See `perfusion.train.teach` for the arguments.
         """
         check_name(recipe.name)
         check_category(recipe.category)
@@ -154,9 +154,9 @@ class Studio(Painting):
     ) -> Iterator[events.Event]:
         """Teach by another method, for comparison; the last event is Done with what was `Learned`.
 
-        See `teaching.baselines.teach.teach`. Paint with the result inside `wearing`.
+        See `baselines.train.teach`. Paint with the result inside `wearing`.
         """
-        from minikin.teaching.baselines.teach import teach as teach_baseline
+        from minikin.baselines.train import teach as teach_baseline
 
         loaded = load_photos(photos) if isinstance(photos, str | Path) else list(photos)
         with self._lock:
@@ -165,7 +165,7 @@ class Studio(Painting):
     @contextmanager
     def wearing(self, *learned: Learned, weight: float = 1.0) -> Iterator[None]:
         """Inside, the base has these baselines' results on; prompts for them come from `Learned.prompt`."""
-        from minikin.teaching.baselines.learned import using
+        from minikin.baselines.result import using
 
         with self._lock, using(self.base, [(one, weight) for one in learned]):
             yield
@@ -173,8 +173,8 @@ class Studio(Painting):
     # ---- distilling --------------------------------------------------------------------------
 
     def distilling(self, recipe: Distill, out: Path, *, resume: bool = False) -> Iterator[events.Event]:
-        """Distil the base; the last event is Done with the path of the result. See `distilling.distill`."""
-        from minikin.distilling.distill import distill
+        """Distil the base; the last event is Done with the path of the result. See `distillation.distill`."""
+        from minikin.distillation.distill import distill
 
         with self._lock:
             yield from distill(self.base, recipe, out, resume=resume)
@@ -187,11 +187,11 @@ class Studio(Painting):
         """Find a concept's operating points; the last event is Done with them by name.
 
         They are then in use, and in the concept's file when `recipe.concept` is a file or a name from
-        the library rather than a concept in use. See `judging.sweep.sweep`.
+        the library rather than a concept in use. See `evaluation.sweep.sweep`.
         judge  opened by the caller; by its name in the recipe otherwise
         """
-        from minikin.judging.sweep.opening import task
-        from minikin.judging.sweep.sweep import sweep
+        from minikin.evaluation.sweep.sweep import sweep
+        from minikin.evaluation.sweep.task import task
 
         concept, path = self._swept(recipe.concept)
         with self._lock:
@@ -231,12 +231,12 @@ class Studio(Painting):
     ) -> Iterator[events.Event]:  # fmt: skip
         """Compare methods on the same photos; the last event is Done with the path of the report's page.
 
-        See `judging.compare.measure`. The concepts in use are the same afterwards.
+        See `evaluation.compare.compare`. The concepts in use are the same afterwards.
         judge  opened by the caller; by its name in the recipe otherwise
         """
-        from minikin.judging.compare.measure import compare
-        from minikin.judging.compare.methods import teach as teach_method
-        from minikin.judging.compare.opening import task
+        from minikin.evaluation.compare.compare import compare
+        from minikin.evaluation.compare.methods import teach as teach_method
+        from minikin.evaluation.compare.task import task
 
         with self._lock:
             work = task(recipe, self.base, self.presets(), self.facts, judge)

@@ -42,7 +42,7 @@ class ArtPack:
             raise AssetError(
                 f"The art pack {source} cannot be read ({type(e).__name__}: {e}). Expected an .npz with "
                 "names, rgba, held_names and held. Reinstall minikin, or rebuild the pack with "
-                "`python -m minikin.tiny.build.art`."
+                "`python -m tools.tiny_training.art`."
             ) from e
         drawings: dict[tuple[str, str], dict[str, np.ndarray]] = {}
         own: dict[tuple[str, str], np.ndarray] = {}

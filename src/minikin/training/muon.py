@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minikin.training import precision
+from minikin.models import precision
 
 NARROWEST = 64  # channels; narrower layers (first and last ones) are AdamW's
 MOMENTUM = 0.95

@@ -14,7 +14,7 @@ and samples/. Knows nothing of any one model.
 
 Several networks may be trained at once: one backward pass of the sum of their losses, each in a
 `Group` with its own rate and clipping. Batches may be computed in pieces (`Plan.accumulation`) and
-by several processes (training/ranks.py); `turn.rows` are those of the piece at hand, and `loss` must
+by several processes (training/distributed.py); `turn.rows` are those of the piece at hand, and `loss` must
 return means over them.
 """
 
@@ -35,12 +35,13 @@ from torch import Tensor, nn
 
 from minikin import events
 from minikin.errors import BadRecipe, Diverged, OutOfMemory
-from minikin.memory import ran_out
-from minikin.training import checkpoint, muon, precision, ranks
-from minikin.training.journal import Journal
+from minikin.models import precision
+from minikin.models.memory import ran_out
+from minikin.training import checkpoint, distributed, muon
+from minikin.training.logger import Losses, Telling, name_of
+from minikin.training.metrics_log import Journal
 from minikin.training.plan import SAME, Plan, State, Turn
 from minikin.training.signals import interruptible
-from minikin.training.telling import Losses, Telling, name_of
 
 __all__ = ["Group", "Losses", "Plan", "Run", "Turn"]
 
@@ -90,7 +91,7 @@ class Run:
 
         self.folder, self.model, self.plan, self.device, self.stage = folder, model, plan, device, stage
         self.path = folder / "checkpoint.safetensors"
-        self.ranks = ranks.current(device)
+        self.ranks = distributed.current(device)
         self.journal = Journal(folder / "log.jsonl", silent=not self.ranks.first)
         trained = [p for p in model.parameters() if p.requires_grad]
         self.groups = list(groups or [Group(trained, plan.rate, plan.clip)])

@@ -5,16 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from minikin.tiny.backgrounds.brushes import (
-    Rng,
-    cloud,
-    fir,
-    fractal,
-    grad,
-    hills,
-    jit,
-    tex,
-)
+from minikin.tiny.backgrounds.brushes import Rng, cloud, fir, fractal, grad, hills, jit, tex
 
 
 def snow(r: Rng) -> Image.Image:

@@ -5,15 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw
 
-from minikin.tiny.backgrounds.brushes import (
-    Rng,
-    cloud,
-    fractal,
-    grad,
-    hills,
-    jit,
-    star_field,
-)
+from minikin.tiny.backgrounds.brushes import Rng, cloud, fractal, grad, hills, jit, star_field
 
 
 def night(r: Rng) -> Image.Image:

@@ -5,14 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from minikin.tiny.backgrounds.brushes import (
-    Rng,
-    fractal,
-    grad,
-    jit,
-    mix,
-    tex,
-)
+from minikin.tiny.backgrounds.brushes import Rng, fractal, grad, jit, mix, tex
 
 
 def city(r: Rng) -> Image.Image:

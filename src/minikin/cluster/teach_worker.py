@@ -1,0 +1,96 @@
+"""What a worker does with one concept: teach it, or go on with it, and write it whole.
+
+Teaching is the same to the bit wherever it is resumed, so that a worker that was believed dead and comes
+back late writes what its successor writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minikin import events
+from minikin.cluster.concept_table import Row
+from minikin.cluster.prompts import failure
+from minikin.errors import MinikinError, StorageError
+from minikin.files import atomic_write, sweep_orphans
+from minikin.images.encode import save_image
+from minikin.images.photos import load_photos
+from minikin.perfusion.concept_file import to_bytes
+from minikin.studio import Studio
+
+PARTS = ".fleet"  # below the out folder: states, checkpoints, masks
+
+
+class Task(NamedTuple):
+    """One concept and the folder it goes to."""
+
+    row: Row
+    out: Path
+
+    @property
+    def file(self) -> Path:
+        return self.out / f"{self.row.recipe.name}.safetensors"
+
+    @property
+    def state(self) -> Path:
+        return self.out / PARTS / f"{self.row.recipe.name}.json"
+
+    def done(self) -> dict[str, Any] | None:
+        """What is known of the concept when it is there and was taught from exactly this; else None."""
+        try:
+            known: dict[str, Any] = json.loads(self.state.read_text())
+            same = known["asked"] == self.row.asked
+            return known if same and known["sha256"] == _sha256(self.file.read_bytes()) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def teach(task: Task) -> dict[str, Any]:
+    """Teach one concept; what is known of it, or `error`. Raises StorageError: the next would meet it, too."""
+    recipe = task.row.recipe
+    folder = task.out / PARTS / recipe.name
+    checkpoint = folder / f"{task.row.asked[:16]}.safetensors"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("*.safetensors"):
+            if old != checkpoint:
+                old.unlink(missing_ok=True)
+        sweep_orphans(folder)
+        studio = _studio(recipe.base, recipe.device, recipe.dtype).beside()
+        began = checkpoint.exists()
+        done = None
+        for event in studio.teaching(
+            load_photos(task.row.photos), recipe, checkpoint=checkpoint, resume=began
+        ):  # fmt: skip
+            if isinstance(event, events.Picture):
+                save_image(event.image, folder / f"{event.caption}.png")
+            elif isinstance(event, events.Done):
+                done = event
+        assert done is not None
+        data = to_bytes(done.result, int8=recipe.int8)
+        atomic_write(task.file, data)
+        known = {"asked": task.row.asked, "sha256": _sha256(data), "bytes": len(data), "resumed": began,
+                 **{k: done.facts[k] for k in ("steps", "best_step", "seconds")}}  # fmt: skip
+        atomic_write(task.state, json.dumps(known).encode())
+        checkpoint.unlink(missing_ok=True)
+        return known
+    except OSError as e:
+        raise StorageError(f"{folder} cannot be used: {e.strerror}.") from e
+    except MinikinError as e:
+        if isinstance(e, StorageError):
+            raise
+        return {"error": failure(e)}
+
+
+@lru_cache(1)
+def _studio(base: str, device: str | None, dtype: str | None) -> Studio:
+    """Opened once in a process: the next concept finds it open."""
+    return Studio.open(base, device=device, dtype=dtype)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,196 @@
+"""Examples as latents and captions: computed once, kept in the out folder, loaded from there.
+
+Latents are float16 in files of SHARD examples, each written whole or not at all: what a killed run
+had finished is not made again, and several processes share the work. Pictures are encoded by the
+base's VAE (posterior mean); for captions without pictures the teacher paints one each. Where a method
+needs captions alone, no picture is ever opened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minikin import events
+from minikin.distillation import concept_captions
+from minikin.distillation.sampling import many_steps
+from minikin.distillation.sources import Source, squared
+from minikin.distillation.student import Encoder, Network
+from minikin.errors import AssetError, BadRecipe
+from minikin.files import atomic_write
+from minikin.models.backends import weights_hash
+from minikin.models.base import Base
+from minikin.recipes import Distill
+from minikin.training.distributed import Ranks
+
+SHARD = 256  # examples in a file: 8 MB of SD 1.5's latents
+AT_ONCE = 8  # pictures encoded or painted at once
+USUAL_GUIDANCE = 6.0
+
+
+class Drawn(NamedTuple):
+    """A step's examples: numbers (B,) and one caption each."""
+
+    rows: Tensor
+    captions: list[str]
+
+
+@dataclass(frozen=True)
+class Examples:
+    """latents (N, C, h, w) float16 on the CPU, or None; captions of each; shape (C, h, w)."""
+
+    latents: Tensor | None
+    captions: list[list[str]]
+    shape: tuple[int, int, int]
+    identity: str
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def draw(self, n: int, g: torch.Generator) -> Drawn:
+        rows = torch.randint(len(self), (n,), generator=g)
+        wording = torch.randint(1 << 30, (n,), generator=g).tolist()
+        own = [self.captions[i] for i in rows.tolist()]
+        return Drawn(rows, [c[k % len(c)] for c, k in zip(own, wording, strict=True)])
+
+    def pictures(self, rows: Tensor, device: torch.device) -> Tensor:
+        """x0 (B, C, h, w), float32."""
+        assert self.latents is not None
+        return self.latents[rows].to(device, torch.float32)
+
+
+def side_of(base: Base, recipe: Distill) -> int:
+    """The side of the pictures in pixels. Raises BadRecipe when the base cannot have it."""
+    side = recipe.size or base.size_px
+    step = base.factor * 2 ** (len(base.unet.config.block_out_channels) - 1)
+    if side % step:
+        near = step * max(1, round(side / step))
+        raise BadRecipe(f"size must be a multiple of {step} for this base, but it is {side}; use {near}.")
+    return side
+
+
+def load(
+    encoder: Encoder, teacher: Network, source: Source, recipe: Distill, folder: Path, ranks: Ranks, *,
+    pictures: bool = True,
+) -> Iterator[events.Event]:  # fmt: skip
+    """Make what is missing in `folder`; the last event is Done with the Examples.
+
+    Raises BadPhoto for a picture that cannot be used, BadRecipe when the folder holds other data,
+    StorageError; finished files are kept in any case.
+    """
+    from safetensors.torch import save
+
+    base = encoder.base
+    side = side_of(base, recipe)
+    shape = (int(base.unet.config.in_channels), side // base.factor, side // base.factor)
+    captions = [source.captions(i) for i in range(len(source))]
+    if not pictures:
+        yield events.Done(Examples(None, captions, shape, source.identity), {"examples": len(captions)})
+        return
+    facts: dict[str, Any] = {"source": source.identity, "count": len(source), "shape": list(shape)}
+    facts["autoencoder"] = weights_hash(base, base.vae)
+    if not source.painted:
+        asked: dict[str, Any] = {
+            "guidance": recipe.scales,
+            "teacher_steps": recipe.teacher_steps,
+            "seed": recipe.seed,
+        }
+        asked |= {"base": base.fingerprint, "unet": weights_hash(base, base.unet)}
+        if encoder.concepts is not None:
+            asked["concepts"] = concept_captions.digest(encoder.concepts)
+        facts |= json.loads(json.dumps(asked))
+    _same(folder / "manifest.json", facts, ranks)
+    starts = range(0, len(source), SHARD)
+    files = [folder / f"{i:05d}.safetensors" for i in range(len(starts))]
+    missing = [i for i, f in enumerate(files) if not f.exists()]
+    done = SHARD * (len(files) - len(missing))
+    for i in missing[ranks.rank :: ranks.count]:
+        rows = range(starts[i], min(starts[i] + SHARD, len(source)))
+        parts = []
+        for latents in _latents(encoder, teacher, source, recipe, rows, side):
+            parts.append(latents)
+            done += len(latents) * ranks.count
+            yield events.Progress("latents", min(done, len(source)), len(source))
+        atomic_write(files[i], save({"latents": torch.cat(parts).contiguous()}))
+    ranks.wait()
+    loaded = torch.cat([_read(f) for f in files])
+    if loaded.shape != (len(source), *shape):
+        raise AssetError(f"{folder} holds latents of other shapes. Delete it; they are made anew.")
+    yield events.Done(Examples(loaded, captions, shape, source.identity), {"examples": len(captions)})
+
+
+@torch.no_grad()
+def _latents(
+    encoder: Encoder, teacher: Network, source: Source, recipe: Distill, rows: range, side: int
+) -> Iterator[Tensor]:
+    """Latents of these examples, float16, a few at a time."""
+    base = encoder.base
+    some = [range(i, min(i + AT_ONCE, rows.stop)) for i in range(rows.start, rows.stop, AT_ONCE)]
+    if not source.painted:
+        h = side // base.factor
+        for part in some:
+            c = int(base.unet.config.in_channels)
+            rngs = [np.random.default_rng((recipe.seed, k)) for k in part]
+            x = torch.from_numpy(np.stack([r.standard_normal((c, h, h), np.float32) for r in rngs]))
+            x = x.to(base.device)
+            texts = encoder([source.captions(k)[0] for k in part])
+            empty = encoder.empty(len(part))
+            yield (
+                many_steps(teacher, x, texts, empty, recipe.teacher_steps, painting_scale(recipe)).half().cpu()
+            )
+        return
+
+    def pixels(k: int) -> Tensor:
+        image = squared(source.picture(k), side, source.name(k))
+        return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+
+    with ThreadPoolExecutor(min(8, len(os.sched_getaffinity(0)))) as pool:
+        for part in some:
+            batch = torch.stack(list(pool.map(pixels, part))).float() / 127.5 - 1
+            yield base.to_latents(batch).half().cpu()
+
+
+def painting_scale(recipe: Distill) -> float:
+    """The guidance the teacher paints with."""
+    mean = sum(recipe.scales) / 2
+    return mean if mean > 1 else USUAL_GUIDANCE
+
+
+def _same(manifest: Path, facts: dict[str, Any], ranks: Ranks) -> None:
+    """The folder is new or holds the same data; written by the first rank."""
+    ranks.wait()
+    theirs = None
+    if manifest.exists():
+        try:
+            theirs = json.loads(manifest.read_text())
+        except (OSError, ValueError) as e:
+            raise AssetError(f"{manifest} cannot be read ({e}). Delete its folder; it is made anew.") from e
+    ranks.wait()
+    if theirs is None and ranks.first:
+        atomic_write(manifest, json.dumps(facts).encode())
+    elif theirs is not None and theirs != facts:
+        differ = sorted(k for k in {**theirs, **facts} if theirs.get(k) != facts.get(k))
+        raise BadRecipe(
+            f"{manifest.parent} holds latents of other data ({', '.join(differ)} differ). Choose another "
+            "--out, or delete that folder."
+        )
+
+
+def _read(path: Path) -> Tensor:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        latents: Tensor = load_file(str(path))["latents"]
+        return latents
+    except (OSError, SafetensorError, KeyError) as e:
+        raise AssetError(f"{path} cannot be read ({e}). Delete this one file; it is made anew.") from e

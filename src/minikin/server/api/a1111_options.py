@@ -1,0 +1,114 @@
+"""What there is, in A1111's words: models, samplers, LoRAs, embeddings; and what there is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.concurrency import run_in_threadpool
+
+from minikin.generation.schedulers import SCHEDULERS
+from minikin.server.errors import Refused
+from minikin.server.http import StrictRoute, client_of, service_of
+from minikin.server.service import Service
+
+router = APIRouter(prefix="/sdapi/v1", tags=["a1111"], route_class=StrictRoute)
+
+
+def title(service: Service) -> str:
+    """The base's name as A1111 writes checkpoints: with the first of its hash."""
+    return f"{service.engine.name} [{digest(service)[:10]}]"
+
+
+def digest(service: Service) -> str:
+    """The base's fingerprint."""
+    return str(service.engine.describe()["base"]["fingerprint"])
+
+
+@router.get("/options")
+async def options(request: Request) -> dict[str, Any]:
+    """The one option there is, which base is open."""
+    service = service_of(request)
+    return {"sd_model_checkpoint": title(service), "sd_checkpoint_hash": digest(service),
+            "CLIP_stop_at_last_layers": 1, "samples_format": "png"}  # fmt: skip
+
+
+@router.get("/sd-models")
+async def sd_models(request: Request) -> list[dict[str, Any]]:
+    service = service_of(request)
+    name = service.engine.name
+    return [{"title": title(service), "model_name": name, "hash": digest(service)[:10],
+             "sha256": digest(service), "filename": f"{name}.safetensors", "config": None}]  # fmt: skip
+
+
+@router.get("/samplers")
+async def samplers() -> list[dict[str, Any]]:
+    return [{"name": n, "aliases": [n.lower().replace(" ", "_")], "options": {}} for n in SCHEDULERS]
+
+
+@router.get("/schedulers")
+async def schedulers() -> list[dict[str, Any]]:
+    both = (("automatic", "Automatic"), ("karras", "Karras"))
+    return [
+        {"name": n, "label": label, "aliases": None, "default_rho": -1, "need_inner_model": False}
+        for n, label in both
+    ]  # fmt: skip
+
+
+@router.get("/loras")
+async def loras(request: Request) -> list[dict[str, Any]]:
+    found = await run_in_threadpool(service_of(request).engine.describe)
+    return [{"name": n, "alias": n, "path": f"{n}.safetensors", "metadata": {}} for n in found["loras"]]
+
+
+@router.get("/embeddings")
+async def embeddings(request: Request) -> dict[str, Any]:
+    """Concepts, which are written <name> in prompts."""
+    service, client = service_of(request), client_of(request)
+    entries = await run_in_threadpool(service.shelf.entries, client)
+    one = {"step": None, "sd_checkpoint": digest(service)[:10], "sd_checkpoint_name": service.engine.name,
+           "shape": 0, "vectors": 1}  # fmt: skip
+    return {"loaded": {e.name: {**one, "sha256": e.sha256} for e in entries}, "skipped": {}}
+
+
+@router.get("/scripts")
+async def scripts() -> dict[str, list[str]]:
+    return {"txt2img": [], "img2img": []}
+
+
+@router.get("/upscalers")
+@router.get("/latent-upscale-modes")
+@router.get("/hypernetworks")
+@router.get("/face-restorers")
+@router.get("/realesrgan-models")
+@router.get("/prompt-styles")
+@router.get("/sd-vae")
+@router.get("/sd-modules")
+@router.get("/script-info")
+async def none() -> list[Any]:
+    """There are none of these here."""
+    return []
+
+
+@router.get("/cmd-flags")
+@router.get("/memory")
+async def nothing_to_tell() -> dict[str, Any]:
+    """How the server was started, and what its machine has, is its own business."""
+    return {}
+
+
+@router.post("/refresh-checkpoints")
+@router.post("/refresh-loras")
+@router.post("/refresh-embeddings")
+@router.post("/refresh-vae")
+async def nothing_to_do() -> None:
+    """Files are looked up whenever they are named."""
+
+
+@router.post("/extra-single-image")
+@router.post("/extra-batch-images")
+@router.post("/interrogate")
+@router.post("/unload-checkpoint")
+@router.post("/reload-checkpoint")
+async def not_here(request: Request) -> None:
+    raise Refused(f"{request.url.path} is not offered here.", status=501, code="not_implemented")

@@ -1,0 +1,353 @@
+"""OpenAI's images API, as the stock `openai` client speaks it.
+
+    /v1/images/generations   JSON        -> paint
+    /v1/images/edits         multipart   -> refine; inpaint where a mask (or the picture itself) is transparent
+    /v1/images/variations    multipart   -> refine, a little
+    /v1/models                           this base, and `base:preset` for each preset that is ready
+
+What the API has no word for comes through `extra_body`, in vllm-omni's names: seed, num_inference_steps,
+guidance_scale, negative_prompt, concepts; and preset, scheduler, strength. Every item of `data` also tells
+`seed`, `infotext` and `id`. A field nobody knows is an error, not silence.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any, Literal
+
+from fastapi import APIRouter, File, Request, Response, UploadFile
+from fastapi.responses import JSONResponse, StreamingResponse
+from PIL import Image
+from pydantic import ConfigDict, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import FormData
+from starlette.datastructures import UploadFile as Upload
+
+from minikin.errors import Blocked, MinikinError
+from minikin.generation.content_filter import is_blocked, refusal
+from minikin.images import xmp
+from minikin.images.encode import Marking
+from minikin.recipes import first_sentence
+from minikin.server import decode
+from minikin.server.api.shared import known, seed_of, words
+from minikin.server.engine import Given
+from minikin.server.errors import Refused, body_of, sentence_of, status_of, wrong
+from minikin.server.http import (
+    Strict,
+    StrictRoute,
+    b64,
+    check,
+    client_of,
+    hold,
+    pictures,
+    queued,
+    service_of,
+    sse,
+    submit,
+    uploads,
+)
+from minikin.server.jobs import Asked, Job
+from minikin.server.service import Service
+
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=StrictRoute)
+THEIRS = ("dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "chatgpt-image-latest")
+EDIT_STRENGTH, VARIATION_STRENGTH = 0.75, 0.5
+_SINCE = int(time.time())
+
+
+class Images(Strict):
+    """The fields of all three calls; those that mean nothing here are taken and left alone."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str = Field("", max_length=32_000)
+    model: str | None = None
+    n: int | None = Field(None, ge=1, le=10)
+    size: str | None = None
+    response_format: Literal["url", "b64_json"] | None = None
+    output_format: Literal["png", "jpeg", "webp"] = "png"
+    output_compression: int | None = Field(None, ge=0, le=100)
+    quality: str | None = Field(None, description="low takes the quickest preset that is ready")
+    stream: bool = False
+    partial_images: int = Field(0, ge=0, le=3)
+    background: str | None = None
+    moderation: str | None = None
+    style: str | None = None
+    user: str | None = None
+    input_fidelity: str | None = None
+    seed: int | None = Field(None, ge=0, lt=2**63)
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    negative_prompt: str | None = None
+    preset: str | None = None
+    scheduler: str | None = None
+    strength: float | None = Field(None, ge=0, le=1)
+    concepts: dict[str, str] | list[str] = Field(default_factory=dict)
+
+
+class Generation(Images):
+    """/v1/images/generations."""
+
+    prompt: str = Field(max_length=32_000)
+
+
+@router.get("/models")
+async def models(request: Request) -> dict[str, Any]:
+    """The base, alone and with each preset that is ready."""
+    service = service_of(request)
+    names = await run_in_threadpool(_models, service)
+    return {"object": "list", "data": [_model(service, n) for n in names]}
+
+
+@router.get("/models/{name:path}")
+async def model(request: Request, name: str) -> dict[str, Any]:
+    if name not in await run_in_threadpool(_models, service_of(request)):
+        raise _no_model(name, "")
+    return _model(service_of(request), name)
+
+
+@router.post("/images/generations", response_class=JSONResponse)
+@queued
+async def generations(request: Request, body: Generation) -> Response:
+    """Paint from a prompt."""
+    return await _answer(request, "paint", body, None, "image_generation")
+
+
+@router.post("/images/edits", response_class=JSONResponse, openapi_extra={"requestBody": {"content": {
+    "multipart/form-data": {"schema": {"type": "object", "required": ["image", "prompt"], "properties": {
+        "image": {"type": "string", "format": "binary"}, "mask": {"type": "string", "format": "binary"},
+        "prompt": {"type": "string"}}}}}}})  # fmt: skip
+@uploads
+@queued
+async def edits(request: Request) -> Response:
+    """Change a picture: all of it, or where the mask is transparent."""
+    body, files = await _form(request, ("image", "mask"))
+    if not body.prompt.strip():
+        raise wrong("prompt", "prompt is missing: say what the picture should become.", code="missing_prompt")
+    image, mask = files.get("image"), files.get("mask")
+    if image is None:
+        raise wrong("image", "image is missing.", code="missing_image")
+    cover = mask or (image if _transparent(image) else None)
+    body.strength = EDIT_STRENGTH if body.strength is None else body.strength
+    if cover is None:
+        return await _answer(request, "refine", body, {"picture": image.convert("RGB")}, "image_edit")
+    where = {"picture": image.convert("RGB"), "mask": holes(cover, image.size)}
+    return await _answer(request, "inpaint", body, where, "image_edit")
+
+
+@router.post("/images/variations", response_class=JSONResponse)
+@uploads
+@queued
+async def variations(request: Request, image: UploadFile = File()) -> Response:
+    """The picture again, a little otherwise; by its own prompt where it records one."""
+    body, files = await _form(request, ("image",))
+    picture = files["image"]
+    body.strength = VARIATION_STRENGTH if body.strength is None else body.strength
+    body.prompt, body.negative_prompt = words(body.prompt, body.negative_prompt, picture)
+    return await _answer(request, "refine", body, {"picture": picture.convert("RGB")}, "image_edit")
+
+
+# ---- requests ----------------------------------------------------------------------------------
+
+
+def values(service: Service, kind: str, body: Images) -> dict[str, Any]:
+    """The recipe's fields for this request."""
+    preset = _preset(service, body)
+    told: dict[str, Any] = {
+        "prompt": body.prompt, "negative": body.negative_prompt, "n": body.n or 1, "seed": seed_of(body.seed),
+        "steps": body.num_inference_steps, "guidance": body.guidance_scale, "preset": preset,
+        "scheduler": body.scheduler, "strength": body.strength or None,
+    }  # fmt: skip
+    if body.size and body.size != "auto" and kind == "paint":  # the others follow their picture's size
+        told["size"] = body.size
+    return known(kind, told)
+
+
+def holes(cover: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """OpenAI's mask, transparent where to paint, as ours: white there, black elsewhere."""
+    if "A" not in cover.getbands():
+        raise wrong("mask", "mask has no transparency; it is transparent where to paint.", code="invalid_mask")
+    if cover.size != size:
+        said = (
+            f"mask has {cover.width}x{cover.height} pixels and image {size[0]}x{size[1]}; they must be equal."
+        )
+        raise wrong("mask", said, code="invalid_mask")
+    return cover.getchannel("A").point(lambda a: 255 - a)
+
+
+def _transparent(image: Image.Image) -> bool:
+    return "A" in image.getbands() and image.getchannel("A").getextrema()[0] == 0
+
+
+def _preset(service: Service, body: Images) -> str | None:
+    """Of the model's name `base:preset`, of its own field, or the quickest for quality low."""
+    name = body.model or service.engine.name
+    if name not in THEIRS and name != service.engine.name:
+        if name not in _models(service):
+            raise _no_model(name, f" Known: {', '.join(_models(service))}.")
+        return name.rpartition(":")[2]
+    if body.preset:
+        return body.preset
+    if body.quality == "low" and body.num_inference_steps is None:
+        quickest: str | None = service.engine.describe()["live"]
+        return quickest
+    return None
+
+
+def _no_model(name: str, more: str) -> Refused:
+    said = f"There is no model '{name[:80]}' here.{more}"
+    return Refused(said, status=404, code="model_not_found", param="model")
+
+
+async def _form(request: Request, names: tuple[str, ...]) -> tuple[Images, dict[str, Image.Image]]:
+    """Multipart fields as the same model, and its pictures decoded; of several images the first."""
+    service = service_of(request)
+    form: FormData = await request.form()
+    fields: dict[str, Any] = {}
+    files: dict[str, Image.Image] = {}
+    for key, value in form.multi_items():
+        name = key.removesuffix("[]")
+        if isinstance(value, Upload):
+            if name not in names:
+                raise wrong(name[:40], f"'{name[:40]}' is no file of this call.", code="unknown_parameter")
+            if name not in files:
+                data = await value.read(service.limits.image + 1)
+                files[name] = await run_in_threadpool(decode.decode, data, name, service.limits)
+        elif name.startswith("concepts["):
+            fields.setdefault("concepts", {})[name[9:].rstrip("]")] = value
+        else:
+            fields[name] = value
+    try:
+        return Images(**fields), files
+    except ValidationError as e:
+        where = str(e.errors()[0]["loc"][0]) if e.errors()[0]["loc"] else "body"
+        raise wrong(where, first_sentence(e)) from None
+
+
+def _contents(body: Images) -> dict[str, str]:
+    """`concepts` by name; a list may hold "tom@sha256:..."."""
+    if isinstance(body.concepts, dict):
+        return body.concepts
+    pairs = [text.partition("@") for text in body.concepts]
+    return {name: sha for name, at, sha in pairs if at}
+
+
+# ---- answers -----------------------------------------------------------------------------------
+
+
+async def _answer(
+    request: Request, kind: str, body: Images, shown: dict[str, Image.Image] | None, event: str
+) -> Response:  # fmt: skip
+    if body.stream and (body.n or 1) > 1:
+        raise wrong("n", "stream works for one picture: n must be 1.")
+    told = await run_in_threadpool(values, service_of(request), kind, body)
+    asked = Asked(kind, client_of(request), "openai", held=True)
+    given = Given(pictures=shown) if shown else None
+    job = await submit(request, asked, told, _contents(body), given)
+    if body.stream:
+        return StreamingResponse(_stream(request, job, body, event), media_type="text/event-stream")
+    await hold(request, job)
+    _check_filter(job)
+    service = service_of(request)
+    files = await pictures(request, job, partial(_converted, body=body, marking=service.marking))
+    as_url = (
+        body.response_format or ("url" if (body.model or "").startswith("dall-e") else "b64_json")
+    ) == "url"
+    data = []
+    for one, file in zip(job.pictures, files, strict=True):
+        item: dict[str, Any] = {"id": one.id, "seed": one.seed, "infotext": job.infotexts.get(one.number)}
+        if verdict := job.verdict(one.number):
+            item |= {"flagged": True, "filter": verdict}
+        if as_url:
+            item["url"] = f"{str(request.base_url).rstrip('/')}/api/results/{one.id}"
+        else:
+            item["b64_json"] = b64(file)
+        data.append(item)
+    size = f"{job.pictures[0].width}x{job.pictures[0].height}"
+    return JSONResponse({
+        "created": int(job.created), "data": data, "output_format": body.output_format, "size": size,
+        "usage": _usage(), "warnings": job.notes,
+        "concepts": {name: pinned.sha256 for name, pinned in job.prepared.concepts.items()},
+    })  # fmt: skip
+
+
+async def _stream(request: Request, job: Job, body: Images, event: str) -> AsyncIterator[bytes]:
+    """Up to `partial_images` previews, then the picture; a caller who goes away cancels it."""
+    service = service_of(request)
+    told = {"output_format": body.output_format, "quality": body.quality or "auto", "background": "opaque"}
+    sent = 0
+    try:
+        async with job.watch() as changes:
+            while not job.over:
+                await changes.next(10.0)
+                due = (sent + 1) * job.total / (body.partial_images + 1)
+                shown = (
+                    job.preview() if sent < body.partial_images and job.done >= due and not job.over else None
+                )
+                if shown is not None:
+                    data = await run_in_threadpool(_encoded, shown, body, service.marking.unsigned)
+                    yield sse(f"{event}.partial_image", {
+                        "type": f"{event}.partial_image", "b64_json": b64(data), "partial_image_index": sent,
+                        "created_at": int(job.created), "size": f"{shown.width}x{shown.height}", **told,
+                    })  # fmt: skip
+                    sent += 1
+        try:
+            check(job)
+            _check_filter(job)
+        except MinikinError as e:
+            yield sse("error", {"type": "error", **body_of("openai", status_of(e), e.code, sentence_of(e))})
+            return
+        (file,) = await pictures(request, job, partial(_converted, body=body, marking=service.marking))
+        one = job.pictures[0]
+        yield sse(f"{event}.completed", {
+            "type": f"{event}.completed", "b64_json": b64(file), "created_at": int(job.created),
+            "size": f"{one.width}x{one.height}", "usage": _usage(), "seed": one.seed, "id": one.id,
+            "infotext": job.infotexts.get(one.number), **told,
+            **({"flagged": True, "filter": verdict} if (verdict := job.verdict(one.number)) else {}),
+        })  # fmt: skip
+    finally:
+        if not job.over:
+            service.cancel(job)
+
+
+def _check_filter(job: Job) -> None:
+    """Raise theirs when the content filter blocked every picture; one among several is a card of words."""
+    blocked = sum(is_blocked(job.verdict(p.number)) for p in job.pictures)
+    if blocked and blocked == len(job.pictures):
+        raise Refused(refusal(blocked, blocked), status=400, code=Blocked.code)
+
+
+def _converted(data: bytes, body: Images, marking: Marking) -> bytes:
+    """The PNG as it is, recipe inside, or another format with the same mark."""
+    if body.output_format == "png":
+        return data
+    image = Image.open(io.BytesIO(data))
+    return _encoded(xmp.made(image, xmp.source_type_of(image) or xmp.NONE), body, marking)
+
+
+def _encoded(image: Image.Image, body: Images, marking: Marking) -> bytes:
+    quality = 100 if body.output_compression is None else body.output_compression
+    if body.output_format == "png":
+        return marking.encode(image, compress_level=1)
+    if body.output_format == "jpeg":
+        quality = max(1, min(95, quality))
+    return marking.encode(image.convert("RGB"), body.output_format.upper(), quality=quality)
+
+
+def _usage() -> dict[str, Any]:
+    """Nothing is counted in tokens here."""
+    none = {"image_tokens": 0, "text_tokens": 0}
+    return {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "input_tokens_details": none}
+
+
+def _models(service: Service) -> list[str]:
+    base = service.engine.name
+    return [base, *(f"{base}:{p['name']}" for p in service.engine.describe()["presets"] if p.get("ready"))]
+
+
+def _model(service: Service, name: str) -> dict[str, Any]:
+    filter = service.filtering.mode if service.filtering else None
+    return {"id": name, "object": "model", "created": _SINCE, "owned_by": "minikin", "content_filter": filter}

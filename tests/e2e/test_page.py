@@ -1,0 +1,469 @@
+"""The page, in a real browser on a real server with the embedded base, and what of Gradio is closed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minikin.models.base import Base
+from minikin.server.fake_engine import Canary
+from minikin.server.jobs import Job
+from minikin.server.studio_engine import StudioEngine
+from minikin.studio import Studio
+from tests.helpers.browsers import browsing
+from tests.helpers.servers import Served, served
+
+pytest.importorskip("gradio", reason="the page needs the extra minikin[studio]")
+EXAMPLES = Path(__file__).parents[2] / "examples" / "my_teapot"
+SECTIONS = ("Paint", "Inpaint", "Concepts", "Teach", "Recipe")
+DESKTOP, PHONE = {"width": 1200, "height": 860}, {"width": 390, "height": 844}
+
+
+# ---- without a browser -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: Any) -> Iterator[Served]:
+    with served(Canary(), tmp_path_factory.mktemp("closed") / "s", page=True) as s:
+        yield s
+
+
+def test_the_page_is_there(closed: Served) -> None:
+    with closed.client() as c:
+        assert c.get("/").headers["location"] == "/studio/"
+        told = c.get("/studio/")
+        assert told.status_code == 200 and "connect-src 'self'" in told.headers["content-security-policy"]
+        for name in ("minikin", "paint", "inpaint", "concepts", "teach", "recipe", "live", "head"):
+            assert "javascript" in c.get(f"/page/{name}.js").headers["content-type"], name
+        assert c.get("/api/capabilities").json()["kinds"]["refine"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/gradio_api/upload"), ("GET", "/gradio_api/file=/etc/passwd"), ("GET", "/gradio_api/info"),
+        ("GET", "/gradio_api/proxy=https://example.org/"), ("POST", "/gradio_api/queue/join"),
+        ("POST", "/gradio_api/run/predict"), ("POST", "/gradio_api/call/x"), ("POST", "/login"),
+        ("GET", "/monitoring"), ("POST", "/gradio_api/component_server"), ("GET", "/gradio_api/openapi.json"),
+    ],
+)  # fmt: skip
+def test_what_the_page_does_not_need_of_gradio_is_closed(closed: Served, method: str, path: str) -> None:
+    with closed.client() as c:
+        told = c.request(method, f"/studio{path}", json={} if method == "POST" else None)
+        assert told.status_code == 404, told.text[:200]
+
+
+def test_the_gate_stands_before_the_page(tmp_path: Path) -> None:
+    with served(Canary(), tmp_path / "s", keys=["k"], page=True) as s, s.client() as c:
+        for path in ("/", "/studio/", "/studio/config", "/studio/theme.css", "/page/paint.js"):
+            told = c.get(path)
+            assert told.status_code == 401 and "Basic" in told.headers["www-authenticate"], path
+            assert c.get(path, auth=("me", "k")).status_code in (200, 307), path
+        foreign = {"Origin": "https://example.org", "X-API-Key": "k"}
+        assert c.get("/studio/", headers=foreign).status_code == 403
+
+
+def test_nothing_in_the_page_is_fetched_from_elsewhere(closed: Served) -> None:
+    """The sections' own files name no other host; Gradio's own page does in tags that fetch nothing."""
+    web = Path(__file__).parents[2] / "src" / "minikin" / "web" / "static"
+    for path in web.iterdir():
+        found = set(re.findall(r"https?://[\w.]+", path.read_text()))
+        assert found <= {"http://www.w3.org"}, (path.name, found)
+    with closed.client() as c:
+        text = c.get("/studio/").text
+    fetched = re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=\"(https?://[^\"]+)", text)
+    assert not [f for f in fetched if urlsplit(f).hostname != "127.0.0.1"]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_what_is_written_can_be_read(scheme: int) -> None:
+    """WCAG's contrast of 4.5 for every colour of words on every ground they stand on."""
+    text = (Path(__file__).parents[2] / "src" / "minikin" / "web" / "static" / "page.css").read_text()
+    pairs = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", text)
+    colours = {name: one[scheme] for name, *one in pairs}
+    grounds = ("paper", "sheet", "wash")
+    found = {
+        **{(ink, on): _contrast(colours[ink], colours[on]) for ink in ("ink", "soft", "accent", "good")
+           for on in grounds},
+        ("on-accent", "accent"): _contrast(colours["on-accent"], colours["accent"]),
+    }  # fmt: skip
+    assert {pair: round(c, 2) for pair, c in found.items() if c < 4.5} == {}
+    assert _contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01), "just too little"
+
+
+def _contrast(a: str, b: str) -> float:
+    def light(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05
+
+    return max(light(a), light(b)) / min(light(a), light(b))
+
+
+# ---- in a browser ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Base, tmp_path_factory: Any) -> Iterator[Served]:
+    with served(StudioEngine(Studio(tiny)), tmp_path_factory.mktemp("page") / "s", page=True) as s:
+        yield s
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with browsing() as one:
+        yield one
+
+
+@pytest.fixture
+def page(browser: Any, server: Served) -> Iterator[Any]:
+    """A page of its own; whatever it asks of another host, or says on the console, is an error."""
+    context = browser.new_context(viewport=DESKTOP)
+    one = context.new_page()
+    one.set_default_timeout(120_000)  # of waiting: a busy machine is no fault
+    foreign: list[str] = []
+    said: list[str] = []
+
+    def asked(request: Any) -> None:
+        parts = urlsplit(request.url)
+        if parts.scheme in ("http", "https", "ws", "wss") and parts.hostname != "127.0.0.1":
+            foreign.append(request.url)
+
+    one.on("request", asked)
+    one.on("websocket", asked)
+    one.on("pageerror", lambda e: said.append(str(e)))
+    opened(one, server)
+    yield one
+    shots = os.environ.get("MINIKIN_SHOTS")
+    if shots:
+        one.screenshot(path=f"{shots}/{os.environ['PYTEST_CURRENT_TEST'].split('::')[1].split(' ')[0]}.png")
+    context.close()
+    assert not foreign and not said
+
+
+def opened(page: Any, server: Served) -> None:
+    page.goto(f"{server.url}/")
+    page.wait_for_function("document.querySelector('#paint-preset')?.options.length > 0", timeout=120_000)
+
+
+def section(page: Any, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def live_picture(page: Any, after: int = 0) -> int:
+    """The number of the live picture that is shown, once it is a later one."""
+    page.wait_for_function(
+        f"Number(document.querySelector('#paint-shown')?.dataset.number ?? 0) > {after}", timeout=120_000
+    )
+    return int(page.locator("#paint-shown").get_attribute("data-number"))
+
+
+def drafts(page: Any, prompt: str = "a red car in the snow", n: int = 1) -> None:
+    page.select_option("#paint-preset", "turbo")
+    page.fill("#paint-n", str(n))
+    page.fill("#paint-prompt", prompt)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("#paint-tools:not([hidden])", timeout=240_000)
+
+
+def bytes_of(server: Served, page: Any, name: str = "paint") -> bytes:
+    """The file behind a section's Download."""
+    with server.client() as c:
+        return c.get(page.get_attribute(f"#{name}-download", "href")).content
+
+
+def picture_of(server: Served, page: Any, name: str = "paint") -> Image.Image:
+    return Image.open(io.BytesIO(bytes_of(server, page, name)))
+
+
+def photos(page: Any, name: str) -> None:
+    """Teach's form, filled but for the steps."""
+    section(page, "Teach")
+    page.set_input_files("#teach-files", [str(p) for p in sorted(EXAMPLES.glob("*.jpg"))[:3]])
+    page.fill("#teach-name", name)
+    page.fill("#teach-category", "teapot")
+
+
+@pytest.mark.slow
+def test_typing_paints_and_the_latest_wins(page: Any) -> None:
+    sent: dict[str, Any] = {}
+    steps = set()
+
+    def wished(frame: str) -> None:
+        sent.update(json.loads(frame))
+        steps.add(sent["steps"])
+
+    page.on("websocket", lambda socket: socket.on("framesent", wished))
+    page.focus("#paint-prompt")
+    page.keyboard.press("a")
+    while not sent:  # its way to the server is open: who types on is ahead of it
+        page.wait_for_timeout(20)
+    page.locator("#paint-prompt").press_sequentially(" red car in the snow", delay=5)
+    page.wait_for_function(
+        "document.querySelector('#paint-shown')?.dataset.prompt === 'a red car in the snow'", timeout=120_000
+    )
+    assert page.locator("#paint-shown").get_attribute("src").startswith("data:image/jpeg;base64,")
+    end = time.monotonic() + 60
+    while sent["steps"] != 2 and time.monotonic() < end:
+        page.wait_for_timeout(20)
+    assert sent["steps"] == 2 and steps == {1, 2}, "hurried while keys came, then in full"
+    page.fill("#paint-prompt", "a photo of <nobody")
+    page.fill("#paint-prompt", "a photo of <nobody>")
+    page.wait_for_function("document.querySelector('#paint-problem').textContent.includes('nobody')")
+    assert "Unknown concept 'nobody'" in page.inner_text("#paint-problem")
+
+
+@pytest.mark.slow
+def test_drafts_are_kept_picked_and_refined(page: Any, server: Served) -> None:
+    """Two drafts; after a reload they are there, and the form is as it was; one is refined at 1.5x."""
+    drafts(page, n=2)
+    assert page.get_attribute("#paint-download", "download") == "minikin-7.png"
+    assert "parameters" in picture_of(server, page).info
+    page.reload()
+    page.wait_for_selector(".mk-card")
+    assert page.input_value("#paint-prompt") == "a red car in the snow"
+    cards = page.locator(".mk-card").count()
+    assert cards >= 2 and page.is_disabled("#refine-go")
+    page.locator(".mk-card input").first.check()
+    page.select_option("#refine-size", "1.5x")
+    page.click("#refine-go")
+    page.wait_for_selector(".mk-card[data-kind=refine]", timeout=240_000)
+    assert "192x192" in page.inner_text("#paint-caption")
+
+
+# counts what is shown on the way
+@contextmanager
+def held_until(monkeypatch: Any) -> Iterator[threading.Event]:
+    """Jobs stop after each step until the event, or until they are cancelled: however slow the browser is."""
+    step, released = Job.step, threading.Event()
+
+    def held(job: Job, *args: Any, **kwargs: Any) -> None:
+        step(job, *args, **kwargs)
+        while not (job.cancelled.wait(0.1) or released.is_set()):
+            pass
+
+    with monkeypatch.context() as m:
+        m.setattr(Job, "step", held)
+        try:
+            yield released
+        finally:
+            released.set()
+
+
+PREVIEWS = """() => {
+  const shown = document.querySelector('#inpaint-shown');
+  window.previews = 0;
+  new MutationObserver(() => { previews += shown.src.startsWith('data:image/jpeg'); }).observe(
+    shown, {attributeFilter: ['src']});
+}"""
+
+
+@pytest.mark.slow
+def test_inpainting_under_a_drawn_mask(page: Any, server: Served, monkeypatch: Any) -> None:
+    drafts(page)
+    before = np.asarray(picture_of(server, page).convert("RGB"))
+    page.click("#paint-to-inpaint")
+    page.wait_for_selector("#inpaint-mask", state="visible")
+    page.wait_for_function("document.querySelector('#inpaint-mask').width === 128")
+    page.fill("#inpaint-prompt", "a yellow duck")
+    page.select_option("#inpaint-preset", "turbo")
+    page.click("#inpaint-go")
+    assert "Draw over" in page.inner_text("#inpaint-problem")
+    box = page.locator("#inpaint-mask").bounding_box()
+    at = [(box["x"] + box["width"] * a, box["y"] + box["height"] * b) for a, b in ((0.3, 0.5), (0.6, 0.6))]
+    page.mouse.move(*at[0])
+    page.mouse.down()
+    page.mouse.move(*at[1], steps=5)
+    page.mouse.up()
+    page.evaluate(PREVIEWS)
+    with held_until(monkeypatch) as seen:
+        page.click("#inpaint-go")
+        page.wait_for_function("previews > 0", timeout=240_000)
+        seen.set()
+        page.wait_for_selector("#inpaint-tools:not([hidden])", timeout=240_000)
+    after = np.asarray(picture_of(server, page, "inpaint").convert("RGB"))
+    changed = (before != after).any(-1)
+    assert after.shape == before.shape and 100 < changed.sum() < 0.4 * changed.size
+    assert not changed[:20].any() and not changed[:, -20:].any(), "far from the brush not a byte moves"
+    page.fill("#extend-right", "32")
+    page.click("#brush-clear")
+    page.click("#inpaint-go")
+    page.wait_for_function(
+        "document.querySelector('#inpaint-caption').textContent.includes('160x128')", timeout=60_000
+    )
+
+
+@pytest.mark.slow
+def test_the_mask_is_drawn_by_keyboard_too(page: Any) -> None:
+    drafts(page)
+    page.click("#paint-to-inpaint")
+    page.wait_for_function("document.querySelector('#inpaint-mask').width === 128")
+    page.focus("#inpaint-mask")
+    for key in ("ArrowRight", "ArrowDown", "Space"):
+        page.keyboard.press(key)
+    alpha = """c => c.getContext('2d').getImageData(0, 0, 128, 128).data
+        .filter((v, i) => i % 4 === 3 && v > 200).length"""
+    assert page.eval_on_selector("#inpaint-mask", alpha) > 50
+    page.click("#brush-undo")
+    page.focus("#paint-prompt") if page.is_visible("#paint-prompt") else page.focus("#inpaint-prompt")
+    assert page.eval_on_selector("#inpaint-mask", alpha) == 0
+
+
+@pytest.mark.slow
+def test_teaching_in_the_page(page: Any, server: Served) -> None:
+    """Photos, masks to accept, a strip of samples, the concept on the shelf, a slider that repaints."""
+    section(page, "Teach")
+    page.click("#teach-go")
+    assert "photos first" in page.inner_text("#teach-problem")
+    photos(page, "pot")
+    page.click("#teach-look")
+    page.wait_for_selector(".mk-veil", timeout=240_000)
+    assert page.locator(".mk-veil").count() == 3
+    page.locator("#teach-photos input[type=checkbox]").first.uncheck()
+    assert page.locator(".mk-veil").count() == 2
+    page.fill("#teach-steps", "6")
+    page.fill("#teach-every", "3")
+    page.click("#teach-go")
+    page.wait_for_selector("#teach-done:not([hidden])", timeout=480_000)
+    assert "<pot> is taught" in page.inner_text("#teach-problem")
+    assert page.locator("#teach-film img").count() >= 1
+    page.click("#teach-paint")
+    page.wait_for_selector("#strength-pot")
+    number = live_picture(page)
+    page.locator("#strength-pot").fill("0.4")
+    assert "<pot:0.4>" in page.input_value("#paint-prompt")
+    live_picture(page, number)
+    section(page, "Concepts")
+    page.wait_for_selector(".mk-concept")
+    assert page.locator(".mk-concept img").evaluate("i => i.decode().then(() => i.naturalWidth)") == 96
+    sweep_chart(page)
+    section(page, "Concepts")
+    twice = (
+        "b => { b.click(); const asked = b.textContent; b.click(); return asked; }"  # it waits for 3 s alone
+    )
+    assert page.get_by_role("button", name="Delete").evaluate(twice) == "Really?"
+    page.wait_for_selector("#concepts-none:not([hidden])")
+
+
+def sweep_chart(page: Any) -> None:
+    """A sweep's points; a click on one sets the strength in the prompt."""
+
+    def row(strength: float, likeness: float, alignment: float) -> dict[str, Any]:
+        return {"strength": strength, "tau": None, "switch": 0.0, "guidance": 4.5,
+                "likeness": {"value": likeness}, "alignment": {"value": alignment}}  # fmt: skip
+
+    rows = [row(0.5, 0.2, 0.9), row(1.0, 0.5, 0.7), row(1.3, 0.6, 0.4)]
+    facts = {"concept": {"name": "pot"}, "preset": "quality", "axis": "alignment", "measured": rows,
+             "front": rows, "points": {"balanced": rows[1], "faithful": rows[2]}}  # fmt: skip
+    data = {"name": "quality.json", "mimeType": "application/json", "buffer": json.dumps(facts).encode()}
+    page.set_input_files("#sweep-file", data)
+    page.wait_for_selector("#sweep-chart circle")
+    assert page.locator("#sweep-chart circle").count() == 3
+    page.locator("#sweep-chart circle").nth(2).click()
+    page.wait_for_function("document.querySelector('#paint-prompt').value.includes('<pot:1.3>')")
+
+
+@pytest.mark.slow
+def test_stop_and_keep_and_cancel(page: Any, server: Served, monkeypatch: Any) -> None:
+    photos(page, "kept")
+    page.fill("#teach-steps", "2000")
+    page.click("#teach-go")
+    page.wait_for_function("document.querySelector('#teach-progress progress').value > 0.001", timeout=240_000)
+    page.click("#teach-stop")
+    page.wait_for_selector("#teach-done:not([hidden])", timeout=240_000)
+    assert "<kept> is taught" in page.inner_text("#teach-problem")
+    section(page, "Paint")
+    page.uncheck("#paint-live")
+    page.select_option("#paint-preset", "quality")
+    page.fill("#paint-steps", "50")
+    page.fill("#paint-n", "10")
+    page.fill("#paint-prompt", "a red car in the snow")
+    with held_until(monkeypatch):
+        page.click("#paint-go")
+        page.wait_for_function("document.querySelector('#paint-progress progress').value > 0", timeout=240_000)
+        page.click("#paint-cancel")
+        page.wait_for_function(
+            "document.querySelector('#paint-problem').textContent === 'Cancelled.'", timeout=120_000
+        )
+    assert page.is_hidden("#paint-progress") and page.is_enabled("#paint-go")
+    page.fill("#paint-steps", "")
+
+
+@pytest.mark.slow
+def test_a_picture_brings_its_recipe_back(page: Any, server: Served, tmp_path: Path) -> None:
+    drafts(page, "a blue boat on the sea")
+    picture = tmp_path / "boat.png"
+    picture.write_bytes(bytes_of(server, page))
+    page.fill("#paint-prompt", "something else")
+    section(page, "Recipe")
+    page.set_input_files("#recipe-file", str(picture))
+    page.wait_for_selector("#recipe-found:not([hidden])")
+    assert "Painted with turbo, seed 7" in page.inner_text("#recipe-chain")
+    page.click("#recipe-use")
+    assert page.input_value("#paint-prompt") == "a blue boat on the sea"
+    assert page.input_value("#paint-preset") == "turbo"
+    bare = tmp_path / "bare.png"
+    Image.new("RGB", (64, 64)).save(bare)
+    section(page, "Recipe")
+    for path, words in ((bare, "carries no recipe"), (Path(__file__), "is no JPEG, PNG or WebP")):
+        page.set_input_files("#recipe-file", str(path))
+        page.wait_for_function(f"document.querySelector('#recipe-problem').textContent.includes('{words}')")
+
+
+@pytest.mark.slow
+def test_by_keyboard(page: Any) -> None:
+    """The order of tabbing is that of reading, every stop shows its focus and has a name."""
+    page.focus("#paint-prompt")
+    order = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        order.append(page.evaluate("document.activeElement.id || document.activeElement.tagName.toLowerCase()"))
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", order[-1]
+    wanted = [
+        "paint-live",
+        "paint-preset",
+        "paint-steps",
+        "paint-seed",
+        "paint-dice",
+        "paint-n",
+        "summary",
+        "paint-go",
+    ]
+    assert [x for x in order if x in wanted] == wanted
+    unnamed = """() => [...document.querySelectorAll('#sections :is(input, textarea, select, button, canvas)')]
+        .filter(e => !(e.labels?.length || e.getAttribute('aria-label') || e.textContent.trim()))
+        .map(e => e.id || e.outerHTML.slice(0, 80))"""
+    for name in SECTIONS:
+        section(page, name)
+        assert page.evaluate(unnamed) == []
+
+
+@pytest.mark.slow
+def test_on_a_phone(page: Any) -> None:
+    """390 px: nothing is wider than the screen, in no section; fields do not zoom (16 px)."""
+    page.set_viewport_size(PHONE)
+    drafts(page, n=3)
+    for name in SECTIONS:
+        section(page, name)
+        page.wait_for_timeout(150)
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, name
+        if os.environ.get("MINIKIN_SHOTS"):
+            page.screenshot(path=f"{os.environ['MINIKIN_SHOTS']}/phone-{name}.png", full_page=True)
+    assert page.eval_on_selector("#paint-prompt", "e => getComputedStyle(e).fontSize") == "16px"
+    paper = "getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(paper) == "rgb(250, 249, 246)"
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate(paper) == "rgb(23, 22, 20)"

@@ -1,0 +1,365 @@
+"""Workflows from the command line: drafts, the best of them, refined, inpainted, and repeated."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
+from typer.testing import CliRunner
+
+from minikin import Studio
+from minikin.cli.app import app
+from minikin.errors import BadPhoto, BadRecipe, NoNetwork
+from minikin.evaluation.best_of import Chooser, ranked
+from minikin.generation import lineage, output, source
+from minikin.generation.sampler import Painted
+from minikin.generation.source import Source, inherited
+from minikin.images import metadata
+from minikin.models.base import Base
+from minikin.recipes import Best, Inpaint, Paint, Refine
+from minikin.server.decode import decode
+from minikin.server.limits import Limits
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(autouse=True)
+def in_own_folder(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def made(path: str | Path) -> dict[str, Any]:
+    return metadata.read(path).recipe
+
+
+def square_mask() -> Path:
+    pixels = np.zeros((128, 128), np.uint8)
+    pixels[40:100, 50:110] = 255
+    Image.fromarray(pixels).save("mask.png")
+    return Path("mask.png")
+
+
+def test_draft_refine_inpaint_redo(cli: Any) -> None:
+    """The whole way: each picture knows the one before, and the last brings all of them back, identical."""
+    assert cli("paint", "a red car", "-n", 3, "--preset", "turbo", "--seed", 4, "--out", "d")[0] == 0
+    code, out, err = cli("refine", "d/a-red-car-5.png", "--preset", "quality", "--steps", 5, "--size", "1.25x",
+                         "--out", "r.png")  # fmt: skip
+    assert code == 0, err
+    record = made("r.png")
+    assert record["work"] == "refine" and record["recipe"]["prompt"] == "a red car" and record["seed"] == 5
+    assert record["recipe"]["preset"] == "quality" and record["recipe"]["guidance"] is not None
+    assert record["parent"]["made"]["preset"] == "turbo" and record["parent"]["file"] == "a-red-car-5.png"
+    assert metadata.read("r.png").settings["Denoising strength"] == "0.4"
+    assert Image.open("r.png").size == (160, 160)
+    Image.open(square_mask()).resize((160, 160)).save("mask.png")
+    code, _, err = cli("inpaint", "r.png", "a duck", "--mask", "mask.png", "--steps", 3, "--extend", "right=20",
+                       "--out", "i.png")  # fmt: skip
+    assert code == 0, err
+    assert made("i.png")["parent"]["made"]["parent"]["made"]["seed"] == 5
+    _, out, _ = cli("show", "i.png")
+    assert "Made from: r.png, refine 'a red car', seed 5" in out
+    assert "Made from: a-red-car-5.png, paint 'a red car', seed 5" in out
+    nearest, draft = json.loads(cli("show", "i.png", "--json")[1])["parents"]
+    assert nearest["pixels"] == made("i.png")["parent"]["pixels"] and nearest["work"] == "refine"
+    assert draft["sha256"] == hashlib.sha256(Path("d/a-red-car-5.png").read_bytes()).hexdigest()
+    for lost in ("r.png", "mask.png", "d/a-red-car-5.png"):
+        Path(lost).unlink()
+    code, out, err = cli("redo", "i.png", "--out", "again.png", "--json")
+    assert code == 0, err
+    assert json.loads(out.splitlines()[-1]) == {"event": "redo", "largest_difference": 0}
+    now, then = made("again.png"), made("i.png")
+    assert now["recipe"].pop("points") == {} and then["recipe"].pop("points") is None  # pinned: none of then
+    assert now == then
+
+
+def test_redo_wants_a_picture_that_minikin_did_not_paint(cli: Any) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((128, 128)).save("photo.png")
+    assert cli("refine", "photo.png", "--prompt", "a car", "--steps", 2, "--out", "o/r.png")[0] == 0
+    code, _, err = cli("redo", "o/r.png")
+    assert code == 3 and "made from photo.png" in err and "give it with --source" in err
+    assert "identical" in cli("redo", "o/r.png", "--source", "photo.png")[1]
+    assert "identical" in cli("redo", "o/r.png", "--source", ".")[1]
+    Image.new("RGB", (128, 128)).save("photo.png")  # another picture of that name
+    assert cli("redo", "o/r.png", "--source", ".")[0] == 3
+    Image.fromarray(pixels).resize((128, 128)).save("o/photo.png")  # beside it, in another file
+    assert "identical" in cli("redo", "o/r.png")[1]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [{"recipe": []}, {"recipe": {"prompt": "a"}}, {"recipe": {"prompt": "a"}, "seed": 1, "batch": 3},
+     {"recipe": {"prompt": "a"}, "seed": 1, "work": []}, {"recipe": {"prompt": "a"}, "seed": 1, "mask": [1]},
+     {"recipe": {"prompt": "a"}, "seed": 5, "batch": {"seed": 0, "n": 1}},
+     {"recipe": {"prompt": "a"}, "seed": 1, "concepts": ["tom"]},
+     {"recipe": {"prompt": "a"}, "seed": 1, "adapters": {"style": "x"}},
+     {"recipe": {"prompt": "a"}, "seed": 1, "parent": {}},
+     {"recipe": {"prompt": "a"}, "seed": 1, "work": "refine", "parent": {"pixels": "", "made": {"seed": 1}}}],
+)  # fmt: skip
+def test_a_strangers_record_ends_in_words(cli: Any, record: dict[str, Any]) -> None:
+    info = PngInfo()
+    info.add_text("minikin", json.dumps(record))
+    info.add_text("parameters", "a cat\nSteps: 2, Seed: 1")
+    Image.new("RGB", (64, 64)).save("odd.png", pnginfo=info)
+    assert cli("show", "odd.png")[0] == 0
+    code, _, err = cli("redo", "odd.png")
+    assert code in (2, 3) and err.count("\n") == 1 and "unexpected" not in err, err
+
+
+@pytest.mark.parametrize("verb", [("show",), ("redo",), ("refine", "--prompt", "a")])
+def test_a_picture_of_too_many_pixels_ends_in_words(cli: Any, verb: tuple[str, ...], monkeypatch: Any) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("RGB", (64, 64)).save("bomb.png")
+    code, _, err = cli(verb[0], "bomb.png", *verb[1:])
+    assert code == 3 and "bomb.png cannot be read as a picture" in err, err
+
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def swapped(letter: str) -> bytes:
+    """A profile whose red is sRGB's green, named this letter and RGB."""
+    other = SRGB.replace(b"rXYZ", b"????", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"????", b"gXYZ", 1)
+    name = letter.encode()
+    return other.replace(b"s\0R\0G\0B", name + b"\0R\0G\0B").replace(b"sRGB", name + b"RGB")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_the_server_sees_the_same_colours(mode: str, form: str) -> None:
+    image, data = Image.new(mode, (16, 16), (200, 30, 60, 90)[: len(mode)]), io.BytesIO()
+    image.save(data, form, icc_profile=swapped("z"), lossless=True)
+    seen = decode(data.getvalue(), "picture", Limits())
+    with Image.open(data) as opened:
+        assert Source.of(seen).pixels == Source.of(opened).pixels
+    assert (
+        seen.mode == mode
+        and seen.getpixel((3, 3))[1] > 150
+        and seen.getpixel((3, 3))[3:] == (90,)[: len(mode) - 3]
+    )
+
+
+def test_redo_takes_the_file_that_was_recorded(cli: Any, monkeypatch: Any) -> None:
+    """By its hash, or by its pixels without regard to its profile, as they were recorded once."""
+    pixels = np.random.default_rng(0).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+    Image.fromarray(pixels).resize((128, 128)).save("photo.png", icc_profile=swapped("z"))
+    with monkeypatch.context() as m:
+        m.setattr(source, "plain", lambda image: image.convert("RGB"))
+        assert cli("refine", "photo.png", "--prompt", "a car", "--steps", 2, "--out", "r.png")[0] == 0
+    assert cli("redo", "r.png")[0] == 0
+    Image.open("photo.png").save("copy.png", icc_profile=swapped("z"), compress_level=1)
+    Path("photo.png").unlink()
+    assert "identical" in cli("redo", "r.png", "--source", "copy.png")[1]
+
+
+def test_redo_spares_the_picture_itself(cli: Any) -> None:
+    assert cli("paint", "a car", "--steps", 1, "--out", "c.png")[0] == 0
+    before = Path("c.png").read_bytes()
+    code, _, err = cli("redo", "c.png", "--out", "c.png")
+    assert code == 2 and "the picture itself" in err and Path("c.png").read_bytes() == before
+    assert "replaced" not in cli("redo", "c.png", "--out", "d.png")[2]
+    assert "d.png was there and is replaced" in cli("redo", "c.png", "--out", "d.png")[2]
+
+
+def test_colours_are_those_of_the_profile() -> None:
+    """A profile whose red is sRGB's green; and nothing of a picture but its pixels goes on."""
+    own, other = SRGB, swapped("z")
+    red = Image.new("RGB", (8, 8), (255, 0, 0))
+    for profile, seen in (
+        (None, (255, 0, 0)),
+        (own, (255, 0, 0)),
+        (other, (0, 255, 0)),
+        (swapped("s") + b"linear", (0, 255, 0)),
+        (b"none", (255, 0, 0)),
+    ):
+        red.info = {"transparency": (1, 2, 3)} | ({} if profile is None else {"icc_profile": profile})
+        shown = Source.of(red).image
+        assert not shown.info and np.abs(np.subtract(shown.getpixel((3, 3)), seen)).max() <= 6, profile
+
+
+def test_forebears_of_a_strangers_record() -> None:
+    """Whatever it holds, it is shown as far as it goes."""
+    odd = {"parent": {"file": 3, "made": {"parent": "x", "recipe": 3, "concepts": {"tom": [1], "rex": {}}}}}
+    assert lineage.forebears(odd) == [{"file": 3, "work": "paint", "concepts": {"rex": ""}}]
+    for nothing in ({}, {"parent": []}, {"concepts": [1]}):
+        assert lineage.forebears(nothing) == [] and lineage.concepts_of(nothing) == {}
+
+
+def test_a_large_mask_lies_beside_its_picture(cli: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(output, "LARGEST_MASK", 10)
+    cli("paint", "a red car", "--steps", 2, "--out", "d.png")
+    code, _, err = cli("inpaint", "d.png", "a duck", "--mask", square_mask(), "--out", "i.png")
+    assert code == 0, err
+    assert made("i.png")["mask"]["file"] == "i.mask.png"
+    assert "identical" in cli("redo", "i.png")[1]
+    Path("i.mask.png").unlink()
+    code, _, err = cli("redo", "i.png")
+    assert code == 3 and "is too large to be inside the picture" in err
+
+
+def test_a_record_that_grows_too_long_forgets_its_farthest_parents() -> None:
+    record: dict[str, Any] = {"work": "paint", "recipe": {"prompt": "x" * 1000}, "seed": 0}
+    for k in range(30):
+        parent = {"pixels": "0" * 64, "file": f"{k}.png", "made": record}
+        record = {"work": "refine", "recipe": {"prompt": "x" * 1000}, "seed": 0, "parent": parent}
+    assert metadata.bounded(record, 100_000) == record
+    short = metadata.bounded(record, 10_000)
+    assert len(json.dumps(short)) <= 10_000
+    n = 0
+    while "made" in short["parent"]:
+        n, short = n + 1, short["parent"]["made"]
+    assert n > 5 and short["parent"]["left_out"] and short["parent"]["file"]
+    with pytest.raises(BadPhoto, match="its record was too long to be kept"):
+        list(lineage.again({**short, "recipe": {"prompt": "x"}}, lambda *_: iter(())))
+    with pytest.raises(BadRecipe, match="'dance', which this version"):
+        lineage.recipe_of({"work": "dance", "recipe": {}, "seed": 0})
+
+
+def test_the_same_record_whatever_the_file(tiny: Base, tmp_path: Path) -> None:
+    """Pixels are hashed, so metadata may be lost; a file's own hash is kept beside."""
+    picture = Image.new("RGB", (32, 32), "red")
+    picture.save("a.png")
+    picture.save("b.png", compress_level=0)
+    a, b = Source.of("a.png"), Source.of(Path("b.png"))
+    assert a.pixels == b.pixels == Source.of(picture).pixels and a.sha256 != b.sha256
+    assert a.parent()["size"] == [32, 32] and "made" not in a.parent()
+
+
+# ---- what is inherited --------------------------------------------------------------------------------
+
+
+def own(**recipe: Any) -> Source:
+    told = Paint.make(**{"prompt": "a car", "negative": "blur", "preset": "turbo", "steps": 4, **recipe})
+    record = {"recipe": told.model_dump(exclude={"n", "batch"}), "seed": 9}
+    return Source(Image.new("RGB", (64, 64)), "a.png", "", record)
+
+
+def test_a_picture_is_refined_by_its_own_recipe() -> None:
+    found = inherited(Refine, own(width=64, height=64, lock="global"), {"strength": 0.3, "steps": None})
+    assert (found.prompt, found.negative, found.preset, found.steps) == ("a car", "blur", "turbo", 4)
+    assert (found.seed, found.lock, found.strength, found.width) == (9, "global", 0.3, None)
+    assert found.n == 1
+    assert inherited(Refine, own(guidance=0, switch=0), {}).model_dump()["switch"] == 0.0  # 0 is an answer
+
+
+@pytest.mark.parametrize("change", [{"preset": "quality"}, {"base": "sd15"}])
+def test_another_preset_or_base_brings_its_own_settings(change: dict[str, Any]) -> None:
+    found = inherited(Inpaint, own(guidance=1.0, scheduler="LCM"), change)
+    assert found.steps is None and found.guidance is None and found.scheduler is None
+    assert found.preset == change.get("preset") and found.prompt == "a car"
+    assert inherited(Refine, own(), {"base": "tiny", "preset": "turbo"}).steps == 4  # the same: nothing changes
+
+
+def test_pictures_of_other_programs_bring_prompt_and_seed(tmp_path: Path) -> None:
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text(
+        "parameters", "a fox\nNegative prompt: blurry\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 42"
+    )
+    Image.new("RGB", (64, 64)).save("fox.png", pnginfo=info)
+    found = inherited(Refine, Source.of("fox.png"), {})
+    assert (found.prompt, found.negative, found.seed, found.steps) == ("a fox", "blurry", 42, None)
+
+
+# ---- the best of many ---------------------------------------------------------------------------------
+
+
+class Likes:
+    """A judge that finds pictures the better the redder; its photos are red."""
+
+    name, reads = "red", True
+
+    def images(self, pictures: Any) -> torch.Tensor:
+        return torch.from_numpy(np.stack([np.asarray(p).mean((0, 1)) / 255 for p in pictures])).float()
+
+    likeness = images
+
+    def texts(self, captions: Any) -> torch.Tensor:
+        return torch.tensor([[1.0, 0, 0]] * len(captions))
+
+
+def drafts(*reds: int) -> list[Painted]:
+    return [Painted(Image.new("RGB", (8, 8), (red, 0, 0)), 10 + k) for k, red in enumerate(reds)]
+
+
+def test_the_best_come_first_with_their_scores() -> None:
+    chooser = Chooser(Likes(), "a car", None)  # type: ignore[arg-type]
+    best, found = chooser.best(drafts(100, 250, 0, 200), 2)
+    assert [one.seed for one in best] == [11, 13]
+    assert found[11] == {"rank": 1, "of": 4, "judge": "red", "alignment": round(250 / 255, 4)}
+    assert [found[10 + k]["rank"] for k in range(4)] == [3, 1, 4, 2]
+
+
+def test_likeness_counts_as_much_as_alignment() -> None:
+    assert ranked([0.1, 0.2, 0.3]) == [2, 1, 0]
+    assert ranked([0.10, 0.11, 0.12], [0.9, 0.5, 0.1]) == [0, 1, 2]  # equal sums keep the seeds' order
+    assert ranked([0.10, 0.11, 0.12], [0.1, 0.9, 0.1])[0] == 1
+    assert ranked([0.5, 0.5], [0.1, 0.2]) == [1, 0]  # what is the same for all says nothing
+
+
+def test_best_of_from_the_command_line(cli: Any) -> None:
+    code, out, err = cli("paint", "a photo of a red car", "--preset", "turbo", "--best-of", 4, "-n", 2,
+                         "--seed", 3, "--out", "o", "--json")  # fmt: skip
+    assert code == 0, err
+    told = [line for line in map(json.loads, out.splitlines()) if line["event"] == "picture"]
+    assert [line["rank"] for line in told] == [1, 2] and told[0]["alignment"] >= told[1]["alignment"]
+    record = made(told[0]["path"])
+    assert record["chosen"] == {k: told[0][k] for k in ("rank", "of", "judge", "alignment")}
+    assert len(list(Path("o").glob("*.png"))) == 3  # two and their sheet
+    assert "identical" in cli("redo", told[0]["path"])[1]
+    assert made(next(Path("out").glob("*again.png")))["chosen"] == record["chosen"]
+
+
+def test_best_of_with_a_judge_that_is_not_here(tiny: Base, bases: dict[str, Base], monkeypatch: Any) -> None:
+    """Said before anything is painted."""
+    studio = Studio(bases["sd15"])
+    monkeypatch.setattr(Base, "architecture", property(lambda self: "sd1"))
+    with pytest.raises(NoNetwork, match="clip-b32"):
+        list(studio.choosing(Paint(prompt="a cat"), Best(of=2)))
+    with pytest.raises(BadRecipe, match="knows tiny's own world alone"):
+        list(studio.choosing(Paint(prompt="a cat"), Best(of=2, judge="tiny")))
+    with pytest.raises(BadRecipe, match="Of 2 pictures no 3 can be kept"):
+        list(studio.choosing(Paint(prompt="a cat", n=3), Best(of=2)))
+
+
+# ---- misuse -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("args", "code", "words"), [
+    (["refine", "gone.png"], 3, "cannot be read as a picture"),
+    (["refine", "plain.png"], 2, "carries no prompt"),
+    (["refine", "plain.png", "plain.png", "--prompt", "a", "--out", "x.png"], 2, "give --out a folder"),
+    (["refine", "plain.png", "--prompt", "a", "--strength", "0"], 2, "strength: must be"),
+    (["inpaint", "plain.png", "a cat"], 2, "Say what to paint"),
+    (["inpaint", "plain.png", "a cat", "--mask", "gone.png"], 3, "The mask gone.png cannot be read"),
+    (["inpaint", "plain.png", "a cat", "--extend", "sideways=3"], 2, "left=64,right=64"),
+    (["paint", "a cat", "--judge", "tiny"], 2, "say of how many with --best-of"),
+])  # fmt: skip
+def test_misuse(cli: Any, args: list[str], code: int, words: str) -> None:
+    Image.new("RGB", (64, 64)).save("plain.png")
+    found, _, err = cli(*args)
+    assert found == code and words in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["refine", "inpaint"])
+def test_help_names_what_people_look_for(verb: str) -> None:
+    text = CliRunner().invoke(app, [verb, "--help"], terminal_width=200).output
+    assert "--strength" in text and "--preset" in text
+    assert ("--size" in text and "2x" in text) if verb == "refine" else "--mask" in text and "--extend" in text
+
+
+def test_a_picture_that_is_not_there_is_told_in_words(cli: Any) -> None:
+    code, _, err = cli("refine", "nothing.png")
+    assert code == 3 and "nothing.png cannot be read as a picture: No such file or directory." in " ".join(
+        err.split()
+    )
+    assert "Errno" not in err

@@ -1,0 +1,218 @@
+"""Engines agree with PyTorch within what they state, export once, and never stop the painting."""
+
+from __future__ import annotations
+
+import gc
+import os
+import time
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from minikin.errors import BadRecipe, UnknownName
+from minikin.files import atomic_folder, cache_folder
+from minikin.models import backends
+from minikin.models.base import Base
+from minikin.models.prompt import parse
+from minikin.perfusion.conditioning import condition
+from tests.conftest import FAMILIES, build_pipeline
+
+
+def call(base: Base, n: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    """One U-Net call and one decoding of fixed noise."""
+    g = torch.Generator().manual_seed(0)
+    side = base.unet.config.sample_size
+    x = torch.randn((n, base.unet.config.in_channels, side, side), generator=g)
+    (made,) = condition(base, [parse("a cat on the beach", {})], {}, copies=n)
+    more: dict[str, Any] = base.conditions(n, made.pooled)
+    if base.has_guidance_embedding:
+        more["timestep_cond"] = torch.randn((n, base.unet.config.time_cond_proj_dim), generator=g)
+    with torch.no_grad():
+        out = base.unet(x, torch.tensor(801), made.kv, **more).sample
+        z = torch.randn((n, base.vae.config.latent_channels, side, side), generator=g)
+        return out, base.vae.decode(z).sample
+
+
+@pytest.fixture(scope="module")
+def openvino() -> backends.OpenVino:
+    pytest.importorskip("openvino", reason="the extra minikin[openvino] is not installed")
+    return backends.OpenVino("float32")
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "lcm-sd15"])
+def test_openvino_agrees_in_float32(family: str, bases: dict[str, Base], openvino: backends.OpenVino) -> None:
+    """To 1e-4 of the output's deviation; and the U-Net is its own again afterwards."""
+    assert family in FAMILIES
+    base = bases[family]
+    own = call(base)
+    heard: list[str] = []
+    with openvino.on(base, heard.append):
+        theirs = call(base)
+    assert not heard
+    for a, b in zip(own, theirs, strict=True):
+        assert float((a - b).abs().max()) <= 1e-4 * float(a.std())
+    assert all(torch.equal(a, b) for a, b in zip(own, call(base), strict=True))
+
+
+def test_openvino_exports_once(bases: dict[str, Base], openvino: backends.OpenVino, monkeypatch: Any) -> None:
+    """The second process finds the exported models in the cache; other weights are other models."""
+    base = bases["sd15"]
+    with openvino.on(base):
+        call(base)
+    before = sorted(p.name for p in (cache_folder() / "openvino").iterdir())
+    again = backends.OpenVino("float32")
+    monkeypatch.setattr(again._ov, "convert_model", lambda *_a, **_k: pytest.fail("exported twice"))
+    with again.on(base):
+        call(base)
+    assert sorted(p.name for p in (cache_folder() / "openvino").iterdir()) == before
+    x = {"sample": torch.zeros(1, 4, 8, 8)}
+    keys = {backends._key(b, b.unet, x) for b in (base, bases["sdxl"])}
+    monkeypatch.setattr(base, "worn", "style 0.8")
+    assert len(keys | {backends._key(base, base.unet, x)}) == 3
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [pytest.param("aot_eager", marks=pytest.mark.slow), pytest.param("inductor", marks=pytest.mark.soak)],
+)
+def test_compile_agrees(backend: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """To 1e-4 of the output's deviation. Inductor's C++ takes minutes to build, its graphs seconds to trace."""
+    base = Base(build_pipeline("sd15", tmp_path), "sd15")
+    own = call(base)
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **how: real(f, backend=backend, **how))
+    heard: list[str] = []
+    with backends.Compiled().on(base, heard.append):
+        theirs = call(base)
+    assert not heard
+    assert base.__dict__["_compiled"], "nothing was compiled"
+    for a, b in zip(own, theirs, strict=True):
+        assert float((a - b).abs().max()) <= 1e-4 * float(a.std())
+    assert all(torch.equal(a, b) for a, b in zip(own, call(base), strict=True))
+
+
+@pytest.mark.parametrize("name", ["openvino", "compile"])
+def test_a_failing_engine_warns_once_and_paints_on(name: str, bases: dict[str, Base], monkeypatch: Any) -> None:
+    base = Base(bases["sd15"].pipe)  # a base keeps what was compiled
+    own = call(base)
+
+    def broken(*_a: Any, **_k: Any) -> Any:
+        raise RuntimeError("no such operation\nand a long trace")
+
+    if name == "openvino":
+        pytest.importorskip("openvino")
+        made: Any = backends.OpenVino("float32")
+        monkeypatch.setattr(made, "_compiled", broken)
+    else:
+        monkeypatch.setattr(torch, "compile", lambda *_a, **_k: broken)
+        made = backends.Compiled()
+    heard: list[str] = []
+    for _ in range(2):
+        with made.on(base, heard.append):
+            theirs = call(base)
+        assert all(torch.equal(a, b) for a, b in zip(own, theirs, strict=True))
+    assert len(heard) == 1 and "no such operation" in heard[0] and "long trace" not in heard[0]
+
+
+def test_a_half_written_export_is_not_used(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> None:
+    """A full disk while exporting: a warning, the picture, and nothing left in the cache."""
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("MINIKIN_CACHE", str(tmp_path))
+    made = backends.OpenVino("float32")
+
+    def full(*_a: Any, **_k: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(made._ov, "save_model", full)
+    heard: list[str] = []
+    with made.on(bases["sd15"], heard.append):
+        call(bases["sd15"])
+    assert "the disk is full" in heard[0] and not list((tmp_path / "openvino").iterdir())
+
+
+def test_what_is_compiled_goes_with_its_base(tmp_path: Path, monkeypatch: Any) -> None:
+    """The process-wide engine keeps no base alive, and compiles a module once, whatever LoRAs are on."""
+    made: list[Any] = []
+
+    def compiled(forward: Any, **_: Any) -> Any:
+        made.append(None)
+        return lambda *args, **kwargs: forward(*args, **kwargs)  # holds what it compiled, as torch does
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    monkeypatch.setattr(backends, "_MADE", {})
+    base = Base(build_pipeline("sd15", tmp_path))
+    for base.worn in ("", "style 0.8", "style 0.7"):
+        with backends.engine("compile").on(base):
+            call(base)
+    unet = weakref.ref(base.unet)
+    del base
+    gc.collect()
+    assert unet() is None and len(made) == 2  # the U-Net and the decoder
+
+
+def test_openvino_keeps_the_last_models_in_memory(
+    bases: dict[str, Base], openvino: backends.OpenVino, monkeypatch: Any
+) -> None:  # fmt: skip
+    """Every strength of a LoRA is an export: beyond the limit the longest unused goes, never the last two."""
+    base, used = bases["sd15"], []
+
+    def compiled(key: str, *_: Any) -> tuple[Any, int]:
+        used.append(key)
+        return lambda inputs: [inputs[0]], 10
+
+    monkeypatch.setattr(openvino, "_compiled", compiled)
+    monkeypatch.setattr(openvino, "_ready", {})
+
+    def paint(worn: str) -> int:
+        monkeypatch.setattr(base, "worn", worn)
+        before = len(used)
+        with torch.no_grad():
+            openvino._run(base, base.unet, backends._Unet, {"sample": torch.zeros(1, 4, 8, 8)}, pytest.fail)
+        return len(used) - before
+
+    monkeypatch.setattr(backends, "READY_BYTES", 30)
+    assert [paint(w) for w in ("a", "b", "c", "a", "d")] == [1, 1, 1, 0, 1]
+    assert [paint(w) for w in ("a", "c", "d", "b")] == [0, 0, 0, 1]
+    monkeypatch.setattr(backends, "READY_BYTES", 1)
+    paint("e")
+    assert list(openvino._ready) == used[-2:]
+
+
+def test_a_cache_stays_within_its_bytes(tmp_path: Path) -> None:
+    """The longest unused go; what was just written stays, however large it is."""
+
+    def write(name: str, size: int) -> set[str]:
+        with atomic_folder(tmp_path / name, keep=100) as fresh:
+            (fresh / "model.bin").write_bytes(b"x" * size)
+        return {p.name for p in tmp_path.iterdir()}
+
+    assert [write(k, 40) for k in "ab"][-1] == {"a", "b"}
+    for age, name in ((200, "b"), (100, "a")):
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    assert write("c", 40) == {"a", "c"}
+    assert write("d", 1000) == {"d"}
+
+
+def test_unknown_engines_and_precisions() -> None:
+    with pytest.raises(UnknownName, match="Did you mean 'openvino'"):
+        backends.engine("openvin")
+    pytest.importorskip("openvino")
+    with pytest.raises(BadRecipe, match="float32 or bfloat16"):
+        backends.engine("openvino", "float16")
+
+
+def test_openvino_paints_the_same_picture(openvino: backends.OpenVino) -> None:
+    """On tiny, in bytes: float32 within 1 level; bfloat16 within 12 levels for 99 % of the pixels."""
+    from minikin import Studio
+
+    studio = Studio.open("tiny", device="cpu")
+    (own,) = studio.paint("a cat on the beach", steps=2, seed=3)
+    for engine, most in ((openvino, 1.0), (backends.OpenVino("bfloat16"), 12.0)):
+        with engine.on(studio.base):
+            (theirs,) = studio.paint("a cat on the beach", steps=2, seed=3)
+        difference = np.abs(np.asarray(own, int) - np.asarray(theirs, int))
+        assert np.percentile(difference, 99) <= most

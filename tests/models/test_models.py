@@ -1,0 +1,409 @@
+"""Opening bases by name, folder and single file; adding and pulling models. Never the real network."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import struct
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from minikin import Studio
+from minikin.errors import BadModelFile, BadRecipe, NoNetwork, UnknownName
+from minikin.models.base import Base
+from minikin.models.loading import hub, registry, single_file
+from minikin.models.loading.architectures import ARCHITECTURES, shrunk
+from minikin.models.loading.registry import open_base
+from minikin.perfusion.compatibility import compatibility
+from tests.conftest import FAMILIES, build_pipeline
+from tests.helpers import ldm
+
+KEY = "model.diffusion_model."
+
+
+def header_only(path: Path, shapes: dict[str, list[int]], metadata: dict[str, str] | None = None) -> Path:
+    """A safetensors file that is all header: enough to recognise an architecture."""
+    header: dict[str, Any] = {"__metadata__": metadata or {}}
+    for name, shape in shapes.items():
+        header[name] = {"dtype": "F16", "shape": shape, "data_offsets": [0, 0]}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    return path
+
+
+def shapes(width: int, **more: list[int]) -> dict[str, list[int]]:
+    parts = [
+        "first_stage_model.x",
+        "cond_stage_model.x",
+        "conditioner.embedders.0.x",
+        "conditioner.embedders.1.x",
+    ]
+    return {
+        KEY + "input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight": [640, width],
+        KEY + "input_blocks.0.0.weight": [320, 4, 3, 3], **{p: [1] for p in parts}, **more,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("width", "more", "name", "architecture", "prediction", "inpainting"),
+    [
+        (768, {}, "dreamy.safetensors", "sd15", "epsilon", False),
+        (768, {KEY + "time_embed.cond_proj.weight": [320, 256]}, "a.safetensors", "lcm-sd15", "epsilon", False),
+        (768, {KEY + "input_blocks.0.0.weight": [320, 9, 3, 3]}, "a.safetensors", "sd15", "epsilon", True),
+        (1024, {}, "v2-1_768.safetensors", "sd21", "v_prediction", False),
+        (1024, {}, "v2-1_512-base.safetensors", "sd21", "epsilon", False),
+        (1024, {}, "sd_turbo.safetensors", "sd-turbo", "epsilon", False),
+        (2048, {}, "hephaistosNextgenxl.safetensors", "sdxl", "epsilon", False),
+        (2048, {"v_pred": [1]}, "noob.safetensors", "sdxl", "v_prediction", False),
+    ],
+)
+def test_recognised_from_names_and_shapes(
+    tmp_path: Path, width: int, more: dict[str, list[int]], name: str, architecture: str, prediction: str,
+    inpainting: bool,
+) -> None:  # fmt: skip
+    found = single_file.recognise(header_only(tmp_path / name, shapes(width, **more)))
+    assert found.architecture is ARCHITECTURES[architecture]
+    assert (found.prediction, found.inpainting) == (prediction, inpainting)
+
+
+def test_not_a_base(tmp_path: Path) -> None:
+    cases = [
+        (
+            header_only(tmp_path / "lora.safetensors", {"lora_unet_x.lora_down.weight": [4, 4]}),
+            "looks like a LoRA",
+        ),
+        (header_only(tmp_path / "odd.safetensors", shapes(4096)), "reads text 4096 numbers wide"),
+        (
+            header_only(tmp_path / "unet.safetensors", {k: v for k, v in shapes(768).items() if KEY in k}),
+            "incomplete",
+        ),
+        (tmp_path / "none.safetensors", "There is no file"),
+    ]
+    pickle = tmp_path / "model.ckpt"
+    pickle.write_bytes(b"\x80\x04\x95" + bytes(200))
+    cases.append((pickle, "is not a safetensors checkpoint"))
+    for path, words in cases:
+        with pytest.raises(BadModelFile, match=words):
+            single_file.recognise(path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_single_file_paints_like_its_folder(
+    family: str, pipelines: dict[str, Any], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """A checkpoint in the original layout opens offline and gives the same pictures."""
+    path = tmp_path / f"{family}.safetensors"
+    save_file(ldm.checkpoint(pipelines[family], family), path)
+    mini = single_file.Recognised(
+        shrunk(ARCHITECTURES[family]), ARCHITECTURES[family].scheduler["prediction_type"], False
+    )
+    monkeypatch.setattr(single_file, "recognise", lambda *_: mini)
+    ours = open_base(str(path), device="cpu", dtype="float32")
+    folder = tmp_path / "folder"
+    pipelines[family].save_pretrained(folder)
+    reference = open_base(str(folder), device="cpu", dtype="float32")
+    assert ours.text_hash == reference.text_hash and ours.fingerprint == reference.fingerprint
+    sampler, preset = ("LCM", "lcm") if family.startswith("lcm") else ("DDIM", "quality")
+    a, b = (  # the preset is named, for a file's name may choose one and a folder's not
+        np.asarray(Studio(x).paint("a cat on the beach", steps=2, scheduler=sampler, preset=preset)[0], int)
+        for x in (ours, reference)
+    )
+    assert np.abs(a - b).max() <= 1
+
+
+@pytest.mark.parametrize(("marks", "zero"), [(("v_pred", "ztsnr"), True), (("v_pred",), False)])
+def test_zero_terminal_snr_is_followed(
+    pipelines: dict[str, Any], tmp_path: Path, monkeypatch: Any, marks: tuple[str, ...], zero: bool
+) -> None:
+    """The marks `v_pred` and `ztsnr`: pure noise at the last timestep, where sampling then begins."""
+    path = tmp_path / "noob.safetensors"
+    save_file(ldm.checkpoint(pipelines["sdxl"], "sdxl") | {k: torch.ones(1) for k in marks}, path)
+    monkeypatch.setattr(single_file, "_family", lambda *_: shrunk(ARCHITECTURES["sdxl"]))
+    base = open_base(str(path), device="cpu", dtype="float32")
+    assert base.prediction == "v_prediction"
+    assert (float(base.pipe.scheduler.alphas_cumprod[-1]) < 1e-6) is zero
+    assert (float(base.noise.alphas_cumprod[-1]) < 1e-6) is zero  # for teaching
+    base.pipe.scheduler.set_timesteps(4)
+    assert (int(base.pipe.scheduler.timesteps[0]) == 999) is zero
+    assert not single_file.recognise(path, "epsilon").zero_snr
+
+
+def test_prediction_as_asked_for(pipelines: dict[str, Any], tmp_path: Path) -> None:
+    """A folder that says epsilon, and tiny, which says v: opened as the user says, and as it was added."""
+    pipelines["sd15"].save_pretrained(tmp_path / "folder")
+    for ref, own, other in (
+        (tmp_path / "folder", "epsilon", "v_prediction"),
+        ("tiny", "v_prediction", "epsilon"),
+    ):
+        assert open_base(str(ref), device="cpu").prediction == own
+        assert open_base(str(ref), device="cpu", prediction=other).prediction == other
+    registry.add(tmp_path / "folder", "mine", prediction="v_prediction")
+    base = open_base("mine", device="cpu")
+    assert base.prediction == base.noise.config.prediction_type == "v_prediction"
+    assert open_base("mine", device="cpu", prediction="epsilon").prediction == "epsilon"
+    with pytest.raises(BadRecipe, match="Known: epsilon, v_prediction"):
+        open_base("tiny", prediction="v")
+    with pytest.raises(BadRecipe, match="Known: epsilon, v_prediction"):
+        registry.add(tmp_path / "folder", "x", prediction="v")
+
+
+def test_inpainting_checkpoint_opens_and_says_what_it_is(
+    pipelines: dict[str, Any], photos: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Nine input channels are recognised from the file; painting from a prompt alone is refused."""
+    state = ldm.checkpoint(pipelines["sd15"], "sd15")
+    first = KEY + "input_blocks.0.0.weight"
+    w = state[first]
+    state[first] = torch.cat([w, torch.zeros(w.shape[0], 5, *w.shape[2:])], 1).contiguous()
+    path = tmp_path / "sd15-inpainting.safetensors"
+    save_file(state, path)
+    small = shrunk(ARCHITECTURES["sd15"])
+    monkeypatch.setattr(single_file, "_family", lambda *_: small)
+    base = open_base(str(path), device="cpu", dtype="float32")
+    assert base.is_inpainting and base.unet.conv_in.weight.shape[1] == 9
+    assert torch.equal(base.unet.conv_in.weight[:, :4], w)
+    with pytest.raises(BadRecipe, match="is an inpainting model"):
+        Studio(base).paint("a cat", steps=1)
+    with pytest.raises(BadRecipe, match="Teach on the ordinary model"):
+        Studio(base).teach(photos, name="tom", category="cat", mode="row", steps=1, batch=1)
+
+
+def test_hub_id_opens_from_the_local_cache(pipelines: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
+    """What was pulled once opens by its hub id, without the network, and without its safety checker."""
+    from diffusers import StableDiffusionPipeline
+    from huggingface_hub import constants
+
+    repo, commit = tmp_path / "models--someone--cats", "a" * 40
+    parts = {**pipelines["sd15"].components, **safety_checker()}
+    StableDiffusionPipeline(**parts).save_pretrained(repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.HF_HUB_CACHE", str(tmp_path), raising=False)
+    monkeypatch.setattr("diffusers.utils.constants.HF_HUB_CACHE", str(tmp_path), raising=False)
+    base = open_base("someone/cats", device="cpu", dtype="float32")
+    assert base.architecture == Base(pipelines["sd15"]).architecture
+    assert base.fingerprint == Base(pipelines["sd15"]).fingerprint
+    assert base.pipe.safety_checker is None
+    assert open_base(str(repo / "snapshots" / commit), device="cpu").pipe.safety_checker is None
+
+
+def safety_checker() -> dict[str, Any]:
+    """A miniature of what Stable Diffusion 1 is published with."""
+    from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+    from transformers import CLIPConfig, CLIPImageProcessor
+
+    small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    config = CLIPConfig(projection_dim=8, vision_config=small | {"image_size": 32, "patch_size": 32})
+    return {"safety_checker": StableDiffusionSafetyChecker(config), "feature_extractor": CLIPImageProcessor()}
+
+
+def test_open_by_folder_and_added_name(pipelines: dict[str, Any], tmp_path: Path) -> None:
+    pipelines["sd15"].save_pretrained(tmp_path / "My Model")
+    entry = registry.add(tmp_path / "My Model")
+    assert entry.name == "my-model" and "my-model" in registry.entries()
+    assert open_base("my-model", device="cpu").name == "my-model"
+
+
+def test_tiny_is_an_ordinary_folder() -> None:
+    """Stock diffusers opens the embedded base and paints what Minikin paints."""
+    from diffusers import StableDiffusionPipeline
+
+    stock = StableDiffusionPipeline.from_pretrained(registry.tiny_folder(), dtype=torch.float32)
+    stock.set_progress_bar_config(disable=True)
+    g = [torch.Generator().manual_seed(3)]
+    reference = stock("a cat on the beach", num_inference_steps=4, guidance_scale=3.0, generator=g).images[0]
+    (ours,) = Studio.open("tiny").paint("a cat on the beach", steps=4, seed=3)
+    assert np.array_equal(np.asarray(ours), np.asarray(reference))
+
+
+@pytest.mark.parametrize(
+    ("ref", "error", "words"),
+    [("sd-15", UnknownName, "Did you mean 'sd15'"), ("sdxl", NoNetwork, "minikin models pull sdxl"),
+     ("someone/something", NoNetwork, "is not on this machine")],
+)  # fmt: skip
+def test_bases_that_are_not_here(ref: str, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        open_base(ref)
+
+
+def test_odd_folders_devices_and_names(tmp_path: Path) -> None:
+    with pytest.raises(BadModelFile, match="is not a Stable Diffusion folder"):
+        open_base(str(tmp_path))
+    with pytest.raises(BadRecipe, match="There is no device 'tpu'"):
+        open_base("tiny", device="tpu")
+    with pytest.raises(BadRecipe, match="Unknown dtype 'float8'"):
+        open_base("tiny", dtype="float8")
+    with pytest.raises(BadRecipe, match="is the name of a known model"):
+        registry.add(header_only(tmp_path / "sdxl.safetensors", shapes(2048)))
+
+
+def test_a_damaged_entry_does_not_hide_the_others(tmp_path: Path) -> None:
+    registry.add(header_only(tmp_path / "good.safetensors", shapes(768)))
+    (registry.models_folder() / "bad.json").write_text("{")
+    assert set(registry.entries()) == {"good"}
+
+
+def test_another_base_is_refused(bases: dict[str, Any], photos: Any) -> None:
+    """A concept of SD 1.5 on SDXL: what, why and what to do."""
+    from minikin.errors import BaseMismatch
+
+    tom = Studio(bases["sd15"]).teach(photos, name="tom", category="cat", mode="row", steps=1, batch=1)
+    with pytest.raises(BaseMismatch, match="the open base is sdxl"):
+        Studio(bases["sdxl"]).add(tom)
+    with pytest.raises(BaseMismatch, match="its text encoder is another one"):
+        Studio(bases["lcm-sd15"]).add(tom)
+
+
+def test_a_sibling_is_accepted(bases: dict[str, Any], photos: Any, tmp_path: Path) -> None:
+    """Same text encoder, other U-Net weights: the concept rides along."""
+    from minikin.models.base import Base
+
+    pipe = build_pipeline("sd15", tmp_path)
+    with torch.no_grad():
+        for p in pipe.unet.parameters():
+            p.mul_(1.01)
+    tom = Studio(bases["sd15"]).teach(photos, name="tom", category="cat", mode="row", steps=1, batch=1)
+    sibling = Base(pipe)
+    assert compatibility(sibling, tom) == "sibling" and compatibility(bases["sd15"], tom) == "same"
+    Studio(sibling).add(tom)
+
+
+# ---- pulling --------------------------------------------------------------------------------------
+
+
+class Stand(http.server.BaseHTTPRequestHandler):
+    """A model hub on this machine: file list, ranges, and faults on request."""
+
+    files: dict[str, bytes] = {}
+    cut_at: int | None = None
+    damage = False
+    ranges: list[str] = []
+
+    def do_GET(self) -> None:
+        if self.path.startswith("/api/models/"):
+            siblings = [
+                {"rfilename": k, "size": len(v), "lfs": {"sha256": hashlib.sha256(v).hexdigest()}}
+                for k, v in self.files.items()
+            ]
+            facts = {"sha": "abc123", "siblings": siblings, "cardData": {"license": "mit"}}
+            return self.answer(200, json.dumps(facts).encode())
+        name = self.path.split("/resolve/abc123/", 1)[-1]
+        if name not in self.files:
+            return self.answer(404, b"")
+        data, start = self.files[name], 0
+        if asked := self.headers.get("Range"):
+            self.ranges.append(asked)
+            start = int(asked.removeprefix("bytes=").rstrip("-"))
+        body = data[start:]
+        if self.damage and name.endswith(".safetensors"):
+            body = body[:-1] + b"?"
+        return self.answer(206 if start else 200, body)
+
+    def answer(self, status: int, body: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        cut = Stand.cut_at
+        Stand.cut_at = None if cut is not None and len(body) > cut else cut
+        self.wfile.write(body[:cut] if cut is not None and len(body) > cut else body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def stand(pipelines: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> Any:
+    folder = tmp_path / "repo"
+    pipelines["sd15"].save_pretrained(folder)
+    (folder / "unet" / "evil.bin").write_bytes(b"\x80\x04pickle")
+    Stand.files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    Stand.cut_at, Stand.damage, Stand.ranges = None, False, []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stand)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    yield Stand
+    server.shutdown()
+
+
+def test_pull_from_a_stand_in(stand: Any) -> None:
+    """Size and licence are known first; pickles are not fetched; the model then opens by name."""
+    p = hub.plan("owner/name")
+    assert p.licence == "mit" and p.size > 1_000_000
+    assert not any(f.name.endswith(".bin") for f in p.files)
+    done = list(hub.pull(p))[-1]
+    assert open_base(done.result.name, device="cpu").architecture == "tiny"  # a miniature's width
+
+
+def test_pull_resumes_where_the_connection_ended(stand: Any) -> None:
+    stand.cut_at = 400_000
+    with pytest.raises(NoNetwork, match="run the same command to go on"):
+        list(hub.pull(hub.plan("owner/name")))
+    list(hub.pull(hub.plan("owner/name")))
+    assert stand.ranges and stand.ranges[0] == "bytes=400000-"
+
+
+def test_the_token_is_not_sent_where_the_hub_redirects_to(stand: Any, monkeypatch: Any) -> None:
+    """Files lie on other hosts: these get the range that is asked for, but not the user's token."""
+    seen: list[tuple[str, str | None, str | None]] = []
+
+    class Elsewhere(Stand):
+        def do_GET(self) -> None:
+            seen.append(("elsewhere", self.headers.get("Authorization"), self.headers.get("Range")))
+            super().do_GET()
+
+    class Hub(Stand):
+        def do_GET(self) -> None:
+            seen.append(("hub", self.headers.get("Authorization"), self.headers.get("Range")))
+            if self.path.startswith("/api/models/"):
+                return super().do_GET()
+            self.send_response(302)
+            self.send_header("Location", f"http://127.0.0.1:{servers[1].server_port}{self.path}")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+
+    servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) for kind in (Hub, Elsewhere)]
+    for server in servers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{servers[0].server_port}")
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    stand.files = {"model.safetensors": b"x" * 100, "config.json": b"{}"}
+    part = registry.models_folder() / "clipseg" / "model.safetensors.part"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"x" * 40)
+    list(hub.pull(hub.plan("clipseg")))
+    for server in servers:
+        server.shutdown()
+    assert {token for host, token, _ in seen if host == "hub"} == {"Bearer secret"}
+    assert [(t, r) for host, t, r in seen if host == "elsewhere"] == [(None, "bytes=40-"), (None, None)]
+
+
+def test_pull_refuses_damaged_files(stand: Any) -> None:
+    stand.damage = True
+    with pytest.raises(BadModelFile, match="arrived damaged"):
+        list(hub.pull(hub.plan("owner/name")))
+
+
+def test_pull_without_a_network(monkeypatch: Any) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(NoNetwork, match="Without a network, add a file you have"):
+        hub.plan("sd15")
+    with pytest.raises(UnknownName, match="Unknown model 'sd99'"):
+        hub.plan("sd99")
+
+
+def test_pull_of_a_helper_model(stand: Any) -> None:
+    """CLIPSeg is one model at the top of its repository, not a pipeline."""
+    stand.files = {"config.json": b"{}", "model.safetensors": b"x" * 100, "pytorch_model.bin": b"y"}
+    p = hub.plan("clipseg")
+    assert [f.name for f in p.files] == ["config.json", "model.safetensors"]
+    assert p.licence == "Apache-2.0"
+    done = list(hub.pull(p))[-1]
+    assert (Path(done.facts["folder"]) / "model.safetensors").read_bytes() == b"x" * 100

@@ -1,0 +1,368 @@
+"""Engines that die, hang or keep silent: who is blamed, who waits for them, what callers see.
+
+Without Ray itself: `test_fleet_replicas.py` kills real ones.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from minikin.cluster import engine as remote
+from minikin.cluster.engine import Remote, remote_engines
+from minikin.errors import UnknownName
+from minikin.recipes import Paint
+from minikin.server import worker
+from minikin.server.engine import EngineLost, Prepared, Row
+from minikin.server.errors import Refused
+from minikin.server.fake_engine import Canary, digest, read
+from minikin.server.jobs import Asked, Job
+from minikin.server.limits import Limits
+from minikin.server.queue import Line
+from tests.helpers.servers import Served, served
+from tests.helpers.threads_ray import ThreadsRay
+
+
+def until(true: Callable[[], Any], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.005)
+
+
+class Mortal(Canary):
+    """An engine that can be lost: from outside, or by painting a deadly prompt. `warm_up` brings another."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.dead, self.lives = False, 0
+        self.gone = threading.Event()  # for good, while it is set
+
+    def check(self) -> None:
+        if self.dead:
+            raise EngineLost("It is gone.")
+
+    def room(self, prepared: Prepared) -> int:
+        self.check()
+        return super().room(prepared)
+
+    def paint(self, rows: Any, on_step: Any) -> Any:
+        def step(done: int, preview: Any) -> None:
+            self.dead |= any("deadly" in row.prepared.recipe.prompt for row in rows)
+            Mortal.check(self)
+            on_step(done, preview)
+
+        Mortal.check(self)
+        return super().paint(rows, step)
+
+    def warm_up(self) -> None:
+        if self.dead:
+            time.sleep(0.1)  # opening another takes longer than handing on what it had
+        if self.gone.is_set():
+            raise EngineLost("There is no other.")
+        self.dead, self.lives = False, self.lives + 1
+        super().warm_up()
+
+
+class Unasked(Mortal):
+    """The control: one that says that it is gone when it is to paint, and not before. Nothing brings another
+    until `judged`: the job has met them all by then."""
+
+    judged = threading.Event()
+
+    def check(self) -> None:
+        pass
+
+    def warm_up(self) -> None:
+        if self.dead:
+            self.judged.wait(20)
+        super().warm_up()
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: Any) -> None:
+    monkeypatch.setattr(worker, "PAUSE_S", 0.02)
+    monkeypatch.setattr(worker, "IDLE_S", 0.1)
+    for name, seconds in {"DOOR_S": 10.0, "NEXT_S": 0.1, "ALIVE_S": 1.0}.items():
+        monkeypatch.setattr(remote, name, seconds)
+
+
+def asked(s: Served, prompt: str, **more: Any) -> Job:
+    return s.service.submit(Asked("paint", "local"), {"prompt": prompt, "seed": 1, **more})
+
+
+def ended(job: Job, within_s: float = 60.0) -> str:
+    assert job.finished.wait(within_s)
+    return job.status
+
+
+def right(s: Served, job: Job) -> bool:
+    """Whether each of its pictures is the one that was asked for."""
+    prompt = job.prepared.recipe.model_dump()["prompt"]
+    return len(job.pictures) == len(job.seeds) and all(
+        read(Image.open(io.BytesIO(s.service.bytes_of(one)))) == digest(prompt, "", {}, one.seed or 0)
+        for one in job.pictures
+    )
+
+
+# ---- who is blamed -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Mortal, Unasked])
+def test_who_meets_dead_engines_is_not_blamed(tmp_path: Path, monkeypatch: Any, kind: type[Mortal]) -> None:
+    """However many were dead before a job came to them. With one that is asked nothing it would be poison."""
+    monkeypatch.setattr(worker, "IDLE_S", 60.0)  # nobody finds out before the job does
+    engines = [kind() for _ in range(3)]
+    with served(engines[0], tmp_path / "s", engines=engines) as s:
+        for turn in range(4):
+            for engine in engines:
+                engine.dead = True
+            job = asked(s, f"an innocent cat {turn}")
+            if kind is Unasked:
+                try:
+                    assert ended(job) == "failed" and job.error is not None and job.error.code == "poison"
+                finally:
+                    Unasked.judged.set()
+                return
+            assert ended(job) == "completed" and job.losses == 0 and right(s, job)
+
+
+def test_who_kills_every_engine_is_poison(tmp_path: Path) -> None:
+    """... after its attempts. What waits beside it is painted, and so is what comes then."""
+    engines = [Mortal() for _ in range(3)]
+    with served(engines[0], tmp_path / "s", engines=engines) as s:
+        deadly, *others = [asked(s, "a deadly cat"), *(asked(s, f"an innocent cat {k}") for k in range(4))]
+        assert ended(deadly) == "failed" and deadly.error is not None
+        assert (deadly.error.code, deadly.losses) == ("poison", 3)
+        assert "ended 3 times while it worked on this" in str(deadly.error)
+        assert [ended(job) for job in others] == ["completed"] * 4 and all(right(s, job) for job in others)
+        assert ended(asked(s, "a cat")) == "completed"
+        until(lambda: sum(engine.lives for engine in engines) == 3 + 3)
+
+
+def test_engines_that_die_together_are_one_loss(tmp_path: Path) -> None:
+    """A node that dies takes three engines along, each with another picture of one job in hand."""
+    engines = [Mortal() for _ in range(3)]
+    with served(engines[0], tmp_path / "s", engines=engines, limits=Limits(batch=1)) as s:
+        for engine in engines:
+            engine.batches.clear()
+            engine.hold.clear()
+        job = asked(s, "an innocent cat", n=3)
+        until(lambda: all(engine.batches for engine in engines))
+        for engine in engines:
+            engine.dead = True
+        until(lambda: all(engine.lives == 2 for engine in engines))
+        for engine in engines:
+            engine.hold.set()
+        assert ended(job) == "completed" and right(s, job) and job.losses == 1
+
+
+def test_losses_are_counted_by_attempts() -> None:
+    job = waiting("a")
+    begun = time.monotonic()
+    assert [job.lose(begun), job.lose(begun), job.lose(begun - 5)] == [1, 1, 1]
+    assert job.lose(time.monotonic() + 0.001) == 2
+
+
+def test_an_engine_that_dies_while_nobody_asks_is_replaced(tmp_path: Path) -> None:
+    """Otherwise replicas that died at night kept the door closed: nothing came in that could find out."""
+    engine = Mortal()
+    with served(engine, tmp_path / "s") as s:
+        engine.dead = True
+        until(lambda: engine.lives == 2 and s.service.ready == "")
+        engine.gone.set()
+        engine.dead = True
+        until(lambda: s.service.ready == "a worker is not well")
+        engine.gone.clear()
+        until(lambda: s.service.ready == "")
+
+
+# ---- who waits for whom --------------------------------------------------------------------------
+
+
+def waiting(client: str, pictures: int = 1) -> Job:
+    prepared = Canary().prepare("paint", Paint(prompt=client), {})
+    return Job(Asked("paint", client), prepared, list(range(pictures)))
+
+
+def test_nobody_waits_for_an_answer_about_memory() -> None:
+    """A question to another machine that is not answered yet: meanwhile others come, go and are served."""
+    line = Line(Limits(batch=4))
+    jobs = [waiting(c) for c in "abc"]
+    line.put(jobs[0])
+    asking, answer, found = threading.Event(), threading.Event(), []
+
+    def slow(prepared: Prepared) -> int:
+        asking.set()
+        answer.wait(10)
+        return 2
+
+    thread = threading.Thread(target=lambda: found.extend(line.take(room=slow)))
+    thread.start()
+    assert asking.wait(5)
+    line.put(jobs[1])
+    line.put(jobs[2])
+    taken = line.take(0, lambda prepared: 1)
+    assert [p.job for p in taken] == [jobs[1]] and line.waiting() == [jobs[2]]
+    assert thread.is_alive() and not found, "they waited for the answer"
+    answer.set()
+    thread.join()
+    assert [p.job for p in found] == [jobs[0], jobs[2]]  # what came meanwhile comes along
+
+
+def test_a_batch_that_finds_its_engine_dead_is_not_taken() -> None:
+    line = Line(Limits(batch=4))
+    jobs = [waiting("a", 2), waiting("b")]
+    for job in jobs:
+        line.put(job)
+
+    def dead(prepared: Prepared) -> int:
+        raise EngineLost("It is gone.")
+
+    for _ in range(3):
+        with pytest.raises(EngineLost):
+            line.take(0, dead)
+    assert sorted(p.job.asked.client for p in line.take(0)) == ["a", "a", "b"] and line.take(0) == []
+    line.put(jobs[0])
+    line.close()
+    assert line.take(0, dead) == []
+
+
+# ---- replicas ------------------------------------------------------------------------------------
+
+
+def canary() -> Canary:
+    return Canary(step_s=0.005)
+
+
+@pytest.fixture
+def ray() -> ThreadsRay:
+    return ThreadsRay()
+
+
+def remotes(ray: ThreadsRay, count: int = 3) -> list[Remote]:
+    engines = remote_engines(ray, canary, count, {})
+    return [one for one in engines if isinstance(one, Remote)]
+
+
+def took(work: Callable[[], Any]) -> float:
+    begun = time.monotonic()
+    work()
+    return time.monotonic() - begun
+
+
+def test_the_door_asks_the_next_one(ray: ThreadsRay, monkeypatch: Any) -> None:
+    """Whoever is dead, hangs or is slow: a request hears of whoever answers, or 503 in time."""
+    engines = remotes(ray)
+    recipe = Paint(prompt="a cat")
+
+    def prepare() -> None:
+        assert engines[0].prepare("paint", recipe, {}).steps == 4
+
+    ray.actors[0].die()
+    assert took(lambda: [prepare() for _ in range(6)]) < 3 and engines[0].gone
+    ray.actors[1].hung.set()
+    assert took(lambda: [prepare() for _ in range(6)]) < 5 and not engines[1].gone
+    ray.actors[2].slow_s = 0.3  # longer than the next is waited for: its answer counts all the same
+    assert 0.25 < took(prepare) < 3
+    with pytest.raises(UnknownName, match="'unknown'"):
+        engines[0].prepare("paint", Paint(prompt="a cat", preset="unknown"), {})
+    ray.actors[2].hung.set()
+    monkeypatch.setattr(remote, "DOOR_S", 0.6)
+
+    def refused() -> None:
+        with pytest.raises(Refused, match="No replica answers now") as e:
+            prepare()
+        assert (e.value.status, e.value.code, e.value.retry_s) == (503, "no_replica", 10)
+
+    assert 0.5 < took(refused) < 3
+    for actor in ray.actors:
+        actor.die()
+    assert 0.5 < took(refused) < 3
+    monkeypatch.setattr(remote, "DOOR_S", 10.0)
+    timer = threading.Timer(0.3, engines[2].warm_up)
+
+    def awaited() -> None:
+        timer.start()
+        prepare()
+
+    assert 0.2 < took(awaited) < 9
+
+
+def test_a_replica_that_hangs_is_replaced(ray: ThreadsRay) -> None:
+    """It is asked before it is given anything; silence ends it. What it answers late is not its successor's."""
+    (engine,) = remotes(ray, 1)
+    prepared = engine.prepare("paint", Paint(prompt="a cat"), {})
+    assert engine.room(prepared) == 8
+    engine.check()
+    old = engine.actor
+    old.hung.set()
+    late, _ = engine.asked("hello")
+    for ask in (lambda: engine.room(prepared), engine.check):
+        with pytest.raises(EngineLost, match=r"did not answer within 1 s|is gone"):
+            ask()
+    assert engine.gone
+    engine.warm_up()
+    assert engine.actor is not old and old.dead.is_set() and not engine.gone
+    with pytest.raises(EngineLost):
+        engine.got(late, old)
+    assert not engine.gone
+    (image,) = engine.paint([Row(prepared, 3)], lambda done, preview: None)
+    assert read(image) == digest("a cat", "", {}, 3)
+
+
+def test_a_successor_that_does_not_open_is_tried_again(ray: ThreadsRay) -> None:
+    (engine,) = remotes(ray, 1)
+    ray.fall()
+    for _ in range(2):
+        with pytest.raises(EngineLost):
+            engine.check()
+        with pytest.raises(EngineLost):
+            engine.warm_up()
+        assert engine.gone
+    assert all(actor.dead.is_set() for actor in ray.actors)
+    ray.down = False
+    engine.warm_up()
+    assert not engine.gone
+
+
+def test_the_head_is_gone(ray: ThreadsRay, tmp_path: Path, monkeypatch: Any) -> None:
+    """R10: the gateway says 503 and when to come again, keeps what it has accepted, and another cluster paints
+    it: from the same seeds, each once."""
+    engines = remotes(ray, 2)
+    with (
+        served(engines[0], tmp_path / "s", engines=engines, limits=Limits(drain_s=0.1), drained=False) as s,
+        s.client() as c,
+    ):
+        holds = [actor._made.result().engine.hold for actor in ray.actors]
+        for hold in holds:
+            hold.clear()
+        held = [waiting_there(s, k) for k in range(6)]
+        ray.fall()
+        for hold in holds:
+            hold.set()
+        monkeypatch.setattr(remote, "DOOR_S", 0.6)
+        told = c.post("/api/paint", json={"prompt": "a cat"})
+        assert told.status_code == 503 and told.json()["error"]["code"] == "no_replica"
+        assert 1 <= int(told.headers["Retry-After"]) <= 60
+        ready = c.get("/readyz")
+        assert (ready.status_code, ready.json()["status"]) == (503, "a worker is not well")
+        assert c.get("/livez").status_code == 200
+        assert {c.get(f"/api/jobs/{job.id}").json()["status"] for job in held} <= {"queued", "running"}
+    other = remotes(ThreadsRay(), 2)
+    with served(other[0], tmp_path / "s", engines=other) as s:
+        for job in held:
+            again = s.service._jobs[job.id]
+            assert ended(again) == "completed" and right(s, again)
+
+
+def waiting_there(s: Served, k: int) -> Job:
+    """A job that the server has accepted."""
+    return asked(s, f"a cat {k}", n=2)

@@ -1,0 +1,138 @@
+"""Every operation of the OpenAPI schema, asked with generated requests: nothing is a fault of the server's."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from minikin.server import errors as server_faults
+from minikin.server.engine import Prepared
+from minikin.server.fake_engine import Canary
+from minikin.server.limits import Limits
+from tests.helpers.servers import Served, served
+
+schemathesis = pytest.importorskip("schemathesis", reason="needs the extra minikin[dev]")
+response_schema_conformance = pytest.importorskip(
+    "schemathesis.specs.openapi.checks"
+).response_schema_conformance
+EXAMPLES = 50  # of an operation, half of them as the schema says and half not
+SMALL = Limits(most_side=128, pictures=2, waiting=500, waiting_per_client=500)
+NO_INPUT = {  # without a parameter or a body: asked once each
+    "GET /livez", "GET /readyz", "GET /metrics", "GET /api/capabilities", "GET /v1/models",
+    *(f"GET /sdapi/v1/{name}" for name in (
+        "cmd-flags embeddings face-restorers hypernetworks latent-upscale-modes loras memory options "
+        "prompt-styles realesrgan-models samplers schedulers script-info scripts sd-models sd-modules sd-vae "
+        "upscalers"
+    ).split()),
+    *(f"POST /sdapi/v1/{name}" for name in (
+        "extra-batch-images extra-single-image interrogate refresh-checkpoints refresh-embeddings "
+        "refresh-loras refresh-vae reload-checkpoint unload-checkpoint"
+    ).split()),
+}  # fmt: skip
+NOT_HERE = ("extra-single-image", "extra-batch-images", "interrogate", "unload-checkpoint", "reload-checkpoint")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: Any) -> Iterator[Served]:
+    with served(Canary(steps=1), tmp_path_factory.mktemp("schema") / "s", limits=SMALL) as s:
+        yield s
+        s.drained()
+
+
+def operations(s: Served) -> list[Any]:
+    schema = schemathesis.openapi.from_url(f"{s.url}/openapi.json")
+    return [found.ok() for found in schema.get_all_operations()]
+
+
+def asked(operation: Any, examples: int, look: Callable[[Any, Any, float], None]) -> int:
+    """Send generated requests, the same ones every time; how many."""
+    n = 0
+
+    def ask(case: Any) -> None:
+        nonlocal n
+        begun = time.monotonic()
+        look(case, case.call(timeout=60), time.monotonic() - begun)
+        n += 1
+
+    def half(mode: schemathesis.GenerationMode, number: int) -> None:
+        one = given(case=operation.as_strategy(generation_mode=mode))(ask)
+        settings(max_examples=examples // 2, deadline=None, database=None, phases=[Phase.generate],
+                 suppress_health_check=list(HealthCheck))(seed(number)(one))()  # fmt: skip
+
+    half(schemathesis.GenerationMode.POSITIVE, 0)
+    try:
+        half(schemathesis.GenerationMode.NEGATIVE, 0)
+    except Exception as e:
+        if "Cannot generate negative" not in str(e) and type(e).__name__ not in ("Unsatisfiable", "SkipTest"):
+            raise
+        if n > 1:  # its only input is a piece of its path, where any text is as the schema says
+            half(schemathesis.GenerationMode.POSITIVE, 1)
+    return n
+
+
+def faults(s: Served, examples: int, only: str = "") -> tuple[Counter[int], dict[str, int], list[str]]:
+    """Statuses that were answered, how often each operation was asked, and what was wrong, a line each."""
+    seen, times, wrong = Counter[int](), dict[str, int](), list[str]()
+
+    def look(case: Any, told: Any, seconds: float) -> None:
+        seen[told.status_code] += 1
+        where = f"{case.method} {case.path}"
+        if told.status_code >= 500 and not (told.status_code == 501 and case.path.endswith(NOT_HERE)):
+            wrong.append(f"{where}: {told.status_code} {told.text[:200]}")
+        if told.status_code == 409 or "x-request-id" not in told.headers:
+            wrong.append(f"{where}: {told.status_code} breaks the contract of all answers")
+        if told.status_code >= 400 and told.text and case.method != "HEAD" and "error" not in told.json():
+            wrong.append(f"{where}: an error without an envelope: {told.text[:200]}")
+        try:
+            case.validate_response(told, checks=[response_schema_conformance])
+        except (AssertionError, BaseExceptionGroup) as e:
+            wrong.append(f"{where}: {told.status_code} is not as the schema says: {str(e)[:200]}")
+        if seconds > 30:
+            wrong.append(f"{where}: {seconds:.1f} s")
+
+    found = operations(s)
+    assert len(found) > 50
+    for operation in (one for one in found if only in one.label):
+        times[operation.label] = asked(operation, examples, look)
+    return seen, times, wrong
+
+
+@pytest.mark.slow
+def test_no_request_of_the_schema_is_a_fault(server: Served) -> None:
+    """50 examples an operation, positive and negative: no 5xx, no 409, envelopes, 30 s at most; every answer
+    is as the schema says."""
+    seen, times, wrong = faults(server, EXAMPLES)
+    print(dict(seen))
+    assert times == {**dict.fromkeys(times, EXAMPLES), **dict.fromkeys(NO_INPUT, 1)}
+    assert not wrong, "\n".join(dict.fromkeys(wrong))
+    assert seen[200] > 100 and seen[422] > 300, seen
+
+
+def test_the_generated_requests_find_planted_faults(tmp_path: Path) -> None:
+    """The control: an engine that falls over a large seed is found among few requests."""
+
+    class Falling(Canary):
+        def prepare(self, *args: Any, **kwargs: Any) -> Prepared:
+            if args[1].seed > 1000:
+                raise ZeroDivisionError
+            return super().prepare(*args, **kwargs)
+
+    statuses: list[int] = []
+    with served(Falling(steps=1), tmp_path / "s", limits=SMALL) as s:
+        (paint,) = (o for o in operations(s) if o.label == "POST /v1/images/generations")
+        asked(paint, 30, lambda case, told, seconds: statuses.append(told.status_code))
+    assert 500 in statuses
+
+
+def test_answers_that_are_not_as_the_schema_says_are_found(server: Served, monkeypatch: Any) -> None:
+    """The control of the schema check: an envelope with one field more."""
+    real = server_faults.body_of
+    monkeypatch.setattr(server_faults, "body_of", lambda *a, **k: {**real(*a, **k), "more": 1})
+    _, times, wrong = faults(server, 4, "GET /api/results")
+    assert times == {"GET /api/results/{id}": 4} and len(wrong) == 4 and "not as the schema says" in wrong[0]

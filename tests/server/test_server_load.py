@@ -1,0 +1,190 @@
+"""Many clients at once over the three dialects: nothing lost, nothing mixed up, no 5xx, the ledger in order."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from minikin.server import audit
+from minikin.server.fake_engine import Canary, digest, read
+from minikin.server.limits import Limits
+from tests.helpers.loads import free_port, start
+from tests.helpers.servers import Served, concept, served
+
+CLIENTS, CONCEPTS = 16, 10
+ROOMY = Limits(waiting=200, waiting_per_client=32)
+
+
+class Swapping(Canary):
+    """The positive control: now and then it gives two rows of a batch each other's pictures."""
+
+    def paint(self, rows: Any, on_step: Any) -> Any:
+        images = super().paint(rows, on_step)
+        return [*images[1:], images[0]] if len(rows) > 1 else images
+
+
+class Tally:
+    """What the clients saw."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.asked = self.right = self.cancelled = self.busy = 0
+        self.wrong: list[str] = []
+
+    def add(self, name: str, by: int = 1) -> None:
+        with self.lock:
+            setattr(self, name, getattr(self, name) + by)
+
+
+def run_client(s: Served, k: int, until: float, tally: Tally) -> None:
+    """One client: its own concepts of names that others use, too; a random dialect each time."""
+    rng = random.Random(k)
+    with s.client(headers={"X-Minikin-Client": f"client{k}"}) as c:
+        shas = {}
+        for name in (f"pet{i}" for i in rng.sample(range(CONCEPTS), 3)):
+            data = concept(name, hash((k, name)) % 2**31)
+            told = c.post("/api/concepts", files={"file": ("x", data)})
+            shas[name] = hashlib.sha256(data).hexdigest()
+            assert told.json()["sha256"] == shas[name]
+        while time.monotonic() < until:
+            name, seed, n = rng.choice([*shas]), rng.randrange(2**32), rng.choice([1, 1, 2, 4])
+            prompt = f"client {k} paints <{name}> {rng.random()}"
+            tally.add("asked")
+            try:
+                got = ask(c, rng.choice(["native", "openai", "a1111", "cancel"]), prompt, seed, n, tally)
+            except Exception as e:
+                tally.wrong.append(repr(e))
+                return
+            for i, image in enumerate(got):
+                right = read(image) == digest(prompt, "", {name: shas[name]}, seed + i)
+                tally.add("right") if right else tally.wrong.append(f"{prompt} seed {seed + i}")
+
+
+def ask(c: httpx.Client, dialect: str, prompt: str, seed: int, n: int, tally: Tally) -> list[Image.Image]:
+    """The pictures of one request; [] for one that was cancelled or told to come back."""
+    if dialect == "openai":
+        told = c.post("/v1/images/generations", json={"prompt": prompt, "seed": seed, "n": n, "size": "64x64"})
+        files = [base64.b64decode(d["b64_json"]) for d in told.json()["data"]] if told.is_success else []
+    elif dialect == "a1111":
+        body = {"prompt": prompt, "seed": seed, "batch_size": n, "width": 64, "height": 64}
+        told = c.post("/sdapi/v1/txt2img", json=body)
+        files = [base64.b64decode(i) for i in told.json()["images"]] if told.is_success else []
+    else:
+        told = c.post("/api/paint", json={"prompt": prompt, "seed": seed, "n": n})
+        files = follow(c, told.json()["id"], dialect == "cancel", tally) if told.is_success else []
+        if dialect == "cancel" and told.is_success and not files:
+            return []
+    if told.status_code == 429:
+        tally.add("busy")
+        return []
+    assert told.is_success, told.text
+    assert len(files) == n, f"{len(files)} of {n} pictures"
+    return [Image.open(io.BytesIO(f)) for f in files]
+
+
+def follow(c: httpx.Client, id_: str, cancel: bool, tally: Tally) -> list[bytes]:
+    if cancel:
+        time.sleep(random.random() * 0.05)
+        c.delete(f"/api/jobs/{id_}")
+    while (told := c.get(f"/api/jobs/{id_}").json())["status"] in ("queued", "running"):
+        time.sleep(0.02)
+    if told["status"] == "cancelled" and cancel:
+        tally.add("cancelled")
+        return []
+    assert told["status"] == "completed", told
+    return [c.get(r["url"]).content for r in told["results"]]
+
+
+def load(engine: Canary, folder: Path, seconds: float) -> Tally:
+    tally = Tally()
+    with served(engine, folder, limits=ROOMY) as s:
+        until = time.monotonic() + seconds
+        threads = [threading.Thread(target=run_client, args=(s, k, until, tally)) for k in range(CLIENTS)]
+        for t in threads:
+            t.start()
+        for t in threads:
+            t.join(seconds + 60)
+        assert not any(t.is_alive() for t in threads), "a client never got its answer"
+        s.drained()
+    return tally
+
+
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(15, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.soak)]
+)
+def test_sixteen_clients(seconds: int, tmp_path: Path) -> None:
+    engine = Canary(step_s=0.005)
+    tally = load(engine, tmp_path / "s", seconds)
+    assert not tally.wrong, tally.wrong[:5]
+    assert tally.right > 50 and tally.cancelled, vars(tally)
+    assert max(engine.batches) > 2, "what waits is painted together"
+
+
+def test_the_load_test_can_fail(tmp_path: Path) -> None:
+    """Two rows swapped in a batch are counted; on a busy machine batches may take a while to form."""
+    assert any(load(Swapping(step_s=0.02), tmp_path / f"{s}", s).wrong for s in (2, 5, 15))
+
+
+# ---- a process of its own ----------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_kill_and_restart(tmp_path: Path) -> None:
+    """kill -9 at random moments: after the restart every accepted job ends once, with its own pictures."""
+    folder, port, rng = tmp_path / "s", free_port(), random.Random(0)
+    asked: dict[str, tuple[str, int]] = {}
+    for turn in range(3):
+        process, c = start(folder, port, step_s=0.02)
+        for k in range(8):
+            prompt, seed = f"turn {turn} number {k}", rng.randrange(1000)
+            told = c.post("/api/paint", json={"prompt": prompt, "seed": seed, "n": 2})
+            if told.status_code == 202:
+                asked[told.json()["id"]] = (prompt, seed)
+        time.sleep(rng.random() * 0.3)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    process, c = start(folder, port)
+    for id_, (prompt, seed) in asked.items():
+        while (told := c.get(f"/api/jobs/{id_}").json())["status"] in ("queued", "running"):
+            time.sleep(0.02)
+        if told["status"] == "failed":
+            assert told["error"]["code"] == "poison"
+            continue
+        assert told["status"] == "completed"
+        for i, r in enumerate(told["results"]):
+            assert read(Image.open(io.BytesIO(c.get(r["url"]).content))) == digest(prompt, "", {}, seed + i)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    assert audit.problems(folder) == []
+
+
+@pytest.mark.slow
+def test_a_signal_lets_the_work_in_hand_be_finished(tmp_path: Path) -> None:
+    process, c = start(tmp_path / "s", free_port(), step_s=0.1)
+    told: dict[str, Any] = {}
+
+    def hold() -> None:
+        told["answer"] = c.post("/api/paint?wait=true", json={"prompt": "last", "steps": 50})
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    while [j["status"] for j in c.get("/api/jobs").json()["jobs"]] != ["running"]:
+        assert thread.is_alive()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    thread.join(20)
+    assert told["answer"].json()["status"] == "completed"
+    assert process.wait(20) == 0
+    assert audit.problems(tmp_path / "s") == []

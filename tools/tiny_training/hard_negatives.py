@@ -1,0 +1,211 @@
+"""Pictures for learning identity: the same thing in different scenes, beside things much like it.
+
+An *identity* is one drawing in one look. They come in blocks of four of one category, each shown
+in two scenes: A; the drawing of A in another look (half of the time in the same two colours, as
+my_cat and my_cat2 of the examples); another drawing in A's look; and another altogether. Whoever
+tells these apart has to look at drawing, pattern and colours, and not at the background.
+
+Drawings of all categories and styles of the art pack are used, whatever world is trained for:
+more drawings make a better eye. Never used for training: the drawings of the personal identities
+(the pack does not hand them out) and every seventh drawing by a hash ("test"), in the styles that
+scenes of the small world never show.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from tools.tiny_training.job import storing
+
+from minikin.errors import AssetError
+from minikin.files import atomic_folder
+from minikin.tiny import vocabulary as words
+from minikin.tiny.encoders.fields import places, truth
+from minikin.tiny.sprites import ArtPack, repaint
+from minikin.tiny.world import Look, Rng, Scene, Split, World, _pick, any_rgb
+
+IDENTITIES, VIEWS = 4, 2  # of a block
+BLOCK = IDENTITIES * VIEWS  # pictures
+DISTINCT = 25.0  # mean difference of two looks of a drawing, of 255; below it they are one look
+RESERVED_ART = ("noto", "twe")
+LAYOUTS = (("single", 0.72), ("hat", 0.14), ("pair", 0.14))
+
+
+@dataclass(frozen=True)
+class Drawing:
+    category: str
+    art: str
+    code: str
+
+
+@dataclass(frozen=True)
+class View:
+    """One picture of an identity: the scene, which of its things is meant, and who that is."""
+
+    scene: Scene
+    subject: int  # index into scene.things
+    identity: int  # within the block, 0..3
+
+
+def is_reserved(drawing: Drawing) -> bool:
+    """Whether this drawing is kept for testing."""
+    name = f"likeness|{drawing.art}|{drawing.code}"
+    return drawing.art in RESERVED_ART and zlib.crc32(name.encode()) % 7 == 0
+
+
+def drawings(pack: ArtPack, split: Split) -> dict[str, list[Drawing]]:
+    """The drawings of a split, by category."""
+    out: dict[str, list[Drawing]] = {}
+    for (category, art), codes in sorted(pack.drawings.items()):
+        for code in sorted(codes):
+            d = Drawing(category, art, code)
+            if is_reserved(d) == (split == "test"):
+                out.setdefault(category, []).append(d)
+    return out
+
+
+def block(world: World, seed: int, index: int, split: Split = "train") -> tuple[View, ...]:
+    """Block number `index` of the stream `seed`: eight views of four identities, by identity."""
+    rng = np.random.default_rng((seed, index, split == "test", 77))
+    every = drawings(world.art, split)
+    own = [c for c in world.spec.objects if c in every]
+    category = _pick(rng, own if own and rng.random() < 0.6 else sorted(every))
+    a, c, d = (every[category][int(k)] for k in rng.integers(len(every[category]), size=3))
+    look = _look(rng, world.spec)
+    looks = [look, _other(rng, world, a, look), look, _look(rng, world.spec)]
+    if c == a:  # one drawing only: it has to be another look
+        looks[2] = _other(rng, world, a, *looks[:2])
+    looks[3] = _other(rng, world, d, *(k for k, x in zip(looks[:3], (a, a, c), strict=True) if x == d))
+    return tuple(
+        _view(world, rng, what, how, who)
+        for who, (what, how) in enumerate(zip((a, a, c, d), looks, strict=True))
+        for _ in range(VIEWS)
+    )
+
+
+def _look(rng: Rng, spec: words.WorldSpec) -> Look:
+    """Mostly two-colour patterns: that is what the personal things are."""
+    roll = rng.random()
+    if roll < 0.15:
+        return Look()
+    if roll < 0.35:
+        return Look(colour=_pick(rng, spec.colours))
+    return Look(None, _pick(rng, tuple(words.PATTERNS)), (any_rgb(rng), any_rgb(rng)))
+
+
+def _other(rng: Rng, world: World, drawing: Drawing, *taken: Look) -> Look:
+    """A look that shows on this drawing that it is none of the taken ones."""
+    rgba = world.art.drawings[drawing.category, drawing.art][drawing.code]
+    for _ in range(50):
+        base = taken[0] if taken else None
+        if base and base.pattern and rng.random() < 0.5:  # the same colours in another pattern
+            look = replace(base, pattern=_pick(rng, tuple(words.PATTERNS)))
+        else:
+            look = _look(rng, world.spec)
+        if all(_difference(rgba, look, t) > DISTINCT for t in taken):
+            return look
+    return Look(None, "checker", (any_rgb(rng), any_rgb(rng)))
+
+
+def _difference(rgba: np.ndarray, one: Look, two: Look) -> float:
+    if one == two:
+        return 0.0
+    a, b = (repaint(rgba, k)[..., :3].astype(np.int16) for k in (one, two))
+    return float(np.abs(a - b)[rgba[..., 3] > 127].mean())
+
+
+def _view(world: World, rng: Rng, drawing: Drawing, look: Look, who: int) -> View:
+    layout = str(rng.choice([n for n, _ in LAYOUTS], p=[share for _, share in LAYOUTS]))
+    if words.CATEGORIES[drawing.category].kind == "hat" and layout == "hat":
+        layout = "single"
+    with _only(world.art, drawing):
+        scene = world.decide(rng, layout=layout, category=drawing.category, look=look, art=drawing.art)
+    # _Plan gives the look to the subject alone and may have swapped a pair
+    subject = next(i for i, t in enumerate(scene.things) if t.category == drawing.category)
+    return View(replace(scene, treatment=None), subject, who)
+
+
+@contextmanager
+def _only(pack: ArtPack, drawing: Drawing) -> Iterator[None]:
+    """Inside, the pack knows one drawing of this category and style."""
+    key = (drawing.category, drawing.art)
+    every = pack.drawings[key]
+    pack.extent(drawing.art, drawing.code)  # measured over all drawings, once
+    pack.drawings[key] = {drawing.code: every[drawing.code]}
+    try:
+        yield
+    finally:
+        pack.drawings[key] = every
+
+
+@dataclass(frozen=True)
+class Lookalikes:
+    """Drawn blocks: pictures (N, 128, 128, 3) uint8, masks (N, 128, 16) packed bits, both memory-mapped.
+
+    identity (N,) numbers the identities over all blocks; needs_mask (N,) marks pictures in which
+    somebody else stands too; labels holds the answers of every field, (N,) or (N, answers), and the
+    places of the slots (N, 2).
+    """
+
+    pictures: np.ndarray
+    masks: np.ndarray
+    identity: np.ndarray
+    needs_mask: np.ndarray
+    labels: dict[str, np.ndarray]
+
+    @classmethod
+    def draw(
+        cls, folder: Path, world: World, blocks: int, seed: int, split: Split = "train", pack: str = ""
+    ) -> Lookalikes:
+        """Draw the blocks into a folder in `folder`, whole or not at all; or read back what is there.
+
+        pack  fingerprint of the art pack, so that another pack gets another folder
+        Raises StorageError, or AssetError for a damaged file.
+        """
+        parts = ("lookalikes", world.spec.name, split, seed, blocks, *([pack] if pack else []))
+        path = folder / "-".join(map(str, parts))
+        if not path.exists():
+            with atomic_folder(path) as fresh, storing(path):
+                _write(fresh, world, blocks, seed, split)
+        try:
+            with np.load(path / "labels.npz", allow_pickle=False) as z:
+                labels = {name: z[name] for name in z.files}
+            pictures, masks = (np.load(path / f"{n}.npy", mmap_mode="r") for n in ("pictures", "masks"))
+        except (OSError, ValueError, EOFError, BadZipFile) as e:
+            raise AssetError(f"{path} cannot be read ({e}). Delete the folder; it is drawn anew.") from e
+        return cls(pictures, masks, labels.pop("identity"), labels.pop("needs_mask"), labels)
+
+    def mask(self, at: np.ndarray) -> np.ndarray:
+        """Boolean masks (len(at), 128, 128) of the subjects."""
+        return np.unpackbits(self.masks[at], axis=-1).astype(bool)
+
+
+def _write(path: Path, world: World, blocks: int, seed: int, split: Split) -> None:
+    n = blocks * BLOCK
+    mapped = np.lib.format.open_memmap
+    pictures = mapped(path / "pictures.npy", mode="w+", dtype=np.uint8, shape=(n, 128, 128, 3))
+    masks = mapped(path / "masks.npy", mode="w+", dtype=np.uint8, shape=(n, 128, 16))
+    rows: list[dict[str, np.ndarray]] = []
+    for b in range(blocks):
+        for k, view in enumerate(block(world, seed, b, split)):
+            image, found = world.draw(view.scene)
+            i = b * BLOCK + k
+            pictures[i] = np.asarray(image)
+            masks[i] = np.packbits(found[view.subject], axis=-1)
+            rows.append({
+                "identity": np.array(b * IDENTITIES + view.identity),
+                "places": places(view.scene),
+                "needs_mask": np.array(view.scene.layout == "pair"),
+                **truth(view.scene, world.spec),
+            })  # fmt: skip
+    pictures.flush()
+    masks.flush()
+    labels: dict[str, Any] = {name: np.stack([r[name] for r in rows]) for name in rows[0]}
+    np.savez(path / "labels.npz", **labels)

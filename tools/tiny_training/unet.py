@@ -1,0 +1,172 @@
+"""Stage `unet`: the diffusion model, on latents and tokens that are already made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from tools.tiny_training.job import Job, digest, save_part
+from tools.tiny_training.latents import stores
+from tools.tiny_training.noise import STEPS, Levels, scheduler
+from tools.tiny_training.recipes import Unet
+from tools.tiny_training.sampler import Painter
+from torch import Tensor, nn
+
+from minikin import events
+from minikin.errors import BadRecipe
+from minikin.training.plan import Turn
+from minikin.training.run import Losses, Run
+
+
+def stage(job: Job) -> Iterator[events.Event]:
+    """Train the U-Net and write its average to unet/unet, also when it is interrupted."""
+    r, device = job.recipe.unet, torch.device(job.device)
+    data = Data(job)
+    torch.manual_seed(r.plan.seed)
+    unet = _adopted(job, data) if job.source else build(r, data.shape, job.recipe.text.width)
+    prepare_for(unet, device)
+    facts = {"channels": list(r.channels), "data": data.made_from}
+    facts["source"] = digest(job.source / "unet") if job.source else None
+    run = Run(job.folder("unet"), unet, job.plan("unet", r.plan), device=device, facts=facts, stage="unet")
+    painter = Painter(job, unet, run)
+    objective = Objective(run, r, data, painter.encode)
+    try:
+        yield from run.train(
+            objective.loss, prepare=objective.draw, evaluate=objective.evaluate, sample=painter.sheet
+        )
+    except KeyboardInterrupt:
+        _write(run, job)
+        yield events.Note(f"unet: the average so far is in {job.unet}; --stage export makes it a model.")
+        raise
+    _write(run, job)
+    yield events.Note(f"unet: {run.state.seen} samples seen, written to {job.unet} ({digest(job.unet)})")
+
+
+def build(r: Unet, latents: tuple[int, int], text_width: int) -> Any:
+    """A UNet2DConditionModel; every residual branch begins as nothing. latents: (channels, side)."""
+    from diffusers import UNet2DConditionModel
+
+    n = len(r.channels)
+    unet = UNet2DConditionModel(
+        sample_size=latents[1], in_channels=latents[0], out_channels=latents[0], layers_per_block=1,
+        block_out_channels=r.channels,
+        down_block_types=("CrossAttnDownBlock2D",) * (n - 1) + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (n - 1),
+        mid_block_type="UNetMidBlock2DCrossAttn", cross_attention_dim=text_width,
+        attention_head_dim=[c // r.head for c in r.channels], norm_num_groups=r.groups,
+    )  # fmt: skip
+    for name, module in unet.named_modules():
+        if name.endswith(("conv2", "conv_out", "proj_out")):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+    return unet
+
+
+def prepare_for(unet: Any, device: torch.device) -> None:
+    """Move to the device, in the memory layout and with the attention that are quickest there."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    if device.type == "cpu":  # the backward of fused attention took 37 % of a step, plain products 4 %
+        unet.set_attn_processor(AttnProcessor())
+    unet.to(device, memory_format=torch.channels_last)
+
+
+class Data:
+    """Latents (N, C, h, w) float16 and tokens (N, K, context) in memory; the last rows are held out."""
+
+    def __init__(self, job: Job) -> None:
+        latents, tokens = (s.complete("latents") for s in stores(job))
+        device = torch.device(job.device)
+        self.latents = torch.from_numpy(latents.all()).to(device)
+        self.tokens = torch.from_numpy(tokens.all().astype(np.int64)).to(device)
+        self.train = len(self.latents) - job.recipe.unet.held_out
+        if self.train < 1:
+            raise BadRecipe(
+                f"{len(self.latents)} scenes are too few: {job.recipe.unet.held_out} are held out. "
+                "Ask for more pictures."
+            )
+        made = [digest(s.folder / "manifest.json") for s in (latents, tokens)]
+        self.made_from = [*made, digest(job.need(job.text_encoder, "text"))]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.latents.shape[1], self.latents.shape[2]
+
+
+class Objective:
+    """The mean squared error of v, on what a turn draws."""
+
+    def __init__(self, run: Run, r: Unet, data: Data, encode: Any) -> None:
+        self.run, self.r, self.data, self.encode = run, r, data, encode
+        self.unet = run.compiled(run.model)
+        self.levels = Levels(
+            scheduler().alphas_cumprod, uniform=r.uniform, centre=r.centre, spread=r.spread
+        )  # fmt: skip
+        self.nothing: Tensor = encode.tokens([""])  # (1, context)
+        n, d = r.held_out, data.latents[data.train :]
+        g = torch.Generator().manual_seed(1)
+        self.held = (
+            d, torch.randn(d.shape, generator=g), torch.arange(n) * STEPS // n, data.tokens[data.train :, 0]
+        )  # fmt: skip
+
+    def draw(self, turn: Turn) -> tuple[Tensor, ...]:
+        """On the CPU: rows, wording, whether the caption is left out, timesteps."""
+        g, n = turn.generator, turn.size
+        rows = torch.randint(self.data.train, (n,), generator=g)
+        wording = torch.randint(self.data.tokens.shape[1], (n,), generator=g)
+        dropped = torch.rand(n, generator=g) < self.r.drop
+        t = self.levels.draw(n, g)
+        return rows, wording, dropped, t
+
+    def loss(self, turn: Turn, drawn: tuple[Tensor, ...]) -> Losses:
+        device = self.run.device
+        rows, wording, dropped, t = (v.to(device, non_blocking=True) for v in drawn)
+        tokens = torch.where(dropped[:, None], self.nothing, self.data.tokens[rows, wording])
+        x0 = self.data.latents[rows].float()
+        return {"loss": self._errors(self.unet, x0, torch.randn_like(x0), t, tokens).mean()}
+
+    def evaluate(self) -> Mapping[str, float]:
+        """v-loss on held-out scenes with fixed noise and uniform timesteps; also by noise quarter."""
+        device = self.run.device
+        found = [
+            self._errors(self.run.model, *(v.to(device) for v in part)).cpu()
+            for part in zip(*(torch.split(v, 64) for v in self.held), strict=True)
+        ]
+        errors = torch.cat(found)
+        quarters = {f"quarter {i}": float(q.mean()) for i, q in enumerate(errors.chunk(4), 1)}
+        return {"v-loss": float(errors.mean()), **quarters}
+
+    def _errors(self, unet: Any, x0: Tensor, eps: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
+        """(B,)"""
+        x_t, v = self.levels.mix(x0.float(), eps, t)
+        e = self.encode(tokens)
+        with self.run.autocast():
+            out = unet(x_t.contiguous(memory_format=torch.channels_last), t, e, return_dict=False)[0]
+        errors: Tensor = (out.float() - v).pow(2).mean((1, 2, 3))
+        return errors
+
+
+def _adopted(job: Job, data: Data) -> Any:
+    """The U-Net of `source`. Raises BadRecipe when it does not fit the latents or the text tower."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(
+        job.adopted("unet"), use_safetensors=True, torch_dtype=torch.float32
+    )
+    c = unet.config
+    theirs = (c.in_channels, c.sample_size, c.cross_attention_dim)
+    ours = (*data.shape, job.recipe.text.width)
+    if theirs != ours:
+        raise BadRecipe(
+            f"The U-Net of {job.source} is for latents of {theirs[0]}x{theirs[1]}x{theirs[1]} and text of "
+            f"width {theirs[2]}; this build has {ours[0]}x{ours[1]}x{ours[1]} and {ours[2]}. "
+            "Train without --from."
+        )
+    return unet
+
+
+def _write(run: Run, job: Job) -> None:
+    with run.averaged():
+        save_part(run.model, job.unet)
