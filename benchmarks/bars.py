@@ -89,7 +89,7 @@ def found(out: Path, kind: str) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def at_equal_likeness(locked: dict[str, Any], trained: dict[str, Any], axis: str) -> float | None:
-    """How much better the locked keys' picture follows the prompt at the most likeness that both reach.
+    """How much better the locked keys' image follows the prompt at the most likeness that both reach.
 
     Between two strengths by the line between them; None where no likeness is reached by both.
     """
@@ -134,7 +134,7 @@ def table(out: Path) -> str:
                           f"({len(equal)} of {len(each)} concepts reach an equal one)"]  # fmt: skip
         lines.append("")
     for course, methods in found(out, "pair").items():
-        lines += [f"### Two in one picture, {course}", "", "| method | both | bleed |", "|---|---|---|"]
+        lines += [f"### Two in one image, {course}", "", "| method | both | bleed |", "|---|---|---|"]
         lines += [
             f"| {m} ({len(by)}) | {_both(by, 'success')} | {_both(by, 'bleed')} |" for m, by in methods.items()
         ]

@@ -8,8 +8,8 @@ One run of a method at one rate on one concept is measured at several numbers of
 steps cost nothing extra. The first concept tries every rate; each method's best two go on to the others.
 Everything that is finished is in the file, and the same command goes on.
 Measured as teaching on tiny is (benchmarks/teaching.py): likeness of colour and texture inside the
-mask, to the photos and to photos that teaching never saw; whether the base finds each picture's scene
-again among all scenes; and drift, the mean difference of plain pictures of the category in grey levels.
+mask, to the photos and to photos that teaching never saw; whether the base finds each image's scene
+again among all scenes; and drift, the mean difference of plain images of the category in grey levels.
 A setting's score is sqrt(likeness x scenes found), its mean over the concepts decides. Likeness to the
 unseen photos is not in it: they bring no masks, and what attention leaves of their backgrounds counts.
 """
@@ -83,7 +83,7 @@ class Judge:
         found = [self._described(i) for i in made]
         among = [[looks.similarity(f, r) for r in self.shown] for f in found]
         fresh = [[looks.similarity(f, r) for r in self.unseen] for f in found]
-        n = len(made) // len(plain)  # the pictures of one seed at a time: each has another scene
+        n = len(made) // len(plain)  # the images of one seed at a time: each has another scene
         hits = [picks_own(self.studio.base, made[k::n], plain) for k in range(n)]
         drift = [
             np.abs(np.asarray(a, float) - np.asarray(b, float)).mean()
@@ -135,7 +135,7 @@ def one(
         measuring += time.monotonic() - start
 
     with tempfile.TemporaryDirectory() as folder:
-        began = time.monotonic()  # with class pictures, where the cache does not have them
+        began = time.monotonic()  # with class images, where the cache does not have them
         for _ in teach(judge.studio.base, judge.photos, recipe, Path(folder), look=look, look_at=marks):
             pass
     return rows
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("baselines.json"))
     parser.add_argument("--methods", nargs="+", choices=list(GRID), default=list(GRID))
     parser.add_argument("--concepts", nargs="+", default=list(CONCEPTS))
-    parser.add_argument("--smoke", action="store_true", help="two steps of every method, few pictures")
+    parser.add_argument("--smoke", action="store_true", help="two steps of every method, few images")
     args = parser.parse_args()
     concepts = args.concepts[:1] if args.smoke else args.concepts
     print(json.dumps(search(args.out, args.methods, concepts, smoke=args.smoke)["best"], indent=1))

@@ -1,4 +1,4 @@
-"""The DreamBooth protocol on real photos: 25 prompts a subject, 4 pictures a prompt, DINO, CLIP-I, CLIP-T.
+"""The DreamBooth protocol on real photos: 25 prompts a subject, 4 images a prompt, DINO, CLIP-I, CLIP-T.
 
     python -m benchmarks.dreambench dataset/ --base sd15 --out dreambench     with weights, on a GPU
     python -m benchmarks.dreambench dataset/ --only dog --smoke               random weights of SD 1.5's size
@@ -7,7 +7,7 @@
 prompts_and_classes.txt, whose classes and prompts are used as they stand, the rare word and class
 together being our concept. Likeness is the mean cosine with all photos (DINO ViT-S/16, CLIP ViT-B/32),
 alignment that with the prompt without the rare word (Ruiz et al. 2023, arXiv:2208.12242, section 4.2).
-Every concept and picture that is there is kept: the same command goes on. The published rows are printed
+Every concept and image that is there is kept: the same command goes on. The published rows are printed
 beside ours; they were made with other samplers, seeds and, the first, another base.
 """
 
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--base", default="sd15")
     parser.add_argument("--out", type=Path, default=Path("dreambench"))
     parser.add_argument("--only", nargs="*", help="subjects; all whose photos are there by default")
-    parser.add_argument("--copies", type=int, default=4, help="pictures of a prompt")
+    parser.add_argument("--copies", type=int, default=4, help="images of a prompt")
     parser.add_argument("--preset", help="quality by default")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument(
@@ -97,12 +97,12 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def same_settings(out: Path, settings: dict[str, Any]) -> None:
-    """Raise BadRecipe when the pictures in this folder were made otherwise: they would count as these."""
+    """Raise BadRecipe when the images in this folder were made otherwise: they would count as these."""
     path = out / "settings.json"
     if path.is_file() and (theirs := json.loads(path.read_text())) != settings:
         differ = sorted(k for k in settings if theirs.get(k) != settings[k])
         raise BadRecipe(
-            f"{out} holds pictures of another run ({', '.join(differ)} differ). Choose another --out, or "
+            f"{out} holds images of another run ({', '.join(differ)} differ). Choose another --out, or "
             "delete that folder."
         )
     atomic_write(path, json.dumps(settings).encode())
@@ -134,7 +134,7 @@ def painted(
     studio: Studio, subject: Subject, dataset: Path, out: Path, copies: int, teaching: dict[str, Any],
     how: dict[str, Any],
 ) -> tuple[list[Image.Image], list[str]]:  # fmt: skip
-    """Every picture of a subject and the plain prompt of each; what is there is not made again."""
+    """Every image of a subject and the plain prompt of each; what is there is not made again."""
     file = out / f"{subject.name}.safetensors"
     if file.exists():
         studio.add(str(file))

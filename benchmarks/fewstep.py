@@ -4,7 +4,7 @@
     python -m benchmarks.fewstep --only lcm-lora tdm --steps 4
 
 Prompts are held out: combinations that training never saw. Distances (FD, KID in the judge's features)
-are to pictures of the 50-step base of other prompts and seeds (pictures of equal prompts are pairs, for
+are to images of the 50-step base of other prompts and seeds (images of equal prompts are pairs, for
 which these are not meant), and the base's own row is the distance of two such sets: nothing can be
 expected below it. `seeds` is seed identifiability, chance 1 / 8. Likeness is that of concepts taught once
 on the base and painted with each preset. What is kept of the base's alignment and likeness is a ratio
@@ -72,10 +72,10 @@ class Bench:
         painted = paint_many(self.studio, others, range(50_000, 50_000 + n), scheduler=BASE, steps=BASE_STEPS)
         self.reference = self.judge.images(painted)
         self.photos = {name: self._taught(name) for name in concepts}
-        self.whole: dict[str, np.ndarray] = {}  # of the base in 50 steps, picture by picture
+        self.whole: dict[str, np.ndarray] = {}  # of the base in 50 steps, image by image
 
     def _taught(self, name: str) -> torch.Tensor:
-        """Teach a concept on the base; its photos as the judge sees them, whole as the pictures are.
+        """Teach a concept on the base; its photos as the judge sees them, whole as the images are.
 
         What was taught before lies in `kept` and is not taught again."""
         folder = Path("examples") / name
@@ -94,7 +94,7 @@ class Bench:
         return self.judge.likeness([Image.open(f).convert("RGB") for f in sorted(folder.glob("*.jpg"))])
 
     def row(self, name: str, how: dict[str, Any]) -> tuple[dict[str, Any], list[Image.Image]]:
-        """All numbers of one way of painting, and its first pictures."""
+        """All numbers of one way of painting, and its first images."""
         started = time.perf_counter()
         pictures = paint_many(self.studio, self.texts, range(len(self.texts)), **how)
         seconds = (time.perf_counter() - started) / len(pictures)
@@ -102,7 +102,7 @@ class Bench:
         verdicts = self.classifier.look(np.stack([np.asarray(p) for p in pictures]))
         found: dict[str, Any] = {
             "row": name,
-            "seconds a picture": round(seconds, 4),
+            "seconds an image": round(seconds, 4),
             "FD": distance.frechet(seen, self.reference, resamples=50),
             "KID": distance.kernel(seen, self.reference),
             "alignment": metrics.alignment(seen, self.read, self.texts),
@@ -127,7 +127,7 @@ class Bench:
         return seeds.identifiability(seeds.thumbnails(pictures).view(len(chosen), SEEDS, -1))
 
     def _likeness(self, how: dict[str, Any]) -> tuple[np.ndarray, list[str]]:
-        """Of every picture, and its prompt."""
+        """Of every image, and its prompt."""
         texts = [f"a photo of <{c}> {place}" for c in self.photos for place in PLACES for _ in range(2)]
         pictures = paint_many(self.studio, texts, range(len(texts)), **how)
         things = self.judge.likeness(pictures)

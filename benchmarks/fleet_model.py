@@ -97,13 +97,13 @@ def painting(s: Site) -> dict[str, float]:
     rate = s.gpus / s.picture_s
     missed = 1 - hits(s.worker_concepts, s.concepts, s.zipf)
     return {
-        "pictures a second": rate,
+        "images a second": rate,
         "hours for 10^6 prompts": 1e6 / rate / 3600,
         "hours for one of each concept": s.concepts / rate / 3600,
-        "pictures written, GB a second": rate * s.picture_bytes / GB,
-        "pictures written, share of the shared folder's bandwidth": rate * s.picture_bytes / s.shared_bandwidth,
+        "images written, GB a second": rate * s.picture_bytes / GB,
+        "images written, share of the shared folder's bandwidth": rate * s.picture_bytes / s.shared_bandwidth,
         "of one driver's core: lines and records": rate / s.driver_lines_s + rate / s.records_s,
-        "dollars for 10^6 pictures": 1e6 * s.picture_s / 3600 * s.gpu_hour,
+        "dollars for 10^6 images": 1e6 * s.picture_s / 3600 * s.gpu_hour,
         "start of all workers, seconds": s.start_s + cold_start(s),
         "the same if each GPU read for itself": s.start_s + s.gpus * s.base_bytes / s.shared_bandwidth,
         "requests that miss a worker's own cache": missed,

@@ -1,11 +1,11 @@
-"""How far one set of pictures is from another, as distributions of their features.
+"""How far one set of images is from another, as distributions of their features.
 
     frechet   Frechet distance of two Gaussians fitted to the features (Heusel et al. 2017, arXiv:1706.08500)
     kernel    squared maximum mean discrepancy, cubic kernel, unbiased (Binkowski et al. 2018, arXiv:1801.01401)
 
 Published FID and KID use raw Inception features; ours are a judge's unit vectors, so the numbers
-compare among themselves only, and for `frechet` only at equal numbers of pictures: it is biased upward when
-they are few, `kernel` is not. The two sets must be drawn independently: a picture and what became of
+compare among themselves only, and for `frechet` only at equal numbers of images: it is biased upward when
+they are few, `kernel` is not. The two sets must be drawn independently: an image and what became of
 it are no pair for these.
 """
 
@@ -25,9 +25,9 @@ KERNEL_RESAMPLES = 1000
 def frechet(a: Tensor, b: Tensor, seed: int = 0, resamples: int = FRECHET_RESAMPLES) -> Measured:
     """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of features (n, d) and (m, d), float64.
 
-    The interval says how the value moves with other pictures in equal numbers. Resampling repeats
-    pictures, which alone raises the distance; this mean shift is taken off the resampled values.
-    Raises BadRecipe for fewer than two pictures on a side.
+    The interval says how the value moves with other images in equal numbers. Resampling repeats
+    images, which alone raises the distance; this mean shift is taken off the resampled values.
+    Raises BadRecipe for fewer than two images on a side.
     """
     x, y = _checked(a, b)
     value = _frechet(x, y)
@@ -44,8 +44,8 @@ def kernel(
     """Unbiased squared MMD of features (n, d) and (m, d) under k(x, y) = (gamma x.y + 1)^3; may be below 0.
 
     gamma   1 for unit vectors; 1/d, as published, for raw features of size sqrt(d)
-    groups  the prompts of either side: resampling draws prompts instead of pictures
-    In a resample a picture is never paired with its own copy, which would bias it.
+    groups  the prompts of either side: resampling draws prompts instead of images
+    In a resample an image is never paired with its own copy, which would bias it.
     """
     x, y = _checked(a, b)
     k_xx, k_yy, k_xy = ((gamma * (u @ v.T) + 1) ** 3 for u, v in ((x, x), (y, y), (x, y)))
@@ -72,7 +72,7 @@ def _within(k: Tensor, weights: Tensor) -> Tensor:
 def _frechet(x: Tensor, y: Tensor) -> float:
     """With x - mean = Q R and S = R^T R / (n - 1): tr (S_a S_b)^(1/2) is the sum of the singular values
     of R_a R_b^T over sqrt((n - 1)(m - 1)). No covariance is squared or rooted, so nothing can turn
-    negative or complex, and fewer pictures than dimensions are no special case.
+    negative or complex, and fewer images than dimensions are no special case.
     """
     spread, roots = 0.0, []
     for v in (x, y):
@@ -91,7 +91,7 @@ def _drawn(v: Tensor, rng: np.random.Generator) -> Tensor:
 def _checked(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     if min(len(a), len(b)) < 2 or a.shape[1:] != b.shape[1:] or a.ndim != 2:
         raise BadRecipe(
-            f"A feature distance needs two sets (n, d) of at least two pictures by one judge; got "
+            f"A feature distance needs two sets (n, d) of at least two images by one judge; got "
             f"{tuple(a.shape)} and {tuple(b.shape)}."
         )
     return a.double().cpu(), b.double().cpu()

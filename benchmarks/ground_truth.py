@@ -1,9 +1,9 @@
-"""Counting right pictures on tiny's world, where what is right is known.
+"""Counting right images on tiny's world, where what is right is known.
 
     truth = Truth.open()
     asked = questions(truth.world, "my_dog", 40, seed=1)
-    pictures = ...                       paint every q.prompt ("<my_dog> to the left of a cat ...")
-    truth.count(asked, pictures)         share of right ones by bar: object, background, relation, identity, ...
+    images = ...                       paint every q.prompt ("<my_dog> to the left of a cat ...")
+    truth.count(asked, images)         share of right ones by bar: object, background, relation, identity, ...
     truth.ceiling(asked)                 the same on the world's own drawings of these questions
 
 Bars are those of tiny's evaluation (`tools.tiny_training.evaluation.rules`), and two more: *identity*, it is
@@ -41,7 +41,7 @@ class Question:
     """A prompt about an identity, and what it asks for.
 
     prompt  with <name> where the identity stands; `asked.prompt` has its category there
-    side    the half of the picture in which it must be, or all of it
+    side    the half of the image in which it must be, or all of it
     """
 
     prompt: str
@@ -52,13 +52,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Counted:
-    """For each picture the bars it was asked and whether it was right, and their shares."""
+    """For each image the bars it was asked and whether it was right, and their shares."""
 
     rights: Sequence[Mapping[str, bool]]
 
     @property
     def shares(self) -> dict[str, Measured]:
-        """Share of right pictures by bar, with Wilson's interval, over those that were asked."""
+        """Share of right images by bar, with Wilson's interval, over those that were asked."""
         out = {}
         for bar in (*BARS, *OWN):
             asked = [r[bar] for r in self.rights if bar in r]
@@ -108,9 +108,9 @@ class Truth:
         return cls(drawer, classifier, Identities.learn(drawer, classifier, names, change))
 
     def count(self, asked: Sequence[Question], pictures: Sequence[Image.Image] | np.ndarray) -> Counted:
-        """Judge one picture for each question. Raises BadRecipe when they are not as many."""
+        """Judge one image for each question. Raises BadRecipe when they are not as many."""
         if len(asked) != len(pictures):
-            raise BadRecipe(f"{len(asked)} questions but {len(pictures)} pictures: paint one for each.")
+            raise BadRecipe(f"{len(asked)} questions but {len(pictures)} images: paint one for each.")
         batch = np.stack([np.asarray(p if isinstance(p, np.ndarray) else p.convert("RGB")) for p in pictures])
         seen = answers_of(self.classifier.look(batch))
         is_it = self.identities.recognise(batch, [q.identity for q in asked], [q.side for q in asked])
@@ -131,7 +131,7 @@ def _knowing(seen: Answers, question: Question) -> Answers:
     """The answers once the identity is recognised: then its category, in its slot, is no question.
 
     The classifier's own answer is about drawings of its world, to which no identity belongs: it names the
-    category of a drawn identity right in 4 of 10 pictures only.
+    category of a drawn identity right in 4 of 10 images only.
     """
     first, second = seen.objects
     category = words.IDENTITIES[question.identity].category

@@ -2,7 +2,7 @@
 
 It never saw the identities; it is shown some drawings of each, as a person would be, and compares
 by its own space of likeness (not the judge's, so that what is tuned on one is checked by the
-other). A picture shows an identity when that one is the nearest of all known, noise among them, and nearer
+other). An image shows an identity when that one is the nearest of all known, noise among them, and nearer
 than a threshold, which is set where other things of the same category are told from it best.
 """
 
@@ -24,7 +24,7 @@ from minikin.tiny.encoders.classifier import Classifier
 from minikin.tiny.world import RESOLUTION, Scene, World
 
 Side = Literal["left", "right", "all"]
-Change = Callable[[np.ndarray], np.ndarray]  # pictures (n, 128, 128, 3) uint8 to the same
+Change = Callable[[np.ndarray], np.ndarray]  # images (n, 128, 128, 3) uint8 to the same
 
 VIEWS = 16  # drawings of each thing, for learning, for the threshold, and for measuring
 LEARN, TUNE, MEASURE = 501, 502, 503  # the streams they come from
@@ -36,7 +36,7 @@ TEMPERATURES = np.geomspace(0.01, 1, 25)
 
 @dataclass(frozen=True)
 class Views:
-    """Pictures (rows, VIEWS, 128, 128, 3), a row for each identity, and where to look in them."""
+    """Images (rows, VIEWS, 128, 128, 3), a row for each identity, and where to look in them."""
 
     pictures: np.ndarray
     sides: tuple[tuple[Side, ...], ...]
@@ -77,7 +77,7 @@ def noise_views(seed: int) -> Views:
 
 
 def noise(rng: np.random.Generator, grain: int) -> np.ndarray:
-    """A picture (128, 128, 3) uint8 of random squares of `grain` px."""
+    """An image (128, 128, 3) uint8 of random squares of `grain` px."""
     n = RESOLUTION // grain
     return rng.integers(256, size=(n, n, 3), dtype=np.uint8).repeat(grain, 0).repeat(grain, 1)
 
@@ -128,7 +128,7 @@ class Identities:
         )  # fmt: skip
 
     def recognise(self, pictures: np.ndarray, names: Sequence[str], sides: Sequence[Side]) -> np.ndarray:
-        """Whether each picture (n, 128, 128, 3) shows the identity named for it, in that half; (n,) bool."""
+        """Whether each image (n, 128, 128, 3) shows the identity named for it, in that half; (n,) bool."""
         cosines = self._cosines(pictures, sides)
         return _is_own(cosines, torch.tensor(self._places(names)), self.threshold).numpy()
 
@@ -148,7 +148,7 @@ class Identities:
 
 
 def half(side: Side) -> np.ndarray | None:
-    """The mask of one half of a picture, a little more than half; None for all of it."""
+    """The mask of one half of an image, a little more than half; None for all of it."""
     if side == "all":
         return None
     mask = np.zeros((RESOLUTION, RESOLUTION), bool)

@@ -22,7 +22,7 @@ BATCH = 25
 def paint_many(
     studio: Studio, prompts: Sequence[str], seeds: Sequence[int], half: bool = True, **recipe: Any
 ) -> list[Image.Image]:  # fmt: skip
-    """One picture for each prompt and seed; `half`: U-Net and decoder in bfloat16 over float32 weights."""
+    """One image for each prompt and seed; `half`: U-Net and decoder in bfloat16 over float32 weights."""
     return [p for part in _parts(studio, list(prompts), list(seeds), half, recipe) for p in part]
 
 

@@ -1,8 +1,8 @@
-"""The page: from a key pressed in the browser to the picture that shows it, on tiny, typing live.
+"""The page: from a key pressed in the browser to the image that shows it, on tiny, typing live.
 
-Chromium and the server share the machine. `alone` waits for each picture before the next key; `typing`
-presses a key every 150 ms, and counts until the picture of that prompt or a newer one is shown. `in the
-server` is the part from the wish's arrival to the picture's departure. The same with PyTorch and with
+Chromium and the server share the machine. `alone` waits for each image before the next key; `typing`
+presses a key every 150 ms, and counts until the image of that prompt or a newer one is shown. `in the
+server` is the part from the wish's arrival to the image's departure. The same with PyTorch and with
 OpenVINO, alternately key by key, so that a busy minute meets both.
 """
 
@@ -25,7 +25,7 @@ TEXT = "a red car in the snow, a photo of a small cat on the beach, painted at n
 ENGINES = ("eager", "openvino")
 PACE_S = 0.15
 BARS_MS = (250, 500)
-# notes the time of every key, and of every picture once it is decoded and shown
+# notes the time of every key, and of every image once it is decoded and shown
 RECORDER = """() => {
   const field = document.querySelector('#paint-prompt'), image = document.querySelector('#paint-shown');
   window.keys = []; window.took = []; window.inside = []; let last = '';
@@ -45,7 +45,7 @@ RECORDER = """() => {
 def run() -> list[dict[str, Any]]:
     path = shutil.which("chromium")
     if not path:
-        return [{"what": "keystroke to picture in the page", "value": "no Chromium"}]
+        return [{"what": "keystroke to image in the page", "value": "no Chromium"}]
     from playwright.sync_api import sync_playwright
 
     found: dict[str, list[Found]] = {}
@@ -63,7 +63,7 @@ def run() -> list[dict[str, Any]]:
 
 
 class Found(NamedTuple):
-    """Milliseconds from keys to pictures, and of the pictures in the server."""
+    """Milliseconds from keys to images, and of the images in the server."""
 
     took: list[float]
     inside: list[float]

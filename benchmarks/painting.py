@@ -1,4 +1,4 @@
-"""Painting against the stock diffusers pipeline on the same work (bar: never slower), and per picture."""
+"""Painting against the stock diffusers pipeline on the same work (bar: never slower), and per image."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run() -> list[dict[str, Any]]:
         {"what": "minikin / stock diffusers, 25 steps (7 runs: least, median, most)",
          "value": f"{ratios[0]:.2f} {ratios[3]:.2f} {ratios[-1]:.2f}", "bar": "<= 1",
          "holds": ratios[3] <= 1.0},
-        {"what": "one picture, 25 steps with guidance", "value": f"{mine[3]:.0f} ms", "bar": "<= 1500 ms",
+        {"what": "one image, 25 steps with guidance", "value": f"{mine[3]:.0f} ms", "bar": "<= 1500 ms",
          "holds": mine[3] <= 1500},
         {"what": "one U-Net forward, batch 1", "value": f"{one:.1f} ms", "bar": "<= 20 ms", "holds": one <= 20},
         {"what": "one U-Net forward, batch 2 (guidance)", "value": f"{two:.1f} ms"},

@@ -1,4 +1,4 @@
-"""Seams: whether the borders of tiles can be seen in a picture that was painted in parts.
+"""Seams: whether the borders of tiles can be seen in an image that was painted in parts.
 
 At a visible border, colours jump more than between the pixels beside it. The score is the mean jump
 across the borders over the mean jump between neighbouring pixels near them: about 1 where nothing shows.

@@ -1,8 +1,8 @@
-"""Seed identifiability: can a classifier tell from a picture which seed it was painted with?
+"""Seed identifiability: can a classifier tell from an image which seed it was painted with?
 
 In a diverse model a seed leaves its mark on layout, whatever the prompt (GAD, arXiv:2606.01651, reports
 93.7 % for SD 2 and 52.9 % for a one-step student of it). Twenty drafts are worth little if all
-seeds look alike. GAD trains a network; with the hundreds of pictures that one evaluation paints, a ridge
+seeds look alike. GAD trains a network; with the hundreds of images that one evaluation paints, a ridge
 classifier on fixed features is what can be trained, so only numbers of the same number of seeds, prompts and
 features compare.
 """
@@ -25,9 +25,9 @@ THUMBNAIL = 16  # px
 
 
 def identifiability(features: Tensor, seed: int = 0, folds: int = FOLDS) -> Measured:
-    """Share of pictures whose seed is named rightly; chance is 1 / seeds.
+    """Share of images whose seed is named rightly; chance is 1 / seeds.
 
-    features  (prompts, seeds, d): picture (i, k) is prompt i with seed k. What a prompt's pictures have
+    features  (prompts, seeds, d): image (i, k) is prompt i with seed k. What a prompt's images have
               in common is taken off first; judges' vectors or `thumbnails` will do.
     Prompts that are judged were not among those trained on. The interval is over prompts.
     Raises BadRecipe for fewer than two prompts or seeds.
@@ -50,7 +50,7 @@ def identifiability(features: Tensor, seed: int = 0, folds: int = FOLDS) -> Meas
 
 
 def thumbnails(pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures as tiny ones (n, 3 * 16 * 16) in [-1, 1]: their layout, without what they show."""
+    """Images as tiny ones (n, 3 * 16 * 16) in [-1, 1]: their layout, without what they show."""
     small = [p.convert("RGB").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX) for p in pictures]
     return torch.tensor(np.stack([np.asarray(s) for s in small]).reshape(len(small), -1) / 127.5 - 1).float()
 

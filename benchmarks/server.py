@@ -1,7 +1,7 @@
 """The server against its bare engine: throughput with eight clients, and what a request costs besides.
 
-The bare engine paints the same pictures in full batches, with nothing around it. The overhead is the
-time of one request alone, on an engine that takes no time, without encoding and writing its picture.
+The bare engine paints the same images in full batches, with nothing around it. The overhead is the
+time of one request alone, on an engine that takes no time, without encoding and writing its image.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _overhead() -> list[dict[str, Any]]:
     cost = whole["median_ms"] - writing["median_ms"]
     return [
         {"what": "one request, engine of no time (median)", "value": f"{whole['median_ms']:.1f} ms"},
-        {"what": "of it encoding and writing the picture", "value": f"{writing['median_ms']:.1f} ms"},
+        {"what": "of it encoding and writing the image", "value": f"{writing['median_ms']:.1f} ms"},
         {"what": "overhead of a request (median)", "value": f"{cost:.1f} ms", "bar": "<= 15 ms",
          "holds": cost <= 15},
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Where the time of a picture goes: U-Net, decoder, text, and everything else."""
+"""Where the time of an image goes: U-Net, decoder, text, and everything else."""
 
 from __future__ import annotations
 

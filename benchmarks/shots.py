@@ -1,8 +1,8 @@
-"""The pictures of the page in docs/: studio-paint, studio-phone, studio-inpaint.
+"""The images of the page in docs/: studio-paint, studio-phone, studio-inpaint.
 
     python -m benchmarks.shots [FOLDER]
 
-Two examples are taught, then used in a real browser as a user would. Look at the pictures afterwards: what is
+Two examples are taught, then used in a real browser as a user would. Look at the images afterwards: what is
 painted there is what tiny painted that day.
 """
 
@@ -62,12 +62,12 @@ def teach(url: str) -> None:
 
 
 def paint(page: Any, prompt: str, *, preset: str, n: int) -> None:
-    """Paint drafts, and wait for the last and for the live picture of the same prompt."""
+    """Paint drafts, and wait for the last and for the live image of the same prompt."""
     page.select_option("#paint-preset", preset)
     page.fill("#paint-n", str(n))
     page.fill("#paint-seed", SEED)
     page.fill("#paint-prompt", prompt)
-    page.wait_for_timeout(2000)  # the live picture first: the drafts' newest is what is to be seen
+    page.wait_for_timeout(2000)  # the live image first: the drafts' newest is what is to be seen
     page.keyboard.press("Control+Enter")
     page.wait_for_function(f"document.querySelectorAll('#paint-drafts img').length >= {n}", timeout=240_000)
     page.wait_for_selector("#paint-tools:not([hidden])", timeout=240_000)

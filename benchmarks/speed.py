@@ -1,7 +1,7 @@
 """Few-step painting on tiny, decoder included, against the stock pipeline on the same work; live painting.
 
 The stock pipeline has the same adapter fused into its weights and runs the sampler that the adapter's
-header names, in the same steps and guidance, one picture after the other with ours, so that a busy minute
+header names, in the same steps and guidance, one image after the other with ours, so that a busy minute
 meets both. OpenVINO computes in bfloat16 where the processor has it, stock PyTorch in float32; so both are
 measured in the other's precision, too.
 Bars: turbo p50 <= 60 ms, 4-step LCM <= 150 ms, at least 2.0 times faster than the stock pipeline.
@@ -119,7 +119,7 @@ def _stock(preset: Any, adapter: Any) -> Any:
 
 
 def _live() -> list[dict[str, Any]]:
-    """Somebody types; each keystroke waits for the first picture that knows of it."""
+    """Somebody types; each keystroke waits for the first image that knows of it."""
     studio = Studio.open("tiny", device="cpu")
     ready = studio.presets()
     if not any(p["name"] == "turbo" and p["ready"] for p in ready):
@@ -144,12 +144,12 @@ def _live() -> list[dict[str, Any]]:
         hand.join()
     waits = sorted(1e3 * (min(at for n, at in seen.items() if n > k) - t) for k, t in enumerate(pressed))
     p50, p95 = waits[len(waits) // 2], waits[int(len(waits) * 0.95)]
-    return [{"what": f"live, turbo, {ENGINES[-1]}: keystroke to picture p50 (p95), {len(seen)} pictures of "
+    return [{"what": f"live, turbo, {ENGINES[-1]}: keystroke to image p50 (p95), {len(seen)} images of "
                      f"{len(TYPED)} keys", "value": f"{p50:.0f} ({p95:.0f}) ms"}]  # fmt: skip
 
 
 def _around() -> list[dict[str, Any]]:
-    """What every picture costs outside the networks."""
+    """What every image costs outside the networks."""
     studio = Studio.open("tiny", device="cpu")
     (picture,) = studio.paint(PROMPT, steps=2)
     png = timed(lambda: picture.save(io.BytesIO(), "PNG"), 30)["median_ms"]
@@ -158,7 +158,7 @@ def _around() -> list[dict[str, Any]]:
     ]
     each = (steps[1]["rest"] - steps[0]["rest"]) / 8
     return [
-        {"what": "outside the networks: once a picture, and once a step (scheduler)",
+        {"what": "outside the networks: once an image, and once a step (scheduler)",
          "value": f"{steps[0]['rest'] - each:.1f} {each:.2f} ms"},
-        {"what": "a PNG of one picture", "value": f"{png:.1f} ms"},
+        {"what": "a PNG of one image", "value": f"{png:.1f} ms"},
     ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 `run` lets teaching stop by itself. `trace` measures likeness along the way, every 20 of 240 steps,
 and says after how many seconds of teaching it first came within 5 % of its plateau (the mean of the
-last four measurements). Likeness: evaluation/subject_fidelity.py, inside the subject's mask, eight pictures.
+last four measurements). Likeness: evaluation/subject_fidelity.py, inside the subject's mask, eight images.
 """
 
 from __future__ import annotations

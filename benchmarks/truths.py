@@ -1,11 +1,11 @@
-"""What the world's classifier says of the pictures of benchmarks/bars.py: is it this very thing?
+"""What the world's classifier says of the images of benchmarks/bars.py: is it this very thing?
 
     python -m benchmarks.truths --out bars      after benchmarks.bars --out bars
 
 Likeness is the judge's; this is the oracle that the judge is checked by (benchmarks/identities.py), shown the
 round trip of tiny's autoencoder. Of single things: the share in which the identity is recognised, how
 much less sure the oracle is than of photos that teaching did not see (CCD), and the share of pixels outside
-the subject that are as in the plain picture of equal words and seed. Of two things: the share with each
+the subject that are as in the plain image of equal words and seed. Of two things: the share with each
 recognised in its own half. Of three, which tiny's world never shows together: each in its own third.
 """
 
@@ -41,7 +41,7 @@ def opened(paths: Sequence[Path]) -> np.ndarray:
 
 
 class Oracle:
-    """The identities of all examples, and the studio that pictures come from."""
+    """The identities of all examples, and the studio that images come from."""
 
     def __init__(self) -> None:
         self.studio = Studio.open("tiny", device="cpu")
@@ -69,7 +69,7 @@ class Oracle:
         return self.known.confidence(pictures, [name] * len(pictures), ["all"] * len(pictures))
 
     def kept(self, report: dict[str, Any], name: str, steps: int, pictures: np.ndarray) -> Measured:
-        """Of pixels around the subject, against the plain picture of each prompt and seed."""
+        """Of pixels around the subject, against the plain image of each prompt and seed."""
         kind, base, seeds = category(name), self.studio.base, report["seeds"]
         how = {"steps": steps, "n": len(seeds), "seed": seeds[0]} | ({"preset": "tdm"} if steps <= 8 else {})
         plain = [i for p in report["prompts"] for i in self.studio.paint(_plain(p, kind), **how)]
@@ -142,7 +142,7 @@ def pairs(oracle: Oracle, out: Path) -> None:
 
 
 def triple(oracle: Oracle, out: Path) -> None:
-    """Three concepts, taught here and kept below `out`, in one picture, with and without region words."""
+    """Three concepts, taught here and kept below `out`, in one image, with and without region words."""
     from minikin.perfusion import concept_file
 
     for name in TRIPLE:

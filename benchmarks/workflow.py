@@ -1,4 +1,4 @@
-"""The workflow measured and shown: seams of refined pictures, time at each strength, the pictures of docs/.
+"""The workflow measured and shown: seams of refined images, time at each strength, the images of docs/.
 
 python -m benchmarks workflow       seams and times
 python benchmarks/workflow.py       the same, and docs/workflow-*.jpg
@@ -21,7 +21,7 @@ from minikin.images.sheet import contact_sheet
 CAR = "a photo of a red car in the snow"
 DOG = "a photo of a dog in the meadow"
 SEEDS = range(6)
-SHOWN = {"dog": 2, "teapot": 6, "wide": 4}  # seeds of the pictures of docs/, chosen by eye of eight each
+SHOWN = {"dog": 2, "teapot": 6, "wide": 4}  # seeds of the images of docs/, chosen by eye of eight each
 BORDERS = (64, 128, 192)  # of windows of 128 px in 256
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,7 +36,7 @@ def naive(studio: Studio, draft: Image.Image, seed: int, **how: Any) -> Image.Im
 
 
 def run() -> list[dict[str, Any]]:
-    """Seams of six pictures painted twice as large, in windows and in separate tiles; times."""
+    """Seams of six images painted twice as large, in windows and in separate tiles; times."""
     studio = Studio.open("tiny")
     rows = []
     for strength in (0.3, 0.5):
@@ -70,7 +70,7 @@ def run() -> list[dict[str, Any]]:
 
 
 def show(folder: Path) -> None:
-    """The pictures of docs/workflow.md."""
+    """The images of docs/workflow.md."""
     studio = Studio.open("tiny")
     drafts = studio.paint(DOG, n=20, preset="tdm")
     small = [d.resize((96, 96), Image.Resampling.LANCZOS) for d in drafts]

@@ -68,7 +68,7 @@ def prompt(data: bytes) -> None:
 
 
 def parameters(data: bytes) -> None:
-    """A1111's text inside a stranger's picture: always read as far as it can be."""
+    """A1111's text inside a stranger's image: always read as far as it can be."""
     parse_parameters(data.decode("utf-8", "replace"))
 
 

@@ -232,7 +232,7 @@ def ray(tmp_path_factory: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def photos() -> list[Photo]:
-    """Three small pictures with a coloured square as the subject, and its mask."""
+    """Three small images with a coloured square as the subject, and its mask."""
     rng = np.random.default_rng(0)
     made = []
     for k in range(3):

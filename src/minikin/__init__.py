@@ -5,7 +5,7 @@
     studio = Studio.open("tiny")
     tom = studio.teach("photos/", name="tom", category="cat")
     tom.save("tom.safetensors")
-    picture = studio.paint("a photo of <tom> on the beach", seed=7)[0]
+    image = studio.paint("a photo of <tom> on the beach", seed=7)[0]
 
 Names are loaded when they are first used: importing minikin is quick.
 """

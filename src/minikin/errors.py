@@ -133,7 +133,7 @@ class Diverged(MinikinError):
 
 
 class NotFinite(MinikinError):
-    """A picture came out as numbers that are not finite; it is never shown as a black one."""
+    """An image came out as numbers that are not finite; it is never shown as a black one."""
 
     exit_code = 6
     code = "non_finite_output"
@@ -163,7 +163,7 @@ class Busy(MinikinError):
 
 
 class Blocked(MinikinError):
-    """The content filter lets none of the pictures that were asked for through."""
+    """The content filter lets none of the images that were asked for through."""
 
     exit_code = 9
     code = "content_policy_violation"

@@ -19,7 +19,7 @@ class Note:
 class Progress:
     """`done` of `total` units of `stage`, with what there is to say about it (loss, ...).
 
-    look  the picture as it is now, for who wants to see it: it costs nothing until it is called. None,
+    look  the image as it is now, for who wants to see it: it costs nothing until it is called. None,
           or a call that gives None, where there is nothing to see
     """
 
@@ -32,7 +32,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture was made: a sample, a preview or a result.
+    """An image was made: a sample, a preview or a result.
 
     verdict  what the content filter found (`generation.content_filter`); None for nothing
     """

@@ -17,7 +17,7 @@ def stream(work: Callable[[Emit], Any], executor: Executor) -> Generator[Event, 
     """Run `work(emit)` on an executor's thread and yield what it emits; returns what it returns.
 
     The executor should keep its thread: PyTorch builds a team of threads for every thread that
-    calls it, which costs more than a small picture.
+    calls it, which costs more than a small image.
     Closing the generator makes the next `emit` raise Cancelled inside the work, and waits for it.
     Errors of the work are raised here.
     """

@@ -122,7 +122,7 @@ def test_what_is_done_is_kept(tmp_path: Path) -> None:
     for cut in (0, 10, len(text) // 2, len(text) - 3):
         (tmp_path / "whole" / "manifest.jsonl").write_text(text[:cut])
         done = ended(paint(prompts, tmp_path / "whole", None, Canary, chunk=4))
-        assert done.facts["painted"] == 0  # the pictures were there
+        assert done.facts["painted"] == 0  # the images were there
         assert sorted(r["line"] for r in records(tmp_path / "whole")) == list(range(1, 13))
     lost = records(tmp_path / "whole")[3]["pictures"][0]["file"]
     before = (tmp_path / "whole" / lost).read_bytes()
@@ -153,7 +153,7 @@ def test_another_run_is_not_mixed_in(tmp_path: Path) -> None:
     with pytest.raises(BadRecipe, match="holds another run: batch is 4 there and 2 here"):
         ended(paint(prompts, tmp_path / "out", None, Canary, batch=2))
     manifest = Manifest(tmp_path / "out", {"base": "tiny", "batch": 4, "chunk": 16})
-    with pytest.raises(BadRecipe, match="holds pictures of tiny 00000000; this worker's is ffffffff"):
+    with pytest.raises(BadRecipe, match="holds images of tiny 00000000; this worker's is ffffffff"):
         manifest.add([], "f" * 64)
     manifest.close()
     changed = Prompts(write_prompts(tmp_path / "p.jsonl", [{"prompt": "a dog"}]), {})
@@ -171,7 +171,7 @@ def test_the_same_picture_is_painted_once(tmp_path: Path) -> None:
 
 
 def test_the_batches_of_a_chunk_do_not_depend_on_what_is_done(tmp_path: Path) -> None:
-    """The control of byte-equality: an engine whose pictures depend on their batch gives the same again."""
+    """The control of byte-equality: an engine whose images depend on their batch gives the same again."""
 
     class Sensitive(Canary):
         def paint(self, rows: Any, on_step: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Replicas behind the gateway: whatever dies, every caller has the picture that was asked for."""
+"""Replicas behind the gateway: whatever dies, every caller has the image that was asked for."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def lone(ray: Any, tmp_path_factory: Any) -> Any:
 
 
 def ask(s: Served, seed: int, steps: int = 4) -> tuple[int, bool, Any]:
-    """One picture: status, whether it is the right one, headers."""
+    """One image: status, whether it is the right one, headers."""
     with s.client(headers={"X-Minikin-Client": f"c{seed % 8}"}) as c:
         told = c.post("/api/paint", json={"prompt": f"a cat {seed}", "seed": seed, "steps": steps})
         if told.status_code != 202:
@@ -107,7 +107,7 @@ def test_without_the_gateway_a_killed_replica_loses_its_work(lone: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_replica_paints_what_the_gateway_would(ray: Any, tiny: Base, one_thread: None) -> None:
-    """The real engine: a concept by hash, a picture painted over, facts for the record; as in one process."""
+    """The real engine: a concept by hash, an image painted over, facts for the record; as in one process."""
     from tests.generation.test_together import made as concept_of
 
     (far,) = remote_engines(ray, partial(studio_engine, "tiny", "cpu", None), 1, {"num_cpus": 0.5})
@@ -165,7 +165,7 @@ def test_what_kills_every_replica_is_not_tried_forever(lone: Any, tmp_path: Path
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_caller_who_goes_stops_the_replica(lone: Any) -> None:
-    """R7: cancelled work ends at its next step, so the next picture does not wait for it."""
+    """R7: cancelled work ends at its next step, so the next image does not wait for it."""
     engine = lone
     long = engine.prepare("paint", Paint(prompt="a cat", steps=600), {})
 

@@ -36,7 +36,7 @@ def told(n: int, seconds: float, status: int = 200, first: float = 0.0, wrong: s
 
 
 def overloaded(**other: list[Told]) -> Overload:
-    """Numbers as they should be, 10 pictures a second, but for these."""
+    """Numbers as they should be, 10 images a second, but for these."""
     good = {"calm": told(20, 0.4), "many": told(100, 0.1) + told(100, 0.1, 429), "after": told(100, 0.5)}
     calm, many, after = (Tally(one) for one in {**good, **other}.values())
     return Overload(10.0, calm, many, after, begun=0.0, seconds=10.0, settle=5.0)
@@ -109,7 +109,7 @@ def test_l9_dropping_what_is_in_hand_is_found(tmp_path: Path, monkeypatch: Patch
     monkeypatch.setattr(app, "listening", lambda *a, **k: listening(*a, **{**k, **at_once}))
     monkeypatch.setattr(Service, "finish", lambda self, seconds=None: None)
     wrong = left(tmp_path / "s").wrong()
-    assert about("not all had their pictures", wrong), wrong
+    assert about("not all had their images", wrong), wrong
 
 
 def test_l9_going_on_as_if_nothing_were_is_found(tmp_path: Path, monkeypatch: Patch) -> None:

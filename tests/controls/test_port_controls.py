@@ -111,7 +111,7 @@ H19, H20 = much.test_h19_when_to_come_back_is_computed_and_spread, much.test_h20
 DOOR = much.test_h19_every_call_that_waits_is_asked_at_the_door
 OPENAI, NATIVE = {"path": "/v1/images/generations"}, {"path": "/api/paint"}
 SAVE_TO = {"asked": {"override_settings": {"outdir_samples": "/"}}}
-MANY = {**NATIVE, "body": {"n": 11}, "words": "at most 10 pictures"}
+MANY = {**NATIVE, "body": {"n": 11}, "words": "at most 10 images"}
 DEAR = {**NATIVE, "body": {"n": 10, "size": "2048", "steps": 50}, "words": "2097 megapixel-steps"}
 
 CONTROLS = (

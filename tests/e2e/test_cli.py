@@ -342,7 +342,7 @@ def test_unusual_wishes_are_granted_with_a_warning(cli: Any) -> None:
     """A prompt longer than the base reads, and a size at which subjects repeat."""
     _, _, err = cli("paint", "a cat and " * 20, "--steps", "1", "--size", "256")
     assert "this base reads the first 30" in err and "tends to repeat the subject" in err
-    bad(cli, "paint", "a cat", "--out", "cat.jpg", code=2, words="Pictures are written as PNG")
+    bad(cli, "paint", "a cat", "--out", "cat.jpg", code=2, words="Images are written as PNG")
 
 
 def test_the_library(cli: Any, tom: Path, tmp_path: Path, monkeypatch: Any) -> None:

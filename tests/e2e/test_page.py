@@ -164,7 +164,7 @@ def section(page: Any, name: str) -> None:
 
 
 def live_picture(page: Any, after: int = 0) -> int:
-    """The number of the live picture that is shown, once it is a later one."""
+    """The number of the live image that is shown, once it is a later one."""
     page.wait_for_function(
         f"Number(document.querySelector('#paint-shown')?.dataset.number ?? 0) > {after}", timeout=120_000
     )

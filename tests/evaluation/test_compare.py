@@ -46,7 +46,7 @@ COURSES = (Course("quality", 50, {"steps": 50}), Course("lcm-lora", 4, {"steps":
 
 
 class Colours:
-    """Sees the mean colours of a picture's quarters; texts are fixed directions."""
+    """Sees the mean colours of an image's quarters; texts are fixed directions."""
 
     name, reads = "colours", True
     card = Card("colours", "tests", "Apache-2.0", "00ff" * 4)
@@ -65,10 +65,10 @@ class Colours:
 
 
 class World:
-    """Teaches and paints without a base: pictures are noise by method, strength, prompt, steps and seed.
+    """Teaches and paints without a base: images are noise by method, strength, prompt, steps and seed.
 
-    A baseline's plain pictures differ from the plain base's, Perfusion's do not. `after` is told how many
-    sets of pictures were painted.
+    A baseline's plain images differ from the plain base's, Perfusion's do not. `after` is told how many
+    sets of images were painted.
     """
 
     def __init__(self, after: Callable[[int], None] = lambda _: None) -> None:
@@ -178,7 +178,7 @@ def test_every_method_is_in_the_report(compared: Any) -> None:
 
 
 def test_numbers_are_those_of_the_metrics(compared: Any, task: Task) -> None:
-    """Pictures painted here once more, by hand, and scored by the metrics themselves."""
+    """Images painted here once more, by hand, and scored by the metrics themselves."""
     facts, judge, r = compared[3], Colours(), task.recipe
     (m,) = (m for m in facts["methods"] if m["method"] == "dreambooth-lora")
     (c,) = (c for c in m["courses"] if c["course"].startswith("4 "))
@@ -231,7 +231,7 @@ def test_csv_and_json_agree(compared: Any) -> None:
 
 @pytest.mark.slow
 def test_a_browser_shows_the_report(compared: Any, tmp_path: Path) -> None:
-    """Headless, offline: all pictures load, nothing is wider than the window, it is not blank."""
+    """Headless, offline: all images load, nothing is wider than the window, it is not blank."""
     found = shown(compared[0] / "report.html", tmp_path / "report.png")
     assert found["broken"] == 0 and found["images"] >= 8 and found["wide"] <= 0 and found["colours"] > 20
 
@@ -252,12 +252,12 @@ def test_the_page_needs_no_network(compared: Any) -> None:
 
 
 def test_the_cost_is_told_before_it_starts(task: Task, compared: Any) -> None:
-    """Exactly so many pictures are painted; the first note comes before any of them."""
+    """Exactly so many images are painted; the first note comes before any of them."""
     world = compared[1]
     n = sum(SEARCH.plain if "<" not in prompt else SEARCH.seeds for _, _, prompt, _ in world.sets)
     first, second = (e.text for e in compared[2] if isinstance(e, events.Note))
     assert isinstance(compared[2][0], events.Note) and first == compared[2][0].text
-    assert f"7 methods in 50 steps (quality), 4 steps (lcm-lora): {n} pictures" in first
+    assert f"7 methods in 50 steps (quality), 4 steps (lcm-lora): {n} images" in first
     assert "perfusion-gated at most 400" in first and "dreambooth-lora 400" in first
     assert "Painting takes" in second
     assert len(set(world.sets)) == len(world.sets)
@@ -505,7 +505,7 @@ def test_what_is_wrong_is_said_before_anything_is_taught(
 
 @pytest.mark.slow
 def test_on_tiny_by_the_command(tmp_path: Path) -> None:
-    """Two methods, few steps: Perfusion's plain pictures are the same, the baseline's are not."""
+    """Two methods, few steps: Perfusion's plain images are the same, the baseline's are not."""
     from minikin.cli.app import app
     from minikin.cli.demo import examples_folder
 

@@ -1,4 +1,4 @@
-"""The DreamBooth protocol: the dataset's own classes and prompts, pictures kept, numbers as defined."""
+"""The DreamBooth protocol: the dataset's own classes and prompts, images kept, numbers as defined."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_concepts_and_pictures_are_kept(bases: dict[str, Base], dataset: Path, t
 
 
 class Flat:
-    """Sees one number: how bright a picture is; reads "bright" and "dark"."""
+    """Sees one number: how bright an image is; reads "bright" and "dark"."""
 
     def images(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         level = torch.tensor([np.asarray(p).mean() / 255 for p in pictures]).float()

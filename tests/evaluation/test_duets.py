@@ -1,4 +1,4 @@
-"""Two things in one picture: the truth scores 1, swapped things 0, noise chance; the plain picture gains 0."""
+"""Two things in one image: the truth scores 1, swapped things 0, noise chance; the plain image gains 0."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_truth_scores_one_and_the_swap_none() -> None:
 
 
 def test_noise_scores_chance_and_a_blend_bleeds() -> None:
-    """Either half rises more to its own in half of all pictures of noise: both in a quarter."""
+    """Either half rises more to its own in half of all images of noise: both in a quarter."""
     rng = np.random.default_rng(0)
     noise = [picture(*rng.integers(0, 255, (2, 3))) for _ in range(4000)]
     found = together(Colours(), noise, GREY * 100, PHOTOS, PROMPTS * 100)
@@ -70,5 +70,5 @@ def test_the_plain_picture_neither_gains_nor_bleeds() -> None:
 
 
 def test_counts_that_differ() -> None:
-    with pytest.raises(BadRecipe, match="40 pictures, 39 plain ones, 40 prompts: give as many of each"):
+    with pytest.raises(BadRecipe, match="40 images, 39 plain ones, 40 prompts: give as many of each"):
         together(Colours(), GREY, GREY[1:], PHOTOS, PROMPTS)

@@ -85,7 +85,7 @@ def test_vectors_are_unit_and_do_not_depend_on_company(name: str, pictures: np.n
     assert together.norm(dim=-1).numpy() == pytest.approx(1, abs=1e-5)
     alone = torch.cat([judge.images([Image.fromarray(p)]) for p in pictures])
     assert torch.allclose(together, alone, atol=1e-5)
-    assert (together @ together.T)[0, 1] < 0.9999  # other pictures, other vectors
+    assert (together @ together.T)[0, 1] < 0.9999  # other images, other vectors
     assert judge.images(pictures[:0]).shape == (0, together.shape[1])
 
 
@@ -107,14 +107,14 @@ def test_clip_gives_what_transformers_gives(miniatures: dict[str, Path], picture
 
 @pytest.mark.usefixtures("here")
 def test_pixels_are_prepared_as_published() -> None:
-    """A flat picture arrives as (value - mean) / deviation; a wide one loses its sides, not its shape."""
+    """A flat image arrives as (value - mean) / deviation; a wide one loses its sides, not its shape."""
     judge = open_tower("dino-s16", known=known("dino-s16"))
     flat = judge._processor([Image.new("RGB", (64, 64), (255, 0, 51))], return_tensors="pt")["pixel_values"]
     assert flat.shape == (1, 3, 224, 224)
     want = [(1 - 0.485) / 0.229, (0 - 0.456) / 0.224, (0.2 - 0.406) / 0.225]
     assert flat[0, :, 100, 100].tolist() == pytest.approx(want, abs=1e-5)
     wide = np.zeros((100, 300, 3), np.uint8)
-    wide[:, 100:200] = 255  # the middle third of a 3:1 picture is all that is left
+    wide[:, 100:200] = 255  # the middle third of a 3:1 image is all that is left
     seen = judge._processor([Image.fromarray(wide)], return_tensors="pt")["pixel_values"]
     white = [(1 - 0.485) / 0.229, (1 - 0.456) / 0.224, (1 - 0.406) / 0.225]
     assert seen.mean((0, 2, 3)).tolist() == pytest.approx(white, abs=0.05)
@@ -135,7 +135,7 @@ def test_masks_hide_what_is_outside(name: str, pictures: np.ndarray) -> None:
     inside[:, 40:50, 40:50] = 0
     assert not torch.allclose(judge.likeness(pictures, masks), judge.likeness(inside, masks), atol=1e-6)
     assert torch.equal(judge.likeness(pictures, [None] * 3), judge.likeness(pictures))
-    with pytest.raises(BadPhoto, match="3 pictures but 1 masks"):
+    with pytest.raises(BadPhoto, match="3 images but 1 masks"):
         judge.likeness(pictures, [mask])
     with pytest.raises(BadPhoto, match="uint8"):
         judge.images(pictures.astype(np.float32))
@@ -252,7 +252,7 @@ def test_a_pickle_says_how_to_convert_it() -> None:
 
 
 def test_every_tower_has_its_entry() -> None:
-    """Contract of the table: licence, size, a patch that divides the picture, and a pull of that name."""
+    """Contract of the table: licence, size, a patch that divides the image, and a pull of that name."""
     from minikin.models.loading.hub import HELPERS
 
     for name, k in TOWERS.items():

@@ -14,7 +14,7 @@ from minikin.tiny.world import World
 
 @pytest.fixture(scope="module")
 def descriptors() -> dict[str, list[np.ndarray]]:
-    """Six pictures of every identity on different backgrounds, with true masks."""
+    """Six images of every identity on different backgrounds, with true masks."""
     world = World("small", backdrops=4)
     out: dict[str, list[np.ndarray]] = {}
     for name in words.IDENTITIES:

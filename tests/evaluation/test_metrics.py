@@ -29,7 +29,7 @@ def unit(*shape: int, seed: int = 0) -> Tensor:
 
 
 def test_intervals_of_grouped_pictures_hold_the_truth() -> None:
-    """24 prompts x 4 pictures that share their prompt's luck, 150 times; without groups they are too narrow."""
+    """24 prompts x 4 images that share their prompt's luck, 150 times; without groups they are too narrow."""
     rng = np.random.default_rng(0)
     prompts = np.repeat(np.arange(24), 4)
     hits, naive = [], []
@@ -65,9 +65,9 @@ def test_intervals_are_repeatable_and_need_their_prompts() -> None:
     assert intervals.mean(values, seed=3) == intervals.mean(values, seed=3)
     assert intervals.mean(values, seed=3) != intervals.mean(values, seed=4)
     assert intervals.mean(values, groups=range(20)).value == intervals.mean(values).value
-    with pytest.raises(BadRecipe, match="20 pictures but 3 prompts"):
+    with pytest.raises(BadRecipe, match="20 images but 3 prompts"):
         intervals.mean(values, groups=[1, 2, 3])
-    with pytest.raises(BadRecipe, match="no pictures"):
+    with pytest.raises(BadRecipe, match="no images"):
         intervals.mean(np.zeros(0))
 
 
@@ -75,7 +75,7 @@ def test_intervals_are_repeatable_and_need_their_prompts() -> None:
 
 
 class Told:
-    """A judge that is handed the truth: a picture's first pixel is the number of what it shows."""
+    """A judge that is handed the truth: an image's first pixel is the number of what it shows."""
 
     name = "told"
     reads = True
@@ -117,7 +117,7 @@ def test_a_judge_handed_the_truth_scores_one() -> None:
 
 
 def test_a_judge_handed_noise_scores_chance() -> None:
-    """400 pictures in 64 dimensions: cosines are 0 within 4 standard errors, and the interval holds 0."""
+    """400 images in 64 dimensions: cosines are 0 within 4 standard errors, and the interval holds 0."""
     judge = Told(unit(5, 64), seed=9)
     known = References(judge.things[2:3])
     found = score(judge, np.zeros((400, 4, 4, 3), np.uint8), [f"thing {k % 5}" for k in range(400)], known)
@@ -128,12 +128,12 @@ def test_a_judge_handed_noise_scores_chance() -> None:
 
 
 def test_recognised_prompts() -> None:
-    """Own prompt best among all: each picture lies on its own text but one, which lies on another's."""
+    """Own prompt best among all: each image lies on its own text but one, which lies on another's."""
     texts = unit(4, 32)
     right = metrics.recognised(texts[[0, 1, 2, 3, 0]], texts, [0, 1, 2, 3, 0])
     assert right.value == 1 and right.n == 5
     assert metrics.recognised(texts[[0, 1, 2, 0]], texts, [0, 1, 2, 3]).value == 0.75
-    # what all prompts share decides nothing: the same direction taken from every picture
+    # what all prompts share decides nothing: the same direction taken from every image
     thing = F.normalize(texts.mean(0), dim=0)
     foreign = F.normalize(texts - 0.8 * thing, dim=-1)
     assert metrics.recognised(foreign, texts, range(4)).value == 1
@@ -152,11 +152,11 @@ def test_likeness_is_the_mean_over_pairs() -> None:
 
 
 def test_diversity_by_hand() -> None:
-    """Two prompts: equal pictures (0) and opposite ones (2); the single picture of a third says nothing."""
+    """Two prompts: equal images (0) and opposite ones (2); the single image of a third says nothing."""
     a, b = unit(2, 8)
     found = metrics.diversity(torch.stack([a, a, b, -b, a]), ["x", "x", "y", "y", "z"])
     assert found.value == pytest.approx(1, abs=1e-6) and found.n == 2
-    with pytest.raises(BadRecipe, match="two pictures of one prompt"):
+    with pytest.raises(BadRecipe, match="two images of one prompt"):
         metrics.diversity(unit(2, 8), ["x", "y"])
 
 
@@ -170,9 +170,9 @@ def test_scores_refuse_what_does_not_fit() -> None:
     judge = Told(unit(5, 64))
     known = References.of(judge, numbered(2))
     assert known.among is None
-    with pytest.raises(BadRecipe, match="2 pictures but 1 prompts"):
+    with pytest.raises(BadRecipe, match="2 images but 1 prompts"):
         score(judge, numbered(0, 1), ["thing 0"], known)
-    with pytest.raises(BadRecipe, match="no pictures to judge"):
+    with pytest.raises(BadRecipe, match="no images to judge"):
         score(judge, numbered(0)[:0], [], known)
     with pytest.raises(BadRecipe, match="needs photos"):
         metrics.likeness(unit(2, 8), unit(0, 8), range(2))
@@ -193,7 +193,7 @@ def test_drift() -> None:
     a, b = unit(12, 32, seed=1), unit(12, 32, seed=2)
     assert metrics.drift(a, b).value == pytest.approx(float((1 - (a * b).sum(1)).mean()) / 2, abs=1e-6)
     moved = before.clone()
-    moved[3] = F.normalize(before[3] + 0.01 * before[4], dim=0)  # one picture of twelve, a little
+    moved[3] = F.normalize(before[3] + 0.01 * before[4], dim=0)  # one image of twelve, a little
     assert metrics.drift(before, moved).value > 0
 
 
@@ -217,7 +217,7 @@ def test_what_is_outside_the_subject_is_kept_or_not() -> None:
     painted[:, mask] = 0  # the subject is another one: not counted
     painted += 3  # within a tenth of the range
     assert metrics.kept(without, painted, masks).value == 1
-    painted[1, 0] += 40  # the top row of one picture: 16 of its 192 pixels outside
+    painted[1, 0] += 40  # the top row of one image: 16 of its 192 pixels outside
     assert metrics.kept(without, painted, masks).value == pytest.approx(1 - 16 / 192 / 3)
     everything = [mask, mask, np.ones((16, 16), bool)]
     assert metrics.kept(without, painted, everything, prompts=["a", "b", "c"]).n == 2
@@ -278,7 +278,7 @@ def test_frechet_of_two_gaussians_is_the_closed_form() -> None:
 
 
 def test_frechet_with_fewer_pictures_than_dimensions() -> None:
-    """20 pictures in 200 dimensions, where a matrix square root turns complex: finite, and 0 for itself."""
+    """20 images in 200 dimensions, where a matrix square root turns complex: finite, and 0 for itself."""
     a, b = unit(20, 200).double(), unit(30, 200, seed=1).double()
     assert distance.frechet(a, a, resamples=2).value == pytest.approx(0, abs=1e-9)
     wide = distance.frechet(a, b, resamples=2).value
@@ -338,7 +338,7 @@ def test_kernel_intervals_hold_the_truth() -> None:
 
 def test_distances_refuse_single_pictures_and_other_judges() -> None:
     for measure in (distance.frechet, distance.kernel):
-        with pytest.raises(BadRecipe, match="at least two pictures"):
+        with pytest.raises(BadRecipe, match="at least two images"):
             measure(unit(1, 6), unit(5, 6))
         with pytest.raises(BadRecipe, match="by one judge"):
             measure(unit(5, 6), unit(5, 7))

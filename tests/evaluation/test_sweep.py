@@ -90,7 +90,7 @@ def test_halving_spares_pictures(swept: Any) -> None:
     painted = sum(e.total for e in done.values())
     (note,) = [e.text for e in told if isinstance(e, events.Note)]
     most = pictures(tried, PROMPTS, 2)
-    assert f"40 settings; at most {most} pictures of 0.0" in note
+    assert f"40 settings; at most {most} images of 0.0" in note
     again = facts["second_round"] * FIRST  # of round 2, seen in round 1 already
     assert painted - again <= most < tried * PROMPTS * 2
     assert painter.sets == painted - again - len(facts["measured"]) * PROMPTS  # two seeds are one set
@@ -158,7 +158,7 @@ def test_a_budget_draws_settings(task: Task, tmp_path: Path) -> None:
     """As many as fit, the taught one among them; the same again; none is an error that says the least."""
     tiny = replace(task, recipe=SEARCH.model_copy(update={"budget_minutes": 0.5}))
     out = tmp_path / "a"
-    Cache(out / "cache.jsonl").keep(_seconds_key(task), 0.1)  # 300 pictures
+    Cache(out / "cache.jsonl").keep(_seconds_key(task), 0.1)  # 300 images
     found, told = run(tiny, out, Painter())
     facts = json.loads((out / "quality-5.json").read_text())
     assert 2 < facts["tried"] < 40 and facts["taught"]["strength"] == 1
@@ -180,7 +180,7 @@ def _seconds_key(task: Task) -> str:
 
 
 def test_the_page_needs_no_network(swept: Any) -> None:
-    """Pictures are inside, everything refers to the page itself, tags are sound, no text is raw."""
+    """Images are inside, everything refers to the page itself, tags are sound, no text is raw."""
     text = (swept[0] / "quality-5.html").read_text()
     tags = Tags()
     tags.feed(text)
@@ -198,7 +198,7 @@ def test_the_page_needs_no_network(swept: Any) -> None:
 
 @pytest.mark.slow
 def test_a_browser_shows_the_page(swept: Any, tmp_path: Path) -> None:
-    """Headless, offline: all pictures load, nothing is wider than the window, it is not blank."""
+    """Headless, offline: all images load, nothing is wider than the window, it is not blank."""
     found = shown(swept[0] / "quality-5.html", tmp_path / "page.png")
     assert found["broken"] == 0 and found["images"] >= 24 and found["drawn"] > 300 and found["wide"] <= 0
     assert found["colours"] > 100

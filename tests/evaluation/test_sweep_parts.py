@@ -26,7 +26,7 @@ def seen(likeness: float, right: float) -> Seen:
 
 
 def test_wrong_pictures_are_no_certainty() -> None:
-    """4 of 4 pictures wrong: the bootstrap's interval is [0, 0], the reach is Wilson's 0.49."""
+    """4 of 4 images wrong: the bootstrap's interval is [0, 0], the reach is Wilson's 0.49."""
     none = standing(Setting(), range(1), [[seen(0.5, 0.1)] * 4], "recognised")
     assert none.recognised.value == none.recognised.high == 0 and none.alignment.value == 0.1
     assert none.reach[1] == pytest.approx(0.79, abs=0.01)  # one prompt

@@ -1,4 +1,4 @@
-"""Counting right pictures: an oracle that knows the scene finds all right, noise and swapped pictures fail."""
+"""Counting right images: an oracle that knows the scene finds all right, noise and swapped images fail."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_noise_is_never_right(truth_: Truth, asked: list[Question]) -> None:
 
 
 def test_each_bar_finds_its_own_fault(truth_: Truth, asked: list[Question]) -> None:
-    """One thing wrong at a time in an otherwise right picture; only its bars fall."""
+    """One thing wrong at a time in an otherwise right image; only its bars fall."""
     single, pair = asked[0], next(q for q in asked if q.side == "right")
 
     def fails(q: Question, scene: Scene) -> set[str]:
@@ -160,7 +160,7 @@ def _code(world: World, category: str) -> str:
 
 
 def test_as_many_pictures_as_questions(truth_: Truth, asked: list[Question]) -> None:
-    with pytest.raises(BadRecipe, match="78 questions but 1 pictures"):
+    with pytest.raises(BadRecipe, match="78 questions but 1 images"):
         truth_.count(asked, np.zeros((1, 128, 128, 3), np.uint8))
 
 

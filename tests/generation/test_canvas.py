@@ -1,4 +1,4 @@
-"""Canvases: masks, margins, crops and the way painted pixels come back into a picture."""
+"""Canvases: masks, margins, crops and the way painted pixels come back into an image."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_transparent_is_painted_where_there_is_alpha() -> None:
 
 
 def test_masks_travel_as_small_texts() -> None:
-    """A box in a few hundred characters, a brush of 1024 px in a tenth of what a picture may hold."""
+    """A box in a few hundred characters, a brush of 1024 px in a tenth of what an image may hold."""
     mask = box(3, 4, 20, 30)
     assert np.array_equal(mask_of_text(mask_text(mask), (50, 40)), mask) and len(mask_text(mask)) < 300
     y, x = np.mgrid[:1024, :1024]
@@ -125,5 +125,5 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "m.png").write_bytes(buffer.getvalue())
     with pytest.raises(BadPhoto, match="The mask .* cannot be read"):
         canvases.read_mask(tmp_path / "m.png", (8, 8))
-    with pytest.raises(BadPhoto, match="The mask is 8x8, but the picture 50x40"):
+    with pytest.raises(BadPhoto, match="The mask is 8x8, but the image 50x40"):
         read_mask(picture(8, 8), (50, 40))

@@ -48,7 +48,7 @@ def square_mask() -> Path:
 
 
 def test_draft_refine_inpaint_redo(cli: Any) -> None:
-    """The whole way: each picture knows the one before, and the last brings all of them back, identical."""
+    """The whole way: each image knows the one before, and the last brings all of them back, identical."""
     assert cli("paint", "a red car", "-n", 3, "--preset", "turbo", "--seed", 4, "--out", "d")[0] == 0
     code, out, err = cli("refine", "d/a-red-car-5.png", "--preset", "quality", "--steps", 5, "--size", "1.25x",
                          "--out", "r.png")  # fmt: skip
@@ -88,7 +88,7 @@ def test_redo_wants_a_picture_that_minikin_did_not_paint(cli: Any) -> None:
     assert code == 3 and "made from photo.png" in err and "give it with --source" in err
     assert "identical" in cli("redo", "o/r.png", "--source", "photo.png")[1]
     assert "identical" in cli("redo", "o/r.png", "--source", ".")[1]
-    Image.new("RGB", (128, 128)).save("photo.png")  # another picture of that name
+    Image.new("RGB", (128, 128)).save("photo.png")  # another image of that name
     assert cli("redo", "o/r.png", "--source", ".")[0] == 3
     Image.fromarray(pixels).resize((128, 128)).save("o/photo.png")  # beside it, in another file
     assert "identical" in cli("redo", "o/r.png")[1]
@@ -119,7 +119,7 @@ def test_a_picture_of_too_many_pixels_ends_in_words(cli: Any, verb: tuple[str, .
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     Image.new("RGB", (64, 64)).save("bomb.png")
     code, _, err = cli(verb[0], "bomb.png", *verb[1:])
-    assert code == 3 and "bomb.png cannot be read as a picture" in err, err
+    assert code == 3 and "bomb.png cannot be read as an image" in err, err
 
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -164,13 +164,13 @@ def test_redo_spares_the_picture_itself(cli: Any) -> None:
     assert cli("paint", "a car", "--steps", 1, "--out", "c.png")[0] == 0
     before = Path("c.png").read_bytes()
     code, _, err = cli("redo", "c.png", "--out", "c.png")
-    assert code == 2 and "the picture itself" in err and Path("c.png").read_bytes() == before
+    assert code == 2 and "the image itself" in err and Path("c.png").read_bytes() == before
     assert "replaced" not in cli("redo", "c.png", "--out", "d.png")[2]
     assert "d.png was there and is replaced" in cli("redo", "c.png", "--out", "d.png")[2]
 
 
 def test_colours_are_those_of_the_profile() -> None:
-    """A profile whose red is sRGB's green; and nothing of a picture but its pixels goes on."""
+    """A profile whose red is sRGB's green; and nothing of an image but its pixels goes on."""
     own, other = SRGB, swapped("z")
     red = Image.new("RGB", (8, 8), (255, 0, 0))
     for profile, seen in (
@@ -202,7 +202,7 @@ def test_a_large_mask_lies_beside_its_picture(cli: Any, monkeypatch: Any) -> Non
     assert "identical" in cli("redo", "i.png")[1]
     Path("i.mask.png").unlink()
     code, _, err = cli("redo", "i.png")
-    assert code == 3 and "is too large to be inside the picture" in err
+    assert code == 3 and "is too large to be inside the image" in err
 
 
 def test_a_record_that_grows_too_long_forgets_its_farthest_parents() -> None:
@@ -274,7 +274,7 @@ def test_pictures_of_other_programs_bring_prompt_and_seed(tmp_path: Path) -> Non
 
 
 class Likes:
-    """A judge that finds pictures the better the redder; its photos are red."""
+    """A judge that finds images the better the redder; its photos are red."""
 
     name, reads = "red", True
 
@@ -327,7 +327,7 @@ def test_best_of_with_a_judge_that_is_not_here(tiny: Base, bases: dict[str, Base
         list(studio.choosing(Paint(prompt="a cat"), Best(of=2)))
     with pytest.raises(BadRecipe, match="knows tiny's own world alone"):
         list(studio.choosing(Paint(prompt="a cat"), Best(of=2, judge="tiny")))
-    with pytest.raises(BadRecipe, match="Of 2 pictures no 3 can be kept"):
+    with pytest.raises(BadRecipe, match="Of 2 images no 3 can be kept"):
         list(studio.choosing(Paint(prompt="a cat", n=3), Best(of=2)))
 
 
@@ -335,7 +335,7 @@ def test_best_of_with_a_judge_that_is_not_here(tiny: Base, bases: dict[str, Base
 
 
 @pytest.mark.parametrize(("args", "code", "words"), [
-    (["refine", "gone.png"], 3, "cannot be read as a picture"),
+    (["refine", "gone.png"], 3, "cannot be read as an image"),
     (["refine", "plain.png"], 2, "carries no prompt"),
     (["refine", "plain.png", "plain.png", "--prompt", "a", "--out", "x.png"], 2, "give --out a folder"),
     (["refine", "plain.png", "--prompt", "a", "--strength", "0"], 2, "strength: must be"),
@@ -359,7 +359,7 @@ def test_help_names_what_people_look_for(verb: str) -> None:
 
 def test_a_picture_that_is_not_there_is_told_in_words(cli: Any) -> None:
     code, _, err = cli("refine", "nothing.png")
-    assert code == 3 and "nothing.png cannot be read as a picture: No such file or directory." in " ".join(
+    assert code == 3 and "nothing.png cannot be read as an image: No such file or directory." in " ".join(
         err.split()
     )
     assert "Errno" not in err

@@ -1,4 +1,4 @@
-"""How many pictures are decoded at once, whichever call brings them."""
+"""How many images are decoded at once, whichever call brings them."""
 
 from __future__ import annotations
 

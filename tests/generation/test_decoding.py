@@ -1,4 +1,4 @@
-"""From latents to pictures when memory or precision run out: never a black picture, never a crash."""
+"""From latents to images when memory or precision run out: never a black image, never a crash."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.conftest import command, equal
 
 @pytest.fixture
 def latents(tiny: Base) -> torch.Tensor:
-    """Three pictures' worth, from the picture of a gradient."""
+    """Three images' worth, from the image of a gradient."""
     side = tiny.size_px
     ramp = torch.linspace(-1, 1, side).expand(3, 3, side, side).clone()
     with torch.no_grad():
@@ -59,7 +59,7 @@ def nothing(z: torch.Tensor) -> None: ...
 
 
 def short(most: int) -> Any:
-    """A device on which no more than so many pictures fit."""
+    """A device on which no more than so many images fit."""
 
     def before(z: torch.Tensor) -> None:
         if len(z) > most:
@@ -105,7 +105,7 @@ def test_too_little_memory_for_a_picture(tiny: Base, latents: torch.Tensor) -> N
 
 
 def test_no_memory_at_all_is_said_clearly(tiny: Base, monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
-    """OutOfMemory, exit code 5, a smaller batch to try; the next picture is painted."""
+    """OutOfMemory, exit code 5, a smaller batch to try; the next image is painted."""
     with decoder(tiny, short(0)), pytest.raises(OutOfMemory, match="Try --batch 1"):
         Studio(tiny).paint("a cat", n=2, steps=1)
     assert len(Studio(tiny).paint("a cat", steps=1)) == 1
@@ -128,7 +128,7 @@ def _spoilt(rows: list[int], dtype: torch.dtype | None = None) -> Any:
 
 
 def test_overflow_in_half_precision_is_decoded_again(tiny: Base, latents: torch.Tensor) -> None:
-    """Only the picture that overflowed, in float32; the others keep their bytes; the precision is as before."""
+    """Only the image that overflowed, in float32; the others keep their bytes; the precision is as before."""
     before = deepcopy(tiny.vae.state_dict())
     tiny.vae.to(torch.bfloat16)
     try:
@@ -178,6 +178,6 @@ def test_without_the_check_it_would_be_black(tiny: Base, latents: torch.Tensor) 
 
 
 def test_refined_pictures_take_the_same_way(tiny: Base) -> None:
-    """What is painted on a picture is decoded here, too, in tiles where it is large."""
+    """What is painted on an image is decoded here, too, in tiles where it is large."""
     with tiled_autoencoder(tiny), decoder(tiny, nothing, _spoilt([0])), pytest.raises(NotFinite):
         Studio(tiny).refine(Image.new("RGB", (tiny.size_px,) * 2, "green"), prompt="a cat", strength=0.3)

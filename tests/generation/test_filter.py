@@ -34,7 +34,7 @@ MODES: tuple[Mode, ...] = ("flag", "blur", "block")
 
 
 class Double:
-    """Finds what it is told to: the pictures for which `wrong` is true."""
+    """Finds what it is told to: the images for which `wrong` is true."""
 
     name = "double"
 
@@ -48,7 +48,7 @@ class Double:
 
 
 def nth(*which: int) -> Double:
-    """Finds the pictures of these numbers, in the order they are shown to it."""
+    """Finds the images of these numbers, in the order they are shown to it."""
     double = Double()
     double.wrong = lambda _: next(count) in which
     count = iter(range(1000))
@@ -77,7 +77,7 @@ def test_modes(mode: Mode) -> None:
     assert content_filter.is_blocked(found.verdict) is (mode == "block")
     if mode == "blur":
         assert detail(found.image) < 0.1 * detail(PICTURE)
-    if mode == "block":  # a card of words: light, and no picture that a model made
+    if mode == "block":  # a card of words: light, and no image that a model made
         grey = np.asarray(found.image.convert("L"))
         assert grey.mean() > 180 and grey.min() < 100 and xmp.source_type_of(found.image) == xmp.NONE
 
@@ -87,16 +87,16 @@ def test_a_filter_that_fails_lets_nothing_through() -> None:
         def __call__(self, images: Sequence[Image.Image]) -> list[Verdict]:
             return []
 
-    with pytest.raises(MinikinError, match="judged 0 of 1 pictures, so none is given out"):
+    with pytest.raises(MinikinError, match="judged 0 of 1 images, so none is given out"):
         Filtering(Lazy(), "flag")([Painted(PICTURE, 1)])
 
 
 def test_passed() -> None:
     made = Filtering(nth(0), "block")([Painted(PICTURE, 1), Painted(PICTURE, 2)])
     assert [one.seed for one in content_filter.passed(made)] == [2]
-    with pytest.raises(Blocked, match="1 of 2 pictures were blocked"):
+    with pytest.raises(Blocked, match="1 of 2 images were blocked"):
         content_filter.passed(made, all_of_them=True)
-    with pytest.raises(Blocked, match="The picture was blocked by the content filter. Try other words"):
+    with pytest.raises(Blocked, match="The image was blocked by the content filter. Try other words"):
         content_filter.passed(made[:1])
     assert content_filter.passed([]) == []
 
@@ -116,7 +116,7 @@ def test_the_studio_looks_at_every_picture(tiny: Base) -> None:
     assert [content_filter.is_blocked(e.verdict) for e in shown] == [False, True, False]
     with pytest.raises(Blocked, match="1 of 2"):
         studio(tiny, "block", nth(1)).paint("a cat", steps=1, n=2)
-    with pytest.raises(Blocked, match="The picture"):
+    with pytest.raises(Blocked, match="The image"):
         studio(tiny, "block", Double()).refine(PICTURE, prompt="a cat", steps=1)
     assert len(studio(tiny, "flag", Double()).paint("a cat", steps=1)) == 1
     with pytest.raises(Blocked):
@@ -135,7 +135,7 @@ def filtered(monkeypatch: Any) -> Callable[[Double], None]:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_the_command_line(mode: Mode, filtered: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    """Two pictures, the second found: files, records, lines."""
+    """Two images, the second found: files, records, lines."""
     filtered(nth(1))
     args = ("paint", "a cat", "--steps", "1", "-n", "2", "--seed", "5", "--out", tmp_path, "--filter", mode)
     code, out, err = command(monkeypatch, capsys, *args)
@@ -174,7 +174,7 @@ def test_off_by_default(filtered: Any, tmp_path: Path, monkeypatch: Any, capsys:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_redo(mode: Mode, filtered: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    """It looks at the picture itself, not at the draft that it was made from."""
+    """It looks at the image itself, not at the draft that it was made from."""
     args = ("paint", "a cat", "--steps", "1", "--seed", "5", "--out", tmp_path)
     assert command(monkeypatch, capsys, *args)[0] == 0
     draft, fine, again = (tmp_path / f"{n}.png" for n in ("a-cat-5", "fine", "again"))
@@ -203,7 +203,7 @@ def test_a_fleet_does_not_paint_past_a_filter(tmp_path: Path, monkeypatch: Any, 
 
 
 def answers(url: str, client: Any, n: int = 2) -> tuple[list[Any], Any, Any]:
-    """What the three dialects say of n pictures: native results, OpenAI's data, A1111's answer."""
+    """What the three dialects say of n images: native results, OpenAI's data, A1111's answer."""
     native = client.post("/api/paint?wait=true", json={"prompt": "a", "n": n}).json()
     theirs = client.post("/v1/images/generations", json={"prompt": "a", "n": n, "output_format": "jpeg"})
     a1111 = client.post("/sdapi/v1/txt2img", json={"prompt": "a", "batch_size": n, "width": 64, "height": 64})
@@ -212,7 +212,7 @@ def answers(url: str, client: Any, n: int = 2) -> tuple[list[Any], Any, Any]:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_dialect_says_it(mode: Mode, tmp_path: Path) -> None:
-    """Of two pictures the second is found; the first is as it always is."""
+    """Of two images the second is found; the first is as it always is."""
     action = content_filter.ACTIONS[mode]
     how = Filtering(nth(1, 3, 5), mode)
     with served(Canary(), tmp_path, filtering=how) as server, server.client() as client:
@@ -268,7 +268,7 @@ def test_the_verdict_survives_a_restart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("mode", "may"), [("flag", True), ("blur", False), ("block", False)])
 def test_previews_wait_for_the_filter(mode: Mode, may: bool, tmp_path: Path) -> None:
-    """Where pictures are hidden, nothing of them is seen before the filter has looked; control: flag."""
+    """Where images are hidden, nothing of them is seen before the filter has looked; control: flag."""
     engine = Watched()
     with served(engine, tmp_path, filtering=Filtering(Double(), mode)) as server, server.client() as client:
         engine.patience = 20.0 if may else 0.1  # of four steps
@@ -370,7 +370,7 @@ def test_the_checker_decides_as_diffusers_does(tiny: Base) -> None:
 def test_a_checker_that_is_missing_or_not_whole(
     tiny: Base, monkeypatch: Any, capsys: Any, tmp_path: Path
 ) -> None:
-    """The start fails; neither a picture without the filter nor one with random weights."""
+    """The start fails; neither an image without the filter nor one with random weights."""
     from safetensors.torch import load_file, save_file
 
     with pytest.raises(NoNetwork, match="minikin models pull safety-checker"):

@@ -1,4 +1,4 @@
-"""What changes while a picture is painted: switch, guidance interval, and operating points at work."""
+"""What changes while an image is painted: switch, guidance interval, and operating points at work."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_all_category_is_the_category_s_picture(studio: Studio) -> None:
     """Bit for bit: then nothing of the concept is packed at all."""
     plain = pixels(studio, "a photo of a cat on the beach")
     assert np.array_equal(pixels(studio, switch=1), plain)
-    assert np.abs(pixels(studio) - plain).max() > 8  # the concept itself is another picture
+    assert np.abs(pixels(studio) - plain).max() > 8  # the concept itself is another image
 
 
 def test_category_first_concept_later(studio: Studio) -> None:
@@ -143,7 +143,7 @@ def test_each_concept_has_its_own_switch(studio: Studio) -> None:
     [((0, 1), [0, 1, 2, 3, 4]), ((0.2, 0.8), [1, 2, 3]), ((0, 0.4), [0, 1]), ((0.6, 1), [3, 4])],
 )
 def test_rows_outside_the_interval(studio: Studio, interval: Any, guided: list[int]) -> None:
-    """A guided step has two rows a picture, any other one; keys and values are always as many."""
+    """A guided step has two rows an image, any other one; keys and values are always as many."""
     with calls(studio) as seen:
         pixels(studio, interval=interval, n=2, switch=0.4)
     assert seen == [(4, 4) if i in guided else (2, 2) for i in range(STEPS)]
@@ -218,7 +218,7 @@ def test_points_are_a_preset_s_own(studios: dict[str, Studio]) -> None:
 
 
 def test_a_picture_repeats_whatever_is_measured_later(studios: dict[str, Studio]) -> None:
-    """What a picture records has the point's numbers in it, or says that there were none."""
+    """What an image records has the point's numbers in it, or says that there were none."""
     studio = studios["sd15"]
     with using(studio, POINTS):
         painted = pixels(studio)

@@ -1,4 +1,4 @@
-"""Painting: seeds, batches, schedulers, recipes inside pictures."""
+"""Painting: seeds, batches, schedulers, recipes inside images."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_same_seed_same_picture_in_any_batch(studio: Studio, tom: Concept) -> No
 
 
 def test_same_seed_latents_agree_to_1e_4(studio: Studio, tom: Concept) -> None:
-    """The float pictures of diffusers' own bar: 1e-4 in float32."""
+    """The float images of diffusers' own bar: 1e-4 in float32."""
     prompt = parse("<tom>", studio.concepts.categories)
     decided = plan(studio.base, Paint(prompt="<tom>", steps=3))
     (one,), _ = conditions(studio.base, decided, [prompt], studio.concepts.loaded, 1)
@@ -112,7 +112,7 @@ def test_unknown_scheduler_names_the_nearest() -> None:
 
 
 def test_strength_zero_is_the_category_itself(studio: Studio, tom: Concept) -> None:
-    """In mode "row", <tom:0> gives the pictures of the plain category."""
+    """In mode "row", <tom:0> gives the images of the plain category."""
     zero = pixels(studio.paint("a photo of <tom:0>", steps=3, seed=1))
     plain = pixels(studio.paint("a photo of a cat", steps=3, seed=1))
     assert np.abs(zero - plain).max() <= 1
@@ -196,7 +196,7 @@ def test_a_concept_replaced_while_a_painter_waits(
     assert read == [("a photo of a dog", "dog")]
 
 
-# ---- recipes inside pictures ------------------------------------------------------------------------
+# ---- recipes inside images ------------------------------------------------------------------------
 
 
 def painted(studio: Studio, recipe: Paint, out: Path) -> Path:
@@ -269,7 +269,7 @@ def test_reads_pictures_of_other_tools(tmp_path: Path) -> None:
 
 
 def inside(path: Path, **texts: str) -> Path:
-    """A picture with these text chunks."""
+    """An image with these text chunks."""
     info = PngInfo()
     for key, value in texts.items():
         info.add_text(key, value)

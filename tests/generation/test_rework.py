@@ -62,7 +62,7 @@ def draft(tiny: Base) -> Image.Image:
 
 @pytest.fixture
 def mask() -> np.ndarray:
-    """A mask of tiny's pictures that keeps to no grid."""
+    """A mask of tiny's images that keeps to no grid."""
     made = np.zeros((128, 128), bool)
     made[45:101, 30:95] = True
     return made
@@ -106,7 +106,7 @@ def test_strength_one_on_zero_terminal_snr(tiny: Base, draft: Image.Image, prese
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_strength_one_is_painting_from_noise(every: dict[str, Base], family: str) -> None:
-    """Step for step, ancestral noise included: nothing of the picture is left."""
+    """Step for step, ancestral noise included: nothing of the image is left."""
     studio = Studio(every[family])
     how = {} if family.startswith("lcm") else {"scheduler": "Euler a"}
     (plain,) = studio.paint("a cat", steps=3, seed=5, **how)
@@ -118,7 +118,7 @@ def test_strength_one_is_painting_from_noise(every: dict[str, Base], family: str
     ("family", "name"), [(f, n) for f in FAMILIES for n in presets.PRESETS if n in WORKS[f]]
 )
 def test_every_preset_refines(every: dict[str, Base], monkeypatch: Any, family: str, name: str) -> None:
-    """A student begins at its picture's noise level and runs its share of the steps, one row each."""
+    """A student begins at its image's noise level and runs its share of the steps, one row each."""
     own = Base.architecture
     monkeypatch.setattr(Base, "architecture",
                         property(lambda self: STANDS_FOR.get(self.name) or own.fget(self)))  # fmt: skip
@@ -133,7 +133,7 @@ def test_every_preset_refines(every: dict[str, Base], monkeypatch: Any, family: 
 
 
 def test_the_stock_rule_gives_no_step_and_ours_one(every: dict[str, Base]) -> None:
-    """int(4 * 0.1) steps are none: stock image-to-image fails, or gives the picture back."""
+    """int(4 * 0.1) steps are none: stock image-to-image fails, or gives the image back."""
     from diffusers import StableDiffusionImg2ImgPipeline
 
     base = every["sd15"]
@@ -297,7 +297,7 @@ def test_a_concept_goes_under_the_mask(bases: dict[str, Base]) -> None:
 
 
 def test_an_inpainting_model_sees_the_mask(every: dict[str, Base]) -> None:
-    """Its U-Net's nine channels: the latents, the mask, and the picture with grey under the mask."""
+    """Its U-Net's nine channels: the latents, the mask, and the image with grey under the mask."""
     base, seen = every["sd15-inpainting"], []
     handle = base.unet.conv_in.register_forward_pre_hook(lambda _m, given: seen.append(given[0].clone()))
     picture = noise_picture()
@@ -346,7 +346,7 @@ def test_windows_of_a_model_that_sees_no_borders_change_nothing(every: dict[str,
 
 
 def test_regions_keep_their_place_in_windows() -> None:
-    """The left half of the picture is all of a window in it, and nothing of one on the right."""
+    """The left half of the image is all of a window in it, and nothing of one on the right."""
     left = Box(0, 0, 0.5, 1)
     assert within(left, Box(0, 0, 0.5, 1)) == Box(0, 0, 1, 1)
     assert within(left, Box(0.5, 0, 1, 1)).right == 0
@@ -366,7 +366,7 @@ def test_no_seams(tiny: Base, draft: Image.Image) -> None:
 
 
 def test_the_autoencoders_tiles_leave_no_seams(tiny: Base, draft: Image.Image) -> None:
-    """In tiles of 128 px instead of whole: no jumps where tiles end, and nearly the same picture."""
+    """In tiles of 128 px instead of whole: no jumps where tiles end, and nearly the same image."""
     from minikin.generation.decode import pictures
 
     grown = draft.resize((256, 256), Image.Resampling.LANCZOS)
@@ -411,10 +411,10 @@ def test_what_cannot_be_painted_over(bases: dict[str, Base], tmp_path: Path) -> 
         studio.inpaint(picture, prompt="a cat")
     with pytest.raises(BadPhoto, match="black everywhere"):
         studio.inpaint(picture, np.zeros((64, 64), bool), "a cat")
-    with pytest.raises(BadPhoto, match="The mask is 32x32, but the picture 64x64"):
+    with pytest.raises(BadPhoto, match="The mask is 32x32, but the image 64x64"):
         studio.inpaint(picture, Image.new("L", (32, 32), 255), "a cat")
-    (tmp_path / "a.png").write_text("no picture")
-    with pytest.raises(BadPhoto, match="cannot be read as a picture"):
+    (tmp_path / "a.png").write_text("no image")
+    with pytest.raises(BadPhoto, match="cannot be read as an image"):
         studio.refine(tmp_path / "a.png", prompt="a cat")
 
 

@@ -1,4 +1,4 @@
-"""Several people's pictures in one batch equal those painted alone, over HTTP too."""
+"""Several people's images in one batch equal those painted alone, over HTTP too."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_each_picture_equals_the_one_painted_alone(name: str, bases: dict[str, B
         a, b, c = (np.asarray(p.image, np.int16) for p in (many[k], alone, batch))
         assert abs(a - b).max() <= 1 and abs(b - c).max() <= 1
         pictures.append(b)
-    assert abs(pictures[0] - pictures[1]).max() > 3, "two contents of one name paint two pictures"
+    assert abs(pictures[0] - pictures[1]).max() > 3, "two contents of one name paint two images"
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "tiny"])

@@ -46,9 +46,9 @@ def browsing() -> Iterator[Any]:
 
 
 def shown(file: Path, shot: Path, width: int = 1000) -> dict[str, float]:
-    """What a browser without a network makes of a page of ours: broken and loaded pictures, pixels too wide.
+    """What a browser without a network makes of a page of ours: broken and loaded images, pixels too wide.
 
-    shot  gets its picture
+    shot  gets its image
     """
     with browsing() as browser:
         page = browser.new_page(viewport={"width": width, "height": 1400}, offline=True)

@@ -1,4 +1,4 @@
-"""What the tests of distillation share: settings on miniatures with made-up latents, folders of pictures."""
+"""What the tests of distillation share: settings on miniatures with made-up latents, folders of images."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def setting(base: Base, n: int = 12, **recipe: Any) -> Setting:
 
 
 def picture_folder(folder: Path, n: int = 5, side: int = 64) -> Path:
-    """Pictures of one colour each with captions beside them."""
+    """Images of one colour each with captions beside them."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(n):
         pixels = np.full((side, side, 3), 40 * i + 20, np.uint8)

@@ -158,7 +158,7 @@ def _serve(folder: Path, done: Any) -> None:
 
 
 def _served(folder: Path) -> str:
-    """Every job that was accepted and noted ended once, with its own pictures."""
+    """Every job that was accepted and noted ended once, with its own images."""
     from PIL import Image
 
     from minikin.server.fake_engine import digest as wanted
@@ -178,7 +178,7 @@ def _served(folder: Path) -> str:
             for i, p in enumerate(store.pictures(id_)):
                 with Image.open(folder / "s" / audit.RESULTS / f"{p['id']}.png") as image:
                     if read(image) != wanted(f"number {k}", "", {}, k + i):
-                        return f"number {k} has another's picture"
+                        return f"number {k} has another's image"
     finally:
         store.close()
     return "all ended"

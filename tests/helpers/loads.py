@@ -1,4 +1,4 @@
-"""Load on a server that runs in a process of its own: callers over bare sockets, who look at every picture."""
+"""Load on a server that runs in a process of its own: callers over bare sockets, who look at every image."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def running(folder: Path, **told: Any) -> Iterator[Running]:
 
 
 class Told(NamedTuple):
-    """One answer: seconds from when it should have been asked; what was wrong with its pictures, or ""; the
+    """One answer: seconds from when it should have been asked; what was wrong with its images, or ""; the
     contents it says they show, by name."""
 
     at: float
@@ -133,7 +133,7 @@ class Told(NamedTuple):
 def ask(
     wire: Wire, dialect: str, who: str, prompt: str, seed: int, n: int, *, steps: int | None = None
 ) -> Told:
-    """One request that holds the line; every picture is compared with what it must show."""
+    """One request that holds the line; every image is compared with what it must show."""
     begun = time.monotonic()
     path, body = {
         "native": ("/api/paint?wait=true", {"n": n, "steps": steps}),
@@ -207,7 +207,7 @@ def together(callers: Sequence[Callable[[Tally], None]], seconds: float) -> Tall
 
 
 def arriving(url: str, rate: float, seconds: float, callers: int = 160, first: int = 0) -> Tally:
-    """An open loop: requests at their times, whatever became of those before; pictures are timed from then."""
+    """An open loop: requests at their times, whatever became of those before; images are timed from then."""
     due: queue.Queue[tuple[float, int] | None] = queue.Queue()
     begun = time.monotonic() + 0.2
     for k in range(max(1, int(rate * seconds))):

@@ -22,7 +22,7 @@ from tests.helpers.raw import Wire
 
 
 def _unlike(tallies: dict[str, Tally], statuses: set[int]) -> list[str]:
-    """Pictures that were not what was asked for, and answers of other statuses."""
+    """Images that were not what was asked for, and answers of other statuses."""
     found = [f"{name}: {one}" for name, tally in tallies.items() for one in tally.wrong[:3]]
     for name, tally in tallies.items():
         if others := {t.status for t in tally.told} - statuses:
@@ -63,7 +63,7 @@ class Watch:
 class Overload:
     """Arrivals at half the capacity, at twice that, and at half again.
 
-    capacity  pictures a second, of callers in a loop
+    capacity  images a second, of callers in a loop
     seconds   of arrivals at twice the capacity, from `begun` on
     settle    seconds after which everything is as before
     """
@@ -78,7 +78,7 @@ class Overload:
 
     @property
     def goodput(self) -> float:
-        """Pictures within the time, as a share of the capacity."""
+        """Images within the time, as a share of the capacity."""
         end = self.begun + self.seconds + 0.2
         within = sum(t.status == 200 and t.at + t.seconds <= end for t in self.many.told)
         return within / self.seconds / self.capacity
@@ -99,7 +99,7 @@ class Overload:
 
     def __str__(self) -> str:
         return (
-            f"capacity {self.capacity:.1f} pictures/s; at 200 %: goodput {100 * self.goodput:.0f} %, "
+            f"capacity {self.capacity:.1f} images/s; at 200 %: goodput {100 * self.goodput:.0f} %, "
             f"{100 * self.refused:.0f} % of {len(self.many.told)} told to come back, "
             f"p99 {1000 * self.many.seconds(0.99, 429):.0f} ms; accepted p50 {self.many.seconds(0.5):.2f}, "
             f"p99 {self.many.seconds(0.99):.2f} s; at 50 %, before p99 {self.calm.seconds(0.99):.2f} s, "
@@ -149,7 +149,7 @@ class Beside:
     """What those who ask now and then were told, alone and beside one who asks all the time.
 
     batch  seconds that one takes
-    hog    pictures that the other one had meanwhile
+    hog    images that the other one had meanwhile
     """
 
     alone: Tally
@@ -213,7 +213,7 @@ def beside(
 
 @dataclass
 class Equals:
-    """Pictures of callers who all ask for as much as they get."""
+    """Images of callers who all ask for as much as they get."""
 
     shares: dict[str, int]
     tally: Tally
@@ -269,7 +269,7 @@ class Leaving:
         found = [f"in hand: {one}" for one in self.in_hand.wrong[:3]]
         statuses = [t.status for t in self.in_hand.told]
         if statuses != [200] * self.callers:
-            found.append(f"in hand: not all had their pictures: {statuses}")
+            found.append(f"in hand: not all had their images: {statuses}")
         if last - self.signalled < 0.5:
             found.append("everything was over at once: nothing was seen of what follows")
         if len(self.new) != 3 or not all(status == 503 and when.isdigit() for status, when in self.new):
@@ -282,7 +282,7 @@ class Leaving:
 
 
 def told_to_end(url: str, signal: Callable[[], object], callers: int = 32, steps: int = 40) -> Leaving:
-    """Signal when so many are in hand, two pictures each, and look until all of them are answered."""
+    """Signal when so many are in hand, two images each, and look until all of them are answered."""
     found = Leaving(callers)
 
     def accepted() -> float:

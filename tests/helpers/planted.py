@@ -126,7 +126,7 @@ def settings_are_taken(patch: Patch) -> None:
 
 
 def scripts_are_left_alone(patch: Patch) -> None:
-    """What is not there is not told: the picture is another one than was asked for."""
+    """What is not there is not told: the image is another one than was asked for."""
     real, names = a1111.values, ("script_name", "alwayson_scripts", "styles", "enable_hr", "subseed_strength")
     patch.setattr(
         a1111, "values", lambda s, kind, body: real(s, kind, body.model_copy(update=dict.fromkeys(names)))
@@ -171,7 +171,7 @@ def no_limits(patch: Patch) -> None:
 
 
 def no_cap_on_cost(patch: Patch) -> None:
-    """Each number alone is looked at, not all together; the pictures are drawn small, for this to be quick."""
+    """Each number alone is looked at, not all together; the images are drawn small, for this to be quick."""
     drawn = fake_engine.drawn
 
     def check(recipe: Any, most: limits.Limits, *more: Any) -> None:
@@ -267,7 +267,7 @@ def forms_of_a_thousand(patch: Patch) -> None:
 
 
 def bytes_as_they_came(patch: Patch) -> None:
-    """With what followed the picture."""
+    """With what followed the image."""
     real = Service.read
     patch.setattr(Service, "read", lambda *a: real(*a) + b"<html><script>alert(1)</script>")
 

@@ -107,7 +107,7 @@ def served(
 
 
 class Watched(Canary):
-    """Goes on to the next step when somebody has looked at the picture, or after `patience` seconds."""
+    """Goes on to the next step when somebody has looked at the image, or after `patience` seconds."""
 
     patience = 0.0
 

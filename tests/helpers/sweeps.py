@@ -36,7 +36,7 @@ def truth(strength: float, tau: float | None, switch: float, interval: Any) -> t
 
 
 class Planted:
-    """Reads likeness, alignment and the prompt's number off the pictures."""
+    """Reads likeness, alignment and the prompt's number off the images."""
 
     name, reads = "planted", True
     card = Card("planted", "tests", "Apache-2.0", "00ff" * 4)

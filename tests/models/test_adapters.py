@@ -187,7 +187,7 @@ def test_the_combination_is_the_weighted_sum(bases: dict[str, Base], tmp_path: P
 
 
 def test_as_diffusers_combines_them(bases: dict[str, Base], tmp_path: Path) -> None:
-    """The same pictures as load_lora_weights and set_adapters on a stock pipeline, to 1e-4."""
+    """The same images as load_lora_weights and set_adapters on a stock pipeline, to 1e-4."""
     base, stock = bases["sd15"], build_pipeline("sd15", tmp_path / "stock")
     for k in range(2):
         write(tmp_path / f"s{k}.safetensors", random_lora(base, k, text=True, size=0.1), "kohya", alpha=1)

@@ -24,7 +24,7 @@ STEPS = 3
 
 
 def call(pipe: Any, n: int = 2, **kwargs: Any) -> np.ndarray:
-    """Pictures of a pipeline call as floats (n, H, W, 3)."""
+    """Images of a pipeline call as floats (n, H, W, 3)."""
     generators = [torch.Generator().manual_seed(k) for k in range(n)]
     size = {} if "image" in kwargs else {"height": 64, "width": 64}
     if "prompt" in kwargs:

@@ -119,7 +119,7 @@ def test_a_failing_engine_warns_once_and_paints_on(name: str, bases: dict[str, B
 
 
 def test_a_half_written_export_is_not_used(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> None:
-    """A full disk while exporting: a warning, the picture, and nothing left in the cache."""
+    """A full disk while exporting: a warning, the image, and nothing left in the cache."""
     pytest.importorskip("openvino")
     monkeypatch.setenv("MINIKIN_CACHE", str(tmp_path))
     made = backends.OpenVino("float32")

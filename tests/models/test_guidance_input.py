@@ -65,7 +65,7 @@ def test_the_file_is_an_ordinary_lora_of_one_more_layer(made: Path) -> None:
 
 
 def test_guidance_is_an_input(studio: Studio) -> None:
-    """Other pictures, one row a step, no second pass; the header says how it is painted."""
+    """Other images, one row a step, no second pass; the header says how it is painted."""
     decided = studio.prepared(Paint(prompt="a cat"), parse("a cat <lora:mine:1>", {}))[0]
     assert decided.preset.name == "lcm" and decided.guidance == 5 and decided.timesteps == (999, 759, 499, 259)
     rows: list[int] = []
@@ -81,7 +81,7 @@ def test_guidance_is_an_input(studio: Studio) -> None:
 
 
 def test_the_base_is_as_it_was(studio: Studio) -> None:
-    """Pictures, tensors and configuration; between two uses, and after one that failed."""
+    """Images, tensors and configuration; between two uses, and after one that failed."""
     base, plain = studio.base, pixels(studio, "a cat", steps=2)
     names, config = list(base.unet.state_dict()), dict(base.unet.config)
     first = pixels(studio)
@@ -91,7 +91,7 @@ def test_the_base_is_as_it_was(studio: Studio) -> None:
     mine = adapters.get(Path("mine.safetensors"))
     with suppress(RuntimeError), adapters.using([(mine, 1.0)]):
         assert base.unet.config.time_cond_proj_dim
-        assert not base.has_guidance_embedding, "who plans a picture meanwhile plans it for the base"
+        assert not base.has_guidance_embedding, "who plans an image meanwhile plans it for the base"
         assert recognise(base).name == "quality"
         raise RuntimeError("planted")
     assert not base.has_guidance_embedding and np.array_equal(pixels(studio), first)

@@ -98,7 +98,7 @@ def test_not_a_base(tmp_path: Path) -> None:
 def test_single_file_paints_like_its_folder(
     family: str, pipelines: dict[str, Any], tmp_path: Path, monkeypatch: Any
 ) -> None:
-    """A checkpoint in the original layout opens offline and gives the same pictures."""
+    """A checkpoint in the original layout opens offline and gives the same images."""
     path = tmp_path / f"{family}.safetensors"
     save_file(ldm.checkpoint(pipelines[family], family), path)
     mini = single_file.Recognised(

@@ -229,7 +229,7 @@ def test_headers_that_cannot_be_followed(bases: dict[str, Base]) -> None:
 
 
 def test_guidance_is_an_input_of_a_full_lcm(bases: dict[str, Base]) -> None:
-    """w enters through the U-Net's embedding: another picture, still one row a step."""
+    """w enters through the U-Net's embedding: another image, still one row a step."""
     studio = Studio(bases["lcm-sd15"])
     made = []
     for guidance in (3.0, 8.0, 8.0):
@@ -289,7 +289,7 @@ def test_a_recognised_checkpoint_chooses_its_preset(bases: dict[str, Base], fami
 @pytest.mark.parametrize(
     ("wish", "kept", "words"),
     [({"guidance": 7}, {"guidance": 2.0},
-      "Guidance 7 with preset lcm-lora spoils pictures (0 to 2 is right); using 2"),
+      "Guidance 7 with preset lcm-lora spoils images (0 to 2 is right); using 2"),
      ({"steps": 25}, {"steps": 8}, "made for 2 to 8 steps, not 25; using 8. --force keeps 25"),
      ({"scheduler": "euler a"}, {"scheduler": "LCM"}, "paints with scheduler LCM, not Euler a; using LCM"),
      ({"negative": "blur"}, {}, "The negative prompt has no effect with preset lcm-lora at guidance 1")],
@@ -360,7 +360,7 @@ def student(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> Studio:
 
 
 def test_concept_preset_and_style_together(student: Studio) -> None:
-    """Each of the three changes the picture; without them the base paints what it always did."""
+    """Each of the three changes the image; without them the base paints what it always did."""
     plain = np.asarray(student.paint("a photo of a cat", steps=2)[0], int)
 
     def fast(prompt: str) -> np.ndarray:

@@ -128,7 +128,7 @@ def test_teaching_painting_and_sweeping_keep_nothing_of_a_photo(
 
 
 def test_serving_keeps_nothing_of_a_photo(tmp_path: Path, caplog: Any) -> None:
-    """While the job waits, its pictures are there without their words; afterwards they are gone."""
+    """While the job waits, its images are there without their words; afterwards they are gone."""
     caplog.set_level(logging.DEBUG, "minikin")  # Pillow itself tells all of it at that level
     engine, folder = Canary(), tmp_path / "s"
     with served(engine, folder) as s, s.client() as c:

@@ -80,8 +80,8 @@ def test_expiry_is_not_blind_to_time(tmp_path: Path) -> None:
 
 
 def test_numbers_that_are_not_finite_are_one_callers_error(tmp_path: Path) -> None:
-    """500, named, not to be tried again; who shares the batch has the picture; the next request works."""
-    engine = Canary(broken={"overflow": NotFinite("1 of 1 pictures could not be decoded.")})
+    """500, named, not to be tried again; who shares the batch has the image; the next request works."""
+    engine = Canary(broken={"overflow": NotFinite("1 of 1 images could not be decoded.")})
     with served(engine, tmp_path / "s") as s, s.client() as c:
         engine.hold.clear()
         s.service.workers[0].warm.wait()
@@ -103,7 +103,7 @@ def test_numbers_that_are_not_finite_are_one_callers_error(tmp_path: Path) -> No
 
 def test_too_little_memory_for_a_single_picture(tmp_path: Path) -> None:
     """503 that says no to another try; the next request works."""
-    engine = Canary(broken={"huge": OutOfMemory("Not enough memory on cpu for 1 pictures at once.")})
+    engine = Canary(broken={"huge": OutOfMemory("Not enough memory on cpu for 1 images at once.")})
     with served(engine, tmp_path / "s") as s, s.client() as c:
         told = c.post("/v1/images/generations", json={"prompt": "huge"})
         assert told.status_code == 503 and told.headers["x-should-retry"] == "false"
@@ -189,7 +189,7 @@ def test_the_write_ahead_log_does_not_grow_without_end(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_while_serving(tmp_path: Path, monkeypatch: Any) -> None:
-    """507 in a sentence without paths; with space again, the next picture is served without a restart."""
+    """507 in a sentence without paths; with space again, the next image is served without a restart."""
 
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

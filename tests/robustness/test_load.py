@@ -1,4 +1,4 @@
-"""Rows L1, L3, L5, L6, L7 and L9 of docs/robustness.md: many callers, who look at every picture.
+"""Rows L1, L3, L5, L6, L7 and L9 of docs/robustness.md: many callers, who look at every image.
 
 The long ones, L3, L5 and L1's, are measured with
 `pytest tests/robustness/test_load.py -m soak -s`: docs/server.md.
@@ -29,7 +29,7 @@ from tests.helpers.overload import Watch, beside, equals, overload, told_to_end
 from tests.helpers.raw import Wire
 from tests.helpers.servers import Served, concept, served
 
-BATCH = {"steps": 4, "step_s": 0.1}  # 0.4 s for at most 8 pictures: 20 pictures a second
+BATCH = {"steps": 4, "step_s": 0.1}  # 0.4 s for at most 8 images: 20 images a second
 
 
 def upload(wire: Wire, who: str, data: bytes) -> None:
@@ -52,7 +52,7 @@ def server(tmp_path_factory: Any) -> Iterator[Running]:
 
 
 def loop(k: int, url: str, until: float, tally: Tally, least: int = 0) -> None:
-    """One caller, until this time and so many requests: all dialects, 1 to 4 pictures, two concepts of his own
+    """One caller, until this time and so many requests: all dialects, 1 to 4 images, two concepts of his own
     whose names others have, too."""
     rng, who = random.Random(k), f"c{k}"
     with Wire(url, timeout=30) as wire:
@@ -73,7 +73,7 @@ def loop(k: int, url: str, until: float, tally: Tally, least: int = 0) -> None:
 
 @pytest.mark.slow
 def test_l1_thirty_two_callers_in_a_loop(server: Running) -> None:
-    """All dialects, 1 to 4 pictures, ten names: nothing lost, nothing mixed up, no 5xx, memory stays. How late
+    """All dialects, 1 to 4 images, ten names: nothing lost, nothing mixed up, no 5xx, memory stays. How late
     answers may come allows for a machine that others use: of 64 requests the 99th percentile is the last."""
     half, full, lag = thirty_two(server, 10.0)
     assert full < 6 * half + 5 and lag < 5
@@ -102,7 +102,7 @@ def thirty_two(r: Running, seconds: float) -> tuple[float, float, float]:
     tally = together([lambda t, k=k: loop(k, r.url, until, t, 2) for k in range(32)] + [look], seconds)  # type: ignore[misc]
     lag = quantile([s for _, s, _ in watch.stop()], 0.99)
     half, full = tally.seconds(0.5), tally.seconds(0.99)
-    print(f"\nL1: {len(tally.told)} requests, {tally.pictures} pictures in {seconds:g} s; p50 {half:.2f} s, "
+    print(f"\nL1: {len(tally.told)} requests, {tally.pictures} images in {seconds:g} s; p50 {half:.2f} s, "
           f"p99 {full:.2f} s; /livez p99 {1000 * lag:.0f} ms; {memory[len(memory) // 2] >> 20} then "
           f"{memory[-1] >> 20} MiB")  # fmt: skip
     assert not tally.wrong, tally.wrong[:5]
@@ -172,7 +172,7 @@ def churn(url: str, names: int, requests: int, callers: int) -> Tally:
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_disk")
 def test_l6_concepts_that_change_all_the_time(tmp_path: Path, monkeypatch: Any) -> None:
-    """64 callers, 50 names, room for 4, one replaced every 100 ms: 2,000 pictures of what was uploaded last."""
+    """64 callers, 50 names, room for 4, one replaced every 100 ms: 2,000 images of what was uploaded last."""
     monkeypatch.setattr(concept_store, "KEPT", 4)
     limits = Limits(waiting=200, waiting_per_client=200, concepts_per_client=4000)
     with served(Looking(), tmp_path / "s", limits=limits) as r:
@@ -267,7 +267,7 @@ def leaving(s: Served, engine: Counting, callers: int, times: int) -> tuple[Tall
 
 
 def test_l7_a_third_of_the_callers_leave(tmp_path: Path) -> None:
-    """At random moments: who stays gets every picture right, hardly a step is spent on those who left."""
+    """At random moments: who stays gets every image right, hardly a step is spent on those who left."""
     engine = Counting(step_s=0.004, steps=4)
     with served(engine, tmp_path / "s", limits=Limits(waiting=200)) as s:
         tally, left = leaving(s, engine, 12, 8)
@@ -295,7 +295,7 @@ def test_an_engine_that_does_not_stop_is_found(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_l9_a_signal_under_load(server: Running) -> None:
     """SIGTERM with 32 in flight: not ready within a second, alive to the end, new ones told when to come back,
-    everyone who was in hand has his pictures, and the process ends with 0."""
+    everyone who was in hand has his images, and the process ends with 0."""
     measured = told_to_end(server.url, server.process.terminate)
     assert server.process.wait(35) == 0
     assert time.monotonic() - measured.signalled < 20

@@ -241,7 +241,7 @@ def addresses(port_: int) -> list[str]:
 
 
 def test_h03_no_address_is_ever_fetched(open_: Served, monkeypatch: Any) -> None:
-    """Every spelling in every field that takes a picture: refused; no connection, no name looked up."""
+    """Every spelling in every field that takes an image: refused; no connection, no name looked up."""
     names: list[Any] = []
     look_up = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: names.append(a[0]) or look_up(*a, **k))

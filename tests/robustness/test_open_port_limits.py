@@ -210,7 +210,7 @@ def test_h14_memory_of_the_decoder_is_limited(monkeypatch: Any, more: int, refus
 
 
 def test_h15_what_is_served_is_a_picture_and_nothing_else(small: Served) -> None:
-    """A picture with a page after its end comes back without it; no browser takes it for anything else."""
+    """An image with a page after its end comes back without it; no browser takes it for anything else."""
     evil = saved("PNG", Image.new("RGB", (64, 64))) + b"<html><script>alert(1)</script>"
     with small.client() as c:
         body = {"picture": base64.b64encode(evil).decode(), "prompt": "a", "steps": 1}
@@ -396,7 +396,7 @@ def gone(job: Any, engine: Canary) -> int:
 
 @pytest.mark.usefixtures("quick_disk")
 def test_h21_two_hundred_concepts_in_turn(tmp_path: Path, monkeypatch: Any) -> None:
-    """With room for four in memory: right ones in every picture, and the event loop never stands still."""
+    """With room for four in memory: right ones in every image, and the event loop never stands still."""
     monkeypatch.setattr(concept_store, "KEPT", 4)
     with (
         served(Canary(), tmp_path / "s", limits=Limits(waiting=100, waiting_per_client=100)) as s,

@@ -39,7 +39,7 @@ def client(port: Served) -> Iterator[httpx.Client]:
 @pytest.mark.parametrize(
     ("path", "body", "words"),
     [
-        ("/api/paint", {"n": 11}, "at most 10 pictures"), ("/api/paint", {"n": 10**6}, "at most 1000"),
+        ("/api/paint", {"n": 11}, "at most 10 images"), ("/api/paint", {"n": 10**6}, "at most 1000"),
         ("/api/paint", {"steps": 51}, "at most 50 steps"), ("/api/paint", {"steps": 10**4}, "at most 1000"),
         ("/api/paint", {"width": 16_384, "height": 16_384}, "at most 4096"),
         ("/api/paint", {"size": "2048x4096"}, "64 to 2048"), ("/api/paint", {"width": 32}, "64 to 2048"),
@@ -48,7 +48,7 @@ def client(port: Served) -> Iterator[httpx.Client]:
         ("/v1/images/generations", {"n": 11}, "at most 10"),
         ("/v1/images/generations", {"size": "16384x16384"}, "at most 4096"),
         ("/v1/images/generations", {"num_inference_steps": 10**4}, "at most 1000"),
-        ("/sdapi/v1/txt2img", {"batch_size": 10, "n_iter": 10}, "at most 10 pictures"),
+        ("/sdapi/v1/txt2img", {"batch_size": 10, "n_iter": 10}, "at most 10 images"),
         ("/sdapi/v1/txt2img", {"n_iter": 10**9}, "n_iter"),
         ("/sdapi/v1/txt2img", {"width": 10**9}, "at most 4096"), ("/sdapi/v1/txt2img", {"steps": -1}, "steps"),
     ],

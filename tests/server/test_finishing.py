@@ -46,7 +46,7 @@ def paint(service: Service, n: int = 1) -> Job:
 
 
 def test_an_end_is_told_when_the_store_has_it(service: Service, monkeypatch: Any) -> None:
-    """While the disk is slow, a finished job still runs: who reads "completed" finds its pictures."""
+    """While the disk is slow, a finished job still runs: who reads "completed" finds its images."""
     real, writing, go = service.store.end, threading.Event(), threading.Event()
 
     def slow(*args: Any, **kwargs: Any) -> None:
@@ -79,7 +79,7 @@ def test_a_job_is_begun_once(service: Service, monkeypatch: Any) -> None:
 
 
 def test_pictures_of_what_did_not_end_do_not_stay(tmp_path: Path, monkeypatch: Any) -> None:
-    """A server that must go with one of eight pictures made takes its file along; the next start makes all."""
+    """A server that must go with one of eight images made takes its file along; the next start makes all."""
     folder = tmp_path / "s"
     service = Service([Canary(step_s=0.001)], folder)
     service.start()
@@ -120,7 +120,7 @@ def full(*_: Any, **__: Any) -> Any:
 
 
 def test_what_was_sent_stays_until_the_end_is_written(tmp_path: Path, monkeypatch: Any) -> None:
-    """A job whose end did not reach the store runs again after a restart, with the picture that it needs."""
+    """A job whose end did not reach the store runs again after a restart, with the image that it needs."""
     folder = tmp_path / "s"
     service = Service([Canary()], folder)
     service.start()
@@ -186,7 +186,7 @@ def test_what_has_ended_lets_go_of_its_pictures(service: Service) -> None:
 def test_pictures_of_all_that_waits_fit_into_memory(tmp_path: Path) -> None:
     service = Service([Canary()], tmp_path / "s", limits=Limits(waiting_pixels=3 * 64 * 64 + 1))
     first = asked(service, "teach")  # nobody works
-    with pytest.raises(Refused, match="pictures of what waits") as e:
+    with pytest.raises(Refused, match="images of what waits") as e:
         asked(service)
     assert e.value.status == 429 and e.value.code == "queue_full" and paint(service).status == "queued"
     assert [folder.name for folder in service.inputs.iterdir()] == [first.id]

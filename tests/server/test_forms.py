@@ -26,7 +26,7 @@ def server(tmp_path_factory: Any) -> Iterator[Served]:
 
 
 def png() -> bytes:
-    """A picture that records what it was asked for."""
+    """An image that records what it was asked for."""
     file, said = io.BytesIO(), PngInfo()
     said.add_text("parameters", "a cat\nSteps: 4, Seed: 1")
     Image.new("RGB", (64, 64), "red").save(file, "PNG", pnginfo=said)

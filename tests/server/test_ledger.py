@@ -61,7 +61,7 @@ def test_every_kind_has_its_pictures(tmp_path: Path) -> None:
     db.execute("UPDATE jobs SET kind='masks' WHERE id=?", (ids[0],))
     assert f"job {ids[0]} is completed with the masks of numbers []" in audit.problems(folder)
     db.execute("UPDATE jobs SET status='failed' WHERE id=?", (ids[1],))
-    assert f"job {ids[1]} has 1 pictures, and was not completed" in audit.problems(folder)
+    assert f"job {ids[1]} has 1 images, and was not completed" in audit.problems(folder)
     db.execute("UPDATE jobs SET ended=NULL, concepts=? WHERE id=?", (f'{{"tom": "{"d" * 64}"}}', ids[1]))
     assert f"a concept of job {ids[1]} (dddddddd) has no file" in audit.problems(folder)
     db.close()
@@ -86,6 +86,6 @@ def test_counters_that_do_not_agree(tmp_path: Path, monkeypatch: Any, capsys: An
     monkeypatch.setattr(sys, "argv", ["ledger", str(folder), str(tmp_path / "metrics.txt")])
     with pytest.raises(SystemExit, match="True"):
         audit.main()
-    assert capsys.readouterr().out == "/metrics counts 3 of 'pictures', the ledger 2\n"
+    assert capsys.readouterr().out == "/metrics counts 3 of 'images', the ledger 2\n"
     assert audit.disagreements(folder, told.replace("3", "2")) == []
     assert len(audit.disagreements(folder, told.replace("seconds 1", "seconds 1e12"))) == 2

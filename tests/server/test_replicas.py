@@ -104,7 +104,7 @@ def ended(job: Job, within_s: float = 60.0) -> str:
 
 
 def right(s: Served, job: Job) -> bool:
-    """Whether each of its pictures is the one that was asked for."""
+    """Whether each of its images is the one that was asked for."""
     prompt = job.prepared.recipe.model_dump()["prompt"]
     return len(job.pictures) == len(job.seeds) and all(
         read(Image.open(io.BytesIO(s.service.bytes_of(one)))) == digest(prompt, "", {}, one.seed or 0)
@@ -148,7 +148,7 @@ def test_who_kills_every_engine_is_poison(tmp_path: Path) -> None:
 
 
 def test_engines_that_die_together_are_one_loss(tmp_path: Path) -> None:
-    """A node that dies takes three engines along, each with another picture of one job in hand."""
+    """A node that dies takes three engines along, each with another image of one job in hand."""
     engines = [Mortal() for _ in range(3)]
     with served(engines[0], tmp_path / "s", engines=engines, limits=Limits(batch=1)) as s:
         for engine in engines:

@@ -103,7 +103,7 @@ def test_previews_while_it_runs(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("body", "status", "code", "words"),
     [
-        ({"prompt": "a", "n": 11}, 422, "over_limit", "at most 10 pictures"),
+        ({"prompt": "a", "n": 11}, 422, "over_limit", "at most 10 images"),
         ({"prompt": "a", "n": 10**6}, 422, "invalid_request", "at most 1000"),
         ({"prompt": "a", "n": True}, 422, "invalid_request", "not true or false"),
         ({"prompt": "a", "steps": 51}, 422, "over_limit", "at most 50 steps"),
@@ -210,7 +210,7 @@ def test_what_waits_is_taken_together_up_to_the_limits() -> None:
 
 
 def test_what_waits_is_taken_together_up_to_the_memory_that_is_free() -> None:
-    """4,000 bytes a picture: of 10,000 that are free, four fifths are two of them; never more than fit."""
+    """4,000 bytes an image: of 10,000 that are free, four fifths are two of them; never more than fit."""
     free = [10_000]
     room = Room(4.0, lambda: free[0], nullcontext)
     line = Line(Limits())
@@ -508,14 +508,14 @@ def test_the_ledger_script_finds_what_is_wrong(tmp_path: Path) -> None:
     assert "never ended" not in "; ".join(audit.problems(folder, drained=False))
     assert "not in the ledger" in planted(f"DELETE FROM ledger WHERE job='{job}'")
     (folder / "results" / f"{one}.png").write_bytes(b"another")
-    assert f"picture {one} of job {job} is not the one" in planted()
+    assert f"image {one} of job {job} is not the one" in planted()
     (folder / "results" / f"{two}.png").unlink()
-    assert f"picture {two} of job {job} has no file" in planted()
+    assert f"image {two} of job {job} has no file" in planted()
     (folder / "results" / "stray.png").write_bytes(b"")
     assert "stray.png belongs to no job" in planted()
     assert "completed with 1 of 2" in planted(f"DELETE FROM pictures WHERE id='{two}'")
     (folder / "inputs" / job).mkdir()
-    assert f"pictures of job {job} are left" in planted()
+    assert f"images of job {job} are left" in planted()
     assert "are left" not in "; ".join(audit.problems(folder, drained=False))
     (folder / "concepts" / f"{'a' * 64}.safetensors").write_bytes(b"another")
     assert "concept tom (aaaaaaaa) is not the one" in planted(

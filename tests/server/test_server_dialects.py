@@ -113,7 +113,7 @@ def test_openai_streams(theirs: openai.OpenAI, server: Served) -> None:
 
 
 def test_openai_edits(theirs: openai.OpenAI, server: Served) -> None:
-    """Without a mask refine; with a transparent mask, or a transparent picture, inpaint."""
+    """Without a mask refine; with a transparent mask, or a transparent image, inpaint."""
     seen = server.service.engine.seen  # type: ignore[attr-defined]
     picture = Image.new("RGB", (64, 48), (10, 20, 30))
     told = theirs.images.edit(image=png(picture), prompt="brighter", extra_body={"seed": 1})
@@ -138,7 +138,7 @@ def test_openai_edits(theirs: openai.OpenAI, server: Served) -> None:
 
 
 def test_openai_variations(theirs: openai.OpenAI, server: Served) -> None:
-    """By the picture's own prompt, which is inside what we painted."""
+    """By the image's own prompt, which is inside what we painted."""
     first = theirs.images.generate(prompt="a blue cat")
     file = io.BytesIO(base64.b64decode(first.data[0].b64_json))  # type: ignore[index, arg-type]
     file.name = "cat.png"

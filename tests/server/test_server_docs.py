@@ -65,7 +65,7 @@ def test_the_page_names_every_kind_and_the_limits() -> None:
     limits = Limits()
     for said in (f"{limits.body >> 20} MiB", f"{limits.waiting}, {limits.waiting_per_client} jobs",
                  f"{limits.pictures}; {limits.steps}; {limits.least_side} to {limits.most_side} px",
-                 f"{limits.batch} pictures", f"{limits.queue_wait_s:.0f} s", "1,500"):  # fmt: skip
+                 f"{limits.batch} images", f"{limits.queue_wait_s:.0f} s", "1,500"):  # fmt: skip
         assert said in text, said
 
 

@@ -100,7 +100,7 @@ def test_openapi_describes_the_recipes(open_: Served) -> None:
         schema = c.get("/openapi.json").json()
         fields = schema["components"]["schemas"]["PaintRequest"]["properties"]
         assert {"prompt", "preset", "interval", "concepts", "task"} <= set(fields)
-        assert fields["seed"]["description"] == "picture i uses seed + i"
+        assert fields["seed"]["description"] == "image i uses seed + i"
         assert c.get("/docs").status_code == 200
 
 

@@ -28,7 +28,7 @@ ROOMY = Limits(waiting=200, waiting_per_client=32)
 
 
 class Swapping(Canary):
-    """The positive control: now and then it gives two rows of a batch each other's pictures."""
+    """The positive control: now and then it gives two rows of a batch each other's images."""
 
     def paint(self, rows: Any, on_step: Any) -> Any:
         images = super().paint(rows, on_step)
@@ -73,7 +73,7 @@ def run_client(s: Served, k: int, until: float, tally: Tally) -> None:
 
 
 def ask(c: httpx.Client, dialect: str, prompt: str, seed: int, n: int, tally: Tally) -> list[Image.Image]:
-    """The pictures of one request; [] for one that was cancelled or told to come back."""
+    """The images of one request; [] for one that was cancelled or told to come back."""
     if dialect == "openai":
         told = c.post("/v1/images/generations", json={"prompt": prompt, "seed": seed, "n": n, "size": "64x64"})
         files = [base64.b64decode(d["b64_json"]) for d in told.json()["data"]] if told.is_success else []
@@ -90,7 +90,7 @@ def ask(c: httpx.Client, dialect: str, prompt: str, seed: int, n: int, tally: Ta
         tally.add("busy")
         return []
     assert told.is_success, told.text
-    assert len(files) == n, f"{len(files)} of {n} pictures"
+    assert len(files) == n, f"{len(files)} of {n} images"
     return [Image.open(io.BytesIO(f)) for f in files]
 
 
@@ -142,7 +142,7 @@ def test_the_load_test_can_fail(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_kill_and_restart(tmp_path: Path) -> None:
-    """kill -9 at random moments: after the restart every accepted job ends once, with its own pictures."""
+    """kill -9 at random moments: after the restart every accepted job ends once, with its own images."""
     folder, port, rng = tmp_path / "s", free_port(), random.Random(0)
     asked: dict[str, tuple[str, int]] = {}
     for turn in range(3):

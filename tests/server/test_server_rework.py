@@ -146,7 +146,7 @@ def test_a_picture_that_was_painted_here(http: httpx.Client) -> None:
         ("refine", {}, "carries no prompt"),
         ("refine", {"prompt": "x", "size": "64x4096"}, "64 to 2048"),
         ("refine", {"prompt": "x", "size": "2048", "n": 10, "steps": 50, "strength": 1}, "megapixel-steps"),
-        ("refine", {"prompt": "x", "n": 11}, "at most 10 pictures"),
+        ("refine", {"prompt": "x", "n": 11}, "at most 10 images"),
         ("refine", {"prompt": "x", "steps": 51}, "at most 50 steps"),
         ("refine", {"prompt": "x", "strength": 0}, "strength"),
         ("inpaint", {"prompt": "x"}, "Say what to paint"),
@@ -206,7 +206,7 @@ def test_webui_img2img_and_inpainting(server: Served, draft: bytes) -> None:
     told = webui.img2img(
         images=[opened(draft)], prompt="", denoising_strength=0.0, width=128, height=128, **quick
     )
-    assert told.info["prompt"] == "a red car in the snow", "an empty prompt is the picture's own"
+    assert told.info["prompt"] == "a red car in the snow", "an empty prompt is the image's own"
 
 
 def test_inputs_keep_how_they_were_painted(draft: bytes, tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_going_on_from_the_exported_folder(built: Job, tmp_path: Path) -> None:
 def test_a_stage_says_which_stage_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(BadRecipe, match="vae is missing: it is made by stage autoencoder. Run --stage"):
         events_of(Job(miniature(), tmp_path), "latents")
-    with pytest.raises(BadRecipe, match="pictures lacks 3 of its 3 files. Run --stage pictures first"):
+    with pytest.raises(BadRecipe, match="images lacks 3 of its 3 files. Run --stage images first"):
         events_of(Job(miniature(), tmp_path), "autoencoder")
 
 
@@ -268,7 +268,7 @@ def test_two_builds_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_the_last_scenes_are_pairs(built: Job) -> None:
-    """Their pictures and captions are of the same stream."""
+    """Their images and captions are of the same stream."""
     worlds = [stream(built, i) for i in range(48)]
     assert worlds == ["small"] * 32 + ["small:pair"] * 16
     world = world_of("small:pair", 1, None)

@@ -1,4 +1,4 @@
-"""The parts of the embedded model's training: files of pictures, worker processes, the noise, the networks."""
+"""The parts of the embedded model's training: files of images, worker processes, the noise, the networks."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def test_bad_pictures_are_refused() -> None:
         as_batch(np.zeros((2, 8, 8), np.uint8))
     with pytest.raises(BadPhoto, match=r"\(n, 3, h, w\)"):
         as_batch(torch.zeros(3, 8, 8))
-    with pytest.raises(BadPhoto, match="1 pictures but 0 masks"):
+    with pytest.raises(BadPhoto, match="1 images but 0 masks"):
         as_batch([Image.new("RGB", (8, 8))], [])
 
 

@@ -97,7 +97,7 @@ def looks_of(thing: Thing, scene: Scene) -> set[str]:
 
 
 def in_the_order_said(scene: Scene, text: str) -> tuple[Thing, ...]:
-    """The things as these words must name them, by where they are in the picture."""
+    """The things as these words must name them, by where they are in the image."""
     things = scene.things
     if scene.layout == "pair":
         return tuple(sorted(things, key=lambda t: t.centre_x, reverse="to the right of" in text))

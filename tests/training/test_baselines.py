@@ -47,7 +47,7 @@ def base(tmp_path_factory: Any) -> Base:
 
 @pytest.fixture
 def painted(monkeypatch: pytest.MonkeyPatch, photos: list[Photo]) -> None:
-    """Class pictures without painting any: grey noise."""
+    """Class images without painting any: grey noise."""
     rng = np.random.default_rng(5)
     made = [Photo(f"{i}", rng.integers(90, 160, (64, 64, 3), dtype=np.uint8)) for i in range(4)]
     monkeypatch.setattr(teaching, "class_pictures", lambda *_: iter([events.Done(made, {})]))
@@ -63,7 +63,7 @@ def run(base: Base, photos: list[Photo], out: Path, **kwargs: Any) -> events.Don
 
 @pytest.fixture(scope="module")
 def results(base: Base, tmp_path_factory: Any) -> dict[str, tuple[Learned, Path]]:
-    """One short run of every method (but the prior, which needs class pictures)."""
+    """One short run of every method (but the prior, which needs class images)."""
     rng = np.random.default_rng(0)
     photos = [Photo(f"{k}", rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for k in range(2)]
     out = {}
@@ -251,7 +251,7 @@ def picture(base: Base, text: str) -> np.ndarray:
 def test_the_base_is_untouched_bit_for_bit(
     name: str, results: dict[str, tuple[Learned, Path]], base: Base
 ) -> None:
-    """Inside, pictures of the word change; afterwards tensors, their memory and pictures are the old ones."""
+    """Inside, images of the word change; afterwards tensors, their memory and images are the old ones."""
     tom = results[name][0]
     before, plain = state_of(base), picture(base, tom.prompt("<tom>"))
     places = [p.data_ptr() for p in base.unet.parameters()]
@@ -314,7 +314,7 @@ def test_another_base_is_refused(
 def test_stock_diffusers_paints_the_same(
     name: str, results: dict[str, tuple[Learned, Path]], base: Base, tmp_path: Path
 ) -> None:
-    """The files in a plain pipeline give our picture within 1e-4 (float32).
+    """The files in a plain pipeline give our image within 1e-4 (float32).
 
     diffusers 0.42.1 reads Custom Diffusion's processors only when it is also given `_pipeline`;
     without it load_attn_procs returns and nothing has changed.
@@ -351,7 +351,7 @@ class Base_like:
 def test_a_lora_is_one_of_minikins_own(
     results: dict[str, tuple[Learned, Path]], base: Base
 ) -> None:  # fmt: skip
-    """The same file through <lora:...>'s loader gives the same picture."""
+    """The same file through <lora:...>'s loader gives the same image."""
     from minikin.models.lora.adapters import Adapters
 
     tom, folder = results["dreambooth-lora"]
@@ -418,11 +418,11 @@ def test_sizes_of_files_and_results_agree(results: dict[str, tuple[Learned, Path
         assert wanted < on_disk < wanted + 200 * n_tensors + 2000  # headers
 
 
-# ---- class pictures, recipes, refusals ---------------------------------------------------------------
+# ---- class images, recipes, refusals ---------------------------------------------------------------
 
 
 def test_class_pictures_are_painted_once(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing one is painted again, with its whole group, and is the same picture."""
+    """A missing one is painted again, with its whole group, and is the same image."""
     monkeypatch.setenv("MINIKIN_CACHE", str(tmp_path))
     made = []
     paint = class_images.paint_batch

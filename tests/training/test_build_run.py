@@ -312,7 +312,7 @@ def test_torn_lines_of_the_log_are_ignored(tmp_path: Path) -> None:
     assert trained(tmp_path, steps=4).journal.rows()[-1]["step"] == 4
 
 
-# ---- pictures and evaluations --------------------------------------------------------------------
+# ---- images and evaluations --------------------------------------------------------------------
 
 
 def test_evaluations_and_samples_see_the_average(tmp_path: Path, monkeypatch: Any) -> None:

@@ -118,10 +118,10 @@ def test_scenes() -> None:
 def test_pictures_without_captions_are_named(tmp_path: Path) -> None:
     folder = picture_folder(tmp_path / "p", 3)
     (folder / "1.txt").unlink()
-    with pytest.raises(BadPhoto, match=r"1 of 3 pictures have no caption, for example 1\.png\. Put NAME\.txt"):
+    with pytest.raises(BadPhoto, match=r"1 of 3 images have no caption, for example 1\.png\. Put NAME\.txt"):
         find(str(folder))
     path = tar_of(tmp_path / "t.tar", {"7.png": png()})
-    with pytest.raises(BadPhoto, match=r"1 of 1 pictures have no caption, for example 7\.png"):
+    with pytest.raises(BadPhoto, match=r"1 of 1 images have no caption, for example 7\.png"):
         find(str(path))
 
 
@@ -129,8 +129,8 @@ def test_pictures_without_captions_are_named(tmp_path: Path) -> None:
     ("make", "error", "words"),
     [
         (lambda p: p / "none", BadRecipe, "no folder or file"),
-        (lambda p: p, BadPhoto, "holds no pictures"),
-        (lambda p: tar_of(p / "t.tar", {"a.txt": b"x"}), BadPhoto, "no pictures"),
+        (lambda p: p, BadPhoto, "holds no images"),
+        (lambda p: tar_of(p / "t.tar", {"a.txt": b"x"}), BadPhoto, "no images"),
         (lambda p: (p / "b.tar", (p / "b.tar").write_bytes(b"junk" * 999))[0], BadRecipe, "as a .tar"),
         (lambda p: (p / "c.txt", (p / "c.txt").write_text("\n \n"))[0], BadRecipe, "no captions"),
         (lambda p: (p / "d.csv", (p / "d.csv").write_text("x"))[0], BadRecipe, "no kind of training data"),
@@ -188,7 +188,7 @@ def small_shards(monkeypatch: Any) -> None:
 
 @pytest.mark.usefixtures("small_shards")
 def test_latents_are_made_once(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> None:
-    """The VAE's own, in half precision; a second run opens no picture; what a kill left out is made."""
+    """The VAE's own, in half precision; a second run opens no image; what a kill left out is made."""
     base, folder = bases["sd15"], picture_folder(tmp_path / "p", 5)
     first = loaded(base, str(folder), tmp_path / "latents")
     grey = torch.full((1, 3, 64, 64), (40 * 3 + 20) / 127.5 - 1)
@@ -234,7 +234,7 @@ def test_a_full_disk(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -
 
 
 def test_the_teacher_paints_for_captions(bases: dict[str, Base], tmp_path: Path) -> None:
-    """Equal seeds give equal pictures, other seeds others; they do not depend on their neighbours."""
+    """Equal seeds give equal images, other seeds others; they do not depend on their neighbours."""
     path = captions_file(tmp_path, [*CAPTIONS, *CAPTIONS])
     one = loaded(bases["sd21"], str(path), tmp_path / "1", seed=1)
     again = loaded(bases["sd21"], str(path), tmp_path / "2", seed=1)

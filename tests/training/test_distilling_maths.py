@@ -80,7 +80,7 @@ def test_lcm_target_is_the_closed_form(bases: dict[str, Base]) -> None:
 
 
 def test_guided_ddim_step_is_that_of_diffusers() -> None:
-    """Guidance of picture and noise together is guidance of the prediction; then a DDIM step."""
+    """Guidance of image and noise together is guidance of the prediction; then a DDIM step."""
     for prediction in ("epsilon", "v_prediction"):
         ddim = diffusers.DDIMScheduler(
             **SD, prediction_type=prediction, clip_sample=False, timestep_spacing="trailing"
@@ -128,7 +128,7 @@ def test_predictions_say_the_same(bases: dict[str, Base]) -> None:
 
 
 def test_noise_added_in_two_parts_is_noise_added_at_once() -> None:
-    """Mean and variance of x_t made from x_s are those of x_t made from x0; from the picture itself too."""
+    """Mean and variance of x_t made from x_s are those of x_t made from x0; from the image itself too."""
     own = schedule()
     s, t = torch.tensor([-1, 249, 499]), torch.tensor([200, 499, 700])
     one = torch.ones(3, 1, 1, 1, dtype=torch.float64)

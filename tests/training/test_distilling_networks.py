@@ -171,7 +171,7 @@ def test_losses_of_turbo_reach_their_own_networks(bases: dict[str, Base]) -> Non
 
 
 def test_the_adversaries_disagree(bases: dict[str, Base]) -> None:
-    """A step against the heads' loss raises what they say of real pictures over what they say of made ones."""
+    """A step against the heads' loss raises what they say of real images over what they say of made ones."""
     a = Adversarial(setting(bases["sd15"], method="turbo", student="lora", distillation=0.0))
     drawn = a.draw(TURN)
     first = a.loss(TURN, drawn)["heads"]
@@ -216,7 +216,7 @@ def test_autocast_is_nearly_the_same_gradient(bases: dict[str, Base], kind: Any)
 
 @pytest.mark.parametrize(("student", "fake"), [("lora", "lora"), ("full", "full"), ("lora", "full")])
 def test_the_fake_score_follows_the_student(bases: dict[str, Base], student: str, fake: str) -> None:
-    """At lambda 0+ the fake score becomes the student: its pictures are the student's."""
+    """At lambda 0+ the fake score becomes the student: its images are the student's."""
     s = setting(bases["sd15"], method="tdm", student=student, fake=fake, ida=1e-9)
     m = Matching(s)
     shaken(m.student)
@@ -251,7 +251,7 @@ def dinov2(tmp_path_factory: Any) -> Path:
 
 
 def test_add_on_pixels(bases: dict[str, Base], dinov2: Path) -> None:
-    """Decoded pixels, conditioned on prompt and picture; the student and the heads learn, DINOv2 does not."""
+    """Decoded pixels, conditioned on prompt and image; the student and the heads learn, DINOv2 does not."""
     a = Adversarial(setting(bases["sd15"], method="turbo", student="lora", features=str(dinov2)))
     assert isinstance(a.features, PixelFeatures) and len(a.features.channels) == 5
     with a.s.base.frozen():

@@ -55,7 +55,7 @@ def test_concept_files_and_the_edit_need_no_model() -> None:
 
 def test_the_product_does_not_need_the_world() -> None:
     """Only the tiny package itself draws the world; nothing else imports it, but for a source of data
-    and the judging of its pictures."""
+    and the judging of its images."""
     may = {"distillation/scenes.py", "evaluation/tiny_encoders.py"}
     for path in ROOT.rglob("*.py"):
         if path.relative_to(ROOT).parts[0] != "tiny" and path.relative_to(ROOT).as_posix() not in may:

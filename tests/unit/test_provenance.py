@@ -1,4 +1,4 @@
-"""The mark of synthetic media and Content Credentials: in every picture, read back by others than us."""
+"""The mark of synthetic media and Content Credentials: in every image, read back by others than us."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def test_save_by_the_name(tmp_path: Path, studio: Studio) -> None:
 
 
 def test_what_is_made_from_a_photo_is_a_composite(studio: Studio, tmp_path: Path) -> None:
-    """A draft of our own stays made throughout; so says the file, its record, or the picture at hand."""
+    """A draft of our own stays made throughout; so says the file, its record, or the image at hand."""
     draft = studio.paint("a cat", steps=2, seed=1)[0]
     photo = Image.fromarray(PHOTO).resize(draft.size)
     half = Image.new("L", draft.size)
@@ -180,7 +180,7 @@ MAY = {
 
 
 def writers(text: str) -> Iterator[int]:
-    """Lines of a program that let Pillow write a picture: `save` with a format, or to a picture's name."""
+    """Lines of a program that let Pillow write an image: `save` with a format, or to an image's name."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "save":
             said = ast.unparse(node)
@@ -191,7 +191,7 @@ def writers(text: str) -> Iterator[int]:
 
 
 def test_every_picture_goes_through_the_encoder() -> None:
-    """Whoever writes pictures otherwise is listed above with the reason; the list is exact."""
+    """Whoever writes images otherwise is listed above with the reason; the list is exact."""
     root = Path(minikin.__file__).parent
     found = {p.relative_to(root).as_posix() for p in root.rglob("*.py") if [*writers(p.read_text())]}
     assert found == set(MAY)
@@ -374,7 +374,7 @@ def _own_root() -> Certified:
 
 
 def test_a_certificate_that_runs_out_meanwhile(certificate: Certified, monkeypatch: Any) -> None:
-    """A server runs for months: the picture is an error in words, never one without the signature."""
+    """A server runs for months: the image is an error in words, never one without the signature."""
     signer = Signer(certificate.chain, certificate.key)
     monkeypatch.setattr(signer, "expires", signer.expires.replace(year=2020))
     with pytest.raises(BadCredentials, match="ran out on 2020"):

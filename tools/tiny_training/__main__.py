@@ -28,8 +28,8 @@ def main(
     art: Annotated[Path | None, typer.Option(help="another art pack, on purpose")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line, for programs")] = False,
 ) -> None:
-    """Train the embedded model in stages: pictures, autoencoder, tokenizer, text, latents, unet, export;
-    then its few-step adapters, and the judges of its pictures: judge, classifier.
+    """Train the embedded model in stages: images, autoencoder, tokenizer, text, latents, unet, export;
+    then its few-step adapters, and the judges of its images: judge, classifier.
 
     Every stage goes on where it stopped; Ctrl-C saves first. Budgets can grow: a finished stage then
     trains further.

@@ -84,7 +84,7 @@ def make(out: Path, packages: Path | None = None, rasterise: Callable[[str], Ima
     """Write the pack; how many drawings it has. Raises NoNetwork, AssetError, StorageError.
 
     packages   folder with the packed packages; by default they are fetched
-    rasterise  SVG text -> RGBA picture
+    rasterise  SVG text -> RGBA image
     """
     from minikin.files import atomic_write
 

@@ -1,6 +1,6 @@
 """Batches for both judges: scenes with their answers and captions, and lookalikes, made hard to see.
 
-Generated pictures are softer and dirtier than drawn ones, so every picture is moved, softened,
+Generated images are softer and dirtier than drawn ones, so every image is moved, softened,
 tinted and made noisy at random (`spoil`); the judges then hold on what a decoder makes, without
 having seen any one decoder.
 """
@@ -35,7 +35,7 @@ GREY = 128  # in place of a masked background
 class Batch:
     """Scenes first, lookalikes behind them.
 
-    pictures (n, 3, 128, 128) uint8; labels by field (n,) or (n, answers), and places (n, 2);
+    images (n, 3, 128, 128) uint8; labels by field (n,) or (n, answers), and places (n, 2);
     ids (scenes, context); identity (n - scenes,)
     """
 
@@ -47,7 +47,7 @@ class Batch:
 
 
 class Rows(Protocol):
-    """Pictures by number: `shards.Shards`, or an array."""
+    """Images by number: `shards.Shards`, or an array."""
 
     def __len__(self) -> int: ...
 
@@ -55,9 +55,9 @@ class Rows(Protocol):
 
 
 class Glimpses:
-    """Draws batches from pictures of scenes and from lookalikes.
+    """Draws batches from images of scenes and from lookalikes.
 
-    pictures   row i shows scene i: (128, 128, 3) uint8
+    images   row i shows scene i: (128, 128, 3) uint8
     tokens     turns captions into ids; None where nobody reads
     """
 
@@ -92,14 +92,14 @@ class Glimpses:
         return np.where(inside, shown, np.uint8(GREY))
 
     def _answers(self, field: str, at: np.ndarray, like: np.ndarray, blank: np.ndarray) -> np.ndarray:
-        """Truths of scenes and lookalikes; a picture without its background asks nothing."""
+        """Truths of scenes and lookalikes; an image without its background asks nothing."""
         theirs = self.lookalikes.labels[field][like].copy()
         theirs[blank] = UNKNOWN
         return np.concatenate([self.labels[field][at], theirs])
 
 
 def moved(pictures: np.ndarray, rng: Rng) -> np.ndarray:
-    """Each picture (n, h, w, 3) moved by up to SHIFT pixels; edges are mirrored."""
+    """Each image (n, h, w, 3) moved by up to SHIFT pixels; edges are mirrored."""
     n, h, w, _ = pictures.shape
     padded = np.pad(pictures, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)), mode="reflect")
     places = rng.integers(2 * SHIFT + 1, size=(n, 2))
@@ -109,7 +109,7 @@ def moved(pictures: np.ndarray, rng: Rng) -> np.ndarray:
 def spoil(pictures: Tensor, rng: Rng) -> Tensor:
     """uint8 (n, 3, h, w) to float in about [-1, 1], softened, tinted and noisy, each differently.
 
-    Each kind of damage goes to a share of the pictures: done to all, it would cost a third of a step.
+    Each kind of damage goes to a share of the images: done to all, it would cost a third of a step.
     """
     n, c, h, w = pictures.shape
 
@@ -165,7 +165,7 @@ def point_head(channels: int, fields: Sequence[Field]) -> nn.Linear:
 def point_loss(cells: Tensor, head: nn.Linear, fields: Sequence[Field], labels: Mapping[str, Tensor]) -> Tensor:
     """Cross-entropy of what each thing is, told from the cell it stands in; cells (n, channels, 8, 8).
 
-    The answers of a whole picture teach slowly what a thing looks like, because first the eye must
+    The answers of a whole image teach slowly what a thing looks like, because first the eye must
     find out where it is. The world knows that, so it is told.
     """
     parts = []

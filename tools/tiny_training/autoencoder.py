@@ -103,7 +103,7 @@ def to_float(pixels: Tensor) -> Tensor:
 
 
 class Scenes:
-    """Random crops of the pictures of several folders, half of them mirrored."""
+    """Random crops of the images of several folders, half of them mirrored."""
 
     def __init__(self, stores: Sequence[Shards]) -> None:
         self.stores = stores
@@ -220,7 +220,7 @@ def _edges(a: Tensor, b: Tensor) -> Tensor:
 
 
 def before_after(x: Tensor, y: Tensor) -> Image.Image:
-    """Rows of pictures and, under each row, what came back; both in [-1, 1]."""
+    """Rows of images and, under each row, what came back; both in [-1, 1]."""
     n = min(8, len(x))
     rows = [
         torch.cat(list(part), -1) for i in range(0, len(x) - n + 1, n) for part in (x[i : i + n], y[i : i + n])

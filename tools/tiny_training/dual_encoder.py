@@ -1,6 +1,6 @@
 """Stage `judge`: the image and text towers and the likeness of things, from scenes and lookalikes.
 
-Losses at once: which caption belongs to which picture; which views are of the same thing; and,
+Losses at once: which caption belongs to which image; which views are of the same thing; and,
 because contrast alone needs far more examples than two cores see in half an hour, the truth of the
 scene told from either tower, and from the places of things, by heads that are thrown away afterwards.
 """

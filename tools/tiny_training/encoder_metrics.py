@@ -1,6 +1,6 @@
 """How good the judges are, on scenes and identities that training never saw.
 
-Nothing here draws or changes pictures except `Held.draw`; a picture changer (an autoencoder's round
+Nothing here draws or changes images except `Held.draw`; an image changer (an autoencoder's round
 trip, say) can be put between, so that judges are measured on what they will really be shown.
 """
 
@@ -31,7 +31,7 @@ AMONG = 50  # captions
 
 @dataclass(frozen=True)
 class Held:
-    """Held-out scenes: pictures (n, 128, 128, 3) uint8 and all that is true of them."""
+    """Held-out scenes: images (n, 128, 128, 3) uint8 and all that is true of them."""
 
     scenes: tuple[Scene, ...]
     pictures: np.ndarray
@@ -55,9 +55,9 @@ class Held:
 
 
 def caption_of(judge: Judge, pictures: Pictures, captions: tuple[str, ...]) -> float:
-    """Share of pictures whose own caption fits best among those of 50 pictures.
+    """Share of images whose own caption fits best among those of 50 images.
 
-    Groups of 50 follow each other; an equal caption of another picture counts as its own.
+    Groups of 50 follow each other; an equal caption of another image counts as its own.
     """
     n = len(captions) // AMONG * AMONG
     fit = judge.fit(pictures, captions)
@@ -83,7 +83,7 @@ def identity_auc(
     """AUC of cosines: two views of one thing, against views of two things of one block.
 
     A block holds things of one category, of which two are the same drawing and two share their
-    look. masked: with true masks; otherwise only pictures in which the thing is alone (or in a hat).
+    look. masked: with true masks; otherwise only images in which the thing is alone (or in a hat).
     """
     pictures = np.asarray(seen.pictures)
     use = np.ones(len(pictures), bool) if masked else ~seen.needs_mask

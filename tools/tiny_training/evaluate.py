@@ -6,7 +6,7 @@
 Prompts are captions of held-out scenes (evaluation/prompts.py), what counts as right is written in
 evaluation/rules.py, and the same rules applied to the world's own scenes of the same prompts are the
 ceiling. Also the autoencoder's PSNR and the U-Net's v-loss on held-out scenes, and a sheet of some
-pictures, not chosen.
+images, not chosen.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from minikin.tiny.world import World
 
 SEED = 7001  # plus --seed: the stream of scenes, apart from those of training
 SCENES = 256  # for PSNR and v-loss
-SHOWN, COLUMNS = 48, 8  # pictures on the sheet
+SHOWN, COLUMNS = 48, 8  # images on the sheet
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The numbers, and what they were counted on: pictures (n, 128, 128, 3) uint8 and their prompts."""
+    """The numbers, and what they were counted on: images (n, 128, 128, 3) uint8 and their prompts."""
 
     report: Report
     pictures: np.ndarray
@@ -53,7 +53,7 @@ class Evaluation:
     rights: Sequence[dict[str, bool]]
 
     def sheet(self) -> Image.Image:
-        """The first pictures with their prompts; what is wrong with one stands before its prompt."""
+        """The first images with their prompts; what is wrong with one stands before its prompt."""
         return contact_sheet(
             [Image.fromarray(p) for p in self.pictures[:SHOWN]],
             [_wrong(r) + a.prompt for a, r in zip(self.asked, self.rights, strict=True)][:SHOWN],
@@ -69,7 +69,7 @@ def evaluate(
 
     each    in place of `pictures`: so many one-object prompts of every kind of object
     judges  a folder with judge.safetensors and classifier.safetensors; the embedded ones by default
-    timed  also time one U-Net call and one picture
+    timed  also time one U-Net call and one image
     tell   print to stderr how far it is
     """
     drawer = World(world)
@@ -144,9 +144,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--json", type=Path, metavar="OUT", help="write all numbers there")
     p.add_argument(
         "--grid", type=Path, default=Path("out/evaluation.png"), metavar="OUT",
-        help="write the sheet of pictures there [out/evaluation.png]",
+        help="write the sheet of images there [out/evaluation.png]",
     )  # fmt: skip
-    p.add_argument("--time", action="store_true", help="also time one U-Net call and one picture")
+    p.add_argument("--time", action="store_true", help="also time one U-Net call and one image")
     return p
 
 

@@ -1,7 +1,7 @@
 """Measure the judges: `python -m minikin.tiny.encoders [--scenes 1000] [--json OUT]`.
 
 Held-out scenes of the small world, its personal identities, and lookalikes of reserved drawings;
-once as drawn and once through the autoencoder of the embedded model, whose pictures the judges are
+once as drawn and once through the autoencoder of the embedded model, whose images the judges are
 for. 95 % intervals by Wilson.
 """
 
@@ -28,7 +28,7 @@ from minikin.tiny.encoders.classifier import Classifier
 from minikin.tiny.encoders.dual_encoder import Judge
 from minikin.tiny.world import World
 
-VIEWS = 20  # pictures of every personal identity
+VIEWS = 20  # images of every personal identity
 BLOCKS, SEED = 60, 303  # of lookalikes
 
 Change = Callable[[np.ndarray], np.ndarray]
@@ -49,7 +49,7 @@ def report(
     own: dict[str, np.ndarray], like: Lookalikes,
     change: Change,
 ) -> dict[str, Any]:  # fmt: skip
-    """All numbers on pictures that went through `change`."""
+    """All numbers on images that went through `change`."""
     pictures = change(held.pictures)
     found = encoder_metrics.accuracies(classifier.look(pictures), held.truth)
     out: dict[str, Any] = {f: share(right, n).percent() for f, (right, n) in found.items() if n}

@@ -1,4 +1,4 @@
-"""Pictures for learning identity: the same thing in different scenes, beside things much like it.
+"""Images for learning identity: the same thing in different scenes, beside things much like it.
 
 An *identity* is one drawing in one look. They come in blocks of four of one category, each shown
 in two scenes: A; the drawing of A in another look (half of the time in the same two colours, as
@@ -32,7 +32,7 @@ from minikin.tiny.sprites import ArtPack, repaint
 from minikin.tiny.world import Look, Rng, Scene, Split, World, _pick, any_rgb
 
 IDENTITIES, VIEWS = 4, 2  # of a block
-BLOCK = IDENTITIES * VIEWS  # pictures
+BLOCK = IDENTITIES * VIEWS  # images
 DISTINCT = 25.0  # mean difference of two looks of a drawing, of 255; below it they are one look
 RESERVED_ART = ("noto", "twe")
 LAYOUTS = (("single", 0.72), ("hat", 0.14), ("pair", 0.14))
@@ -47,7 +47,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class View:
-    """One picture of an identity: the scene, which of its things is meant, and who that is."""
+    """One image of an identity: the scene, which of its things is meant, and who that is."""
 
     scene: Scene
     subject: int  # index into scene.things
@@ -147,9 +147,9 @@ def _only(pack: ArtPack, drawing: Drawing) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Lookalikes:
-    """Drawn blocks: pictures (N, 128, 128, 3) uint8, masks (N, 128, 16) packed bits, both memory-mapped.
+    """Drawn blocks: images (N, 128, 128, 3) uint8, masks (N, 128, 16) packed bits, both memory-mapped.
 
-    identity (N,) numbers the identities over all blocks; needs_mask (N,) marks pictures in which
+    identity (N,) numbers the identities over all blocks; needs_mask (N,) marks images in which
     somebody else stands too; labels holds the answers of every field, (N,) or (N, answers), and the
     places of the slots (N, 2).
     """

@@ -2,7 +2,7 @@
 
 Rows are (128, 128, 3) uint8; row i is scene i of the recipe's stream, the last ones of its pairs alone:
 two things and their sides are the hardest to learn. In the small world the autoencoder also sees
-pictures of the wide one, since personal photos show drawings of its styles.
+images of the wide one, since personal photos show drawings of its styles.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def stage(job: Job) -> Iterator[events.Event]:
 
 
 def stores(job: Job) -> list[tuple[str, Shards]]:
-    """The folders of pictures by world: the world's own first. Raises BadRecipe, AssetError."""
+    """The folders of images by world: the world's own first. Raises BadRecipe, AssetError."""
     p, own = job.recipe.pictures, job.recipe.world
     facts = {"seed": p.seed, "backdrops": p.backdrops, "art": art.fingerprint(job.art)}
     own_facts = {**facts, "world": own, "pairs": p.pairs}

@@ -152,7 +152,7 @@ def _standing(scene: Scene) -> list[str]:
 
 
 def _whole(scenes: Sequence[Scene], said: Sequence[Caption]) -> tuple[Tensor, Tensor, Tensor]:
-    """What the end token has to tell: objects and colours in the picture, and what the caption says."""
+    """What the end token has to tell: objects and colours in the image, and what the caption says."""
     objects, colours = torch.zeros(len(scenes), len(CATEGORIES)), torch.zeros(len(scenes), len(LOOKS))
     choices = []
     for row, (s, c) in enumerate(zip(scenes, said, strict=True)):

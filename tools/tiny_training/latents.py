@@ -1,8 +1,8 @@
-"""Stage `latents`: the pictures as latents and their captions as tokens, so that the U-Net's training
+"""Stage `latents`: the images as latents and their captions as tokens, so that the U-Net's training
 touches neither pixels nor words.
 
 Latents are the posterior means, (C, h, w) float16; tokens (captions, context) uint16. Both are made
-in files that go with those of the pictures, by the encoder here and by worker processes.
+in files that go with those of the images, by the encoder here and by worker processes.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Stable Diffusion's betas with zero terminal SNR (Lin et al. 2023, arXiv:2305.08891), predicting
 v = alpha_t eps - sigma_t x0 (Salimans and Ho 2022, arXiv:2202.00512). Most timesteps are drawn from a
 Laplace distribution of log-SNR (Hang et al. 2024, arXiv:2407.03297), which spends them where the
-picture is decided; some uniformly, so that no level is forgotten. Both are stratified.
+image is decided; some uniformly, so that no level is forgotten. Both are stratified.
 """
 
 from __future__ import annotations

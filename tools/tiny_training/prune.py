@@ -2,7 +2,7 @@
 
 The tokenizer is learned from captions of the worlds and from general captions, the networks from captions
 of the worlds alone. So the rarest words of the general captions, which are the last merges, take rows that no
-picture ever taught anything. They are dropped, from the end, but for those that a caption of a world needs:
+image ever taught anything. They are dropped, from the end, but for those that a caption of a world needs:
 every such caption keeps its tokens, and each token its row, so that it is encoded to the last bit as before.
 A word that is dropped is read in pieces; every byte keeps its token.
 """

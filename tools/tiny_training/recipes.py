@@ -28,7 +28,7 @@ class Pictures(Recipe):
         36_864, ge=0, description="of these, scenes of pairs alone, besides those among the others"
     )
     others: int = Field(4_096, ge=0, description="scenes of the wide world, for the autoencoder alone")
-    shard: int = Field(1024, ge=1, description="pictures in a file (50 MB)")
+    shard: int = Field(1024, ge=1, description="images in a file (50 MB)")
     seed: int = Field(1, ge=0, description="stream of scenes")
     backdrops: int = Field(40, ge=1, description="painted variants of a background")
 
@@ -74,10 +74,10 @@ class Text(Recipe):
 
 
 class Latents(Recipe):
-    """The pictures as latents, their captions as tokens."""
+    """The images as latents, their captions as tokens."""
 
     captions: int = Field(4, ge=1, description="wordings of every scene")
-    batch: int = Field(64, ge=1, description="pictures encoded at once")
+    batch: int = Field(64, ge=1, description="images encoded at once")
 
 
 class Unet(Recipe):
@@ -122,7 +122,7 @@ class Adapters(Recipe):
     things: int = Field(12, ge=1, description="that are taught for it")
     things_steps: int = Field(150, ge=1, description="of teaching each")
     captions: int = Field(1024, ge=1, description="that name them, and as many that do not")
-    teacher_steps: int = Field(10, ge=1, description="of the teacher's pictures for these captions")
+    teacher_steps: int = Field(10, ge=1, description="of the teacher's images for these captions")
     start: dict[str, str] = Field(
         default={"lcm": "lcm-lora", "turbo": "lcm-lora"},
         description="what a student begins as: another one made before it",

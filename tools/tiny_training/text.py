@@ -1,4 +1,4 @@
-"""Stage `text`: the text tower, from captions alone, before any picture is painted.
+"""Stage `text`: the text tower, from captions alone, before any image is painted.
 
 Four losses: every position tells its own token; a noun tells its category, its look and, at the second
 of a pair, its side; the end token tells the whole scene; and positions that are the same in a caption

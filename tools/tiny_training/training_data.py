@@ -1,7 +1,7 @@
-"""What both judges learn from: the build's pictures, held-out combinations, and lookalikes.
+"""What both judges learn from: the build's images, held-out combinations, and lookalikes.
 
 The combinations of objects and backgrounds that the world holds out are held out from the *model*.
-A judge that never saw them learns that they do not exist, and then calls right pictures wrong:
+A judge that never saw them learns that they do not exist, and then calls right images wrong:
 trained without them, the classifier had 99 % of the backgrounds right on new scenes of the training
 split and 89 % on the test split, objects 96 and 89 %. So judges see scenes of both splits, about as
 often as the world would draw them, and are measured on scenes of other seeds.
@@ -29,7 +29,7 @@ BLOCKS, BLOCKS_HELD, SEED = 1600, 120, 1  # of lookalikes
 
 
 class Joined:
-    """Several tables of pictures as one."""
+    """Several tables of images as one."""
 
     def __init__(self, parts: Sequence[Rows]) -> None:
         self.parts = parts

@@ -85,7 +85,7 @@ class Data:
         if self.train < 1:
             raise BadRecipe(
                 f"{len(self.latents)} scenes are too few: {job.recipe.unet.held_out} are held out. "
-                "Ask for more pictures."
+                "Ask for more images."
             )
         made = [digest(s.folder / "manifest.json") for s in (latents, tokens)]
         self.made_from = [*made, digest(job.need(job.text_encoder, "text"))]

@@ -1,6 +1,6 @@
-"""Pictures of the category that the base paints itself, for prior preservation and regularisation.
+"""Images of the category that the base paints itself, for prior preservation and regularisation.
 
-Kept in the cache by base, prompt and size, one file a picture, so that an interrupted painting goes on
+Kept in the cache by base, prompt and size, one file an image, so that an interrupted painting goes on
 and a thousand runs paint them once. What is taught from is always what the files hold.
 """
 
@@ -31,25 +31,25 @@ def prompt(category: str) -> str:
 
 
 def folder(base: Base, recipe: Paint) -> Path:
-    """Where the pictures of this recipe lie."""
+    """Where the images of this recipe lie."""
     decided = plan(base, recipe).recipe.model_dump(exclude={"base", "n", "seed", "device", "dtype"})
     facts = json.dumps([base.fingerprint, base.text_hash, str(base.dtype), decided], sort_keys=True)
     return cache_folder() / "class-pictures" / hashlib.sha256(facts.encode()).hexdigest()[:24]
 
 
 def class_pictures(base: Base, category: str, n: int) -> Iterator[events.Event]:
-    """Paint those of `n` pictures that are missing; the last event is Done with all as photos."""
+    """Paint those of `n` images that are missing; the last event is Done with all as photos."""
     text = prompt(category)
     recipe = Paint(prompt=text, base=base.name, batch=BATCH)
     where = folder(base, recipe)
     paths = [where / f"{i:05d}.png" for i in range(n)]
     for first in range(0, n, BATCH):
-        group = range(first, first + BATCH)  # always whole: a picture is then the same whatever is missing
+        group = range(first, first + BATCH)  # always whole: an image is then the same whatever is missing
         if all(p.is_file() for p in paths[first : first + BATCH]):
             continue
         made = paint_batch(base, recipe, parse(text, {}), {}, [FIRST_SEED + i for i in group])
         for i, one in zip(group, made, strict=True):
             save_image(one.image, where / f"{i:05d}.png")
-        yield events.Progress("class pictures", min(first + BATCH, n), n)
+        yield events.Progress("class images", min(first + BATCH, n), n)
     photos: list[Photo] = [load_photo(p) for p in paths]
     yield events.Done(photos, {"folder": str(where)})

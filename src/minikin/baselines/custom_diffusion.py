@@ -2,7 +2,7 @@
 
 Trained: to_k and to_v of every cross-attention, and the vector of a modifier word that starts as that of
 a rare one; no gradient through the first token, as published.
-Prompts: "a photo of a <new1> cat". The regularisation pictures are painted by the base, as DreamBooth's
+Prompts: "a photo of a <new1> cat". The regularisation images are painted by the base, as DreamBooth's
 are; the paper prefers real ones of the category.
 Files: pytorch_custom_diffusion_weights.safetensors, 77 MB for SD 1.5, for `pipe.unet.load_attn_procs(...,
 _pipeline=pipe)`, and <name>.safetensors, the word, for `pipe.load_textual_inversion`.

@@ -1,7 +1,7 @@
 """DreamBooth: the whole U-Net, for a rare word before the category (Ruiz et al. 2023, arXiv:2208.12242).
 
 Trained: every weight of the U-Net; the text encoder stays (the paper trains it on demand).
-Prompts: "a photo of a sks cat". Prior preservation adds the loss on pictures of "a photo of a cat" that
+Prompts: "a photo of a sks cat". Prior preservation adds the loss on images of "a photo of a cat" that
 the base itself has painted, so that not every cat becomes this one.
 File: a U-Net as large as the base's, 3.4 GB for SD 1.5, for `UNet2DConditionModel.from_pretrained`.
 """

@@ -78,9 +78,9 @@ class Student(nn.Module):
 
 
 def loss(student: Student, photos: Batch, classes: Batch | None, prior: float) -> dict[str, Tensor]:
-    """Mean error on the photos, plus `prior` times that on pictures of the category, in one call.
+    """Mean error on the photos, plus `prior` times that on images of the category, in one call.
 
-    DreamBooth's prior preservation (arXiv:2208.12242, eq. 2) with pictures the base has painted.
+    DreamBooth's prior preservation (arXiv:2208.12242, eq. 2) with images the base has painted.
     """
     if classes is None:
         return {"loss": student.errors(photos).mean()}

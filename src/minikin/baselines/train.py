@@ -99,7 +99,7 @@ def teach(
 
 
 def _class_pictures(base: Base, r: Baseline) -> Generator[events.Event, None, list[Photo]]:
-    """The base's own pictures of the category, where the method preserves it."""
+    """The base's own images of the category, where the method preserves it."""
     painted: list[Photo] = []
     if r.prior:
         assert r.class_pictures is not None
@@ -123,7 +123,7 @@ def _costs(base: Base, r: Baseline, run: Run, files: Sequence[Path]) -> dict[str
 def check(base: Base, photos: Sequence[Photo], recipe: Baseline) -> str:
     """The rare word of this recipe on this base; raises BadPhoto or BadRecipe when it cannot be taught."""
     if not photos:
-        raise BadPhoto("There are no photos. Give a folder with 3 to 6 pictures of the same thing.")
+        raise BadPhoto("There are no photos. Give a folder with 3 to 6 images of the same thing.")
     check_name(recipe.name)
     check_category(recipe.category)
     check_base(base, _as_teach(recipe))

@@ -44,11 +44,11 @@ app.add_typer(fleet.app, name="fleet")
 
 _MADE = "Origin and filter"  # the help's group
 Metadata = Annotated[
-    bool, typer.Option("--metadata/--no-metadata", help="recipes inside pictures; the mark stays without")
+    bool, typer.Option("--metadata/--no-metadata", help="recipes inside images; the mark stays without")
 ]
 Mark = Annotated[
     bool,
-    typer.Option("--mark/--no-mark", help="mark pictures as made by a model (XMP)", rich_help_panel=_MADE),
+    typer.Option("--mark/--no-mark", help="mark images as made by a model (XMP)", rich_help_panel=_MADE),
 ]
 Certificate = Annotated[
     Path | None,
@@ -109,7 +109,7 @@ def teach(
 @with_recipe(Paint, skip=("prompt", "points"))
 def paint(
     prompt: Annotated[str, typer.Argument(help="what to paint; <tom> stands for the concept tom")],
-    out: Annotated[Path, typer.Option(help="folder, or a .png file for one picture")] = Path("out"),
+    out: Annotated[Path, typer.Option(help="folder, or a .png file for one image")] = Path("out"),
     metadata: Metadata = True, mark: Mark = True, c2pa_cert: Certificate = None, c2pa_key: Key = None,
     filter: Filter = None,
     best_of: Annotated[
@@ -119,7 +119,7 @@ def paint(
     photos: Annotated[str | None, typer.Option(help="best-of: the concept's photos, for likeness")] = None,
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Paint pictures: minikin paint "a photo of <tom> on the beach" -n 4 --seed 7"""
+    """Paint images: minikin paint "a photo of <tom> on the beach" -n 4 --seed 7"""
     from minikin.cli import images
 
     if best_of is None and (judge or photos):
@@ -132,13 +132,13 @@ def paint(
 @app.command()
 @with_recipe(Refine, skip=("points", "times"))
 def refine(
-    pictures: Annotated[list[Path], typer.Argument(help="pictures to take up, PNG, JPEG or WebP")],
-    out: Annotated[Path, typer.Option(help="folder, or a .png file for one picture")] = Path("out"),
+    pictures: Annotated[list[Path], typer.Argument(help="images to take up, PNG, JPEG or WebP")],
+    out: Annotated[Path, typer.Option(help="folder, or a .png file for one image")] = Path("out"),
     metadata: Metadata = True, mark: Mark = True, c2pa_cert: Certificate = None, c2pa_key: Key = None,
     filter: Filter = None,
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Paint pictures again from themselves: minikin refine out/draft.png --preset quality --strength 0.4"""
+    """Paint images again from themselves: minikin refine out/draft.png --preset quality --strength 0.4"""
     from minikin.cli import images as painting
 
     giving = painting.Giving(metadata, Marking.of(mark, c2pa_cert, c2pa_key), filter)
@@ -148,19 +148,19 @@ def refine(
 @app.command()
 @with_recipe(Inpaint, skip=("prompt", "points", "size", "width", "height"))
 def inpaint(
-    picture: Annotated[Path, typer.Argument(help="the picture, PNG, JPEG or WebP")],
+    picture: Annotated[Path, typer.Argument(help="the image, PNG, JPEG or WebP")],
     prompt: Annotated[
-        str | None, typer.Argument(help="what to paint there; the picture's own prompt by default")
+        str | None, typer.Argument(help="what to paint there; the image's own prompt by default")
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option(help="picture of the same size: white or transparent is painted")
+        Path | None, typer.Option(help="image of the same size: white or transparent is painted")
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder, or a .png file for one picture")] = Path("out"),
+    out: Annotated[Path, typer.Option(help="folder, or a .png file for one image")] = Path("out"),
     metadata: Metadata = True, mark: Mark = True, c2pa_cert: Certificate = None, c2pa_key: Key = None,
     filter: Filter = None,
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Paint a part of a picture: minikin inpaint out/draft.png "a photo of <tom>" --mask mask.png"""
+    """Paint a part of an image: minikin inpaint out/draft.png "a photo of <tom>" --mask mask.png"""
     from minikin.cli import images
 
     giving = images.Giving(metadata, Marking.of(mark, c2pa_cert, c2pa_key), filter)
@@ -261,7 +261,7 @@ def serve(
         str | None, typer.Option(help="the Ray cluster of the replicas \\[this machine]")
     ] = None,
 ) -> None:  # fmt: skip
-    """Serve pictures over HTTP: a native API, OpenAI's and A1111's."""
+    """Serve images over HTTP: a native API, OpenAI's and A1111's."""
     from minikin.cli import serve as serving
 
     serving.run(
@@ -292,9 +292,9 @@ def studio(
 
 @app.command()
 def show(
-    what: Annotated[str, typer.Argument(help="a picture, or a concept's name or file")], as_json: Json = False
+    what: Annotated[str, typer.Argument(help="an image, or a concept's name or file")], as_json: Json = False
 ) -> None:
-    """Show the recipe inside a picture, what it was made from and with; or what a concept says of itself."""
+    """Show the recipe inside an image, what it was made from and with; or what a concept says of itself."""
     from minikin.cli import commands
 
     if Path(what).suffix == ".safetensors" or not (Path(what).suffix or Path(what).exists()):
@@ -313,7 +313,7 @@ def redo(
     mark: Mark = True, c2pa_cert: Certificate = None, c2pa_key: Key = None, filter: Filter = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Paint a picture, and what it was made from, again from the recipe inside; says how much it differs."""
+    """Paint an image, and what it was made from, again from the recipe inside; says how much it differs."""
     from minikin.cli import images
 
     giving = images.Giving(marking=Marking.of(mark, c2pa_cert, c2pa_key), filter=filter)
@@ -338,7 +338,7 @@ def doctor(as_json: Json = False) -> None:
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="folder for the pictures")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="folder for the images")] = Path("demo"),
     as_json: Json = False,
 ) -> None:
     """Teach two example concepts on the embedded model and paint them, offline."""

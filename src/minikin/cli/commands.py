@@ -88,7 +88,7 @@ def advise(given: set[str], recipe: Teach, *, as_json: bool) -> None:
 
 
 def show(picture: Path, *, as_json: bool) -> None:
-    """Print what a picture records about itself."""
+    """Print what an image records about itself."""
     found = recipes_inside.read(picture)
     signed = signature(picture)
     used, parents = lineage.concepts_of(found.recipe), lineage.forebears(found.recipe)
@@ -107,7 +107,7 @@ def show(picture: Path, *, as_json: bool) -> None:
     for name, sha256 in used.items():
         display.out.print(f"  Concept: {name}, content {sha256}", soft_wrap=True)
     for one in parents:
-        told = one.get("file") or f"a picture of pixels {one.get('pixels', '')}"
+        told = one.get("file") or f"an image of pixels {one.get('pixels', '')}"
         how = f", {one['work']} {one.get('prompt')!r}, seed {one.get('seed')}" if "work" in one else ""
         display.out.print(f"  Made from: {told}{how}", soft_wrap=True)
     display.out.print(f"  Mark: {found.source_type or 'none'}")

@@ -19,7 +19,7 @@ def run(recipe: Compare, out: Path, *, as_json: bool) -> None:
         display.emit({"event": "done", **done.facts})
         return
     display.out.print(
-        f"{done.result}  page with pictures\n{out / 'report.md'}  tables\n{out / 'report.csv'}  "
+        f"{done.result}  page with images\n{out / 'report.md'}  tables\n{out / 'report.csv'}  "
         f"one line a point\n{out / 'report.json'}  everything",
         soft_wrap=True,
     )  # fmt: skip

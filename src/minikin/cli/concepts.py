@@ -165,7 +165,7 @@ def import_(
 
 
 def _facts(c: Any, path: Path) -> dict[str, Any]:
-    """sha256: of the file, as the server and fleets name it; content: as pictures record it."""
+    """sha256: of the file, as the server and fleets name it; content: as images record it."""
     from minikin.perfusion.concept_file import content
 
     return {

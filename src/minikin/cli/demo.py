@@ -1,6 +1,6 @@
 """minikin demo: teach two example concepts on the embedded model and paint them, offline.
 
-Everything shown is measured on the spot: likeness to the photos by tiny's judge, whether each picture's
+Everything shown is measured on the spot: likeness to the photos by tiny's judge, whether each image's
 scene is recognised, drift of the plain category (bit for bit), file sizes and times.
 """
 
@@ -45,7 +45,7 @@ SEED = 7
 
 @dataclass(frozen=True)
 class Shown:
-    """One picture of the sheet with its caption, or a gap."""
+    """One image of the sheet with its caption, or a gap."""
 
     image: Image.Image | None
     caption: str
@@ -66,7 +66,7 @@ def examples_folder() -> Path:
 
 
 def run(out: Path, *, as_json: bool) -> dict[str, Any]:
-    """Teach, paint, measure, and write OUT/sheet.png, the pictures' concepts and OUT/demo.json."""
+    """Teach, paint, measure, and write OUT/sheet.png, the images' concepts and OUT/demo.json."""
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     studio = Studio.open("tiny")
@@ -132,7 +132,7 @@ def _scenes(
 
 
 def _together(studio: Studio) -> list[Shown]:
-    """Both in one picture, by the words alone and with region words."""
+    """Both in one image, by the words alone and with region words."""
     (a, _), (b, _) = CONCEPTS
     places = ("in a meadow", "on a white background", "in the snow")
     words = (f"<{a}> to the left of <{b}>", f"<{a}@left> to the left of <{b}@right>")
@@ -161,7 +161,7 @@ def _report(facts: dict[str, Any], out: Path, as_json: bool) -> None:
         display.out.print(
             f"{name:12} {f['bytes']:,} bytes, taught in {f['seconds']:.0f} s; likeness {f['likeness']:.2f} "
             f"(plain category {f['likeness_of_the_plain_category']:.2f}); scene recognised in "
-            f"{f['scene_recognised']:.0%} of {len(SCENES)} pictures",
+            f"{f['scene_recognised']:.0%} of {len(SCENES)} images",
             soft_wrap=True,
         )
     drift = facts["drift_of_the_category"]

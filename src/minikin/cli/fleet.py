@@ -61,7 +61,7 @@ def teach(
 @with_recipe(Paint, skip=("prompt", "points", "n", "seed"))
 def paint(
     prompts: Annotated[Path, typer.Argument(help='one JSON object a line: {"prompt": "...", "seed": 7}')],
-    out: Annotated[Path, typer.Option(help="folder for the pictures and manifest.jsonl")] = Path("pictures"),
+    out: Annotated[Path, typer.Option(help="folder for the images and manifest.jsonl")] = Path("pictures"),
     concepts: Annotated[Path | None, typer.Option(help="their folder \\[this one and your library]")] = None,
     chunk: Annotated[int, typer.Option(min=1, help="lines a worker is given at once")] = 16,
     workers: Workers = None, address: Address = None, cpus_each: Cpus = None, gpus_each: Gpus = None,
@@ -81,7 +81,7 @@ def paint(
     f = done.facts
     if not as_json:
         _say(
-            f"{done.result}  {f['lines']:,} lines: {f['kept']:,} kept, {f['painted']:,} pictures painted, "
+            f"{done.result}  {f['lines']:,} lines: {f['kept']:,} kept, {f['painted']:,} images painted, "
             f"{f['failed']:,} lines failed in {f['seconds']:.0f} s"
         )
     if f["failed"]:

@@ -1,4 +1,4 @@
-"""What the verbs that make pictures do: paint, refine, inpaint, redo. One way of showing and saving for all."""
+"""What the verbs that make images do: paint, refine, inpaint, redo. One way of showing and saving for all."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from minikin.studio import Studio
 
 @dataclass(frozen=True)
 class Giving:
-    """How pictures are given out: with their recipes, marked how, and what becomes of what a filter finds."""
+    """How images are given out: with their recipes, marked how, and what becomes of what a filter finds."""
 
     metadata: bool = True
     marking: Marking = MARKED
@@ -37,7 +37,7 @@ class Giving:
 
 
 class Saver:
-    """Saves pictures as they come, and a contact sheet of more than one at the end."""
+    """Saves images as they come, and a contact sheet of more than one at the end."""
 
     def __init__(self, studio: Studio, out: Path, giving: Giving, *, as_json: bool) -> None:
         self.studio, self.out, self.giving, self.as_json = studio, out, giving, as_json
@@ -47,7 +47,7 @@ class Saver:
         self.names: Names | None = None
 
     def run(self, work: Iterator[events.Event], recipe: Paint, job: Job | None = None, stem: str = "") -> None:
-        """Show what a verb tells and save each picture at once: an interruption loses nothing finished."""
+        """Show what a verb tells and save each image at once: an interruption loses nothing finished."""
         names = self.names = Names(recipe, self.out, stem)
 
         def keep(picture: events.Picture) -> None:
@@ -78,7 +78,7 @@ class Saver:
             if self.as_json:
                 display.emit({"event": "picture", "path": None, "seed": one.seed, "filter": one.verdict})
             else:
-                display.warn(f"seed {one.seed}: blocked by the content filter; no picture was written")
+                display.warn(f"seed {one.seed}: blocked by the content filter; no image was written")
             return
         path = save_picture(
             one, recipe, facts, names, metadata=self.giving.metadata, marking=self.giving.marking
@@ -100,7 +100,7 @@ class Saver:
             display.out.print(f"{path}  seed {one.seed}{scores}", soft_wrap=True)
 
     def end(self) -> list[Path]:
-        """The contact sheet, and the last line. Raises Blocked when the filter let no picture through."""
+        """The contact sheet, and the last line. Raises Blocked when the filter let no image through."""
         if self.blocked and not self.paths:
             raise Blocked(refusal(self.blocked, self.blocked))
         sheet = None
@@ -130,9 +130,9 @@ def paint(recipe: Paint, out: Path, giving: Giving, *, as_json: bool, best: Best
 def refine(
     pictures: list[Path], values: dict[str, Any], out: Path, giving: Giving, *, as_json: bool
 ) -> list[Path]:  # fmt: skip
-    """Refine pictures one after the other, each by its own recipe with `values` in place of what it says."""
+    """Refine images one after the other, each by its own recipe with `values` in place of what it says."""
     if out.suffix.lower() == ".png" and len(pictures) > 1:
-        raise BadRecipe(f"{len(pictures)} pictures cannot all become {out.name}: give --out a folder.")
+        raise BadRecipe(f"{len(pictures)} images cannot all become {out.name}: give --out a folder.")
     jobs = [(source, inherited(Refine, source, values)) for source in map(Source.of, pictures)]
     studios = Studios(giving.filter)
     saver = None
@@ -150,7 +150,7 @@ def refine(
 def inpaint(
     picture: Path, mask: Path | None, values: dict[str, Any], out: Path, giving: Giving, *, as_json: bool
 ) -> list[Path]:  # fmt: skip
-    """Paint a part of one picture."""
+    """Paint a part of one image."""
     source = Source.of(picture)
     job = Job(source, None if mask is None else read_mask(mask, source.image.size))
     recipe = inherited(Inpaint, source, values)
@@ -176,10 +176,10 @@ class Studios:
 
 
 def redo(picture: Path, out: Path, giving: Giving, *, sources: list[Path], as_json: bool) -> Path:
-    """Paint a picture again, and what it was made from; prints the largest difference of any pixel.
+    """Paint an image again, and what it was made from; prints the largest difference of any pixel.
 
-    The content filter looks at the picture alone: what it was made from is not given out, and a blurred
-    draft would make another picture. Raises Blocked.
+    The content filter looks at the image alone: what it was made from is not given out, and a blurred
+    draft would make another image. Raises Blocked.
     """
     found = recipes_inside.read(picture).recipe
     if "recipe" not in found:
@@ -190,14 +190,14 @@ def redo(picture: Path, out: Path, giving: Giving, *, sources: list[Path], as_js
     if out.suffix != ".png":
         out = out / f"{picture.stem}-again.png"
     if out.exists() and out.samefile(picture):
-        raise BadRecipe(f"{out} is the picture itself: give another --out, so that there are two to compare.")
+        raise BadRecipe(f"{out} is the image itself: give another --out, so that there are two to compare.")
     if out.exists():
         display.warn(f"{out} was there and is replaced.", as_json=as_json)
     studios, filters = Studios(), list[Filtering | None]()
     done: list[tuple[Paint, Job | None]] = []
 
     def painter(recipe: Paint, job: Job | None) -> Iterator[events.Event]:
-        done.append((recipe, job))  # the last is the picture's own
+        done.append((recipe, job))  # the last is the image's own
         studio = studios.of(recipe)
         if not filters:  # one that is not on this machine is an error of the start
             filters.append(open_filtering(giving.filter, studio.base))
@@ -238,5 +238,5 @@ def _warn_of_others(then: dict[str, Any], now: dict[str, Any], *, as_json: bool)
     for kind, name_of in (("concepts", "Concept"), ("adapters", "LoRA")):
         for name, it in then.get(kind, {}).items():
             if now.get(kind, {}).get(name, {}).get("sha256") != it.get("sha256"):
-                display.warn(f"{name_of} '{name}' is not the one this picture was painted with; expect a "
+                display.warn(f"{name_of} '{name}' is not the one this image was painted with; expect a "
                              "difference.", as_json=as_json)  # fmt: skip

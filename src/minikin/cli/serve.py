@@ -118,7 +118,7 @@ def _quick(studio: Studio) -> str:
 
 
 def _open_when_ready(service: Service, address: str) -> None:
-    """Show the page once the first picture is painted: before that nothing would answer."""
+    """Show the page once the first image is painted: before that nothing would answer."""
 
     def wait() -> None:
         while service.ready == "warming up":

@@ -6,7 +6,7 @@
     engine, replica                what the server's gateway paints with
     distilling                     one student, by many
 
-What is done is in files (concepts, pictures, a manifest), never in the cluster's memory: workers, nodes and
+What is done is in files (concepts, images, a manifest), never in the cluster's memory: workers, nodes and
 the program that sent the work may die at any moment, and the same command goes on. Needs `minikin[ray]`,
 but for `cluster=None`, which does the same work in this process, one piece after the other.
 """

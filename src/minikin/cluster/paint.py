@@ -1,8 +1,8 @@
-"""`minikin fleet paint`: a file of prompts to pictures named by content and a manifest.
+"""`minikin fleet paint`: a file of prompts to images named by content and a manifest.
 
     for event in paint(prompts, out, Cluster(workers=8), batch=4): ...
 
-Whatever dies meanwhile, nothing is lost and nothing is made twice: workers write pictures under names that
+Whatever dies meanwhile, nothing is lost and nothing is made twice: workers write images under names that
 follow from what was asked, the first writer wins, and this process alone writes the manifest. The same
 call again goes on.
 """
@@ -36,7 +36,7 @@ def paint(
 
     cluster  None for this process alone
     opening  opens the engine in a worker, for example `partial(studio_engine, "sd15")`
-    batch    pictures computed at once; chunk: lines given to a worker at once
+    batch    images computed at once; chunk: lines given to a worker at once
     Ctrl-C ends it with KeyboardInterrupt; what is done is in the manifest.
     Raises BadRecipe for a folder of another run, StorageError, Busy.
     """
@@ -128,7 +128,7 @@ class _Work:
 
     def info(self) -> str:
         rate = self.new / max(time.monotonic() - self.begun, 1e-9)
-        return f"{rate:.2f} pictures/s" + (f", {self.failed} failed" if self.failed else "")
+        return f"{rate:.2f} images/s" + (f", {self.failed} failed" if self.failed else "")
 
     def facts(self, lines: int) -> dict[str, Any]:
         return {

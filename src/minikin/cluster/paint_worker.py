@@ -1,7 +1,7 @@
 """What a worker does with a chunk of prompts: batches of whatever goes together, files named by content.
 
 The batches of a chunk follow from the chunk alone, not from what was done before or from who paints, so that
-a picture has the same bytes whoever paints it, whenever. A batch all of whose pictures are there is left out.
+an image has the same bytes whoever paints it, whenever. A batch all of whose images are there is left out.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def studio_engine(base: str, device: str | None = None, dtype: str | None = None
 
 @dataclass(frozen=True)
 class Wanted:
-    """One picture: the line it is of, and where it will be."""
+    """One image: the line it is of, and where it will be."""
 
     line: int
     prepared: Prepared
@@ -58,7 +58,7 @@ class Wanted:
 
 
 class Painted(NamedTuple):
-    """A chunk's records for the manifest, how many pictures are new, and what base painted them."""
+    """A chunk's records for the manifest, how many images are new, and what base painted them."""
 
     records: list[dict[str, Any]]
     new: int
@@ -134,7 +134,7 @@ class Painter:
         return Pinned(sha256, concept if concept.name == name else replace(concept, name=name))
 
     def _batches(self, wanted: Sequence[Wanted]) -> list[list[Wanted]]:
-        """What goes together, in the order of the lines; the same picture once."""
+        """What goes together, in the order of the lines; the same image once."""
         groups: dict[Hashable, list[Wanted]] = {}
         for one in {w.address: w for w in reversed(wanted)}.values():
             groups.setdefault(one.prepared.group, []).append(one)
@@ -143,7 +143,7 @@ class Painter:
         return [g[i : i + self.batch] for g in groups.values() for i in range(0, len(g), self.batch)]
 
     def _paint(self, batch: Sequence[Wanted], wrong: dict[int, dict[str, str]]) -> int:
-        """Paint and keep a batch; what cannot be painted is `wrong`. Returns how many pictures are new."""
+        """Paint and keep a batch; what cannot be painted is `wrong`. Returns how many images are new."""
         try:
             images = self.engine.paint([Row(w.prepared, w.seed) for w in batch], _unseen)
         except Exception as e:
@@ -155,7 +155,7 @@ class Painter:
         return sum(self._keep(w, image) for w, image in zip(batch, images, strict=True))
 
     def _keep(self, one: Wanted, image: Image.Image) -> bool:
-        """Write a picture; False when there was one already."""
+        """Write an image; False when there was one already."""
         info, _ = image_metadata.inside(self.engine.facts(one.prepared), one.prepared.recipe, image, one.seed)
         data = MARKED.encode(image, info=info)
         new = atomic_new(self.out / one.file, data)
@@ -183,4 +183,4 @@ def _told(e: Exception, line: int) -> dict[str, str]:
 
 
 def _unseen(done: int, preview: Any) -> None:
-    """Nobody looks at the steps of a picture among a million."""
+    """Nobody looks at the steps of an image among a million."""

@@ -74,7 +74,7 @@ class Replica:
     # ---- the door ----------------------------------------------------------------------------
 
     def prepare(self, asked: Asked, given: Given | None) -> Prepared:
-        """As the engine's; its plan is the facts for the picture's record, and its concepts stay here."""
+        """As the engine's; its plan is the facts for the image's record, and its concepts stay here."""
         prepared = self._ready(asked, given)
         return replace(prepared, concepts={}, plan=self.engine.facts(prepared))
 
@@ -105,7 +105,7 @@ class Replica:
     # ---- work --------------------------------------------------------------------------------
 
     def paint(self, ticket: str, rows: Sequence[tuple[Asked, int]]) -> list[Image.Image] | None:
-        """One picture a row; None when it was cancelled."""
+        """One image a row; None when it was cancelled."""
         mine = self._begin(ticket)
 
         def step(done: int, preview: Preview) -> None:

@@ -1,11 +1,11 @@
 """The manifest of a run: one JSON object a line, added to and never changed.
 
     {"manifest": 1, "base": "tiny", ..., "fingerprint": "9f3c..."}             the run, first
-    {"line": 7, "id": null, "asked": "c1d4...", "pictures": [{"seed": 7, "file": "a1/a1b2....png",
+    {"line": 7, "id": null, "asked": "c1d4...", "images": [{"seed": 7, "file": "a1/a1b2....png",
      "sha256": "...", "bytes": 61234}]}
     {"line": 8, "id": null, "asked": "07fe...", "error": {"code": "unknown_name", "message": "..."}}
 
-Lines come in the order in which work ended. A line whose record has pictures that are there is done; one
+Lines come in the order in which work ended. A line whose record has images that are there is done; one
 with an error is tried again by the next run, and then the later record counts. Of what is done 8 bytes a line
 are kept in memory: 8 MB for a million prompts.
 """
@@ -58,7 +58,7 @@ class Manifest:
         records, self._held = [*self._held, *records], []
         if self.fingerprint not in ("", fingerprint):
             raise BadRecipe(
-                f"{self.folder} holds pictures of {self.head['base']} {self.fingerprint[:8]}; this worker's "
+                f"{self.folder} holds images of {self.head['base']} {self.fingerprint[:8]}; this worker's "
                 f"is {fingerprint[:8]}. Use the same base on every machine, or another --out."
             )
         try:

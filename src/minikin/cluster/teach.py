@@ -125,7 +125,7 @@ def _write(out: Path, tasks: Sequence[Task], results: dict[str, dict[str, Any]])
 
 
 def _sheet(out: Path, tasks: Sequence[Task], results: dict[str, dict[str, Any]]) -> str | None:
-    """The concepts' own previews on one picture; None when there are none."""
+    """The concepts' own previews on one image; None when there are none."""
     images, names = [], []
     for task in tasks[:ON_SHEET]:
         if results[task.row.recipe.name]["status"] == "failed":

@@ -1,12 +1,12 @@
 """Adversarial diffusion distillation: ADD on pixels, and its latent form.
 
 Sauer et al. 2023, arXiv:2311.17042; latent: 2024, arXiv:2403.12015. The student removes all noise of a real
-picture at one of a few timesteps in one call. A discriminator, trainable heads on frozen features,
-tells its pictures from real ones (hinge loss, gradient penalty on what the heads see), and the
-teacher, given the student's picture noised again, says where it would move it.
+image at one of a few timesteps in one call. A discriminator, trainable heads on frozen features,
+tells its images from real ones (hinge loss, gradient penalty on what the heads see), and the
+teacher, given the student's image noised again, says where it would move it.
 
     --features teacher   everything in latents, features of the teacher itself (no other weights)
-    --features dinov2    ADD proper: decoded pixels, DINOv2, conditioned on prompt and real picture
+    --features dinov2    ADD proper: decoded pixels, DINOv2, conditioned on prompt and real image
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from minikin.distillation.student import Learner, Texts
 from minikin.training.plan import Turn
 from minikin.training.run import Group
 
-T_RANGE = (0.02, 0.98)  # of the teacher's noise levels; beyond, its word on a picture says little
+T_RANGE = (0.02, 0.98)  # of the teacher's noise levels; beyond, its word on an image says little
 NFSD_DOMAIN = 0.2  # below this share of the schedule, the empty prompt alone gives the domain's direction
 
 
@@ -105,7 +105,7 @@ class Adversarial:
     def _seen(
         self, x0: Tensor, made: Tensor, texts: Texts, drawn: Batch, rows: slice
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Features of the real and the made pictures, and the heads' condition (B, S)."""
+        """Features of the real and the made images, and the heads' condition (B, S)."""
         if isinstance(self.features, TeacherFeatures):
             t, veil = drawn.level[rows], drawn.veil[rows].to(x0)
             with torch.no_grad():
@@ -129,7 +129,7 @@ class Adversarial:
     # ---- the teacher -------------------------------------------------------------------------
 
     def distillation(self, made: Tensor, texts: Texts, t: Tensor, noise: Tensor) -> Tensor:
-        """(B,): c(t) |made - sg(teacher's picture)|^2, mean over numbers; the teacher sees it noised.
+        """(B,): c(t) |made - sg(teacher's image)|^2, mean over numbers; the teacher sees it noised.
 
         exponential  c = alpha_t
         sds          c = alpha_t w(t) / (2 sigma_t), w = sigma_t^2: exactly the gradient of SDS

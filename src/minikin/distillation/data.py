@@ -1,9 +1,9 @@
 """Examples as latents and captions: computed once, kept in the out folder, loaded from there.
 
 Latents are float16 in files of SHARD examples, each written whole or not at all: what a killed run
-had finished is not made again, and several processes share the work. Pictures are encoded by the
-base's VAE (posterior mean); for captions without pictures the teacher paints one each. Where a method
-needs captions alone, no picture is ever opened.
+had finished is not made again, and several processes share the work. Images are encoded by the
+base's VAE (posterior mean); for captions without images the teacher paints one each. Where a method
+needs captions alone, no image is ever opened.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from minikin.recipes import Distill
 from minikin.training.distributed import Ranks
 
 SHARD = 256  # examples in a file: 8 MB of SD 1.5's latents
-AT_ONCE = 8  # pictures encoded or painted at once
+AT_ONCE = 8  # images encoded or painted at once
 USUAL_GUIDANCE = 6.0
 
 
@@ -69,7 +69,7 @@ class Examples:
 
 
 def side_of(base: Base, recipe: Distill) -> int:
-    """The side of the pictures in pixels. Raises BadRecipe when the base cannot have it."""
+    """The side of the images in pixels. Raises BadRecipe when the base cannot have it."""
     side = recipe.size or base.size_px
     step = base.factor * 2 ** (len(base.unet.config.block_out_channels) - 1)
     if side % step:
@@ -84,7 +84,7 @@ def load(
 ) -> Iterator[events.Event]:  # fmt: skip
     """Make what is missing in `folder`; the last event is Done with the Examples.
 
-    Raises BadPhoto for a picture that cannot be used, BadRecipe when the folder holds other data,
+    Raises BadPhoto for an image that cannot be used, BadRecipe when the folder holds other data,
     StorageError; finished files are kept in any case.
     """
     from safetensors.torch import save

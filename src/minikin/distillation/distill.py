@@ -44,7 +44,7 @@ METHODS: dict[str, Callable[[Setting], Objective]] = {
     "lcm": Consistency, "lcm-lora": Consistency, "turbo": Adversarial, "tdm": Matching,
 }  # fmt: skip
 LCM_SKIP = 20  # of the published students
-SAMPLES = 8  # pictures of the sheet painted on the way
+SAMPLES = 8  # images of the sheet painted on the way
 # of a recipe: what may change between a run and its resumption
 FREE = {
     "base", "data", "concepts", "start", "count", "steps", "minutes", "decay", "accumulation", "half", "device",

@@ -1,11 +1,11 @@
-"""What a discriminator sees a picture by: frozen features, and trainable heads on them.
+"""What a discriminator sees an image by: frozen features, and trainable heads on them.
 
     TeacherFeatures   latents, noised again, through the teacher; the outputs of its attention blocks
                       (as latent ADD: Sauer et al. 2024, arXiv:2403.12015)
     PixelFeatures     decoded pixels through DINOv2; patch tokens of four depths
                       (ADD: Sauer et al. 2023, arXiv:2311.17042; heads as in StyleGAN-T)
 
-Both give a list of feature maps, (B, C, h, w) or (B, C, tokens); gradients reach the pictures only.
+Both give a list of feature maps, (B, C, h, w) or (B, C, tokens); gradients reach the images only.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class TeacherFeatures:
 
 
 class PixelFeatures:
-    """Features of decoded pictures. The heads' condition is the prompt and the real picture."""
+    """Features of decoded images. The heads' condition is the prompt and the real image."""
 
     dims = 1
 
@@ -86,7 +86,7 @@ class PixelFeatures:
 
     @torch.no_grad()
     def whole(self, image: Tensor) -> Tensor:
-        """(B, width): the class token, the picture as one vector."""
+        """(B, width): the class token, the image as one vector."""
         return self._states(image)[-1][:, 0]
 
     def decoded(self, latents: Tensor) -> Tensor:

@@ -86,7 +86,7 @@ class Objective(Protocol):
 
 
 MANY, FEW = 32, 8  # captions of the reference: 8 tell two runs apart badly, but 32 are slow to paint large
-SMALL = 4096  # numbers in one picture's latents
+SMALL = 4096  # numbers in one image's latents
 
 
 class Reference:

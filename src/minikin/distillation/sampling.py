@@ -1,6 +1,6 @@
 """Painting with a network of a distillation, without a pipeline: samples on the way, synthetic data.
 
-Stock diffusers schedulers give the same pictures: `renoise` is LCMScheduler, `ddim` DDIMScheduler
+Stock diffusers schedulers give the same images: `renoise` is LCMScheduler, `ddim` DDIMScheduler
 with trailing timesteps; a test compares them.
 """
 
@@ -45,7 +45,7 @@ def few_steps(
 
 @torch.no_grad()
 def many_steps(network: Network, x: Tensor, texts: Texts, empty: Texts, steps: int, scale: float) -> Tensor:
-    """The teacher's picture: DDIM with guidance on trailing timesteps."""
+    """The teacher's image: DDIM with guidance on trailing timesteps."""
     n = network.schedule.n_train
     times = [round(n - i * n / steps) - 1 for i in range(steps)]
     for t, following in zip(times, [*times[1:], -1], strict=True):
@@ -72,7 +72,7 @@ def wide_decoder(base: Base) -> Iterator[None]:
 
 
 def pixels(base: Base, latents: Tensor) -> Tensor:
-    """Latents to pictures (B, 3, H, W), about [-1, 1]; gradients flow."""
+    """Latents to images (B, 3, H, W), about [-1, 1]; gradients flow."""
     vae: Any = base.vae
     shift = getattr(vae.config, "shift_factor", None) or 0.0
     decoded: Tensor = vae.decode((latents / vae.config.scaling_factor + shift).to(vae.dtype)).sample

@@ -1,7 +1,7 @@
 """Schedule maths of distillation: what a prediction says, one step of a solver, distances.
 
 All of it is tensors only and exact in float64. Timesteps index the base's own table; -1 stands for
-the clean picture (alpha 1, sigma 0). Zero-terminal SNR (alpha 0 at the last timestep) is handled
+the clean image (alpha 1, sigma 0). Zero-terminal SNR (alpha 0 at the last timestep) is handled
 wherever the formulas allow it, which is everywhere but for eps-prediction.
 """
 
@@ -18,7 +18,7 @@ TIMESTEP_SCALING, SIGMA_DATA = 10.0, 0.5  # LCM's boundary condition, as in diff
 
 
 class Estimate(NamedTuple):
-    """What a network says of x_t: the picture and the noise in it, (B, C, h, w) each."""
+    """What a network says of x_t: the image and the noise in it, (B, C, h, w) each."""
 
     x0: Tensor
     eps: Tensor
@@ -39,7 +39,7 @@ class Schedule:
         if prediction == "epsilon" and self.alpha[-2] < 1e-4:
             raise BadRecipe(
                 "This base predicts noise, but its schedule ends in pure noise (zero-terminal SNR), where "
-                "noise says nothing of the picture. Use the scheduler configuration it was trained with."
+                "noise says nothing of the image. Use the scheduler configuration it was trained with."
             )
 
     @classmethod
@@ -68,7 +68,7 @@ class Schedule:
         return ratio * x_s + d * noise, d
 
     def estimate(self, out: Tensor, x_t: Tensor, t: Tensor) -> Estimate:
-        """Picture and noise from the U-Net's output: x0 = (x - sigma eps) / alpha = alpha x - sigma v."""
+        """Image and noise from the U-Net's output: x0 = (x - sigma eps) / alpha = alpha x - sigma v."""
         alpha, sigma = self.at(t, x_t)
         if self.prediction == "epsilon":
             return Estimate((x_t - sigma * out) / alpha, out)
@@ -85,7 +85,7 @@ class Schedule:
 
 
 def guided(yes: Estimate, no: Estimate, scale: Tensor | float) -> Estimate:
-    """Classifier-free guidance of both picture and noise: no + scale (yes - no); scale = w + 1."""
+    """Classifier-free guidance of both image and noise: no + scale (yes - no); scale = w + 1."""
     if isinstance(scale, Tensor):
         scale = scale.to(yes.x0).view(-1, *(1,) * (yes.x0.ndim - 1))
     return Estimate(no.x0 + scale * (yes.x0 - no.x0), no.eps + scale * (yes.eps - no.eps))

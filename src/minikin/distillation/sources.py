@@ -1,9 +1,9 @@
-"""Where training data come from: captioned pictures in a folder or in tar files, captions alone, scenes.
+"""Where training data come from: captioned images in a folder or in tar files, captions alone, scenes.
 
-Every source is a sequence of examples with one or more captions each; pictures are decoded only
+Every source is a sequence of examples with one or more captions each; images are decoded only
 when asked for, by the same careful opener as photos. Nothing is ever extracted to disk.
 
-    folder         pictures with NAME.txt beside them, or metadata.jsonl with file_name and text
+    folder         images with NAME.txt beside them, or metadata.jsonl with file_name and text
     tar            WebDataset: KEY.jpg with KEY.txt or KEY.json (caption or text); one or many files
     captions       a .txt file with one caption a line, or .jsonl with text: the teacher paints
     scenes:small   the world that tiny was trained on
@@ -56,7 +56,7 @@ def find(data: str, count: int | None = None) -> Source:
         return Tars(tars, count) if tars else Folder(path, count)
     if not path.is_file():
         raise BadRecipe(
-            f"There is no folder or file {data}. --data takes a folder of captioned pictures, .tar files, a "
+            f"There is no folder or file {data}. --data takes a folder of captioned images, .tar files, a "
             ".txt or .jsonl file of captions, or scenes:small."
         )
     if path.suffix == ".tar":
@@ -67,7 +67,7 @@ def find(data: str, count: int | None = None) -> Source:
 
 
 def squared(image: Image.Image, side: int, name: str) -> Image.Image:
-    """The middle square of a picture at `side` pixels. Raises BadPhoto when it is less than half of that."""
+    """The middle square of an image at `side` pixels. Raises BadPhoto when it is less than half of that."""
     image = on_white(image)
     short = min(image.size)
     if 2 * short < side:
@@ -81,7 +81,7 @@ def squared(image: Image.Image, side: int, name: str) -> Image.Image:
 
 
 class Folder:
-    """Pictures of a folder and of those in it, by name."""
+    """Images of a folder and of those in it, by name."""
 
     painted = True
 
@@ -89,7 +89,7 @@ class Folder:
         files = sorted(f for f in path.rglob("*") if f.suffix.lower() in ENDINGS and f.is_file())[:count]
         if not files:
             raise BadPhoto(
-                f"{path} holds no pictures ({', '.join(ENDINGS)}) and no .tar files. Put pictures with "
+                f"{path} holds no images ({', '.join(ENDINGS)}) and no .tar files. Put images with "
                 "captions (NAME.txt) there, or give a file of captions."
             )
         self.path, self.files = path, files
@@ -122,12 +122,12 @@ class Tars:
     painted = True
 
     def __init__(self, paths: Iterable[Path], count: int | None) -> None:
-        self._at: list[tuple[Path, str, int, int]] = []  # file, name, offset, bytes of every picture
+        self._at: list[tuple[Path, str, int, int]] = []  # file, name, offset, bytes of every image
         self._captions: list[list[str]] = []
         for path in paths:
             self._index(path)
         if not self._at:
-            raise BadPhoto("The .tar files hold no pictures. Expected KEY.jpg with KEY.txt or KEY.json.")
+            raise BadPhoto("The .tar files hold no images. Expected KEY.jpg with KEY.txt or KEY.json.")
         self._at, self._captions = self._at[:count], self._captions[:count]
         _need_all([name for _, name, _, _ in self._at], self._captions, "KEY.txt or KEY.json with it")
 
@@ -178,7 +178,7 @@ class Tars:
 
 
 class Captions:
-    """Captions without pictures: enough for tdm; for the others the teacher paints one for each."""
+    """Captions without images: enough for tdm; for the others the teacher paints one for each."""
 
     painted = False
 
@@ -206,7 +206,7 @@ class Captions:
         return f"caption {i + 1}"
 
     def picture(self, i: int) -> Image.Image:
-        raise AssertionError("captions have no pictures")
+        raise AssertionError("captions have no images")
 
     @property
     def identity(self) -> str:
@@ -217,7 +217,7 @@ def _need_all(names: list[str], captions: list[list[str]], how: str) -> None:
     bare = [n for n, c in zip(names, captions, strict=True) if not c]
     if bare:
         raise BadPhoto(
-            f"{len(bare)} of {len(names)} pictures have no caption, for example {bare[0]}. Put {how}, or take "
+            f"{len(bare)} of {len(names)} images have no caption, for example {bare[0]}. Put {how}, or take "
             "them out: distilling without captions would unlearn the prompt."
         )
 

@@ -1,7 +1,7 @@
 """The networks of a distillation behind one interface: teacher, student, target, fake score.
 
 A `Network` is a U-Net of a base's family. It packs keys and values with its own projections, so
-that whatever is trained in to_k and to_v takes part, and answers with pictures and noise instead of
+that whatever is trained in to_k and to_v takes part, and answers with images and noise instead of
 the raw prediction. The base's own U-Net is the frozen teacher; everything else is a copy of it:
 
     lora   the frozen copy with a LoRA on the layers LCM-LoRA was published with
@@ -103,7 +103,7 @@ class Encoder:
 
 
 class Network(nn.Module):
-    """A U-Net that answers (x_t, t, texts) with its estimate of picture and noise, float32."""
+    """A U-Net that answers (x_t, t, texts) with its estimate of image and noise, float32."""
 
     def __init__(self, base: Base, unet: Any, schedule: Schedule, *, autocast: bool = False) -> None:
         super().__init__()

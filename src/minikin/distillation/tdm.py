@@ -3,12 +3,12 @@
 Trajectory distribution matching (Luo et al. 2025, arXiv:2503.06674), in the order of its published code.
 The student walks K DDIM steps without gradient; one of them, k, is taken again with gradient, from x_k
 at t_k to x_s at t_{k-1}, and fresh noise brings x_s to a time t of the interval (t_{k-1}, t_k]. There the
-teacher says where pictures lie and a *fake score*, trained on nothing but the student's own samples, where the
+teacher says where images lie and a *fake score*, trained on nothing but the student's own samples, where the
 student's lie; the student moves by the difference. Captions are the only data. With K = 1 this is DMD
 (Yin et al. 2024, arXiv:2311.18828).
 
 Optional: IDA (the fake score follows the student's weights), and a discriminator with one linear head
-on every block of the fake score's encoder (as in DMD2, arXiv:2405.14867), which needs pictures.
+on every block of the fake score's encoder (as in DMD2, arXiv:2405.14867), which needs images.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     step: Tensor  # (B,) which of the K steps is trained, 0 the first
     place: Tensor  # (B,) in [0, 1): where in the step's interval the scores are compared
     noise: Tensor  # (B, C, h, w) that brings the sample there
-    real: Tensor  # (B, C, h, w) noise on real pictures, for the discriminator
+    real: Tensor  # (B, C, h, w) noise on real images, for the discriminator
 
 
 class Linear(nn.Module):
@@ -75,7 +75,7 @@ class Matching:
                 "--ida lets the fake score follow the student, but a LoRA cannot follow every weight. Use "
                 "--fake full, or --student lora."
             )
-        self.times = torch.tensor([*r.student_times(s.schedule.n_train), -1])  # -1: the clean picture
+        self.times = torch.tensor([*r.student_times(s.schedule.n_train), -1])  # -1: the clean image
         self.student = s.student(r.student or "lora")
         self.fake = s.copy(r.fake or "lora")
         parts: dict[str, nn.Module] = {"student": self.student, "fake": self.fake}

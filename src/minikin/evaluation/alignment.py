@@ -1,7 +1,7 @@
-"""Text alignment by the base itself: which of several prompts explains a picture best.
+"""Text alignment by the base itself: which of several prompts explains an image best.
 
 A diffusion classifier (Li et al. 2023, arXiv:2303.16203): the prompt under which the base predicts
-the noise of the noised picture with the least error. The same noise and timesteps are used for
+the noise of the noised image with the least error. The same noise and timesteps are used for
 every prompt. It judges a base by its own understanding; prompts name the category, never the
 concept, so that the concept cannot please itself.
 """
@@ -23,7 +23,7 @@ LEVELS = 8  # timesteps, evenly between 20 % and 90 % of the range
 
 @torch.no_grad()
 def errors(base: Base, picture: Image.Image, prompts: Sequence[str], seed: int = 0) -> np.ndarray:
-    """Mean prediction error of one picture under each prompt (len(prompts),)."""
+    """Mean prediction error of one image under each prompt (len(prompts),)."""
     pixels = torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).permute(2, 0, 1)[None]
     x0 = base.to_latents(pixels.float() / 127.5 - 1).float()
     n_train = int(base.noise.config.num_train_timesteps)
@@ -43,6 +43,6 @@ def errors(base: Base, picture: Image.Image, prompts: Sequence[str], seed: int =
 
 
 def picks_own(base: Base, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> float:
-    """Share of pictures whose own prompt (same index) explains them best among all prompts."""
+    """Share of images whose own prompt (same index) explains them best among all prompts."""
     hits = [int(np.argmin(errors(base, p, prompts)) == i) for i, p in enumerate(pictures)]
     return float(np.mean(hits))

@@ -1,10 +1,10 @@
 """Choosing: the best of many drafts, by what a judge finds.
 
-    alignment   how well the picture fits its prompt, the category in place of <tom>
+    alignment   how well the image fits its prompt, the category in place of <tom>
     likeness    how much it is like the concept's photos, where there are some
 
 Both are cosines on scales of their own, so drafts are ranked by the sum of their standard scores among the
-drafts: each says how far a picture stands out in its own batch. Equal ones keep the order of their seeds.
+drafts: each says how far an image stands out in its own batch. Equal ones keep the order of their seeds.
 """
 
 from __future__ import annotations

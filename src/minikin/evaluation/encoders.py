@@ -1,8 +1,8 @@
-"""Judges: networks that say what a picture shows, all behind one small interface.
+"""Judges: networks that say what an image shows, all behind one small interface.
 
     judge = open_judge("tiny")
-    judge.images(pictures) @ judge.texts(captions).T   how well each caption fits each picture
-    judge.likeness(pictures, masks) @ judge.likeness(photos).T   whether the same thing is in them
+    judge.images(images) @ judge.texts(captions).T   how well each caption fits each image
+    judge.likeness(images, masks) @ judge.likeness(photos).T   whether the same thing is in them
 
 A judge knows nothing of concepts, prompts or scores; those are in metrics.py and scores.py. Opening
 one never downloads.
@@ -47,13 +47,13 @@ class Judge(Protocol):
         """Where it comes from. Hashes the weights when asked for the first time."""
 
     def images(self, pictures: Pictures) -> Tensor:
-        """What whole pictures show."""
+        """What whole images show."""
 
     def texts(self, captions: Sequence[str]) -> Tensor:
         """What captions say, in the space of `images`. Raises BadRecipe when it does not read."""
 
     def likeness(self, pictures: Pictures, masks: Masks | None = None) -> Tensor:
-        """Which thing is in the pictures; with masks, nothing outside them is seen."""
+        """Which thing is in the images; with masks, nothing outside them is seen."""
 
 
 def names() -> list[str]:

@@ -31,7 +31,7 @@ from minikin.models.loading import published
 from minikin.models.loading.registry import models_folder
 
 PICKLED = "They are a pickle, which is never opened. If you trust who made it: `minikin models convert"
-CHUNK = 32  # pictures or captions at once
+CHUNK = 32  # images or captions at once
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ TOWERS = {
 
 
 class Tower:
-    """One published judge. Whole pictures and things share a space; masks grey out what is around."""
+    """One published judge. Whole images and things share a space; masks grey out what is around."""
 
     def __init__(self, name: str, known: Known, model: Any, tokenizer: Any | None) -> None:
         self.name, self.known, self.model, self.tokenizer = name, known, model, tokenizer
@@ -80,7 +80,7 @@ class Tower:
         if masks is not None:
             if len(masks) != len(shown):
                 raise BadPhoto(
-                    f"{len(shown)} pictures but {len(masks)} masks: give one for each, or None in its place."
+                    f"{len(shown)} images but {len(masks)} masks: give one for each, or None in its place."
                 )
             fill = tuple(round(255 * m) for m in self.known.pixels.mean)  # 0 to the network
             shown = [_cut_out(p, m, fill) for p, m in zip(shown, masks, strict=True)]
@@ -193,7 +193,7 @@ def _command(name: str, known: Known) -> str:
 def _as_image(picture: Image.Image | np.ndarray) -> Image.Image:
     if isinstance(picture, np.ndarray):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
-            raise BadPhoto(f"Expected a picture (h, w, 3) of uint8, got {picture.shape} of {picture.dtype}.")
+            raise BadPhoto(f"Expected an image (h, w, 3) of uint8, got {picture.shape} of {picture.dtype}.")
         picture = Image.fromarray(picture)
     return picture.convert("RGB")
 

@@ -1,6 +1,6 @@
 """How sure a measured number is: 95 % intervals of shares, of means, and of anything that is resampled.
 
-Pictures of one prompt are not independent of each other, so where pictures come in groups, whole
+Images of one prompt are not independent of each other, so where images come in groups, whole
 groups are drawn again (the cluster bootstrap; Davison and Hinkley 1997, section 3.8). Every draw is
 seeded: the same numbers give the same interval.
 """
@@ -19,7 +19,7 @@ Z = 1.959964  # 97.5 % point of the normal distribution
 RESAMPLES = 2000
 LEVELS = (2.5, 97.5)  # percentiles of a 95 % interval
 
-Groups = Sequence[object] | np.ndarray  # what each picture belongs to (its prompt, say), (n,)
+Groups = Sequence[object] | np.ndarray  # what each image belongs to (its prompt, say), (n,)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def mean(values: np.ndarray, seed: int = 0, groups: Groups | None = None) -> Mea
     """
     values = np.asarray(values, np.float64)
     if not len(values):
-        raise BadRecipe("There is nothing to take a mean of: no pictures were given.")
+        raise BadRecipe("There is nothing to take a mean of: no images were given.")
     counts = draws(len(values), RESAMPLES, np.random.default_rng(seed), groups)
     return around(float(values.mean()), counts @ values / counts.sum(1), len(values))
 
@@ -82,7 +82,7 @@ def draws(n: int, times: int, rng: np.random.Generator, groups: Groups | None = 
     if groups is None:
         return _counts(n, times, rng)
     if len(groups) != n:
-        raise BadRecipe(f"{n} pictures but {len(groups)} prompts for them: give one for each.")
+        raise BadRecipe(f"{n} images but {len(groups)} prompts for them: give one for each.")
     names = list(dict.fromkeys(groups))
     place = {name: k for k, name in enumerate(names)}
     return _counts(len(names), times, rng)[:, [place[g] for g in groups]]

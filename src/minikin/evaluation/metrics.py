@@ -1,16 +1,16 @@
-"""Scores of pictures from a judge's unit vectors, each with its 95 % interval.
+"""Scores of images from a judge's unit vectors, each with its 95 % interval.
 
-    alignment   does the picture show what the prompt says    CLIP-T (Gal et al. 2022, arXiv:2208.01618)
+    alignment   does the image show what the prompt says    CLIP-T (Gal et al. 2022, arXiv:2208.01618)
     recognised  does its prompt fit it better than others     R-precision (Xu et al. 2017, arXiv:1711.10485)
-    likeness    is the thing of the photos in the picture     CLIP-I, DINO (Ruiz et al. 2022, arXiv:2208.12242)
-    diversity   do pictures of one prompt differ              as DIV there, by cosine instead of LPIPS
-    drift       did pictures without the concept change       PEFT's image benchmark
+    likeness    is the thing of the photos in the image     CLIP-I, DINO (Ruiz et al. 2022, arXiv:2208.12242)
+    diversity   do images of one prompt differ              as DIV there, by cosine instead of LPIPS
+    drift       did images without the concept change       PEFT's image benchmark
     deviation   how far is an oracle's confidence from real   CCD (Patel et al. 2023, arXiv:2306.04695)
     kept        is all outside the subject as it was          after Seg-Cons (PureCC, arXiv:2603.07561)
 
 Definitions are in docs/judging.md. Vectors are rows (n, d) of length 1, as judges give them. `prompts`
-says which prompt each picture was painted for (anything that compares); intervals are a percentile
-bootstrap over prompts, because pictures of one prompt resemble each other.
+says which prompt each image was painted for (anything that compares); intervals are a percentile
+bootstrap over prompts, because images of one prompt resemble each other.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ KEPT_WITHIN = 0.1  # of the range of a channel: how far a pixel may move and sti
 
 
 def alignment(pictures: Tensor, texts: Tensor, prompts: Groups, seed: int = 0) -> Measured:
-    """Mean cosine of each picture (n, d) with its own plain prompt (n, d), the category in place of <tom>."""
+    """Mean cosine of each image (n, d) with its own plain prompt (n, d), the category in place of <tom>."""
     _same(pictures, texts, "texts")
     return mean(_cosines(pictures, texts), seed, prompts)
 
 
 def recognised(pictures: Tensor, texts: Tensor, prompts: Groups, seed: int = 0) -> Measured:
-    """Share of pictures (n, d) whose own prompt fits best among all of them; chance is 1 in k.
+    """Share of images (n, d) whose own prompt fits best among all of them; chance is 1 in k.
 
     texts    (k, d), of the different prompts in the order in which `prompts` first names them
     What all prompts have in common, the category, cancels out: this is the part of alignment that does not
@@ -44,7 +44,7 @@ def recognised(pictures: Tensor, texts: Tensor, prompts: Groups, seed: int = 0) 
     if len(names) < 2 or len(names) != len(texts) or len(prompts) != len(pictures):
         raise BadRecipe(
             f"Prompts are told apart among at least two different prompts, with a text each; got {len(names)} "
-            f"different ones in {len(prompts)}, {len(texts)} texts and {len(pictures)} pictures."
+            f"different ones in {len(prompts)}, {len(texts)} texts and {len(pictures)} images."
         )
     own = torch.tensor([names.index(p) for p in prompts])
     best = (pictures.double() @ texts.double().T).argmax(1)
@@ -52,7 +52,7 @@ def recognised(pictures: Tensor, texts: Tensor, prompts: Groups, seed: int = 0) 
 
 
 def likeness(pictures: Tensor, photos: Tensor, prompts: Groups, seed: int = 0) -> Measured:
-    """Mean cosine over all pairs of a picture (n, d) and a photo (m, d).
+    """Mean cosine over all pairs of an image (n, d) and a photo (m, d).
 
     The photos are a given; the interval is that of other prompts. Raises BadRecipe without photos.
     """
@@ -72,37 +72,37 @@ def among(photos: Tensor) -> float:
 
 
 def diversity(pictures: Tensor, prompts: Sequence[object] | np.ndarray, seed: int = 0) -> Measured:
-    """Mean cosine distance between two pictures of one prompt, averaged over prompts.
+    """Mean cosine distance between two images of one prompt, averaged over prompts.
 
-    Prompts with a single picture say nothing and are left out. Raises BadRecipe when all are such.
+    Prompts with a single image say nothing and are left out. Raises BadRecipe when all are such.
     """
     rows: dict[object, list[int]] = {}
     for i, prompt in enumerate(prompts):
         rows.setdefault(prompt, []).append(i)
     found = [_mean_distance(pictures[at]) for at in rows.values() if len(at) > 1]
     if not found:
-        raise BadRecipe("Diversity needs at least two pictures of one prompt. Paint more of each.")
+        raise BadRecipe("Diversity needs at least two images of one prompt. Paint more of each.")
     return mean(np.array(found), seed)
 
 
 def drift(before: Tensor, after: Tensor, prompts: Groups | None = None, seed: int = 0) -> Measured:
-    """(1 - cosine) / 2 of pictures (n, d) of the same prompts and seeds before and after a change.
+    """(1 - cosine) / 2 of images (n, d) of the same prompts and seeds before and after a change.
 
-    0 for the same pictures, exactly: for unit vectors it is a quarter of the squared distance.
+    0 for the same images, exactly: for unit vectors it is a quarter of the squared distance.
     """
     _same(before, after, "pictures")
     return mean(((before.double() - after.double()).square().sum(1) / 4).numpy(), seed, prompts)
 
 
 def deviation(real: np.ndarray, painted: np.ndarray, prompts: Groups | None = None, seed: int = 0) -> Measured:
-    """CCD: an oracle's mean confidence in the true concept, on real pictures (m,) less on painted ones (n,).
+    """CCD: an oracle's mean confidence in the true concept, on real images (m,) less on painted ones (n,).
 
     0 is as good as real, larger is worse; below 0 the oracle is surer of painted ones. Both sets are
     drawn again for the interval.
     """
     real, painted = np.asarray(real, np.float64), np.asarray(painted, np.float64)
     if not (len(real) and len(painted)):
-        raise BadRecipe(f"CCD needs real and painted pictures, got {len(real)} and {len(painted)}.")
+        raise BadRecipe(f"CCD needs real and painted images, got {len(real)} and {len(painted)}.")
     rng = np.random.default_rng(seed)
     a, b = draws(len(real), RESAMPLES, rng), draws(len(painted), RESAMPLES, rng, prompts)
     again = a @ real / a.sum(1) - b @ painted / b.sum(1)
@@ -117,12 +117,12 @@ def kept(
 
     without, painted  (n, h, w, 3) uint8: same prompts (category, concept) and seeds
     masks             (h, w) each, above 0.5 where the subject is in either of the two
-    A pixel is as it was when no channel moved by more than a tenth of its range. Pictures that are all
+    A pixel is as it was when no channel moved by more than a tenth of its range. Images that are all
     subject are left out; raises BadRecipe when all are.
     """
     if without.shape != painted.shape or len(masks) != len(painted):
         raise BadRecipe(
-            f"Pictures without and with the concept and masks must be as many and of one size; got "
+            f"Images without and with the concept and masks must be as many and of one size; got "
             f"{without.shape}, {painted.shape} and {len(masks)} masks."
         )
     same = np.abs(without.astype(np.int16) - painted).max(-1) <= 255 * KEPT_WITHIN  # (n, h, w)
@@ -149,5 +149,5 @@ def _mean_distance(vectors: Tensor) -> float:
 def _same(a: Tensor, b: Tensor, what: str) -> None:
     if a.shape != b.shape:
         raise BadRecipe(
-            f"Expected as many {what} as pictures, of one judge; got {tuple(b.shape)} for {tuple(a.shape)}."
+            f"Expected as many {what} as images, of one judge; got {tuple(b.shape)} for {tuple(a.shape)}."
         )

@@ -1,7 +1,7 @@
-"""One judge's opinion of some painted pictures: alignment, likeness, diversity.
+"""One judge's opinion of some painted images: alignment, likeness, diversity.
 
     known = References.of(judge, photos, held_out=unseen)
-    found = score(judge, pictures, [plain(p, {"tom": "cat"}) for p in prompts], known)
+    found = score(judge, images, [plain(p, {"tom": "cat"}) for p in prompts], known)
     found.likeness, found.alignment
 
 The photos are looked at once and serve for many calls: a sweep scores hundreds of settings.
@@ -33,7 +33,7 @@ class References:
         cls, judge: Judge, photos: Pictures, masks: Masks | None = None,
         held_out: Pictures | None = None, held_out_masks: Masks | None = None,
     ) -> References:  # fmt: skip
-        """Give masks for the photos exactly when the pictures will have them, so that like meets like."""
+        """Give masks for the photos exactly when the images will have them, so that like meets like."""
         unseen = None if held_out is None else judge.likeness(held_out, held_out_masks)
         return cls(judge.likeness(photos, masks), unseen)
 
@@ -52,7 +52,7 @@ class Scores:
     recognised: Measured | None  # the same, or there is one prompt only
     likeness: Measured
     held_out: Measured | None  # no held-out photos
-    diversity: Measured | None  # one picture a prompt
+    diversity: Measured | None  # one image a prompt
 
     @property
     def point(self) -> tuple[float, float]:
@@ -74,18 +74,16 @@ def score(
     judge: Judge, pictures: Pictures, prompts: Sequence[str], known: References, masks: Masks | None = None,
     seed: int = 0,
 ) -> Scores:  # fmt: skip
-    """Judge painted pictures.
+    """Judge painted images.
 
-    prompts  the plain prompt of each picture; pictures with equal ones are of one prompt
+    prompts  the plain prompt of each image; images with equal ones are of one prompt
     masks    of the subject, for likeness alone
-    Raises BadRecipe when pictures and prompts are not as many or there are none.
+    Raises BadRecipe when images and prompts are not as many or there are none.
     """
     if len(pictures) != len(prompts):
-        raise BadRecipe(
-            f"{len(pictures)} pictures but {len(prompts)} prompts: give the prompt of each picture."
-        )
+        raise BadRecipe(f"{len(pictures)} images but {len(prompts)} prompts: give the prompt of each image.")
     if not prompts:
-        raise BadRecipe("There are no pictures to judge.")
+        raise BadRecipe("There are no images to judge.")
     things, whole = judge.likeness(pictures, masks), judge.images(pictures)
     different = list(dict.fromkeys(prompts))
     aligned = recognised = None

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 BINS = 4  # a channel
-DISTANCES = (2, 4, 8, 12)  # px of a 128 px picture
+DISTANCES = (2, 4, 8, 12)  # px of a 128 px image
 
 
 def descriptor(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -52,6 +52,6 @@ def similarity(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def likeness(picture: np.ndarray, mask: np.ndarray, references: Sequence[np.ndarray]) -> float:
-    """Mean similarity of a masked picture to reference descriptors."""
+    """Mean similarity of a masked image to reference descriptors."""
     own = descriptor(picture, mask)
     return float(np.mean([similarity(own, r) for r in references]))

@@ -1,4 +1,4 @@
-"""Tiny's own judge behind the common interface: for pictures of the sticker world and nothing else.
+"""Tiny's own judge behind the common interface: for images of the sticker world and nothing else.
 
 Its likeness is a space of its own, trained to find the same drawing again among lookalikes.
 """

@@ -1,12 +1,12 @@
-"""Two things in one picture: whether each stands on its own side, and how much of one is in the other.
+"""Two things in one image: whether each stands on its own side, and how much of one is in the other.
 
 A half's likeness to a thing is the mean cosine of what the judge sees in that half with its photos. What
-counts is by how much it rises over the same half of the plain picture: the same words with the
+counts is by how much it rises over the same half of the plain image: the same words with the
 categories in place of the concepts, and the same seed.
 
     gain     mean rise of a half to its own thing
     bleed    mean rise of a half to the other thing: 0 where neither shows in the other
-    success  share of pictures in which both halves rise more to their own thing than to the other
+    success  share of images in which both halves rise more to their own thing than to the other
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from minikin.evaluation.intervals import Measured, mean, share
 
 @dataclass(frozen=True)
 class Together:
-    """Of all pictures, with 95 % intervals: over prompts for gain and bleed, Wilson's for success."""
+    """Of all images, with 95 % intervals: over prompts for gain and bleed, Wilson's for success."""
 
     success: Measured
     gain: Measured
@@ -35,15 +35,15 @@ def together(
     judge: Judge, pictures: Pictures, plain: Pictures, photos: tuple[Tensor, Tensor],
     prompts: Sequence[str], seed: int = 0,
 ) -> Together:  # fmt: skip
-    """Judge pictures of one thing on the left and another on the right.
+    """Judge images of one thing on the left and another on the right.
 
-    plain   the plain picture of each, of equal prompt and seed
+    plain   the plain image of each, of equal prompt and seed
     photos  what the judge sees in the photos of the left and of the right thing, unit vectors (m, d)
-    Raises BadRecipe when there is not one plain picture and prompt for each.
+    Raises BadRecipe when there is not one plain image and prompt for each.
     """
     if not len(pictures) == len(plain) == len(prompts) > 0:
         raise BadRecipe(
-            f"{len(pictures)} pictures, {len(plain)} plain ones, {len(prompts)} prompts: give as many of each."
+            f"{len(pictures)} images, {len(plain)} plain ones, {len(prompts)} prompts: give as many of each."
         )
     rise = halves(judge, pictures, photos) - halves(judge, plain, photos)
     own, other = rise[:, (0, 1), (0, 1)], rise[:, (0, 1), (1, 0)]

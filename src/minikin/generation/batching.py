@@ -1,6 +1,6 @@
-"""Several people's pictures in one batch: other prompts, seeds and concepts, the same steps.
+"""Several people's images in one batch: other prompts, seeds and concepts, the same steps.
 
-Keys and values are a row of their own for every picture, so rows of different prompts stand in one batch
+Keys and values are a row of their own for every image, so rows of different prompts stand in one batch
 like copies of one. Each row is packed by itself, exactly as if it were painted alone, and never sees
 another row's concepts; what must agree is what the pipeline has only one of: see `group`.
 """
@@ -24,7 +24,7 @@ from minikin.perfusion.conditioning import Condition, Loaded
 
 @dataclass(frozen=True)
 class Row:
-    """One picture of a batch: how it is painted, its prompt, its own concepts by name, its seed."""
+    """One image of a batch: how it is painted, its prompt, its own concepts by name, its seed."""
 
     plan: Plan
     prompt: Prompt
@@ -54,7 +54,7 @@ def paint_together(
     base: Base, rows: Sequence[Row], *, on_step: OnStep | None = None,
     tell: backends.Tell = backends.log.warning,
 ) -> list[Painted]:  # fmt: skip
-    """Paint rows of one group as one batch; each picture equals the one painted alone (rounding apart).
+    """Paint rows of one group as one batch; each image equals the one painted alone (rounding apart).
 
     on_step  hears the steps done and the latents (B, C, h, w); may raise events.Cancelled
     """

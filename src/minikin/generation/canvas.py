@@ -1,7 +1,7 @@
-"""Canvases: which pixels of a picture are painted over, at which size, and how they come back into it.
+"""Canvases: which pixels of an image are painted over, at which size, and how they come back into it.
 
     extended and padded   pixels that are not there yet repeat those at the edge
-    cut out and enlarged  a part of the picture, painted at the base's own size
+    cut out and enlarged  a part of the image, painted at the base's own size
     pasted                painted pixels blend in over `feather` px inside the mask; outside it no byte moves
 
 Masks are (H, W) bool arrays: True is painted.
@@ -29,10 +29,10 @@ MaskLike = str | Path | Image.Image | np.ndarray
 
 @dataclass(frozen=True)
 class Canvas:
-    """A picture, the part of it that is painted, and where in it.
+    """An image, the part of it that is painted, and where in it.
 
-    picture  RGB, extended
-    mask     (H, W) of the picture; None for all of it
+    image  RGB, extended
+    mask     (H, W) of the image; None for all of it
     part     the corners of what is painted
     size     (width, height) it is painted at, before padding
     grid     what sides are padded to multiples of
@@ -60,10 +60,10 @@ class Canvas:
 
     @property
     def view(self) -> Box:
-        """What the model paints, in shares of the picture; padding lies beyond it."""
+        """What the model paints, in shares of the image; padding lies beyond it."""
         left, top, right, bottom = self.part
         (w, h), (across, down) = self.picture.size, self.padded
-        wide, high = (right - left) / self.size[0], (bottom - top) / self.size[1]  # pixels of the picture
+        wide, high = (right - left) / self.size[0], (bottom - top) / self.size[1]  # pixels of the image
         x, y = left - self.offset[0] * wide, top - self.offset[1] * high
         return Box(x / w, y / h, (x + across * wide) / w, (y + down * high) / h)
 
@@ -83,7 +83,7 @@ class Canvas:
         return np.pad(bigger, ((up, down), (left, right)), mode="edge")
 
     def finished(self, painted: Image.Image, feather: int) -> Image.Image:
-        """The picture with what was painted in its place."""
+        """The image with what was painted in its place."""
         (x, y), (w, h) = self.offset, self.size
         inner = painted.crop((x, y, x + w, y + h))
         left, top, right, bottom = self.part
@@ -99,7 +99,7 @@ class Canvas:
 
 
 def refining(picture: Image.Image, size: tuple[int, int], grid: int) -> Canvas:
-    """All of a picture, at another size."""
+    """All of an image, at another size."""
     resized = picture if picture.size == size else picture.resize(size, LANCZOS)
     return Canvas(resized, None, (0, 0, *size), size, grid)
 
@@ -130,7 +130,7 @@ def inpainting(
 
 
 def _surroundings(mask: np.ndarray, around: int) -> Corners:
-    """The mask's corners with pixels around them, as near to a square as the picture allows."""
+    """The mask's corners with pixels around them, as near to a square as the image allows."""
     spans = []
     for axis in (0, 1):  # columns, then rows
         at = np.flatnonzero(mask.any(axis))
@@ -159,7 +159,7 @@ def _repeated(picture: Image.Image, margins: Margins) -> Image.Image:
 def eroded(mask: np.ndarray, pixels: int) -> np.ndarray:
     """The mask (H, W) bool without what is nearer than so many pixels to its border; the frame is no border.
 
-    Not by Pillow's MinFilter: 12.3 ends the whole process there (a division by zero) for some small pictures.
+    Not by Pillow's MinFilter: 12.3 ends the whole process there (a division by zero) for some small images.
     """
     for axis in (0, 1):
         margins = [(pixels, pixels) if k == axis else (0, 0) for k in (0, 1)]
@@ -191,7 +191,7 @@ def faded(mask: np.ndarray, feather: int) -> np.ndarray:
 
 
 def read_mask(mask: MaskLike, size: tuple[int, int]) -> np.ndarray:
-    """A mask of a picture of this size; raises BadPhoto.
+    """A mask of an image of this size; raises BadPhoto.
 
     White is painted. Of a mask with an alpha channel that is not opaque everywhere, what is
     transparent is painted, as in OpenAI's interface.
@@ -202,14 +202,14 @@ def read_mask(mask: MaskLike, size: tuple[int, int]) -> np.ndarray:
                 opened.load()
                 image: Image.Image = opened
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-            raise BadPhoto(f"The mask {mask} cannot be read as a picture: {reason(e)}.") from e
+            raise BadPhoto(f"The mask {mask} cannot be read as an image: {reason(e)}.") from e
     elif isinstance(mask, np.ndarray):
         image = Image.fromarray((mask > 0).astype(np.uint8) * 255 if mask.dtype == bool else mask)
     else:
         image = mask
     if image.size != size:
         raise BadPhoto(
-            f"The mask is {image.width}x{image.height}, but the picture {size[0]}x{size[1]}. They must be of "
+            f"The mask is {image.width}x{image.height}, but the image {size[0]}x{size[1]}. They must be of "
             "one size."
         )
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -237,4 +237,4 @@ def mask_of_text(text: Any, size: tuple[int, int]) -> np.ndarray:
         with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",)) as image:
             return read_mask(image.convert("L"), size)
     except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as e:
-        raise BadPhoto(f"The mask inside the picture's recipe cannot be read: {e}.") from e
+        raise BadPhoto(f"The mask inside the image's recipe cannot be read: {e}.") from e

@@ -1,8 +1,8 @@
-"""The course of a picture: what the U-Net is given at every step.
+"""The course of an image: what the U-Net is given at every step.
 
 Two things may change on the way, at no cost per step, because all prompts are packed before the first:
 
-    switch     the plain category goes first and lays out the picture, the concept comes in later
+    switch     the plain category goes first and lays out the image, the concept comes in later
                (as Concept Sliders start late; Gandikota et al. 2023, arXiv:2311.12092)
     interval   guidance in some steps only; a step without it costs half
                (Kynkaanniemi et al. 2024, arXiv:2404.07724, in noise levels; here in shares of the steps)
@@ -33,7 +33,7 @@ class Course:
     """Packed prompts, and from which step on each of them counts.
 
     begins    step at which each stage of the prompt begins, rising, the first at 0
-    stages    the packed prompt of each, for all pictures of the batch
+    stages    the packed prompt of each, for all images of the batch
     negative  the packed negative prompt; None where there is no guidance at all
     guided    the steps with guidance
     guidance  its scale in them
@@ -90,10 +90,10 @@ def course(
     base: Base, decided: Plan, prompt: Prompt, loaded: Mapping[str, Loaded], copies: int, total: int,
     skipped: int = 0,
 ) -> Course:  # fmt: skip
-    """The course of `copies` pictures in `total` steps.
+    """The course of `copies` images in `total` steps.
 
-    skipped  steps of a whole picture that lie before these, where painting begins below pure noise: shares
-             are of a whole picture, because what they are about, its layout and its noise, is
+    skipped  steps of a whole image that lie before these, where painting begins below pure noise: shares
+             are of a whole image, because what they are about, its layout and its noise, is
     """
     recipe = decided.recipe
     whole = total + skipped
@@ -110,7 +110,7 @@ def course(
 def conditions(
     base: Base, decided: Plan, prompts: list[Prompt], loaded: Mapping[str, Loaded], copies: int
 ) -> tuple[tuple[Condition, ...], Condition | None]:
-    """Packed prompts and, where guidance needs it, packed negative prompt, for `copies` pictures."""
+    """Packed prompts and, where guidance needs it, packed negative prompt, for `copies` images."""
     recipe = decided.recipe
     known = recipe.points or {}
     wanted: list[Prompt | None] = [resolve.tuned(p, known) for p in prompts]

@@ -1,11 +1,11 @@
-"""The content filter's seam: what looks at finished pictures, and what happens to those it finds.
+"""The content filter's seam: what looks at finished images, and what happens to those it finds.
 
     off     nobody looks; the default on one's own machine
-    flag    the picture stays as it is, its record and the answer say what was found
-    blur    the picture is shown without detail, and its record says so
-    block   the picture is not given out; in its place stands a card of words
+    flag    the image stays as it is, its record and the answer say what was found
+    blur    the image is shown without detail, and its record says so
+    block   the image is not given out; in its place stands a card of words
 
-A filter that fails is an error of the picture, never a picture that nobody looked at; one that is not on
+A filter that fails is an error of the image, never an image that nobody looked at; one that is not on
 the machine is an error at the start. It is a filter and no guarantee: `safety` is easily led astray.
 """
 
@@ -26,24 +26,24 @@ from minikin.recipes import Mode
 
 ACTIONS: dict[Mode, str] = {"flag": "flagged", "blur": "blurred", "block": "blocked"}
 CARD = "Blocked by the content filter"
-LEFT = 8  # px of the longer side that a blurred picture is made from: shapes of nothing
+LEFT = 8  # px of the longer side that a blurred image is made from: shapes of nothing
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a filter thinks of one picture; labels say of what kind it found it to be."""
+    """What a filter thinks of one image; labels say of what kind it found it to be."""
 
     found: bool
     labels: tuple[str, ...] = ()
 
 
 class ContentFilter(Protocol):
-    """Looks at pictures; called from any thread."""
+    """Looks at images; called from any thread."""
 
     name: str
 
     def __call__(self, images: Sequence[Image.Image]) -> Sequence[Verdict]:
-        """One verdict a picture, in their order."""
+        """One verdict an image, in their order."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,15 @@ class Filtering:
 
     @property
     def hides(self) -> bool:
-        """Whether pictures that nobody has looked at yet, previews among them, may not be shown."""
+        """Whether images that nobody has looked at yet, previews among them, may not be shown."""
         return self.mode != "flag"
 
     def __call__(self, painted: Sequence[Painted]) -> list[Painted]:
-        """The same pictures, those that were found with a `verdict`, and changed as the mode says."""
+        """The same images, those that were found with a `verdict`, and changed as the mode says."""
         verdicts = list(self.filter([one.image for one in painted]))
         if len(verdicts) != len(painted):
             raise MinikinError(
-                f"The content filter {self.filter.name} judged {len(verdicts)} of {len(painted)} pictures, so "
+                f"The content filter {self.filter.name} judged {len(verdicts)} of {len(painted)} images, so "
                 "none is given out."
             )
         return [self._by(one, verdict) for one, verdict in zip(painted, verdicts, strict=True)]
@@ -77,7 +77,7 @@ class Filtering:
 
 
 def is_blocked(verdict: dict[str, Any] | None) -> bool:
-    """Whether the picture with this verdict was not given out."""
+    """Whether the image with this verdict was not given out."""
     return verdict is not None and verdict["action"] == ACTIONS["block"]
 
 
@@ -90,8 +90,8 @@ def passed(painted: Sequence[Painted], *, all_of_them: bool = False) -> list[Pai
 
 
 def refusal(blocked: int, of: int) -> str:
-    """What somebody is told whose pictures were blocked."""
-    what = "The picture was" if of == 1 else f"{blocked} of {of} pictures were"
+    """What somebody is told whose images were blocked."""
+    what = "The image was" if of == 1 else f"{blocked} of {of} images were"
     return f"{what} blocked by the content filter. Try other words or another seed."
 
 
@@ -103,7 +103,7 @@ def blurred(image: Image.Image) -> Image.Image:
 
 
 def card(image: Image.Image) -> Image.Image:
-    """A card of the picture's size that says in words what happened; no model painted it."""
+    """A card of the image's size that says in words what happened; no model painted it."""
     w, h = image.size
     font = ImageFont.load_default(size=max(10, w // 12))
     text = "\n".join(wrapped(CARD, int(0.9 * w), font))

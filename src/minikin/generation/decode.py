@@ -1,7 +1,7 @@
-"""Latents to pictures, or a sentence why not: never a black picture in silence.
+"""Latents to images, or a sentence why not: never a black image in silence.
 
-    too little memory     a batch is decoded picture by picture, then in the autoencoder's tiles
-    numbers that are not  those pictures are decoded again in float32 (float16 ends at 65,504, which the
+    too little memory     a batch is decoded image by image, then in the autoencoder's tiles
+    numbers that are not  those images are decoded again in float32 (float16 ends at 65,504, which the
     finite                autoencoders of SD 1 and XL pass now and then); if that does not help, NotFinite
 
 What goes well the first time is what the stock pipelines decode, bit for bit.
@@ -25,13 +25,13 @@ Tell = Callable[[str], None]
 
 @torch.no_grad()
 def pictures(base: Base, latents: Tensor, tell: Tell = lambda text: None) -> list[Image.Image]:
-    """Latents (B, C, h, w) to B pictures; `tell` hears what had to be done otherwise than usual.
+    """Latents (B, C, h, w) to B images; `tell` hears what had to be done otherwise than usual.
 
     Raises NotFinite, torch.OutOfMemoryError.
     """
     if bad := _not_finite(latents):
         raise NotFinite(
-            f"{len(bad)} of {len(latents)} pictures came out of the model as numbers that are not finite. Try "
+            f"{len(bad)} of {len(latents)} images came out of the model as numbers that are not finite. Try "
             "--dtype float32, a lower guidance, or a smaller weight of the concepts and LoRAs in the prompt."
         )
     pixels = _sparing(base, latents, tell)
@@ -44,7 +44,7 @@ def pictures(base: Base, latents: Tensor, tell: Tell = lambda text: None) -> lis
         bad = _not_finite(pixels)
     if bad:
         raise NotFinite(
-            f"{len(bad)} of {len(latents)} pictures could not be decoded: the autoencoder gave numbers that "
+            f"{len(bad)} of {len(latents)} images could not be decoded: the autoencoder gave numbers that "
             "are not finite, in float32 too. Its weights are probably damaged: get this base again."
         )
     watermark = getattr(base.pipe, "watermark", None)  # SDXL's, where its library is installed
@@ -66,10 +66,10 @@ def _sparing(base: Base, latents: Tensor, tell: Tell) -> Tensor:
     dtype = torch.float32 if upcast else dtype
     made = _tried(lambda: _decoded(base, latents, dtype))
     if made is None and len(latents) > 1:
-        tell("Too little memory to decode the batch at once; its pictures are decoded one by one.")
+        tell("Too little memory to decode the batch at once; its images are decoded one by one.")
         made = _tried(lambda: torch.cat([_decoded(base, one, dtype) for one in torch.split(latents, 1)]))
     if made is None:
-        tell("Too little memory to decode a picture as a whole; it is decoded in tiles.")
+        tell("Too little memory to decode an image as a whole; it is decoded in tiles.")
         with tiled_autoencoder(base, base.size_px // 2):
             made = torch.cat([_decoded(base, one, dtype) for one in torch.split(latents, 1)])
     return made

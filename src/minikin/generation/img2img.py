@@ -1,6 +1,6 @@
-"""Painting over pictures: a recipe and a picture become a canvas, the canvas a ground in latents.
+"""Painting over images: a recipe and an image become a canvas, the canvas a ground in latents.
 
-What is painted on the ground is `paint.paint_batch`'s matter, as for pictures from nothing.
+What is painted on the ground is `paint.paint_batch`'s matter, as for images from nothing.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ FEATHER = 32  # the blend's default width is this part of the base's size
 
 @dataclass(frozen=True)
 class Job:
-    """A picture to paint over and, for inpainting, the mask (H, W) bool of what is painted."""
+    """An image to paint over and, for inpainting, the mask (H, W) bool of what is painted."""
 
     source: Source
     mask: np.ndarray | None = None
 
     def record(self) -> dict[str, Any]:
-        """What the new picture records of it, so that it can be repeated."""
+        """What the new image records of it, so that it can be repeated."""
         facts: dict[str, Any] = {"parent": self.source.parent(), xmp.KEY: self.source.source_type}
         return facts if self.mask is None else facts | {"mask": {"png": canvases.mask_text(self.mask)}}
 
 
 @dataclass
 class Begun:
-    """One recipe on one picture: the ground is the same for all its batches."""
+    """One recipe on one image: the ground is the same for all its batches."""
 
     base: Base
     recipe: Rework
@@ -55,21 +55,21 @@ class Begun:
         return ground(self.base, self.recipe, self.canvas)
 
     def finished(self, one: Painted) -> Painted:
-        """The picture with what was painted in its place."""
+        """The image with what was painted in its place."""
         return Painted(self.canvas.finished(one.image, feather(self.base, self.recipe)), one.seed)
 
 
 def begun(base: Base, recipe: Paint, job: Job | None) -> Begun | None:
-    """None for a picture from nothing. Raises BadRecipe, BadPhoto."""
+    """None for an image from nothing. Raises BadRecipe, BadPhoto."""
     if job is None:
         return None
     if not isinstance(recipe, Rework):
-        raise BadRecipe("A picture is refined or inpainted; `paint` paints from nothing.")
+        raise BadRecipe("An image is refined or inpainted; `paint` paints from nothing.")
     return Begun(base, recipe, canvas(base, recipe, job))
 
 
 def canvas(base: Base, recipe: Rework, job: Job) -> Canvas:
-    """What is painted of the picture; raises BadRecipe or BadPhoto when there is nothing."""
+    """What is painted of the image; raises BadRecipe or BadPhoto when there is nothing."""
     picture = job.source.image
     if isinstance(recipe, Refine):
         told = recipe.sized(picture.size)

@@ -1,9 +1,9 @@
-"""The ground a picture is painted on: what is there already, and what of it stays.
+"""The ground an image is painted on: what is there already, and what of it stays.
 
 The stock text-to-image pipeline paints on a ground too, when it is given the latents to begin with, a
 scheduler that begins at their noise level, and what to put back after every step. So presets, concepts,
-regions, engines and the course of guidance are the same code as for a picture from nothing, and at
-strength 1 without a mask it is the same picture.
+regions, engines and the course of guidance are the same code as for an image from nothing, and at
+strength 1 without a mask it is the same image.
 
     ordinary U-Nets    outside the mask, the ground with its own noise is put back after every step
                        (RePaint's replacement; Lugmayr et al. 2022, arXiv:2201.09865)
@@ -31,14 +31,14 @@ EVERYTHING = Box(0, 0, 1, 1)
 
 @dataclass(frozen=True)
 class Ground:
-    """What is painted on, in latents of one picture.
+    """What is painted on, in latents of one image.
 
-    latents   (1, C, h, w) of the picture
+    latents   (1, C, h, w) of the image
     strength  (0, 1]: how much noise painting begins with
     mask      (1, 1, h, w): 1 where it is painted, 0 where the ground stays; None for everywhere
-    bare      (1, C, h, w) of the picture without what is under the mask, for inpainting U-Nets
+    bare      (1, C, h, w) of the image without what is under the mask, for inpainting U-Nets
     side      of the windows the U-Net looks through, latent positions; None for one look at all
-    view      the part of the picture that this is: regions in prompts are of the whole picture
+    view      the part of the image that this is: regions in prompts are of the whole image
     """
 
     latents: Tensor
@@ -55,9 +55,9 @@ class Ground:
 
 
 class Overpainting:
-    """One batch on its way from the ground to pictures.
+    """One batch on its way from the ground to images.
 
-    latents  (B, C, h, w): as they are now; at the end, those of the pictures
+    latents  (B, C, h, w): as they are now; at the end, those of the images
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Overpainting:
     ) -> None:  # fmt: skip
         self.ground, self.base, self.scheduler = ground, base, scheduler
         shape = (len(generators), *ground.latents.shape[1:])
-        # drawn first and in this way, as the stock pipeline does: pictures from nothing are then the same
+        # drawn first and in this way, as the stock pipeline does: images from nothing are then the same
         self.noise = randn_tensor(shape, generator=generators, device=base.device, dtype=base.dtype)
         self.x0 = ground.latents.to(base.device, base.dtype).expand(shape)
         if beginning.pinned:

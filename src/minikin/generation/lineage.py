@@ -1,7 +1,7 @@
-"""Chains: a picture painted again from its record, with the pictures it was made from.
+"""Chains: an image painted again from its record, with the images it was made from.
 
 A record says what was done last (`work`), with which recipe, and on which `parent`, whose own record it
-holds. So a draft that was refined and then inpainted comes back from the last picture alone. A parent
+holds. So a draft that was refined and then inpainted comes back from the last image alone. A parent
 that Minikin did not paint has to be at hand; its hash tells whether it is the same.
 """
 
@@ -33,14 +33,14 @@ def work_of(recipe: Paint) -> str:
 
 
 def recipe_of(made: dict[str, Any]) -> Paint:
-    """The recipe of a recorded picture together with those computed in its batch.
+    """The recipe of a recorded image together with those computed in its batch.
 
     In a batch like its own, because processors round differently for others; with the concepts' points
     of then, or none, whatever was measured since. Raises BadRecipe.
     """
     kind = WORKS.get(made.get("work", "paint"))
     if kind is None:
-        raise BadRecipe(f"This picture was made by '{made['work']}', which this version of Minikin cannot do.")
+        raise BadRecipe(f"This image was made by '{made['work']}', which this version of Minikin cannot do.")
     batch = made.get("batch") or {"seed": made["seed"], "n": 1}
     points = made["recipe"].get("points") or {}
     told = {**made["recipe"], "points": points, "seed": batch["seed"], "n": batch["n"]}
@@ -51,11 +51,11 @@ def recipe_of(made: dict[str, Any]) -> Paint:
 def again(
     made: dict[str, Any], painter: Painter, folders: tuple[Path, ...] = ()
 ) -> Generator[events.Event, None, Painted]:
-    """Paint a recorded picture again, its forebears first; returns it.
+    """Paint a recorded image again, its forebears first; returns it.
 
-    painter  paints a recipe, on a picture if there is one: `Studio.working` of the recipe's base
-    folders  or files where pictures and masks lie that the record does not hold
-    Raises BadRecipe, and BadPhoto for a picture that is not at hand or another one.
+    painter  paints a recipe, on an image if there is one: `Studio.working` of the recipe's base
+    folders  or files where images and masks lie that the record does not hold
+    Raises BadRecipe, and BadPhoto for an image that is not at hand or another one.
     """
     _check(made)
     recipe = recipe_of(made)
@@ -95,14 +95,14 @@ def _check(made: Any) -> None:
         and isinstance(parent, dict) and isinstance(parent.get("pixels"), str)
     )  # fmt: skip
     if not sound:
-        raise BadPhoto("The picture's record is damaged or not Minikin's: it cannot be painted again by it.")
+        raise BadPhoto("The image's record is damaged or not Minikin's: it cannot be painted again by it.")
 
 
 def forebears(made: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a recorded picture was made from, the nearest first; whoever wrote the record.
+    """What a recorded image was made from, the nearest first; whoever wrote the record.
 
-    file, sha256, pixels  of the picture, where they are recorded
-    work, prompt, seed, concepts  how it was made itself; left out for a picture of elsewhere
+    file, sha256, pixels  of the image, where they are recorded
+    work, prompt, seed, concepts  how it was made itself; left out for an image of elsewhere
     """
     found = []
     while isinstance(parent := made.get("parent"), dict):
@@ -159,7 +159,7 @@ def _found(parent: dict[str, Any], folders: tuple[Path, ...]) -> Source:
             return replace(source, image=raw)
     why = "its record was too long to be kept" if parent.get("left_out") else "Minikin did not paint that"
     raise BadPhoto(
-        f"This picture was made from {name or 'a picture that was no file'} "
+        f"This image was made from {name or 'a picture that was no file'} "
         f"({parent['pixels'][:12]}), and {why}. No file with those pixels is at hand: give it with --source."
     )
 
@@ -174,8 +174,8 @@ def _mask(made: dict[str, Any], source: Source, folders: tuple[Path, ...]) -> An
         if hashlib.sha256(path.read_bytes()).hexdigest() == told["sha256"]:
             return read_mask(path, source.image.size)
     raise BadPhoto(
-        f"The mask {told.get('file')} ({told['sha256'][:12]}) is too large to be inside the picture, and no "
-        "file of that name and content is at hand: put it beside the picture, or give it with --source."
+        f"The mask {told.get('file')} ({told['sha256'][:12]}) is too large to be inside the image, and no "
+        "file of that name and content is at hand: put it beside the image, or give it with --source."
     )
 
 

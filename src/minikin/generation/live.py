@@ -6,8 +6,8 @@
         for shown in live:                                       # in one thread, until close()
             ...
 
-A wish that a newer one replaces before its picture is begun is never painted; one that is replaced
-while it is painted is left within one step. A finished picture is always shown, even when a newer
+A wish that a newer one replaces before its image is begun is never painted; one that is replaced
+while it is painted is left within one step. A finished image is always shown, even when a newer
 wish waits: somebody who goes on typing would see nothing otherwise. What is wrong with a wish (a
 concept's name half typed) is shown as a sentence, and painting goes on with the next.
 """
@@ -44,7 +44,7 @@ class Wish:
 
 @dataclass(frozen=True)
 class Shown:
-    """The picture of a wish, or the `problem` that it has; `seconds` since it was asked for."""
+    """The image of a wish, or the `problem` that it has; `seconds` since it was asked for."""
 
     image: Image.Image | None
     wish: Wish
@@ -55,7 +55,7 @@ class Shown:
 class Live:
     """One live painting; `change` in any thread, iterate in one, `close` ends the iteration.
 
-    verb     paints a recipe; yields progress after every step and a Picture (`Studio.painting`)
+    verb     paints a recipe; yields progress after every step and a Image (`Studio.painting`)
     recipe   what is painted until it is changed; nothing is painted while its prompt is empty
     """
 
@@ -127,14 +127,14 @@ class Live:
             return
         except Exception:  # whatever it is, the next wish is painted
             log.exception("painting live")
-            said = "Something unexpected went wrong with this picture; the log says what."
+            said = "Something unexpected went wrong with this image; the log says what."
             yield Shown(None, wish, time.perf_counter() - wish.asked, said)
             return
         if picture is not None:
             yield Shown(picture, wish, time.perf_counter() - wish.asked)
 
     def _picture(self, wish: Wish) -> Image.Image | None:
-        """The picture, or None when it was left for a newer wish."""
+        """The image, or None when it was left for a newer wish."""
         run = self._verb(wish.recipe)
         try:
             for event in run:

@@ -1,4 +1,4 @@
-"""Painted pictures to files: names that do not collide, recipes inside."""
+"""Painted images to files: names that do not collide, recipes inside."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from minikin.images.encode import MARKED, Marking, save_image
 from minikin.images.metadata import png_info
 from minikin.recipes import Paint
 
-LARGEST_MASK = 30_000  # characters of base64 inside a picture; a brush of 1024 px takes about a tenth
+LARGEST_MASK = 30_000  # characters of base64 inside an image; a brush of 1024 px takes about a tenth
 
 
 def settings(recipe: Paint, facts: dict[str, Any], one: Painted) -> dict[str, Any]:
-    """The `Key: value` pairs of A1111's infotext for one picture."""
+    """The `Key: value` pairs of A1111's infotext for one image."""
     return {
         "Steps": facts["recipe"]["steps"],
         "Sampler": facts["sampler"],
@@ -40,15 +40,15 @@ def settings(recipe: Paint, facts: dict[str, Any], one: Painted) -> dict[str, An
 
 
 class Names:
-    """File names for the pictures of one run that collide with nothing already there.
+    """File names for the images of one run that collide with nothing already there.
 
-    out   a folder, or a .png name (numbered by seed when there are several pictures)
+    out   a folder, or a .png name (numbered by seed when there are several images)
     stem  how names begin in a folder; the prompt's words by default
     """
 
     def __init__(self, recipe: Paint, out: Path, stem: str = "") -> None:
         if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"):
-            raise BadRecipe(f"Pictures are written as PNG: give --out a folder or NAME.png, not {out.name}.")
+            raise BadRecipe(f"Images are written as PNG: give --out a folder or NAME.png, not {out.name}.")
         words = re.findall(r"[a-z0-9]+", recipe.prompt.lower())
         self.single = out if out.suffix.lower() == ".png" and recipe.n == 1 else None
         named = out.suffix.lower() == ".png"
@@ -86,7 +86,7 @@ def save_picture(
 
 
 def _mask_beside(facts: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The facts with a mask that is too large for a picture's record in a file of its own."""
+    """The facts with a mask that is too large for an image's record in a file of its own."""
     text = facts.get("mask", {}).get("png", "")
     if len(text) <= LARGEST_MASK:
         return facts

@@ -88,7 +88,7 @@ def plan(base: Base, recipe: Paint, student: Mapping[str, str] | None = None) ->
     values["guidance"] = _guidance(base, chosen) if recipe.guidance is None else recipe.guidance
     named = recipe.scheduler and schedulers.scheduler_name(recipe.scheduler)
     values["scheduler"] = named or chosen.scheduler
-    sized = recipe.width or recipe.height or isinstance(recipe, Rework)  # a picture's own size stays
+    sized = recipe.width or recipe.height or isinstance(recipe, Rework)  # an image's own size stays
     if not sized and (side := chosen.sizes.get(base.architecture)):
         values |= {"width": side, "height": side}
     warnings = _disagreements(base, chosen, made_for)
@@ -144,7 +144,7 @@ def _corrected(p: Preset, values: Mapping[str, Any]) -> tuple[dict[str, Any], li
                     f"--force keeps {steps}.")  # fmt: skip
     if not p.low <= guidance <= p.high:
         kept["guidance"] = min(max(guidance, p.low), p.high)
-        said.append(f"Guidance {guidance:g} with preset {p.name} spoils pictures ({p.low:g} to {p.high:g} is "
+        said.append(f"Guidance {guidance:g} with preset {p.name} spoils images ({p.low:g} to {p.high:g} is "
                     f"right); using {kept['guidance']:g}. --force keeps {guidance:g}.")  # fmt: skip
     if p.scheduler and scheduler != p.scheduler:
         kept["scheduler"] = p.scheduler

@@ -1,7 +1,7 @@
-"""What a picture looks like while it is painted: latents to colours by a line, not by the decoder.
+"""What an image looks like while it is painted: latents to colours by a line, not by the decoder.
 
-The colours of a decoded picture are nearly a linear function of its latents; the line is fitted by least
-squares to the pictures this very base has painted (the first is the warm-up's), so it needs no table by
+The colours of a decoded image are nearly a linear function of its latents; the line is fitted by least
+squares to the images this very base has painted (the first is the warm-up's), so it needs no table by
 model. Noise is held down to the spread of finished latents.
 """
 
@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-KEPT = 64  # pictures; older ones fade out
+KEPT = 64  # images; older ones fade out
 
 
 class Colours:
-    """The line from latents (C, h, w) to colours, learned as pictures are made."""
+    """The line from latents (C, h, w) to colours, learned as images are made."""
 
     def __init__(self) -> None:
         self._gram: Tensor | None = None
@@ -26,7 +26,7 @@ class Colours:
         self._spread = 1.0
 
     def learn(self, latents: Tensor, image: Image.Image) -> None:
-        """Fit once more, with this picture and its final latents."""
+        """Fit once more, with this image and its final latents."""
         x = _flat(latents)
         h, w = latents.shape[-2:]
         small = image.convert("RGB").resize((w, h), Image.Resampling.BOX)

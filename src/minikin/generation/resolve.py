@@ -2,7 +2,7 @@
 
 `<tom>` stands for tom's balanced point of the preset in use, `<tom:faithful>` for another one. A
 strength in the prompt and --tau, --switch, --guidance and --interval win over the point's own
-values. Guidance and its interval are matters of the whole picture: they are those of the first concept
+values. Guidance and its interval are matters of the whole image: they are those of the first concept
 in the prompt that has a point. A concept without points is painted as it was taught.
 """
 

@@ -65,7 +65,7 @@ class SafetyChecker:
 def _opened(folder: Path) -> Any:
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
-    # it warns of black pictures, which are not made here
+    # it warns of black images, which are not made here
     logging.getLogger("diffusers.pipelines.stable_diffusion.safety_checker").setLevel(logging.ERROR)
     what = f"The weights of the content filter in {folder}"
     return published.network(StableDiffusionSafetyChecker, str(folder), what)

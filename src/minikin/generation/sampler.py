@@ -1,6 +1,6 @@
-"""Paint: a recipe and loaded concepts to pictures, through the stock diffusers pipeline.
+"""Paint: a recipe and loaded concepts to images, through the stock diffusers pipeline.
 
-Each picture has its own CPU generator, seeded seed + i, so that it does not depend on the batch it
+Each image has its own CPU generator, seeded seed + i, so that it does not depend on the batch it
 was computed in. The pipeline is given packed keys and values as `prompt_embeds`.
 """
 
@@ -37,7 +37,7 @@ LARGE = 1.6  # times the base's own size: from there on subjects repeat
 
 @dataclass(frozen=True)
 class Painted:
-    """One picture, the seed it grew from, and what the content filter found (see `filtering`)."""
+    """One image, the seed it grew from, and what the content filter found (see `filtering`)."""
 
     image: Image.Image
     seed: int
@@ -53,7 +53,7 @@ def paint_batch(
 
     `on_step(done, latents (B, C, h, w))` is called after every step and may raise events.Cancelled.
     `tell` hears of an engine that failed.
-    `ground` is what is painted on; nothing by default, and pictures are then of the recipe's size.
+    `ground` is what is painted on; nothing by default, and images are then of the recipe's size.
 
     Adapters are the caller's matter: whatever is on the base (`Adapters.using`) takes part.
     """
@@ -69,7 +69,7 @@ def calls(base: Base, decided: Plan) -> int:
 
 
 def _calls(base: Base, decided: Plan, strength: float) -> tuple[int, int]:
-    """Calls that run at this strength, and those of a whole picture."""
+    """Calls that run at this strength, and those of a whole image."""
     own = base.pipe.scheduler
     beginning, order = begin(decided, _class(decided, own), strength), schedulers.order(_class(decided, own))
     total, whole = (n * order - (order - 1) for n in (beginning.steps, beginning.steps + beginning.skipped))
@@ -135,7 +135,7 @@ def paint_course(
 
 @contextmanager
 def _running(base: Base, scheduler: Any, n: int) -> Iterator[None]:
-    """Inside, the pipeline has this scheduler; raises OutOfMemory when n pictures are too many."""
+    """Inside, the pipeline has this scheduler; raises OutOfMemory when n images are too many."""
     own = base.pipe.scheduler
     base.pipe.scheduler = scheduler
     try:
@@ -144,7 +144,7 @@ def _running(base: Base, scheduler: Any, n: int) -> Iterator[None]:
         if not ran_out(e):
             raise
         raise OutOfMemory(
-            f"Not enough memory on {base.device} for {n} pictures at once. Try --batch {max(1, n // 2)} or a "
+            f"Not enough memory on {base.device} for {n} images at once. Try --batch {max(1, n // 2)} or a "
             "smaller size."
         ) from e
     finally:
@@ -179,8 +179,7 @@ def cautions(base: Base, recipe: Paint, prompt: Prompt, concepts: Mapping[str, L
     w, h = recipe.width or base.size_px, recipe.height or base.size_px
     if not isinstance(recipe, Rework) and max(w, h) > LARGE * base.size_px:
         found.append(
-            f"This base was trained on pictures of {base.size_px} px; at {w}x{h} it tends to repeat the "
-            "subject."
+            f"This base was trained on images of {base.size_px} px; at {w}x{h} it tends to repeat the subject."
         )
     gates = [f"--{k}" for k in ("beta", "tau") if getattr(recipe, k) is not None]
     gates += ["--lock global"] * (recipe.lock == "global")
@@ -188,12 +187,12 @@ def cautions(base: Base, recipe: Paint, prompt: Prompt, concepts: Mapping[str, L
         found.append(f"No effect of {', '.join(gates)}: no concept of the prompt has a gate (mode gated).")
     embedded = presets.PRESETS[recipe.preset].embedded if recipe.preset else base.has_guidance_embedding
     if recipe.interval not in (None, WHOLE) and ((recipe.guidance or 0) <= 1 or embedded):
-        found.append("The guidance interval has no effect: no step of this picture is guided by a second pass.")
+        found.append("The guidance interval has no effect: no step of this image is guided by a second pass.")
     return found
 
 
 def check(base: Base, recipe: Paint) -> None:
-    """Raise BadRecipe when the base cannot paint pictures of this size or with this scheduler."""
+    """Raise BadRecipe when the base cannot paint images of this size or with this scheduler."""
     named = schedulers.scheduler_name(recipe.scheduler) if recipe.scheduler else ""
     if base.has_guidance_embedding and named not in ("", "LCM"):
         raise BadRecipe(
@@ -204,7 +203,7 @@ def check(base: Base, recipe: Paint) -> None:
         return
     if base.is_inpainting:
         raise BadRecipe(
-            f"'{base.name}' is an inpainting model: it fills masked parts of a picture and paints nothing "
+            f"'{base.name}' is an inpainting model: it fills masked parts of an image and paints nothing "
             "from a prompt alone. Use the ordinary model of its family, or `minikin inpaint`."
         )
     step = base.grid

@@ -1,6 +1,6 @@
-"""Sources: the pictures that are painted over, and what they say of themselves.
+"""Sources: the images that are painted over, and what they say of themselves.
 
-What a picture records goes into the record of what is made of it, under `parent`: so a refined picture
+What an image records goes into the record of what is made of it, under `parent`: so a refined image
 knows its draft, and `chain.again` can repeat both.
 """
 
@@ -27,10 +27,10 @@ _OF_THE_RUN = ("n", "batch", "device", "dtype", "engine", "size", "width", "heig
 
 @dataclass(frozen=True)
 class Source:
-    """A picture to paint over.
+    """An image to paint over.
 
     image   RGB, upright
-    file    its name, and sha256 its file's hash; "" for a picture that is no file
+    file    its name, and sha256 its file's hash; "" for an image that is no file
     made    what it records of how it was made; {} when it is not Minikin's own
     said    prompt, negative and seed that another program wrote into it
     origin  what it says of its origin, a code of IPTC; None when it says nothing
@@ -45,7 +45,7 @@ class Source:
 
     @classmethod
     def of(cls, picture: PictureLike | Source) -> Source:
-        """Read a picture; raises BadPhoto. One that is no file records what its `info` says."""
+        """Read an image; raises BadPhoto. One that is no file records what its `info` says."""
         if isinstance(picture, Source):
             return picture
         if isinstance(picture, Image.Image):
@@ -57,7 +57,7 @@ class Source:
             with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as opened:
                 image, origin = plain(ImageOps.exif_transpose(opened)), xmp.source_type_of(opened)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-            raise BadPhoto(f"{path} cannot be read as a picture: {reason(e)}.") from e
+            raise BadPhoto(f"{path} cannot be read as an image: {reason(e)}.") from e
         told = _said(lambda: metadata.read(path))
         return cls(image, path.name, hashlib.sha256(data).hexdigest(), **told, origin=origin)
 
@@ -68,14 +68,14 @@ class Source:
 
     @property
     def source_type(self) -> str:
-        """IPTC's code of what is painted on it: made throughout only where this picture was, and says so."""
+        """IPTC's code of what is painted on it: made throughout only where this image was, and says so."""
         if self.origin is None and self.made and "parent" not in self.made:
             return xmp.TRAINED  # its record says that it was painted from nothing
         told = self.origin or self.made.get(xmp.KEY)
         return xmp.TRAINED if told == xmp.TRAINED else xmp.COMPOSITE
 
     def parent(self) -> dict[str, Any]:
-        """What a picture made of this one records of it."""
+        """What an image made of this one records of it."""
         facts: dict[str, Any] = {"pixels": self.pixels, "size": list(self.image.size)}
         if self.file:
             facts |= {"file": self.file, "sha256": self.sha256}
@@ -95,7 +95,7 @@ def plain(image: Image.Image) -> Image.Image:
 
 
 def _said(read: Callable[[], metadata.Recorded]) -> dict[str, Any]:
-    """`made` and `said` of what a picture records."""
+    """`made` and `said` of what an image records."""
     try:
         found = read()
     except BadPhoto:  # it says nothing of itself
@@ -107,15 +107,15 @@ def _said(read: Callable[[], metadata.Recorded]) -> dict[str, Any]:
 
 
 def pixels_hash(image: Image.Image) -> str:
-    """SHA-256 of a picture's size and RGB pixels."""
+    """SHA-256 of an image's size and RGB pixels."""
     size = f"{image.width}x{image.height} ".encode()
     return hashlib.sha256(size + image.convert("RGB").tobytes()).hexdigest()
 
 
 def inherited(kind: type[R], source: Source, given: dict[str, Any]) -> R:
-    """A recipe from what is asked for and, where nothing is, from the picture's own.
+    """A recipe from what is asked for and, where nothing is, from the image's own.
 
-    Another preset or base than the picture's brings its own steps, guidance, scheduler and points.
+    Another preset or base than the image's brings its own steps, guidance, scheduler and points.
     given  fields of the recipe; None is not given
     Raises BadRecipe; also when there is no prompt to be found.
     """

@@ -1,12 +1,12 @@
-"""Strength: at which noise level painting over a picture begins, and how many steps are left from there.
+"""Strength: at which noise level painting over an image begins, and how many steps are left from there.
 
 The stock rule of image-to-image, int(steps * strength) of the last steps, gives none at 4 steps and
 strength 0.2, and moves the first noise level about. Here strength alone chooses the level:
 
     begin at timestep t0 = 1000 * strength - 1, run ceil(steps * strength) steps from it
 
-so at least one step always runs, none is longer than those of a whole picture, and the same strength
-means the same noise for any number of steps. At strength 1 nothing of the picture is left: that is
+so at least one step always runs, none is longer than those of a whole image, and the same strength
+means the same noise for any number of steps. At strength 1 nothing of the image is left: that is
 painting from noise, step for step. A student that keeps to timesteps of its own begins at t0 and goes on
 with its own ones below; latent consistency models begin at the next of their every 20th timestep.
 """
@@ -29,7 +29,7 @@ class Beginning:
     steps    that run
     levels   of noise the scheduler knows, t0 + 1; None for all of them: begin with nothing but noise
     pinned   the timesteps, where they are not what the scheduler comes to by itself
-    skipped  steps of a whole picture that lie above t0
+    skipped  steps of a whole image that lie above t0
     """
 
     steps: int

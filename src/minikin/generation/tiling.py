@@ -1,12 +1,12 @@
-"""Windows: a picture larger than the base was trained for, in overlapping parts without seams.
+"""Windows: an image larger than the base was trained for, in overlapping parts without seams.
 
 At every step the U-Net looks at overlapping windows of its own size, and its predictions are blended into
-one for the whole picture, which then takes one common step (MultiDiffusion; Bar-Tal et al. 2023,
+one for the whole image, which then takes one common step (MultiDiffusion; Bar-Tal et al. 2023,
 arXiv:2302.08113; weights that fall smoothly towards a window's border as in Mixture of Diffusers,
 Jimenez 2023, arXiv:2302.02412). Blending predictions rather than stepped latents gives the same for
 deterministic samplers, and lets the others draw one noise for all windows.
 
-The autoencoder's own tiles, which diffusers blends, are switched on for large pictures only.
+The autoencoder's own tiles, which diffusers blends, are switched on for large images only.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Windows:
 
 @contextmanager
 def tiled_autoencoder(base: Base, largest: int = LARGEST) -> Iterator[None]:
-    """Inside, the autoencoder takes pictures with a side above `largest` px in tiles of that side."""
+    """Inside, the autoencoder takes images with a side above `largest` px in tiles of that side."""
     vae = base.vae
     names = ("use_tiling", "tile_sample_min_size", "tile_latent_min_size", "tile_overlap_factor")
     before = {name: getattr(vae, name) for name in names}

@@ -1,6 +1,6 @@
-"""Content Credentials (C2PA 2): a signed statement inside a picture of which program made it, and how.
+"""Content Credentials (C2PA 2): a signed statement inside an image of which program made it, and how.
 
-An extra, `minikin[c2pa]`: a certificate is the operator's own. Whoever reads the picture sees one action,
+An extra, `minikin[c2pa]`: a certificate is the operator's own. Whoever reads the image sees one action,
 `c2pa.created`, with IPTC's source type, and that nothing has changed since. A certificate that is not
 on the reader's list of trusted ones is shown as valid but unknown. Nothing is fetched and no time stamp is
 asked for; the private key is read once, kept in memory and told to nobody.
@@ -20,7 +20,7 @@ from minikin.errors import BadCredentials, extra
 from minikin.images.xmp import CODES, TRAINED
 
 MAX_PEM = 1 << 20  # bytes
-# no thumbnail: it would be larger than the picture (449 KB for one of 49), and take 200 ms in place of 4
+# no thumbnail: it would be larger than the image (449 KB for one of 49), and take 200 ms in place of 4
 _SETTINGS = {
     "version": 1,
     "builder": {"thumbnail": {"enabled": False}},
@@ -30,7 +30,7 @@ _HOW = "See docs/provenance.md for a certificate that will do."
 
 
 class Signer:
-    """Signs pictures with one certificate; from any thread.
+    """Signs images with one certificate; from any thread.
 
     chain  certificates in PEM, the signer's own first, then the issuers' up to, but without, the root
     key    its private key in PEM: EC on P-256, P-384 or P-521, RSA of 2048 bits or more, or Ed25519
@@ -78,7 +78,7 @@ class Signer:
 
 
 def signature(path: Path) -> dict[str, str] | None:
-    """What a picture's Content Credentials say: `state` (Trusted, Valid, Invalid, Unreadable), `by`, `program`.
+    """What an image's Content Credentials say: `state` (Trusted, Valid, Invalid, Unreadable), `by`, `program`.
 
     None when it has none, or when the extra is not installed. Nothing is fetched. Trusted are the
     authorities that the library knows; it comes with none.
@@ -193,7 +193,7 @@ def _read(path: Path, what: str) -> bytes:
 
 
 def _smallest() -> bytes:
-    """A picture to try a signature on."""
+    """An image to try a signature on."""
     from PIL import Image
 
     out = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Pictures to bytes: the one place where a picture becomes a file, so that none leaves without its mark.
+"""Images to bytes: the one place where an image becomes a file, so that none leaves without its mark.
 
 PNG takes the mark as an iTXt chunk, JPEG in APP1, WebP in its XMP chunk. With a `Signer`, Content
 Credentials (C2PA) are put in besides, last of all, because they sign every other byte.
@@ -25,7 +25,7 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 
 @dataclass(frozen=True)
 class Marking:
-    """How pictures are marked.
+    """How images are marked.
 
     on      the XMP mark; off only where somebody asked for it
     signer  signs what is marked; None for no Content Credentials
@@ -38,9 +38,9 @@ class Marking:
         self, image: Image, format: str = "PNG", *, source_type: str | None = None, info: Any = None,
         **options: Any,
     ) -> bytes:  # fmt: skip
-        """A picture of PIL as the bytes of a file.
+        """An image of PIL as the bytes of a file.
 
-        source_type  a code of IPTC, NONE for what no model painted; what the picture says by default, and
+        source_type  a code of IPTC, NONE for what no model painted; what the image says by default, and
                      TRAINED when it says nothing: whoever forgets this marks too much, not too little
         info         PNG's text chunks (PngInfo)
         options      Pillow's, of the format
@@ -69,13 +69,13 @@ class Marking:
         signer = Signer.open(certificate, key)
         if signer and not mark:
             raise BadRecipe(
-                "Content Credentials say that a picture was made: --no-mark contradicts --c2pa-cert."
+                "Content Credentials say that an image was made: --no-mark contradicts --c2pa-cert."
             )
         return cls(mark, signer)
 
     @property
     def unsigned(self) -> Marking:
-        """For what is shown and gone: previews and live pictures carry the mark alone."""
+        """For what is shown and gone: previews and live images carry the mark alone."""
         return Marking(self.on)
 
 
@@ -91,7 +91,7 @@ def save_image(image: Image, path: str | Path, marking: Marking = MARKED, **opti
     path = Path(path)
     format = FORMATS.get(path.suffix.lower())
     if format is None:
-        raise BadRecipe(f"Pictures are saved as {', '.join(FORMATS)}, but the name is {path.name}.")
+        raise BadRecipe(f"Images are saved as {', '.join(FORMATS)}, but the name is {path.name}.")
     if format == "JPEG" and image.mode != "RGB":
         image = image.convert("RGB")
     return atomic_write(path, marking.encode(image, format, **options))

@@ -1,6 +1,6 @@
-"""Recipes inside pictures: A1111's `parameters` text that every tool reads, and our JSON.
+"""Recipes inside images: A1111's `parameters` text that every tool reads, and our JSON.
 
-PNG carries both as text chunks. `read` takes pictures of A1111, Forge, Fooocus and others too:
+PNG carries both as text chunks. `read` takes images of A1111, Forge, Fooocus and others too:
 whatever has a `parameters` text.
 """
 
@@ -21,16 +21,16 @@ from minikin.errors import BadPhoto, reason
 from minikin.images.xmp import source_type_of
 
 JSON_KEY = "minikin"
-MAX_TEXT = 100_000  # characters; a stranger's picture may hold a megabyte
+MAX_TEXT = 100_000  # characters; a stranger's image may hold a megabyte
 # A1111's grammar; a key is bounded and begins after a comma, so that no text takes quadratic time
 _PAIR = re.compile(r'(?:^|(?<=,))\s*(\w[\w \-/]{1,79}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a picture says about itself.
+    """What an image says about itself.
 
-    recipe    our JSON, or {} for pictures of other tools
+    recipe    our JSON, or {} for images of other tools
     prompt, negative, settings   from the `parameters` text
     source_type                  IPTC's code of its origin (`images.xmp`); None when it has no mark
     """
@@ -77,9 +77,9 @@ def png_info(recipe: dict[str, Any], prompt: str, negative: str, settings: dict[
 
 
 def bounded(recipe: dict[str, Any], most: int = MAX_TEXT) -> dict[str, Any]:
-    """The record of a picture in at most so many characters: without its farthest forebears' records.
+    """The record of an image in at most so many characters: without its farthest forebears' records.
 
-    The picture that they end with keeps its name and hashes, and `left_out` says that it had a record.
+    The image that they end with keeps its name and hashes, and `left_out` says that it had a record.
     """
     while len(json.dumps(recipe, ensure_ascii=False)) > most and (made := _generations(recipe)) > 0:
         recipe = _without(recipe, made)
@@ -87,7 +87,7 @@ def bounded(recipe: dict[str, Any], most: int = MAX_TEXT) -> dict[str, Any]:
 
 
 def _generations(recipe: dict[str, Any]) -> int:
-    """How many pictures before this one have their records in it."""
+    """How many images before this one have their records in it."""
     n = 0
     while "made" in (parent := recipe.get("parent", {})):
         n, recipe = n + 1, parent["made"]
@@ -95,7 +95,7 @@ def _generations(recipe: dict[str, Any]) -> int:
 
 
 def _without(recipe: dict[str, Any], generation: int) -> dict[str, Any]:
-    """The record without that of the picture so many generations before."""
+    """The record without that of the image so many generations before."""
     parent = recipe["parent"]
     if generation > 1:
         return {**recipe, "parent": {**parent, "made": _without(parent["made"], generation - 1)}}
@@ -103,7 +103,7 @@ def _without(recipe: dict[str, Any], generation: int) -> dict[str, Any]:
 
 
 def read(path: str | Path) -> Recorded:
-    """What a picture records; raises BadPhoto when it is no picture, or says nothing or too much."""
+    """What an image records; raises BadPhoto when it is no image, or says nothing or too much."""
     path = Path(path)
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
@@ -112,19 +112,19 @@ def read(path: str | Path) -> Recorded:
                 texts["parameters"] = comment
             source_type = source_type_of(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise BadPhoto(f"{path} cannot be read as a picture: {reason(e)}.") from e
+        raise BadPhoto(f"{path} cannot be read as an image: {reason(e)}.") from e
     return recorded(texts, str(path), source_type)
 
 
 def texts_of(image: Image.Image) -> dict[str, str]:
-    """A picture's texts by key."""
+    """An image's texts by key."""
     return {k: v for k, v in image.info.items() if isinstance(k, str) and isinstance(v, str)}
 
 
-def recorded(texts: dict[str, str], name: str = "The picture", source_type: str | None = None) -> Recorded:
-    """The same from a picture's texts by key; raises BadPhoto when they say nothing or too much.
+def recorded(texts: dict[str, str], name: str = "The image", source_type: str | None = None) -> Recorded:
+    """The same from an image's texts by key; raises BadPhoto when they say nothing or too much.
 
-    source_type  of its mark; a picture that has one and no recipe says that much
+    source_type  of its mark; an image that has one and no recipe says that much
     """
     longest = max(len(texts.get(k, "")) for k in (JSON_KEY, "parameters"))
     if longest > MAX_TEXT:

@@ -37,7 +37,7 @@ class Photo:
 def load_photos(where: str | Path) -> list[Photo]:
     """All photos of a folder, in the order of their names, or one photo file.
 
-    Raises BadPhoto for an empty folder or a picture that cannot be used; says which and why.
+    Raises BadPhoto for an empty folder or an image that cannot be used; says which and why.
     """
     where = Path(where)
     if where.is_file():
@@ -47,7 +47,7 @@ def load_photos(where: str | Path) -> list[Photo]:
     files = sorted(f for f in where.iterdir() if f.suffix.lower() in ENDINGS and f.is_file())
     if not files:
         raise BadPhoto(
-            f"{where} holds no photos. Put 3 to 6 pictures ({', '.join(ENDINGS)}) of the same thing into it."
+            f"{where} holds no photos. Put 3 to 6 images ({', '.join(ENDINGS)}) of the same thing into it."
         )
     if len(files) > MAX_PHOTOS:
         raise BadPhoto(
@@ -75,7 +75,7 @@ def load_photo(path: Path) -> Photo:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Decode a picture from an untrusted file: only known formats, one frame, bounded size."""
+    """Decode an image from an untrusted file: only known formats, one frame, bounded size."""
     return decoded(path, path.name)
 
 
@@ -101,7 +101,7 @@ def decoded(source: Path | bytes, name: str) -> Image.Image:
                 if min(width, height) < 16:
                     raise BadPhoto(f"{name} is only {width}x{height} pixels; at least 16x16 are needed.")
                 if getattr(image, "n_frames", 1) > 1:
-                    raise BadPhoto(f"{name} is animated. Save the frame you want as a still picture.")
+                    raise BadPhoto(f"{name} is animated. Save the frame you want as a still image.")
                 keep = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
                 return ImageOps.exif_transpose(image).convert(keep)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as e:
@@ -110,7 +110,7 @@ def decoded(source: Path | bytes, name: str) -> Image.Image:
         raise BadPhoto(f"There is no file {name}.") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as e:
         raise BadPhoto(
-            f"{name} cannot be read as a JPEG, PNG or WebP picture ({e}). Save it again, or take it "
+            f"{name} cannot be read as a JPEG, PNG or WebP image ({e}). Save it again, or take it "
             "out of the folder."
         ) from e
 

@@ -1,4 +1,4 @@
-"""Contact sheets: many pictures on one, with captions."""
+"""Contact sheets: many images on one, with captions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def contact_sheet(
     images: Sequence[Image.Image | None], captions: Sequence[str] | None = None, columns: int | None = None,
     title: str = "",
 ) -> Image.Image:  # fmt: skip
-    """A grid of equally large pictures, each with a caption under it, on white; None leaves a gap."""
+    """A grid of equally large images, each with a caption under it, on white; None leaves a gap."""
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     w, h = next(image.size for image in images if image)

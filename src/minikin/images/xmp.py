@@ -1,8 +1,8 @@
-"""The mark of synthetic media: what programs and people can tell a made picture by.
+"""The mark of synthetic media: what programs and people can tell a made image by.
 
 IPTC's DigitalSourceType (the NewsCodes of cv.iptc.org/newscodes/digitalsourcetype) in an XMP packet, as
-the EU's AI Act asks for a mark that machines can read and as picture desks, search engines and
-Content Credentials already look for one. It says that a picture was made and by which program, never
+the EU's AI Act asks for a mark that machines can read and as image desks, search engines and
+Content Credentials already look for one. It says that an image was made and by which program, never
 from which words. Taking it out is easy: it informs, it does not protect.
 """
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 TRAINED = "trainedAlgorithmicMedia"  # all of it was made by a model
-COMPOSITE = "compositeWithTrainedAlgorithmicMedia"  # made from a picture that a model had no part in
+COMPOSITE = "compositeWithTrainedAlgorithmicMedia"  # made from an image that a model had no part in
 NONE = ""  # a mask, a photo, a card of words: nothing that a model painted
 KEY = "source_type"  # in records
-INFO: Any = ("minikin", KEY)  # in the `info` of pictures on their way; no file has keys that are pairs
+INFO: Any = ("minikin", KEY)  # in the `info` of images on their way; no file has keys that are pairs
 NAMESPACE = "http://iptc.org/std/Iptc4xmpExt/2008-02-29/"
 CODES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 PNG_KEY = "XML:com.adobe.xmp"
@@ -30,7 +30,7 @@ _FOUND = re.compile(rf"DigitalSourceType\s*(?:=\s*[\"']|>\s*){re.escape(CODES)}(
 
 
 def packet(source_type: str) -> str:
-    """The XMP packet of a picture made here; the same for the same version, so files can be compared."""
+    """The XMP packet of an image made here; the same for the same version, so files can be compared."""
     return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
         '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
@@ -43,7 +43,7 @@ def packet(source_type: str) -> str:
 
 
 def source_type_of(image: Image) -> str | None:
-    """What an open picture says of its origin: a code of `CODES`; None when it says nothing.
+    """What an open image says of its origin: a code of `CODES`; None when it says nothing.
 
     image  of PIL, opened from a file or on its way within Minikin (`made`)
     """
@@ -57,6 +57,6 @@ def source_type_of(image: Image) -> str | None:
 
 
 def made(image: Image, source_type: str = TRAINED) -> Image:
-    """The same picture, which from now on says where it comes from, wherever it is written."""
+    """The same image, which from now on says where it comes from, wherever it is written."""
     image.info[INFO] = source_type
     return image

@@ -1,6 +1,6 @@
 """Engines: who computes the U-Net and the decoder while painting.
 
-    eager      PyTorch as it is; pictures without a concept equal the stock pipelines' to the bit
+    eager      PyTorch as it is; images without a concept equal the stock pipelines' to the bit
     compile    torch.compile; in float32 within 1e-4 of the outputs' deviation
     openvino   OpenVINO on the CPU (extra `minikin[openvino]`); in float32 differences of rounding, in
                bfloat16 (the default where the processor has it) of a few grey levels

@@ -2,7 +2,7 @@
 
 A `Base` wraps a stock diffusers pipeline (Stable Diffusion 1, 2, XL, or `tiny`, which has the same
 structure) and adds four things: prompts with concepts become encodings (`encode`), encodings
-become packed keys and values (`pack`, with the concepts' edits), pictures become latents and back,
+become packed keys and values (`pack`, with the concepts' edits), images become latents and back,
 and an identity (`fingerprint`, `text_hash`). It owns no state that a prompt could change.
 """
 
@@ -64,7 +64,7 @@ class Base:
         for module in self.modules:
             module.eval()
         self.layout = attention.attach(self.unet)
-        # its own, whatever LoRA is on: others plan their pictures meanwhile
+        # its own, whatever LoRA is on: others plan their images meanwhile
         self.has_guidance_embedding = bool(self.unet.config.get("time_cond_proj_dim"))  # full LCM
 
     # ---- facts -------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ class Base:
 
     @property
     def size_px(self) -> int:
-        """The side of pictures the base was trained on."""
+        """The side of images the base was trained on."""
         side: int = self.unet.config.sample_size * self.factor
         return side
 
@@ -104,7 +104,7 @@ class Base:
 
     @property
     def grid(self) -> int:
-        """Pixels that sides of pictures are multiples of, so that every level of the U-Net has whole sizes."""
+        """Pixels that sides of images are multiples of, so that every level of the U-Net has whole sizes."""
         return self.factor << (len(self.unet.config.block_out_channels) - 1)
 
     @property
@@ -124,7 +124,7 @@ class Base:
 
     @property
     def is_inpainting(self) -> bool:
-        """Whether the U-Net also reads a mask and a masked picture (9 channels)."""
+        """Whether the U-Net also reads a mask and a masked image (9 channels)."""
         return int(self.unet.config.in_channels) == 9
 
     @cached_property
@@ -173,7 +173,7 @@ class Base:
         """No weight of the base asks for a gradient while inside.
 
         Not for good: on a CPU, PyTorch computes with other kernels when weights need no gradient, and
-        pictures would differ from the stock pipeline's in the last bit.
+        images would differ from the stock pipeline's in the last bit.
         """
         thawed = [p for m in self.modules for p in m.parameters() if p.requires_grad]
         for p in thawed:
@@ -235,7 +235,7 @@ class Base:
             out.append(table[ids.to(table.device)].detach().float().clone())
         return tuple(out)
 
-    # ---- pictures ----------------------------------------------------------------------------
+    # ---- images ----------------------------------------------------------------------------
 
     @torch.no_grad()
     def to_latents(self, pixels: Tensor) -> Tensor:

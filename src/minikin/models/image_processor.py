@@ -16,7 +16,7 @@ BICUBIC = int(Image.Resampling.BICUBIC)
 
 @dataclass(frozen=True)
 class Pixels:
-    """How a tower wants its pictures."""
+    """How a tower wants its images."""
 
     resize: int  # px of the shorter side
     mean: tuple[float, float, float]  # of pixels in [0, 1]
@@ -28,7 +28,7 @@ IMAGENET_PIXELS = Pixels(256, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def processor(pixels: Pixels) -> Any:
-    """Makes pictures of PIL into what a tower of these pixels sees."""
+    """Makes images of PIL into what a tower of these pixels sees."""
     from transformers import CLIPImageProcessorPil  # the plain one asks for torchvision
 
     return CLIPImageProcessorPil(

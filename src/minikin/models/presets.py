@@ -84,7 +84,7 @@ class Preset:
     steps       by default; `allowed` are the counts the student was made for
     guidance    by default; None for what suits the base; low to high burns nothing
     adapters    by architecture, then by number of steps (0: one for all)
-    sizes       picture sides where the base's own would be wrong
+    sizes       image sides where the base's own would be wrong
     times       exactly these timesteps, where a student states its own
     """
 
@@ -128,7 +128,7 @@ _TRAILING = {"timestep_spacing": "trailing"}
 # The samplers a student of `minikin distill` may state: how they are painted with
 _SAMPLERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "renoise": ("LCM", {}),
-    "ddim": ("DDIM", {**_TRAILING, "set_alpha_to_one": True}),  # ends at the picture itself
+    "ddim": ("DDIM", {**_TRAILING, "set_alpha_to_one": True}),  # ends at the image itself
 }
 _RAIL = "CreativeML OpenRAIL++-M"
 

@@ -2,7 +2,7 @@
 
     a photo of <tom> on the beach        a concept, at its operating point
     <tom:0.8>  <concept:tom:0.8>         with a strength
-    <tom@left>  <tom@0,20,50,100:0.8>    in a part of the picture; see `regions`
+    <tom@left>  <tom@0,20,50,100:0.8>    in a part of the image; see `regions`
     <tom:faithful>                       at another of the operating points a sweep has measured
     (word:1.2)  ((word))  [word]         more or less attention (x1.1 a bracket, /1.1 a square one)
     \\(  \\)  \\[  \\]  \\<               the characters themselves
@@ -47,7 +47,7 @@ class ConceptUse:
 
     point  the operating point that was asked for by name; "" for none
     given  whether the strength was written down
-    box    the part of the picture it belongs to; None for anywhere
+    box    the part of the image it belongs to; None for anywhere
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Regions: where in the picture a concept belongs, as a soft bias of cross-attention.
+"""Regions: where in the image a concept belongs, as a soft bias of cross-attention.
 
     <tom@left>   <tom@top-right:0.8>   <tom@0,20,50,100>   left, top, right, bottom in percent
 
@@ -27,7 +27,7 @@ FINE = 64  # cells of a side a box is drawn on; places are averages of cells, so
 
 
 class Box(NamedTuple):
-    """A rectangle in shares of the picture's width and height, from its left upper corner."""
+    """A rectangle in shares of the image's width and height, from its left upper corner."""
 
     left: float
     top: float
@@ -61,7 +61,7 @@ def box(text: str) -> Box:
 
 
 def within(where: Box, view: Box) -> Box:
-    """A box as seen from a part of the picture, in shares of that part; it may reach beyond it."""
+    """A box as seen from a part of the image, in shares of that part; it may reach beyond it."""
     across, down = view.right - view.left, view.bottom - view.top
     return Box(
         (where.left - view.left) / across, (where.top - view.top) / down,
@@ -79,7 +79,7 @@ class Placed(NamedTuple):
 class Steering:
     """The bias of one prompt's regions; processors ask for it while it is on a U-Net.
 
-    copies   pictures of the batch; the rows before theirs (guidance's empty prompt) have no bias
+    copies   images of the batch; the rows before theirs (guidance's empty prompt) have no bias
     latents  (height, width)
     share    of the steps that are done; sets how strong the bias still is
     """

@@ -71,7 +71,7 @@ class Concepts:
         self, prompt: str, negative: str = "", *, n: int = 1, lock: KeyLock = "local",
         gate: Gate | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """Keyword arguments for a stock pipeline call that paints `n` pictures.
+        """Keyword arguments for a stock pipeline call that paints `n` images.
 
         Give the pipeline no num_images_per_prompt: the tensors already have n rows.
         """

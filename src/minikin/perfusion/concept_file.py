@@ -132,7 +132,7 @@ def to_bytes(concept: Concept, *, int8: bool | None = None, metadata: dict[str, 
 
 
 def content(concept: Concept) -> str:
-    """SHA-256 of what a concept is, as pictures record it: without preview and points, which may change."""
+    """SHA-256 of what a concept is, as images record it: without preview and points, which may change."""
     return hashlib.sha256(to_bytes(replace(concept, preview=b"", points={}))).hexdigest()
 
 

@@ -89,7 +89,7 @@ def condition(
     base: Base, prompts: Sequence[Prompt | None], loaded: Mapping[str, Loaded], *,
     lock: KeyLock = "local", gate: Change | None = None, copies: int = 1,
 ) -> list[Condition]:  # fmt: skip
-    """What the U-Net is given for each of these prompts, repeated for `copies` pictures.
+    """What the U-Net is given for each of these prompts, repeated for `copies` images.
 
     A prompt without concepts is not edited at all. None stands for SDXL's empty prompt, whose
     encodings are zero. Prompts are encoded one by one and packed all together, in this order, as

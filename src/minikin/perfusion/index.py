@@ -44,7 +44,7 @@ class Listed(NamedTuple):
     """A concept file as the index knows it; what is inside is checked when it is loaded.
 
     points   its operating points, JSON as it is in the file
-    preview  whether there is a small picture inside
+    preview  whether there is a small image inside
     sha256   of the file; "" unless it was asked for
     """
 

@@ -54,7 +54,7 @@ def attention_masks(base: Base, latents: Tensor, category: str, seed: int = 0) -
 
 
 def picture_mask(base: Base, picture: Image.Image, category: str) -> np.ndarray:
-    """Where the subject is in a painted picture, from the base's attention: (H, W) in [0, 1]."""
+    """Where the subject is in a painted image, from the base's attention: (H, W) in [0, 1]."""
     pixels = torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).permute(2, 0, 1)[None]
     mask = attention_masks(base, base.to_latents(pixels.float() / 127.5 - 1).float(), category)
     size = (picture.height, picture.width)
@@ -62,7 +62,7 @@ def picture_mask(base: Base, picture: Image.Image, category: str) -> np.ndarray:
 
 
 def proposed_mask(base: Base, photo: Image.Image, category: str) -> Image.Image:
-    """The same for a photo of any size: "L", its longer side that of the base's pictures."""
+    """The same for a photo of any size: "L", its longer side that of the base's images."""
     times = base.size_px / max(photo.size)
     size = [max(base.grid, round(side * times / base.grid) * base.grid) for side in photo.size]
     mask = picture_mask(

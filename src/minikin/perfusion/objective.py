@@ -33,7 +33,7 @@ AVERAGE = 0.99  # of i*; Perfusion section 4.4
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's pictures: noisy latents, their targets, masks, prompts."""
+    """One step's images: noisy latents, their targets, masks, prompts."""
 
     x_t: Tensor  # (B, C, h, w)
     t: Tensor  # (B,)
@@ -95,7 +95,7 @@ class Student:
         """Masked error, mean over all pixels, and the concept's encoding for i*.
 
         With `keep`, the prediction around the subject should be that of the plain category: what a value
-        puts there colours the other thing as soon as two concepts share a picture.
+        puts there colours the other thing as soon as two concepts share an image.
         """
         kv, pooled, e_concept = self.condition(batch.prompts)
         predicted = self._predicted(batch, kv, pooled)
@@ -108,7 +108,7 @@ class Student:
         return error.mean(), e_concept
 
     def _predicted(self, batch: Batch, kv: Tensor, pooled: Tensor | None) -> Tensor:
-        """What the U-Net says of the noisy pictures, (B, C, h, w) float32."""
+        """What the U-Net says of the noisy images, (B, C, h, w) float32."""
         side = (batch.x_t.shape[2] * self.base.factor, batch.x_t.shape[3] * self.base.factor)
         more = self.base.conditions(len(batch.x_t), pooled, side)
         out: Tensor = self.base.unet(batch.x_t.to(self.base.dtype), batch.t, kv, **more).sample

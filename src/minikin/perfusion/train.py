@@ -132,10 +132,10 @@ def teach(
 ) -> Iterator[events.Event]:  # fmt: skip
     """Teach; the last event is `Done` with the Concept. Interrupting leaves a usable concept.
 
-    Yields Note, Progress, and Picture for the mask overlay and the samples.
+    Yields Note, Progress, and Image for the mask overlay and the samples.
     checkpoint  where to keep the state of the run; with `resume`, where to go on from
     stop        ends teaching after the step at hand when it is set
-    sample      paints a picture with the concept as it stands, every `recipe.sample_every` steps
+    sample      paints an image with the concept as it stands, every `recipe.sample_every` steps
     """
     with base.frozen(), _frugal(base, recipe):
         started = time.monotonic()
@@ -188,7 +188,7 @@ def teach(
 
 @contextmanager
 def _frugal(base: Base, recipe: Teach) -> Iterator[None]:
-    """Gradient checkpointing for pictures of 512 px or more; a full memory becomes a sentence."""
+    """Gradient checkpointing for images of 512 px or more; a full memory becomes a sentence."""
     ours = (recipe.size or base.size_px) >= 512 and not base.unet.is_gradient_checkpointing
     if ours:
         base.unet.enable_gradient_checkpointing()

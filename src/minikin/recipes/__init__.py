@@ -1,7 +1,7 @@
 """Recipes: everything one run was asked for, as data. Every default lives here.
 
 The same models drive the command line's flags, the HTTP schema, the page's forms and the JSON
-inside pictures. A recipe is checked when it is made; what is wrong is said in one sentence.
+inside images. A recipe is checked when it is made; what is wrong is said in one sentence.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ MAX_STRENGTH = 2.0  # of a concept in a prompt
 POINT_NAMES = ("faithful", "balanced", "creative")  # operating points that a sweep finds
 N_TRAIN = 1000  # timesteps all bases were trained with
 
-Mode = Literal["flag", "blur", "block"]  # what becomes of a picture that the content filter finds
+Mode = Literal["flag", "blur", "block"]  # what becomes of an image that the content filter finds
 MaskKind = Literal["attention", "clipseg", "none"]
 
 
@@ -30,7 +30,7 @@ def as_pair(given: Any) -> Any:
 
 Listed = BeforeValidator(as_list)
 Share = Annotated[float, Field(ge=0, le=1)]
-Span = Annotated[tuple[Share, Share], BeforeValidator(as_pair)]  # of a picture's steps: from, up to
+Span = Annotated[tuple[Share, Share], BeforeValidator(as_pair)]  # of an image's steps: from, up to
 Shares = Annotated[tuple[Share, ...], Listed]
 Spans = Annotated[tuple[Span, ...], Listed]
 Strength = Annotated[float, Field(ge=0, le=MAX_STRENGTH)]

@@ -53,7 +53,7 @@ class Baseline(Recipe):
     rate: float | None = Field(None, gt=0, le=10, description="learning rate; by method")
     rank: int = Field(4, ge=1, le=1024, description="dreambooth-lora: rank of the LoRA")
     prior: float | None = Field(
-        None, ge=0, le=100, description="weight of the loss on pictures of the category; by method"
+        None, ge=0, le=100, description="weight of the loss on images of the category; by method"
     )
     class_pictures: int | None = Field(
         None, ge=1, le=10_000, description="how many of those the base paints; 200, on tiny 32"
@@ -65,7 +65,7 @@ class Baseline(Recipe):
     )
     captions: bool = Field(True, description="use the photos' own captions where they have them")
     flip: bool | None = Field(None, description="also learn mirrored photos; by method")
-    size: int | None = Field(None, ge=64, le=MAX_SIDE, description="side of the training pictures in pixels")
+    size: int | None = Field(None, ge=64, le=MAX_SIDE, description="side of the training images in pixels")
     seed: int = Field(0, ge=0, lt=2**32, description="equal seeds give equal files")
     save_minutes: float = Field(3.0, ge=0, description="minutes between checkpoints")
     device: str | None = Field(None, description="cuda, mps, xpu or cpu")

@@ -41,7 +41,7 @@ class Distill(Recipe):
 
     method: Method = Field(description="lcm, lcm-lora, turbo (adversarial) or tdm (distribution matching)")
     data: str = Field(
-        description="folder of captioned pictures, .tar files, a text file of captions, or scenes:small"
+        description="folder of captioned images, .tar files, a text file of captions, or scenes:small"
     )
     concepts: str | None = Field(
         None, description="folder of concepts that captions name as <name>; the student learns to follow them"
@@ -99,18 +99,16 @@ class Distill(Recipe):
     weighting: Literal["exponential", "sds", "nfsd"] = Field(
         "exponential", description="turbo: weight of the distillation loss over noise levels"
     )
-    negative: str = Field("blurry, low quality, ugly", description="turbo, nfsd: the prompt of bad pictures")
+    negative: str = Field("blurry, low quality, ugly", description="turbo, nfsd: the prompt of bad images")
     r1: float = Field(1e-5, ge=0, description="turbo: gradient penalty on what the heads see")
-    size: int | None = Field(None, ge=16, le=MAX_SIDE, description="side of the pictures in pixels")
+    size: int | None = Field(None, ge=16, le=MAX_SIDE, description="side of the images in pixels")
     count: int | None = Field(None, ge=1, description="examples used at most; of scenes 8192 by default")
-    teacher_steps: int = Field(
-        25, ge=1, le=MAX_STEPS, description="of pictures the teacher paints for captions"
-    )
+    teacher_steps: int = Field(25, ge=1, le=MAX_STEPS, description="of images the teacher paints for captions")
     seed: int = Field(0, ge=0, lt=2**32, description="equal seeds give equal results on one machine")
     autocast: bool | None = Field(None, description="compute in bfloat16 over float32 weights; on CUDA")
     half: bool = Field(True, description="store the result in float16")
     save_minutes: float = Field(3.0, ge=0, description="minutes between checkpoints")
-    sample_minutes: float = Field(10.0, gt=0, description="minutes between sample pictures")
+    sample_minutes: float = Field(10.0, gt=0, description="minutes between sample images")
     device: str | None = Field(None, description="cuda, mps, xpu or cpu")
     dtype: str | None = Field(None, description="of the frozen teacher: float32, float16 or bfloat16")
 

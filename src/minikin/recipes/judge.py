@@ -39,7 +39,7 @@ class Sweep(Recipe):
         None, description="file with one prompt a line, {} where the thing is named; scenes by default"
     )
     prompts: int = Field(12, ge=4, le=200, description="how many prompts are painted")
-    seeds: int = Field(2, ge=1, le=64, description="pictures of each prompt in the last round")
+    seeds: int = Field(2, ge=1, le=64, description="images of each prompt in the last round")
     strengths: Annotated[tuple[Strength, ...], Listed] = Field(
         (0.6, 0.8, 1.0, 1.3, 1.6), min_length=1, description="strengths to try"
     )
@@ -58,7 +58,7 @@ class Sweep(Recipe):
     budget_minutes: float | None = Field(
         None, gt=0, description="try only so many settings, drawn from the grid; all by default"
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="of the first pictures; the last round has others")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the first images; the last round has others")
     device: str | None = Field(None, description="cuda, mps, xpu or cpu")
     dtype: str | None = Field(None, description="float32, float16 or bfloat16")
 
@@ -84,10 +84,10 @@ class Compare(Recipe):
         None, description="file with one prompt a line, {} where the thing is named; scenes by default"
     )
     prompts: int = Field(6, ge=2, le=200, description="how many prompts are painted")
-    seeds: int = Field(2, ge=1, le=64, description="pictures of each prompt")
-    plain: int = Field(4, ge=2, le=1000, description="pictures of the plain category, to measure drift")
+    seeds: int = Field(2, ge=1, le=64, description="images of each prompt")
+    plain: int = Field(4, ge=2, le=1000, description="images of the plain category, to measure drift")
     beside: str | None = Field(
-        None, description="folder with photos of a second thing: both are painted in one picture, too"
+        None, description="folder with photos of a second thing: both are painted in one image, too"
     )
     beside_category: str | None = Field(None, description="what kind of thing the second is")
     strengths: Annotated[tuple[Strength, ...], Listed] = Field(
@@ -102,7 +102,7 @@ class Compare(Recipe):
     teach_steps: int | None = Field(
         None, ge=1, le=20_000, description="the same number of teaching steps for all; by method"
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="of teaching, and of the first picture of each prompt")
+    seed: int = Field(0, ge=0, lt=2**32, description="of teaching, and of the first image of each prompt")
     device: str | None = Field(None, description="cuda, mps, xpu or cpu")
     dtype: str | None = Field(None, description="float32, float16 or bfloat16")
 
@@ -116,7 +116,7 @@ class Compare(Recipe):
 
 
 class Best(Recipe):
-    """Paint more pictures than are wanted, and keep those a judge finds best."""
+    """Paint more images than are wanted, and keep those a judge finds best."""
 
     of: int = Field(ge=1, le=1000, description="how many are painted")
     judge: str | None = Field(
@@ -127,5 +127,5 @@ class Best(Recipe):
     def drafts(self, recipe: Paint) -> Paint:
         """The recipe of all that are painted. Raises BadRecipe when more are to be kept."""
         if recipe.n > self.of:
-            raise BadRecipe(f"Of {self.of} pictures no {recipe.n} can be kept. Raise --best-of or lower -n.")
+            raise BadRecipe(f"Of {self.of} images no {recipe.n} can be kept. Raise --best-of or lower -n.")
         return recipe.model_copy(update={"n": self.of})

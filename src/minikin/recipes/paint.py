@@ -31,13 +31,13 @@ def with_sides(values: Any) -> Any:
 
 
 class Paint(Recipe):
-    """Paint pictures from a prompt."""
+    """Paint images from a prompt."""
 
     prompt: str = Field(description="what to paint; <tom> stands for the concept tom")
     negative: str = Field("", description="what to keep out")
     base: str = Field("tiny", description="base model: a name, folder, .safetensors file or hub id")
-    n: int = Field(1, ge=1, le=1000, description="how many pictures")
-    seed: int = Field(0, ge=0, lt=2**63, description="picture i uses seed + i")
+    n: int = Field(1, ge=1, le=1000, description="how many images")
+    seed: int = Field(0, ge=0, lt=2**63, description="image i uses seed + i")
     preset: str | None = Field(
         None, description="quality, lcm, lcm-lora, turbo, lightning, hyper, ...; what the base was made for"
     )
@@ -66,7 +66,7 @@ class Paint(Recipe):
     points: dict[str, Tuned] | None = Field(
         None, description="concepts' operating points, in place of those in their files"
     )
-    batch: int = Field(4, ge=1, le=64, description="pictures computed at once")
+    batch: int = Field(4, ge=1, le=64, description="images computed at once")
     engine: EngineName = Field("eager", description="who computes: eager (exact), compile or openvino (faster)")
     device: str | None = Field(None, description="cuda, mps, xpu or cpu")
     dtype: str | None = Field(None, description="float32, float16 or bfloat16")
@@ -88,6 +88,6 @@ class Paint(Recipe):
         return self
 
     def together(self, seed: int) -> range:
-        """The seeds of the batch in which the picture of this seed is computed."""
+        """The seeds of the batch in which the image of this seed is computed."""
         first = self.seed + (seed - self.seed) // self.batch * self.batch
         return range(first, min(first + self.batch, self.seed + self.n))

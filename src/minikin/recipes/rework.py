@@ -1,4 +1,4 @@
-"""What painting over a picture was asked for: all of it (refine), or the part under a mask (inpaint)."""
+"""What painting over an image was asked for: all of it (refine), or the part under a mask (inpaint)."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ OF_PRESET = ("preset", "steps", "guidance", "scheduler", "interval", "points", "
 
 
 class Rework(Paint):
-    """Paint over a picture: fields that refining and inpainting share."""
+    """Paint over an image: fields that refining and inpainting share."""
 
     strength: float = Field(
-        0.4, gt=0, le=1, description="noise to begin with, as a share: 0.4 keeps most of the picture, 1 nothing"
+        0.4, gt=0, le=1, description="noise to begin with, as a share: 0.4 keeps most of the image, 1 nothing"
     )
     tile: int | None = Field(
         None, ge=0, le=MAX_SIDE,
-        description="side of overlapping tiles for large pictures, pixels; the base's own by default, 0: none",
+        description="side of overlapping tiles for large images, pixels; the base's own by default, 0: none",
     )  # fmt: skip
 
     @model_validator(mode="after")
@@ -37,11 +37,11 @@ class Rework(Paint):
 
 
 class Refine(Rework):
-    """Paint a picture again from itself: more steps, another base, larger."""
+    """Paint an image again from itself: more steps, another base, larger."""
 
-    prompt: str = Field("", description="what it shows; the picture's own prompt by default")
-    size: str | None = Field(None, description="2x, 1.5x, 512 or 512x768; the picture's own by default")
-    times: float | None = Field(None, gt=0, le=8, description="how many times larger the picture becomes")
+    prompt: str = Field("", description="what it shows; the image's own prompt by default")
+    size: str | None = Field(None, description="2x, 1.5x, 512 or 512x768; the image's own by default")
+    times: float | None = Field(None, gt=0, le=8, description="how many times larger the image becomes")
 
     @model_validator(mode="before")
     @classmethod
@@ -52,7 +52,7 @@ class Refine(Rework):
         return with_sides(values)
 
     def sized(self, picture: tuple[int, int]) -> Refine:
-        """The same with the new picture's size written into it; raises BadRecipe when it is too large."""
+        """The same with the new image's size written into it; raises BadRecipe when it is too large."""
         times = self.times or 1.0
         width, height = self.width, self.height
         if width and not height:
@@ -62,14 +62,14 @@ class Refine(Rework):
         width, height = width or round(picture[0] * times), height or round(picture[1] * times)
         if max(width, height) > MAX_SIDE or min(width, height) < 8:
             raise BadRecipe(
-                f"The refined picture would be {width}x{height}; sides of 8 to {MAX_SIDE} pixels are possible. "
+                f"The refined image would be {width}x{height}; sides of 8 to {MAX_SIDE} pixels are possible. "
                 "Choose another --size."
             )
         return self.model_copy(update={"times": None, "width": width, "height": height})
 
 
 class Inpaint(Rework):
-    """Paint the part of a picture that is under a mask; the rest stays as it is, to the byte."""
+    """Paint the part of an image that is under a mask; the rest stays as it is, to the byte."""
 
     strength: float = Field(
         1.0, gt=0, le=1, description="noise to begin with under the mask: 1 paints anew, less keeps something"
@@ -88,7 +88,7 @@ class Inpaint(Rework):
     @model_validator(mode="after")
     def _own_size(self) -> Inpaint:
         if self.width or self.height:
-            raise ValueError("an inpainted picture keeps its size; extend=right=64 adds to it")
+            raise ValueError("an inpainted image keeps its size; extend=right=64 adds to it")
         _margins(self.extend or "")
         return self
 

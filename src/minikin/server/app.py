@@ -48,7 +48,7 @@ def create(service: Service) -> FastAPI:
 
     app = FastAPI(
         title="Minikin", version=__version__, lifespan=life,
-        description="Pictures from words and personal concepts: the native API, OpenAI's images and A1111's.",
+        description="Images from words and personal concepts: the native API, OpenAI's images and A1111's.",
         docs_url="/docs", redoc_url=None,
     )  # fmt: skip
     app.state.service = service

@@ -1,5 +1,5 @@
-"""Nothing lost: every accepted job ended exactly once, every picture and concept is what the ledger says it
-is, and nothing else is there: no picture, concept or temporary file that belongs to nobody.
+"""Nothing lost: every accepted job ended exactly once, every image and concept is what the ledger says it
+is, and nothing else is there: no image, concept or temporary file that belongs to nobody.
 
     python -m minikin.server.audit FOLDER              of a server that is not running; prints what is wrong
     python -m minikin.server.audit FOLDER METRICS      and where /metrics, asked last and kept, says otherwise
@@ -22,7 +22,7 @@ from minikin.server.job_store import ENDS
 
 STORE, RESULTS, INPUTS, CONCEPTS = "jobs.sqlite", "results", "inputs", "concepts"
 TEMPORARY = ".minikin-"  # as `minikin.files` names them
-PAINTED = ("paint", "refine", "inpaint")  # of n pictures
+PAINTED = ("paint", "refine", "inpaint")  # of n images
 _NEEDED = "SELECT jobs.id AS job, value AS sha FROM jobs, json_each(jobs.concepts) WHERE ended IS NULL"
 
 
@@ -75,7 +75,7 @@ def disagreements(folder: Path, after: str, before: str = "", since: int | None 
 
 
 def _counted(text: str) -> Counter[str]:
-    """Ends by kind and outcome, and pictures."""
+    """Ends by kind and outcome, and images."""
     found = Counter[str]()
     for sample in (s for family in text_string_to_metric_families(text) for s in family.samples):
         if sample.name == "minikin_jobs_total":
@@ -118,19 +118,19 @@ def _pictures(db: sqlite3.Connection, folder: Path) -> list[str]:
             continue
         known.add(path.name)
         if not path.is_file():
-            found.append(f"picture {id_} of job {job} has no file")
+            found.append(f"image {id_} of job {job} has no file")
         elif hashlib.sha256(path.read_bytes()).hexdigest() != sha:
-            found.append(f"picture {id_} of job {job} is not the one that was made")
+            found.append(f"image {id_} of job {job} is not the one that was made")
     asked = "SELECT id, kind, json_extract(recipe, '$.n') FROM jobs WHERE status='completed'"
     for job, kind, n in db.execute(asked):
         numbers = sorted(made.get(job, []))
         if kind in PAINTED and len(numbers) != (n or 1):
-            found.append(f"job {job} is completed with {len(numbers)} of {n or 1} pictures")
+            found.append(f"job {job} is completed with {len(numbers)} of {n or 1} images")
         if numbers != list(range(len(numbers))) or (kind == "masks" and not numbers):
             found.append(f"job {job} is completed with the {kind} of numbers {numbers}")
     for (job,) in db.execute("SELECT id FROM jobs WHERE status!='completed'"):
         if job in made:
-            found.append(f"job {job} has {len(made[job])} pictures, and was not completed")
+            found.append(f"job {job} has {len(made[job])} images, and was not completed")
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         if path.name not in known and not path.name.startswith(TEMPORARY):
             found.append(f"{path.name} belongs to no job")
@@ -160,16 +160,14 @@ def _left(db: sqlite3.Connection, folder: Path) -> list[str]:
             found.append(f"concept {path.name[:8]} belongs to nobody")
     wanted = {id_ for (id_,) in db.execute("SELECT id FROM jobs WHERE ended IS NULL")}
     there = (folder / INPUTS).iterdir() if (folder / INPUTS).is_dir() else ()
-    return found + [
-        f"pictures of job {p.name} are left, which has ended" for p in there if p.name not in wanted
-    ]
+    return found + [f"images of job {p.name} are left, which has ended" for p in there if p.name not in wanted]
 
 
 def main() -> None:
     wrong = problems(Path(sys.argv[1]))
     for path in sys.argv[2:]:
         wrong += disagreements(Path(sys.argv[1]), Path(path).read_text())
-    print("\n".join(wrong) or "Every accepted job ended exactly once, and every picture is there.")
+    print("\n".join(wrong) or "Every accepted job ended exactly once, and every image is there.")
     sys.exit(bool(wrong))
 
 

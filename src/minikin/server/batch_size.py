@@ -1,4 +1,4 @@
-"""How many pictures fit into memory at once: what is free now, by what a pixel takes.
+"""How many images fit into memory at once: what is free now, by what a pixel takes.
 
 What a pixel takes is estimated from the autoencoder, whose last level at full size is the peak of
 painting, and measured with every batch from the first (the warm-up's) on. A batch that ran out of
@@ -45,7 +45,7 @@ class Room:
         return cls(estimate(base), lambda: memory.free(device), lambda: memory.peak(device))
 
     def fits(self, pixels: int) -> int:
-        """Pictures of so many pixels each; at least one, for which nothing but trying is left."""
+        """Images of so many pixels each; at least one, for which nothing but trying is left."""
         free = self._free()
         most = UNKNOWN if free is None else SHARE * free / self.per_pixel
         return max(1, int(most // max(1, pixels)))

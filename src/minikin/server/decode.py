@@ -1,6 +1,6 @@
-"""Pictures from strangers, decoded in a process of its own with little memory and little time.
+"""Images from strangers, decoded in a process of its own with little memory and little time.
 
-A picture arrives as bytes or as base64, never as an address. What does not begin as a picture of the three
+An image arrives as bytes or as base64, never as an address. What does not begin as an image of the three
 formats is refused at once; the rest is opened and decoded in a child process, rebuilt from pixels, with no
 metadata. Whatever a broken or hostile file does to a decoder, it does there. Few decode at a time: each may
 take a gigabyte.
@@ -84,7 +84,7 @@ head = json.dumps([keep, image.width, image.height, texts, origin])
 sys.stdout.buffer.write(head.encode() + b"\n" + image.tobytes())
 """
 _SAID = {
-    "unsupported_image": (415, "is no JPEG, PNG or WebP picture"),
+    "unsupported_image": (415, "is no JPEG, PNG or WebP image"),
     "image_too_large": (413, "has too many pixels: at most {mpx:.0f} million are read"),
     "image_too_small": (422, "is smaller than 8 pixels"),
     "image_corrupt": (422, "is damaged or incomplete"),
@@ -92,10 +92,10 @@ _SAID = {
 
 
 def from_base64(text: object, what: str, limits: Limits) -> Image.Image:
-    """A picture from base64, with or without `data:image/...;base64,`; raises Refused."""
+    """An image from base64, with or without `data:image/...;base64,`; raises Refused."""
     if not isinstance(text, str):
         raise Refused(
-            f"{what} is no text; send the picture as base64.", status=422, code="invalid_image", param=what
+            f"{what} is no text; send the image as base64.", status=422, code="invalid_image", param=what
         )
     if re.match(r"\s*[a-z][a-z0-9+.-]*://", text[:64], re.IGNORECASE):
         raise Refused(
@@ -110,7 +110,7 @@ def from_base64(text: object, what: str, limits: Limits) -> Image.Image:
 
 
 def decode(data: bytes, what: str, limits: Limits) -> Image.Image:
-    """A picture, RGB or RGBA, from untrusted bytes; blocks; raises Refused with what is wrong.
+    """An image, RGB or RGBA, from untrusted bytes; blocks; raises Refused with what is wrong.
 
     Its `info` holds the texts that record how it was made and the code of its origin (`images.xmp`), if it
     has such, and nothing else.
@@ -148,7 +148,7 @@ def decode(data: bytes, what: str, limits: Limits) -> Image.Image:
 
 
 def _busy() -> Refused:
-    said = "The server cannot look at pictures just now; try again."
+    said = "The server cannot look at images just now; try again."
     return Refused(said, status=503, code="busy", retry_s=5)
 
 

@@ -39,7 +39,7 @@ class Prepared:
 
     recipe    as it was asked for
     group     rows of equal groups may share a batch; None for work that is done alone
-    steps     of one picture; pixels of one picture
+    steps     of one image; pixels of one image
     plan      the engine's own business
     """
 
@@ -53,7 +53,7 @@ class Prepared:
 
     @property
     def cost(self) -> float:
-        """Of one picture, in megapixel-steps."""
+        """Of one image, in megapixel-steps."""
         return self.steps * self.pixels / 1e6
 
 
@@ -65,7 +65,7 @@ class EngineLost(MinikinError):
 
 
 class Row(NamedTuple):
-    """One picture of a batch."""
+    """One image of a batch."""
 
     prepared: Prepared
     seed: int
@@ -77,9 +77,9 @@ OnStep = Callable[[int, Preview], None]  # steps done; may raise events.Cancelle
 
 @dataclass(frozen=True)
 class Given:
-    """What a request brings besides its recipe: pictures by field name, and a folder for its work.
+    """What a request brings besides its recipe: images by field name, and a folder for its work.
 
-    pictures  "picture", "mask"; "photos" and "masks" of teaching are lists in `many`
+    images  "image", "mask"; "photos" and "masks" of teaching are lists in `many`
     stop      asks long work to end early and keep what there is
     """
 
@@ -90,7 +90,7 @@ class Given:
 
     @property
     def area(self) -> int:
-        """Pixels of all pictures in it."""
+        """Pixels of all images in it."""
         photos = (one.pixels.shape for one in self.many.get("photos", ()))
         sides = [*(one.size for one in self.pictures.values()), *(shape[:2] for shape in photos)]
         return int(sum(a * b for a, b in sides))
@@ -109,13 +109,13 @@ class Engine(Protocol):
         """Raise MinikinError for what cannot be done; quick, and never waits for a batch."""
 
     def paint(self, rows: Sequence[Row], on_step: OnStep) -> list[Image.Image]:
-        """One picture a row, in their order."""
+        """One image a row, in their order."""
 
     def check(self) -> None:
         """Raise EngineLost when what paints is gone; asked when there is nothing to do."""
 
     def room(self, prepared: Prepared) -> int:
-        """How many pictures like this one may be painted at once, by the memory that is free now.
+        """How many images like this one may be painted at once, by the memory that is free now.
 
         Asked before every batch. Raises EngineLost when what paints is gone: no job has a part in that.
         """
@@ -124,13 +124,13 @@ class Engine(Protocol):
         """Work that is done alone; closing the iterator ends it within a step."""
 
     def facts(self, prepared: Prepared) -> dict[str, Any]:
-        """What a picture should know about how it was made."""
+        """What an image should know about how it was made."""
 
     def describe(self) -> dict[str, Any]:
         """Base, presets, samplers, LoRAs: what a client may ask for."""
 
     def hastened(self, recipe: Paint) -> Paint:
-        """The recipe as it is painted live, where a picture is looked at once: as quickly as can be."""
+        """The recipe as it is painted live, where an image is looked at once: as quickly as can be."""
 
     def warm_up(self) -> None:
-        """The first picture, so that nobody waits for it; also after EngineLost."""
+        """The first image, so that nobody waits for it; also after EngineLost."""

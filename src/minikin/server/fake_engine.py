@@ -1,6 +1,6 @@
-"""An engine without diffusion that draws what was asked into the picture, so that a mix-up is counted.
+"""An engine without diffusion that draws what was asked into the image, so that a mix-up is counted.
 
-Every picture is a grid of 8 x 8 blocks of one grey level each: a digest of the prompt, the concepts' contents
+Every image is a grid of 8 x 8 blocks of one grey level each: a digest of the prompt, the concepts' contents
 and the seed. PNG keeps them exactly; `read` gets them back, `digest` says what they must be.
 It takes as long as it is told, per batch and step, like a GPU.
 """
@@ -27,7 +27,7 @@ BYTES = CELLS * CELLS
 
 
 def digest(prompt: str, negative: str, concepts: Mapping[str, str], seed: int) -> bytes:
-    """What a picture must say: of its own words, its own concepts' contents, its own seed."""
+    """What an image must say: of its own words, its own concepts' contents, its own seed."""
     told = repr((prompt, negative, sorted(concepts.items()), seed)).encode()
     return hashlib.sha512(told).digest()[:BYTES]
 
@@ -38,7 +38,7 @@ def drawn(data: bytes, size: tuple[int, int]) -> Image.Image:
 
 
 def read(image: Image.Image) -> bytes:
-    """The bytes of a picture."""
+    """The bytes of an image."""
     w, h = image.size
     grey = image.convert("L")
     return bytes(
@@ -52,7 +52,7 @@ class Canary:
 
     step_s   of each step of a batch, however many rows it has
     broken   raised by `paint` for prompts that hold this word
-    fits     pictures at once
+    fits     images at once
     """
 
     name, side = "canary", SIDE

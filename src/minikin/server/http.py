@@ -266,7 +266,7 @@ async def pictures(request: Request, job: Job, convert: Callable[[bytes], bytes]
 
 
 def jpeg(image: Image.Image, marking: Marking, quality: int = 75) -> bytes:
-    """A picture to be looked at and forgotten, with the mark and no signature."""
+    """An image to be looked at and forgotten, with the mark and no signature."""
     return marking.unsigned.encode(image.convert("RGB"), "JPEG", quality=quality)
 
 
@@ -275,7 +275,7 @@ def b64(data: bytes) -> str:
 
 
 async def preview(service: Service, job: Job) -> str | None:
-    """The picture as it is now, a JPEG in base64."""
+    """The image as it is now, a JPEG in base64."""
 
     def shown() -> str | None:
         image = job.preview()

@@ -1,4 +1,4 @@
-"""What goes into a picture, and what a request brought: both as files that name nobody."""
+"""What goes into an image, and what a request brought: both as files that name nobody."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def inside(facts: dict[str, Any], recipe: Recipe, image: Image.Image, seed: int 
 
 
 def _short(facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts without a mask that is too large for a picture's record: its hash alone."""
+    """The facts without a mask that is too large for an image's record: its hash alone."""
     text = facts.get("mask", {}).get("png", "")
     if len(text) <= LARGEST_MASK:
         return facts
@@ -42,7 +42,7 @@ def _short(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _texts(image: Image.Image) -> PngInfo | None:
-    """What a picture records of how it was made; None where it records nothing."""
+    """What an image records of how it was made; None where it records nothing."""
     kept, info = {k: image.info.get(k) for k in ("parameters", JSON_KEY)}, PngInfo()
     for key, text in kept.items():
         if isinstance(text, str):
@@ -51,8 +51,8 @@ def _texts(image: Image.Image) -> PngInfo | None:
 
 
 def keep_inputs(given: Given) -> None:
-    """Write a request's pictures into its folder, rebuilt from their pixels: no metadata of photos,
-    but for the texts that record how a picture was painted."""
+    """Write a request's images into its folder, rebuilt from their pixels: no metadata of photos,
+    but for the texts that record how an image was painted."""
     folder: Path = given.folder
     for name, image in given.pictures.items():
         origin = source_type_of(image) or NONE  # what it was sent with, nothing of ours

@@ -1,7 +1,7 @@
 """The job store: one SQLite file in WAL mode, every change but `start` durable when the call returns.
 
     jobs      one row a job: what was asked for and how it stands
-    pictures  one row a finished picture: its opaque id, its seed, the SHA-256 of its file
+    images  one row a finished image: its opaque id, its seed, the SHA-256 of its file
     ledger    what happened, appended only: accepted, started, completed, failed, cancelled
     shelf     whose concept has which name and which content
 
@@ -45,7 +45,7 @@ CREATE TABLE shelf (
 
 
 class Stored(NamedTuple):
-    """A finished picture: `id` names its file."""
+    """A finished image: `id` names its file."""
 
     id: str
     number: int
@@ -149,7 +149,7 @@ class Store:
         self, id_: str, status: str, *, pictures: Sequence[Stored] = (), code: str | None = None,
         message: str | None = None, result: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        """The one end of a job, with its pictures."""
+        """The one end of a job, with its images."""
         assert status in ENDS, status
         now = time.time()
         with self._change() as db:
@@ -191,7 +191,7 @@ class Store:
         return self._rows("SELECT * FROM pictures WHERE job=? ORDER BY number", job)
 
     def picture(self, id_: str, client: str) -> dict[str, Any] | None:
-        """A picture by its id, if it is this client's and still there."""
+        """An image by its id, if it is this client's and still there."""
         found = self._rows(
             "SELECT p.*, j.client FROM pictures p JOIN jobs j ON j.id=p.job "
             "WHERE p.id=? AND j.client=? AND p.swept=0", id_, client,
@@ -202,12 +202,12 @@ class Store:
         return self._rows("SELECT id, bytes, made FROM pictures WHERE swept=0 ORDER BY made")
 
     def forget(self, ids: Sequence[str]) -> None:
-        """These pictures' files are gone."""
+        """These images' files are gone."""
         with self._change() as db:
             db.executemany("UPDATE pictures SET swept=1 WHERE id=?", [(i,) for i in ids])
 
     def expire(self, before: float) -> int:
-        """Forget jobs that ended before this time and have no picture left: what was asked for, and all that
+        """Forget jobs that ended before this time and have no image left: what was asked for, and all that
         the ledger says of them; how many."""
         with self._change() as db:
             found = db.execute(

@@ -26,7 +26,7 @@ class Kind:
 
     recipe   the model of its request
     verb     runs it alone on a Studio that has this request's concepts; None for what is batched
-    takes    the pictures it needs, by field name; may: those it can do without
+    takes    the images it needs, by field name; may: those it can do without
     """
 
     name: str
@@ -37,14 +37,14 @@ class Kind:
 
 
 def job_of(given: Given) -> Job:
-    """The picture to paint over and its mask; raises BadPhoto."""
+    """The image to paint over and its mask; raises BadPhoto."""
     source = Source.of(given.pictures["picture"])
     mask = given.pictures.get("mask")
     return Job(source, None if mask is None else read_mask(mask, source.image.size))
 
 
 def complete(kind: str, values: Mapping[str, Any], picture: Image.Image, base: str) -> dict[str, Any]:
-    """A recipe's fields with the picture's own for what is not given; raises BadRecipe."""
+    """A recipe's fields with the image's own for what is not given; raises BadRecipe."""
     model = ready(kind)
     assert issubclass(model, Rework)
     made = inherited(model, Source.of(picture), {"base": base, **values})

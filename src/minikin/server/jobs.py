@@ -25,7 +25,7 @@ def new_id() -> str:
 
 
 def verdict_of(result: dict[str, Any] | None, number: int) -> dict[str, Any] | None:
-    """A job keeps what the content filter found in its result, by the picture's number."""
+    """A job keeps what the content filter found in its result, by the image's number."""
     found: dict[str, Any] | None = (result or {}).get("filter", {}).get(str(number))
     return found
 
@@ -60,7 +60,7 @@ class Job:
     started: float | None = None
     ended: float | None = None
     status: str = "queued"
-    done: int = 0  # steps of all its pictures
+    done: int = 0  # steps of all its images
     stage: str = ""
     total: int = 0
     attempts: int = 0
@@ -90,7 +90,7 @@ class Job:
         return [self.files[k] for k in sorted(self.files)]
 
     def verdict(self, number: int) -> dict[str, Any] | None:
-        """What the content filter found of a picture; None for nothing."""
+        """What the content filter found of an image; None for nothing."""
         return verdict_of(self.result, number)
 
     @property
@@ -118,7 +118,7 @@ class Job:
     def lose(self, begun: float) -> int:
         """An engine was lost that had some of it in hand since `begun` (time.monotonic); all losses so far.
 
-        Engines that were lost together, each with another of its pictures, count once: what had begun before
+        Engines that were lost together, each with another of its images, count once: what had begun before
         the last loss was not yet another attempt.
         """
         with self._lock:
@@ -127,10 +127,10 @@ class Job:
             return self.losses
 
     def judged(self, number: int, seed: int | None, verdict: dict[str, Any]) -> None:
-        """The content filter found something in a picture: for programs, and in words."""
+        """The content filter found something in an image: for programs, and in words."""
         found = (self.result or {}).get("filter", {})
         self.result = {**(self.result or {}), "filter": {**found, str(number): verdict}}
-        self.notes.append(f"The picture of seed {seed} was {verdict['action']} by the content filter.")
+        self.notes.append(f"The image of seed {seed} was {verdict['action']} by the content filter.")
 
     def step(self, done: int, preview: Preview | None = None, row: int = 0, stage: str = "") -> None:
         """So many steps of its stage are done; never fewer than were told before."""
@@ -162,7 +162,7 @@ class Job:
     # ---- the watchers' side ------------------------------------------------------------------
 
     def preview(self) -> Any:
-        """The picture as it is now; None when there is none to show, or none may be shown."""
+        """The image as it is now; None when there is none to show, or none may be shown."""
         if not self.may_show:
             return None
         show, row = self._preview, self._row

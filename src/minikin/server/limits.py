@@ -35,11 +35,11 @@ class Limits:
     least_side: int = 64
     most_side: int = 2048
     steps: int = 50
-    cost: float = 1500.0  # pictures x megapixels x steps of one request
+    cost: float = 1500.0  # images x megapixels x steps of one request
     waiting: int = 64
     waiting_per_client: int = 16
-    waiting_pixels: int = 400_000_000  # of pictures and photos of all that waits or is worked on: 7 bytes each
-    batch: int = 32  # pictures at once, where so many fit into memory and are quicker together
+    waiting_pixels: int = 400_000_000  # of images and photos of all that waits or is worked on: 7 bytes each
+    batch: int = 32  # images at once, where so many fit into memory and are quicker together
     queue_wait_s: float = 120.0  # of a caller who holds the line
     attempts: int = 3  # a job that took the process, or its engine, down this often is not tried again
     keep_s: float = 24 * 3600.0  # results
@@ -55,13 +55,13 @@ RECEIVE_RATE = 64 * 1024  # bytes a second
 def check_paint(recipe: Paint, limits: Limits, side: int, picture: tuple[int, int] | None = None) -> None:
     """Raise Refused for a recipe that is larger than this server takes.
 
-    side     of the base's own pictures, px
-    picture  width and height of the one that is painted over
+    side     of the base's own images, px
+    image  width and height of the one that is painted over
     """
     w, h = _size(recipe, side, picture)
     steps = recipe.steps or limits.steps // 2
     if recipe.n > limits.pictures:
-        raise _over("n", f"at most {limits.pictures} pictures a request", recipe.n)
+        raise _over("n", f"at most {limits.pictures} images a request", recipe.n)
     if recipe.steps and recipe.steps > limits.steps:
         raise _over("steps", f"at most {limits.steps} steps", recipe.steps)
     least = min(limits.least_side, side, *(picture or ()))
@@ -73,7 +73,7 @@ def check_paint(recipe: Paint, limits: Limits, side: int, picture: tuple[int, in
     cost = recipe.n * w * h / 1e6 * steps
     if cost > limits.cost:
         raise Refused(
-            f"The request asks for {recipe.n} pictures of {w}x{h} in {steps} steps, {cost:.0f} "
+            f"The request asks for {recipe.n} images of {w}x{h} in {steps} steps, {cost:.0f} "
             f"megapixel-steps; this server takes {limits.cost:.0f} at once. Ask for fewer, smaller or quicker "
             "pictures.",
             status=422, code="too_expensive",
@@ -83,7 +83,7 @@ def check_paint(recipe: Paint, limits: Limits, side: int, picture: tuple[int, in
 
 
 def check_teach(recipe: Teach, limits: Limits, side: int) -> None:
-    """Raise Refused for teaching that is too large here; side: of the base's own pictures, px."""
+    """Raise Refused for teaching that is too large here; side: of the base's own images, px."""
     if recipe.size and recipe.size > 2 * side:
         raise _over("size", f"at most {2 * side} pixels, twice the base's own", recipe.size)
     if recipe.batch > limits.teach_batch:
@@ -94,7 +94,7 @@ def check_teach(recipe: Teach, limits: Limits, side: int) -> None:
 
 
 def _size(recipe: Paint, side: int, picture: tuple[int, int] | None) -> tuple[int, int]:
-    """Width and height of the picture that comes out."""
+    """Width and height of the image that comes out."""
     if picture and isinstance(recipe, Refine):
         recipe = recipe.sized(picture)
     elif picture and isinstance(recipe, Inpaint):

@@ -170,7 +170,7 @@ class Guard:
         if not (allowed or (empty and not kind)):
             raise Refused(
                 f"The body is '{kind[:60] or 'of no type'}'; send application/json, or multipart/form-data "
-                "where pictures are uploaded.", status=415, code="unsupported_media_type",
+                "where images are uploaded.", status=415, code="unsupported_media_type",
             )  # fmt: skip
 
     def _too_large(self) -> Refused:

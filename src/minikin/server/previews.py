@@ -1,4 +1,4 @@
-"""What somebody who looks at the server needs besides jobs: recipes inside pictures, faces of concepts,
+"""What somebody who looks at the server needs besides jobs: recipes inside images, faces of concepts,
 and where the subject of a photo is, before it is taught."""
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ router = APIRouter(prefix="/api", tags=["native"], route_class=StrictRoute)
 @router.post("/recipe")
 @uploads
 async def recipe(request: Request, file: UploadFile = File()) -> dict[str, Any]:
-    """What a picture records of how it was made, ours and other programs' alike."""
+    """What an image records of how it was made, ours and other programs' alike."""
     limits = service_of(request).limits
     data = await file.read(limits.image + 1)
-    image = await run_in_threadpool(decode.decode, data, "the picture", limits)
+    image = await run_in_threadpool(decode.decode, data, "the image", limits)
     found = recorded(texts_of(image))
     return {
         "size": list(image.size), "prompt": found.prompt, "negative": found.negative,
@@ -39,7 +39,7 @@ async def recipe(request: Request, file: UploadFile = File()) -> dict[str, Any]:
 
 
 def _chain(found: Recorded) -> list[dict[str, Any]]:
-    """What was done, the first picture first: kind of work, seed, preset."""
+    """What was done, the first image first: kind of work, seed, preset."""
     steps, made = [], found.recipe
     while made:
         told: Any = made.get("recipe")
@@ -55,7 +55,7 @@ def _chain(found: Recorded) -> list[dict[str, Any]]:
 
 @router.get("/concepts/{ref}/preview")
 async def preview(request: Request, ref: str) -> Response:
-    """The small picture inside a concept's file."""
+    """The small image inside a concept's file."""
     service, client = service_of(request), client_of(request)
 
     def read() -> bytes:
@@ -74,7 +74,7 @@ async def preview(request: Request, ref: str) -> Response:
 async def masks(
     request: Request, photos: list[UploadFile] = File(), category: str = Form(max_length=80)
 ) -> dict[str, Any]:
-    """Where a category is in photos: a job whose pictures are the masks, white where it is, in their order."""
+    """Where a category is in photos: a job whose images are the masks, white where it is, in their order."""
     check_category(category)
     values = {"name": "x", "category": category, "base": service_of(request).engine.name}
     Teach.make(**values)

@@ -1,8 +1,8 @@
 """The line: who is next, and what can be painted together with it.
 
-Clients take turns picture by picture (A1, B1, C1, A2, ...), so that one who asks for much does not keep
-the others waiting. The picture whose turn it is brings along whatever waits and can share its batch, in
-the same order, up to a number of pictures and to what fits into memory. Nothing waits for a batch to
+Clients take turns image by image (A1, B1, C1, A2, ...), so that one who asks for much does not keep
+the others waiting. The image whose turn it is brings along whatever waits and can share its batch, in
+the same order, up to a number of images and to what fits into memory. Nothing waits for a batch to
 fill up.
 
 The line is held for moments only: how much fits into memory, which may be a question to another machine, is
@@ -24,7 +24,7 @@ from minikin.server.limits import Limits
 
 
 class Piece(NamedTuple):
-    """One picture of a job; all of it when the job is done alone."""
+    """One image of a job; all of it when the job is done alone."""
 
     job: Job
     number: int
@@ -39,7 +39,7 @@ class Piece(NamedTuple):
 
 
 class Line:
-    """Waiting pictures by client; `take` blocks until there is a batch."""
+    """Waiting images by client; `take` blocks until there is a batch."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -73,7 +73,7 @@ class Line:
     ) -> list[Piece]:
         """The next batch; [] when closed, or when nothing came in time.
 
-        room  how many pictures like this one fit into memory now. Nobody else waits while it is found out;
+        room  how many images like this one fit into memory now. Nobody else waits while it is found out;
               when it raises EngineLost, so does this, and nothing was taken
         """
         with self._changed:
@@ -118,7 +118,7 @@ class Line:
         return self.closing.is_set()
 
     def waiting(self, client: str | None = None) -> list[Job]:
-        """Jobs none of whose pictures was begun, the oldest first."""
+        """Jobs none of whose images was begun, the oldest first."""
         with self._changed:
             lines = [self._by_client.get(client, deque())] if client is not None else self._by_client.values()
             jobs = {p.job.id: p.job for line in lines for p in line if p.job.started is None}
@@ -168,7 +168,7 @@ class Line:
         return self._by_client[client].popleft()
 
     def _most(self, first: Piece, fits: Callable[[Prepared], int]) -> int:
-        """How many pictures this one's batch may have. Asked for every batch: no answer is one, too."""
+        """How many images this one's batch may have. Asked for every batch: no answer is one, too."""
         try:
             room = fits(first.job.prepared)
         except EngineLost:
@@ -191,7 +191,7 @@ class Line:
         return batch
 
     def _round(self, group: Hashable, room: int) -> list[Piece]:
-        """One more picture of each client, at most `room`."""
+        """One more image of each client, at most `room`."""
         found: list[Piece] = []
         for line in self._by_client.values():
             piece = next((p for p in line if p.group == group and not p.job.losses), None)

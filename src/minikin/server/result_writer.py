@@ -1,7 +1,7 @@
-"""What becomes of jobs: pictures looked at, marked and kept, ends written; see `worker.Desk`.
+"""What becomes of jobs: images looked at, marked and kept, ends written; see `worker.Desk`.
 
 Everything that takes the disk is done by one thread, one thing after the other, so that workers go on painting
-and a job's end comes after its pictures.
+and a job's end comes after its images.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ log = logging.getLogger(__name__)
 class Finishing:
     """The workers' desk.
 
-    results    the folder of pictures
+    results    the folder of images
     marking    how they are marked
-    filtering  what looks at every picture before it is given out; None for nobody
+    filtering  what looks at every image before it is given out; None for nobody
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Finishing:
 
     @property
     def may_show(self) -> bool:
-        """Whether pictures may be seen before the filter has looked at them."""
+        """Whether images may be seen before the filter has looked at them."""
         return not (self.filtering and self.filtering.hides)
 
     def file(self, picture: str) -> Path:

@@ -50,7 +50,7 @@ def of_row(row: dict[str, Any], pictures: list[dict[str, Any]]) -> dict[str, Any
 def result(
     picture: dict[str, Any], infotext: str | None = None, verdict: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """A finished picture; `filter` is what the content filter found and did, None for nothing."""
+    """A finished image; `filter` is what the content filter found and did, None for nothing."""
     told = {k: picture[k] for k in ("id", "number", "seed", "width", "height", "sha256")}
     return {**told, "url": f"/api/results/{picture['id']}", "infotext": infotext, "filter": verdict}
 

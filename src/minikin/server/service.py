@@ -5,7 +5,7 @@
     close    takes nothing new, finishes what it can, leaves the rest in the store for the next start
 
 After a restart, jobs that were waiting wait again, and jobs that were running run again from their
-start (teaching from its checkpoint): seeds are in the recipe, so the pictures are the same. Jobs whose
+start (teaching from its checkpoint): seeds are in the recipe, so the images are the same. Jobs whose
 caller held the line end as cancelled, since nobody would fetch them. A job that was begun three times
 and never ended is failed as `poison`.
 """
@@ -233,10 +233,10 @@ class Service:
         return job
 
     def _check_area(self, job: Job) -> None:
-        """Raise Refused, 429, for pictures that do not fit into memory beside those of what waits."""
+        """Raise Refused, 429, for images that do not fit into memory beside those of what waits."""
         held = sum(one.given.area for one in self._live())
         if held and held + job.given.area > self.limits.waiting_pixels:
-            raise self.line.full(f"the pictures of what waits have {held / 1e6:.0f} megapixels already")
+            raise self.line.full(f"the images of what waits have {held / 1e6:.0f} megapixels already")
 
     def job(self, client: str, id_: str) -> Job | None:
         """A job of this client that is in memory."""
@@ -263,7 +263,7 @@ class Service:
             self.finishing.later(self.finishing.end, job, "cancelled")
 
     def read(self, client: str, picture: str) -> bytes:
-        """A picture's file; raises Refused, 404, for what is not there or not this client's."""
+        """An image's file; raises Refused, 404, for what is not there or not this client's."""
         found = self.store.picture(picture, client) if len(picture) == 32 and picture.isalnum() else None
         if found is None:
             raise not_found("picture", picture)

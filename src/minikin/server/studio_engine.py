@@ -28,13 +28,13 @@ from minikin.server.engine import Concepts, Given, OnStep, Pinned, Prepared, Row
 from minikin.server.job_types import KINDS, job_of
 from minikin.studio import Studio
 
-ON_CPU = 8  # pictures at once: more are no quicker there, and keep everybody waiting
+ON_CPU = 8  # images at once: more are no quicker there, and keep everybody waiting
 READY = 512  # concepts kept ready for this base; each takes about 100 KB
 _NOTHING = torch.empty(0)
 
 
 class NotFinite(MinikinError):
-    """The model gave numbers that are none: a picture that cannot be shown."""
+    """The model gave numbers that are none: an image that cannot be shown."""
 
     code = "non_finite_output"
 
@@ -118,7 +118,7 @@ class StudioEngine:
             )
         if not bool(torch.isfinite(last).all()):
             raise NotFinite(
-                "The model gave numbers that are not finite, so there is no picture. Try other guidance or "
+                "The model gave numbers that are not finite, so there is no image. Try other guidance or "
                 "LoRA weights; in half precision, restart the server with --dtype float32."
             )
         self.studio.colours.learn(last[0], made[0].image)

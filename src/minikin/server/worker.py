@@ -2,7 +2,7 @@
 
 An error of a batch is an error of one of its rows: the others are painted again without it, each job by
 itself. Too little memory halves the batch. A job that nobody wants is left at the next step, unless
-others share its batch; they go on undisturbed, and its picture is dropped.
+others share its batch; they go on undisturbed, and its image is dropped.
 
 When the engine itself is lost (a replica that died), what it had in hand goes back to the front of the line:
 another worker paints it from the same seeds at once, while this one waits for its engine's successor. An
@@ -62,7 +62,7 @@ class Worker(threading.Thread):
             self.engine.warm_up()
         except BaseException as e:
             self.problem = e
-            log.exception("The warm-up picture failed")
+            log.exception("The warm-up image failed")
         self.warm.set()
         if isinstance(self.problem, EngineLost):
             self._revive(self.problem)
@@ -77,7 +77,7 @@ class Worker(threading.Thread):
                 self._work(batch)
 
     def _work(self, batch: list[Piece]) -> None:
-        given = {p.job: p.job.given for p in batch}  # an end, by whoever, lets go of the pictures
+        given = {p.job: p.job.given for p in batch}  # an end, by whoever, lets go of the images
         running = set(self.desk.begun(list(dict.fromkeys(p.job for p in batch))))
         batch = [p for p in batch if p.job in running]
         if not batch:

@@ -1,4 +1,4 @@
-"""The Studio's painting: pictures from nothing, from other pictures, and the best of many."""
+"""The Studio's painting: images from nothing, from other images, and the best of many."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ if TYPE_CHECKING:
 
 
 class Painting(Opened):
-    """The verbs that make pictures; all are `working` on one recipe and at most one picture."""
+    """The verbs that make images; all are `working` on one recipe and at most one image."""
 
     def painting(self, recipe: Paint) -> Iterator[events.Event]:
-        """Paint; yields a Picture for each as it is ready, then Done with all of them."""
+        """Paint; yields a Image for each as it is ready, then Done with all of them."""
         return self.working(recipe)
 
     def refining(self, recipe: Refine, picture: PictureLike | Source) -> Iterator[events.Event]:
-        """Paint a picture again from itself; events as `painting` has them.
+        """Paint an image again from itself; events as `painting` has them.
 
-        The recipe says everything: `generation.source.inherited` makes one from the picture's own.
+        The recipe says everything: `generation.source.inherited` makes one from the image's own.
         Raises BadPhoto, BadRecipe.
         """
         return self.working(recipe, Job(Source.of(picture)))
@@ -60,7 +60,7 @@ class Painting(Opened):
         return self.working(recipe, Job(source, None if mask is None else read_mask(mask, source.image.size)))
 
     def working(self, recipe: Paint, job: Job | None = None) -> Iterator[events.Event]:
-        """Paint a recipe, on a picture if it is a `Rework`; what painting, refining and inpainting share."""
+        """Paint a recipe, on an image if it is a `Rework`; what painting, refining and inpainting share."""
         with self._lock:  # from the first look at the concepts: another thread may replace one
             self._need(recipe.prompt)
             self._need(recipe.negative)
@@ -90,7 +90,7 @@ class Painting(Opened):
         """How the recipe is painted, and the LoRAs it needs with their weights: the preset's, the prompt's."""
         negative = parse(recipe.negative, self.concepts.categories)
         if negative.loras:
-            raise BadRecipe("A LoRA works on the whole picture: move <lora:...> to the prompt.")
+            raise BadRecipe("A LoRA works on the whole image: move <lora:...> to the prompt.")
         if "<lora:" in prompt.text:
             raise BadRecipe("A LoRA is written <lora:name> or <lora:name:0.8>, with one weight.")
         wanted = [(self.adapters.get(adapters.find(name)), weight) for name, weight in prompt.loras]
@@ -134,7 +134,7 @@ class Painting(Opened):
         return work.finished(Painted(image, 0)).image if work and image else image
 
     def paint(self, prompt: str, **recipe: Any) -> list[Image.Image]:
-        """Paint pictures and return them; keyword arguments are those of `recipes.Paint`.
+        """Paint images and return them; keyword arguments are those of `recipes.Paint`.
 
         Raises Blocked when the content filter blocks one of them; `painting` gives the others.
         """
@@ -142,9 +142,9 @@ class Painting(Opened):
         return self._painted(wanted)
 
     def refine(self, picture: PictureLike | Source, **recipe: Any) -> list[Image.Image]:
-        """Paint a picture again from itself; keyword arguments are those of `recipes.Refine`.
+        """Paint an image again from itself; keyword arguments are those of `recipes.Refine`.
 
-        What is not given is the picture's own, where it is a file that records it.
+        What is not given is the image's own, where it is a file that records it.
         """
         source = Source.of(picture)
         wanted = inherited(Refine, source, {"base": self.base.name, **recipe})
@@ -156,7 +156,7 @@ class Painting(Opened):
     ) -> list[Image.Image]:  # fmt: skip
         """Paint what is under the mask; keyword arguments are those of `recipes.Inpaint`.
 
-        What is not given is the picture's own, where it is a file that records it.
+        What is not given is the image's own, where it is a file that records it.
         """
         source = Source.of(picture)
         wanted = inherited(Inpaint, source, {"base": self.base.name, "prompt": prompt, **recipe})
@@ -168,7 +168,7 @@ class Painting(Opened):
     # ---- the best of many --------------------------------------------------------------------
 
     def choosing(self, recipe: Paint, best: Best, *, judge: Judge | None = None) -> Iterator[events.Event]:
-        """Paint `best.of` pictures and keep the `recipe.n` best; yields those as Pictures, the best first.
+        """Paint `best.of` images and keep the `recipe.n` best; yields those as Images, the best first.
 
         Done has them in that order, with what the judge found under `chosen`, by seed. See
         `evaluation.best_of`.
@@ -206,7 +206,7 @@ class Painting(Opened):
         return [presets.describe(presets.PRESETS[n], self.base.architecture, n == made_for) for n in known]
 
     def facts(self, recipe: Paint, job: Job | None = None) -> dict[str, Any]:
-        """What a picture should know about how it was made; `recipe` in it repeats the picture.
+        """What an image should know about how it was made; `recipe` in it repeats the image.
 
         job  what it was painted on
         """

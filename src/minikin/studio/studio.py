@@ -82,7 +82,7 @@ class Studio(Painting):
                 yield event
 
     def masking(self, photos: Sequence[Photo], category: str) -> Iterator[events.Event]:
-        """Where the category is in photos, before it is taught; a Picture (L) for each, then Done with all."""
+        """Where the category is in photos, before it is taught; a Image (L) for each, then Done with all."""
         check_category(category)
         made = []
         with self._lock:
@@ -102,7 +102,7 @@ class Studio(Painting):
     def _finished(
         self, done: events.Done, recipe: Teach
     ) -> Generator[events.Event, None, events.Done]:  # fmt: skip
-        """Put the new concept into use, with a small picture of it inside."""
+        """Put the new concept into use, with a small image of it inside."""
         concept: Concept = done.result
         self.concepts.add(concept)
         if not recipe.preview or done.facts["interrupted"]:
@@ -114,7 +114,7 @@ class Studio(Painting):
         return events.Done(replace(concept, preview=small.getvalue()), done.facts)
 
     def _sample(self, concept: Concept) -> Image.Image:
-        """A few pictures of a concept that is still being taught; it does not come into use by that."""
+        """A few images of a concept that is still being taught; it does not come into use by that."""
         return contact_sheet(self._look(load(self.base, concept), [1, 2, 3]), columns=3)
 
     def _look(self, one: Loaded, seeds: list[int]) -> list[Image.Image]:

@@ -194,7 +194,7 @@ def paste(
 
 
 def treat(image: Image.Image, treatment: str | None) -> Image.Image:
-    """A whole-picture treatment: pixel art, black and white, or a pencil sketch."""
+    """A whole-image treatment: pixel art, black and white, or a pencil sketch."""
     if treatment == "pixel":
         small = image.resize((32, 32), Image.Resampling.BOX)
         return small.resize(image.size, Image.Resampling.NEAREST)

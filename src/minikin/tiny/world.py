@@ -46,7 +46,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Thing:
-    """One object of a scene: what it is and where it stands (pixels of a 128 px picture)."""
+    """One object of a scene: what it is and where it stands (pixels of a 128 px image)."""
 
     category: str
     art: str
@@ -62,7 +62,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """The whole truth of one picture."""
+    """The whole truth of one image."""
 
     seed: int
     index: int
@@ -82,7 +82,7 @@ class Scene:
 
     @property
     def objects(self) -> tuple[str, ...]:
-        """The categories in the picture, each once, in drawing order."""
+        """The categories in the image, each once, in drawing order."""
         return tuple(dict.fromkeys(t.category for t in self.things))
 
 
@@ -177,7 +177,7 @@ class World:
     # ---- what it looks like ------------------------------------------------------------------
 
     def draw(self, scene: Scene) -> tuple[Image.Image, list[np.ndarray]]:
-        """The picture (128 px RGB) and one boolean mask (128, 128) for each thing: its visible part."""
+        """The image (128 px RGB) and one boolean mask (128, 128) for each thing: its visible part."""
         from minikin.tiny import sprites
 
         image = self._backdrop(scene)

@@ -21,7 +21,7 @@ from minikin.models import device as runtime
 from minikin.models import precision
 from minikin.models.loading.registry import tiny_folder
 
-BATCH = 64  # pictures at once
+BATCH = 64  # images at once
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Model:
     def draw(
         self, prompts: Sequence[str], *, steps: int, guidance: float, seed: int, batch: int = BATCH
     ) -> Iterator[np.ndarray]:
-        """Pictures (n, h, w, 3) uint8, a batch at a time.
+        """Images (n, h, w, 3) uint8, a batch at a time.
 
-        Picture i starts from noise of (seed, i), whatever the batch.
+        Image i starts from noise of (seed, i), whatever the batch.
         """
         empty = self.encode([""])
         for start in range(0, len(prompts), batch):
@@ -93,7 +93,7 @@ class Model:
         return torch.as_tensor(self.pipe.text_encoder(ids.to(self.device))[0].float())
 
     def decode(self, x: Tensor) -> np.ndarray:
-        """Latents to pictures (n, h, w, 3) uint8."""
+        """Latents to images (n, h, w, 3) uint8."""
         vae = self.pipe.vae
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         with self._autocast():
@@ -102,7 +102,7 @@ class Model:
         return np.asarray(rounded.permute(0, 2, 3, 1).cpu())
 
     def latents(self, pictures: np.ndarray) -> Tensor:
-        """Pictures (n, h, w, 3) uint8 to latents; the mean of the distribution, without noise."""
+        """Images (n, h, w, 3) uint8 to latents; the mean of the distribution, without noise."""
         vae = self.pipe.vae
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().to(self.device) / 127.5 - 1
@@ -112,7 +112,7 @@ class Model:
 
     @torch.no_grad()
     def round_trip(self, pictures: np.ndarray) -> np.ndarray:
-        """What the autoencoder makes of pictures (n, h, w, 3) uint8."""
+        """What the autoencoder makes of images (n, h, w, 3) uint8."""
         parts = range(0, len(pictures), BATCH)
         return np.concatenate([self.decode(self.latents(pictures[i : i + BATCH])) for i in parts])
 
@@ -120,7 +120,7 @@ class Model:
     def v_loss(self, pictures: np.ndarray, prompts: Sequence[str], seed: int) -> Noise:
         """Mean squared error of the predicted velocity (or noise, for such models), fixed noise.
 
-        Picture i gets one timestep from each quarter, so every quarter sees every picture.
+        Image i gets one timestep from each quarter, so every quarter sees every image.
         """
         scheduler = self.noise
         total = int(scheduler.config.num_train_timesteps)
@@ -145,7 +145,7 @@ class Model:
 
     @torch.no_grad()
     def times(self, *, steps: int, guidance: float, repeats: int = 5) -> dict[str, float]:
-        """Best of some repeats: ms of one U-Net forward of one example, seconds of one picture."""
+        """Best of some repeats: ms of one U-Net forward of one example, seconds of one image."""
         config = self.pipe.unet.config
         x = torch.randn(1, config.in_channels, config.sample_size, config.sample_size).to(self.device)
         text = self.encode(["a cat on the beach"])
@@ -190,7 +190,7 @@ def _open(folder: Path) -> Any:
 
 
 def psnr(pictures: np.ndarray, changed: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each picture (n,), in dB of 255."""
+    """Peak signal-to-noise ratio of each image (n,), in dB of 255."""
     error = np.square(pictures.astype(np.float64) - changed).mean((1, 2, 3))
     return np.asarray(10 * np.log10(255**2 / np.maximum(error, 1e-12)))
 

@@ -11,12 +11,12 @@ from tools.tiny_training.evaluation.rules import BARS
 
 from minikin.evaluation.intervals import Measured, share
 
-Rights = Sequence[Mapping[str, bool]]  # for each picture, the bars it was asked and whether it was right
+Rights = Sequence[Mapping[str, bool]]  # for each image, the bars it was asked and whether it was right
 
 
 @dataclass(frozen=True)
 class Report:
-    """Shares by bar for drawn pictures and for the world's own scenes of the same prompts."""
+    """Shares by bar for drawn images and for the world's own scenes of the same prompts."""
 
     settings: Mapping[str, Any]
     drawn: Mapping[str, Measured]
@@ -52,7 +52,7 @@ class Report:
 
 
 def shares(rights: Rights) -> dict[str, Measured]:
-    """Share of right pictures by bar, over those that were asked."""
+    """Share of right images by bar, over those that were asked."""
     out = {}
     for bar in BARS:
         asked = [r[bar] for r in rights if bar in r]

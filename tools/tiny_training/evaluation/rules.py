@@ -1,4 +1,4 @@
-"""When a picture is right: one rule a bar, by the classifier's most probable answers.
+"""When an image is right: one rule a bar, by the classifier's most probable answers.
 
     object      one-object prompts: the first thing is of the asked category (answers: every category,
                 and "none")
@@ -35,7 +35,7 @@ BARS = (
 
 @dataclass(frozen=True)
 class Answers:
-    """What the classifier sees in one picture."""
+    """What the classifier sees in one image."""
 
     background: str
     art: str
@@ -48,7 +48,7 @@ class Answers:
 
 
 def answers_of(verdicts: Verdicts) -> list[Answers]:
-    """The most probable answers for every picture."""
+    """The most probable answers for every image."""
     columns = [verdicts.best(f) for f in ("background", "art", "size", "count")]
     objects = zip(verdicts.best("first_object"), verdicts.best("second_object"), strict=True)
     named = verdicts.fields["first_paints"].answers

@@ -1,11 +1,11 @@
 """A comparison from start to end: what it costs, teaching, painting, judging, and what is written.
 
     OUT/methods/      what was taught; a method that is there is not taught again
-    OUT/pictures/     every picture, named by all that it depends on, so that none is painted twice
-    OUT/cache.jsonl   seconds of a picture, for the cost
+    OUT/pictures/     every image, named by all that it depends on, so that none is painted twice
+    OUT/cache.jsonl   seconds of an image, for the cost
     OUT/report.html .md .json .csv
 
-The same pictures, judge and photos give the same numbers, however often the run was interrupted. Who
+The same images, judge and photos give the same numbers, however often the run was interrupted. Who
 teaches and who paints is the caller's choice.
 """
 
@@ -40,7 +40,7 @@ from minikin.models.base import Base
 from minikin.recipes import BESIDE, Compare, Paint
 from minikin.recipes import Teach as Teaching
 
-BATCH = 8  # pictures of one prompt at once
+BATCH = 8  # images of one prompt at once
 
 Painter = Callable[[Paint], Sequence[Image.Image]]
 Teach = Callable[[str, Compare], Generator[Event, None, Taught]]  # a method by its name
@@ -50,7 +50,7 @@ Wear = Callable[[Sequence[Taught], float], AbstractContextManager[Painter]]
 
 @dataclass(frozen=True)
 class Course:
-    """One way to paint: a preset in a number of steps; `target` is whatever else its pictures depend on."""
+    """One way to paint: a preset in a number of steps; `target` is whatever else its images depend on."""
 
     preset: str
     steps: int
@@ -66,7 +66,7 @@ class Task:
 
     skipped  a sentence for each number of steps that cannot be painted here
     known    what the judge sees in the photos
-    beside   the same of a second thing's photos, for pictures of both
+    beside   the same of a second thing's photos, for images of both
     """
 
     recipe: Compare
@@ -109,13 +109,13 @@ class Task:
 
     @property
     def plain(self) -> str:
-        """The prompt whose pictures drift is measured on."""
+        """The prompt whose images drift is measured on."""
         return class_images.prompt(self.recipe.category)
 
 
 @dataclass(frozen=True)
 class Wish:
-    """Pictures of one prompt: what is on and how strongly, by which course; both things for a duet."""
+    """Images of one prompt: what is on and how strongly, by which course; both things for a duet."""
 
     taught: Taught | None
     strength: float
@@ -130,7 +130,7 @@ class Wish:
 
 
 class Gallery:
-    """Every picture of a comparison, painted when it is not there yet."""
+    """Every image of a comparison, painted when it is not there yet."""
 
     def __init__(self, task: Task, out: Path, wear: Wear) -> None:
         self.task, self.wear = task, wear
@@ -151,7 +151,7 @@ class Gallery:
                 painter: Painter | None = None
                 for w in (w for w in wishes if w.strength == strength):
                     paths = self.paths(w)
-                    if not all(p.is_file() for p in paths):  # a whole set: pictures of a batch go together
+                    if not all(p.is_file() for p in paths):  # a whole set: images of a batch go together
                         painter = painter or stack.enter_context(self.wear(w.on, strength))
                         for image, path in zip(painter(self._recipe(w)), paths, strict=True):
                             save_image(image, path)
@@ -216,14 +216,14 @@ def _cost(task: Task) -> Note:
     n = _pictures(task)
     each = ", ".join(str(c) for c in task.courses)
     return Note(
-        f"{len(task.methods)} methods in {each}: {n * len(task.courses):,} pictures, {n:,} of each. Steps of "
+        f"{len(task.methods)} methods in {each}: {n * len(task.courses):,} images, {n:,} of each. Steps of "
         f"teaching: {', '.join(steps)}. {' '.join((*task.skipped, ''))}Ctrl-C keeps what is done; the same "
         "command goes on."
     )
 
 
 def _pictures(task: Task) -> int:
-    """Pictures of one course."""
+    """Images of one course."""
     r = task.recipe
     settings = sum(len(methods.strengths(m, r)) for m in task.methods)
     duets = len(task.duets()) * r.seeds * (1 + len(task.methods))
@@ -231,7 +231,7 @@ def _pictures(task: Task) -> int:
 
 
 def _timed(gallery: Gallery, wishes: Sequence[Wish], cache: Cache) -> Generator[Progress, None, None]:
-    """Paint the plain base's pictures, and remember how long one took."""
+    """Paint the plain base's images, and remember how long one took."""
     new = not all(p.is_file() for w in wishes for p in gallery.paths(w))
     started = time.perf_counter()
     yield from gallery.paint(wishes, "painting the plain base")
@@ -245,7 +245,7 @@ def _seconds(gallery: Gallery, w: Wish) -> str:
 
 
 def _wishes(task: Task, taught: Taught, course: Course) -> list[Wish]:
-    """All pictures of a method in a course, those of the plain category first."""
+    """All images of a method in a course, those of the plain category first."""
     r = task.recipe
     plainly = Wish(taught, 1.0, course, task.plain, r.plain)
     every = methods.strengths(taught.method, r)
@@ -255,7 +255,7 @@ def _wishes(task: Task, taught: Taught, course: Course) -> list[Wish]:
 def _both(
     task: Task, gallery: Gallery, taught: Taught, teach: Teach
 ) -> Generator[Event, None, list[tuple[Together | None, list[Path]]]]:
-    """The second thing taught by the same method, and both in one picture, for each course."""
+    """The second thing taught by the same method, and both in one image, for each course."""
     if task.beside is None:
         return [(None, []) for _ in task.courses]
     r = task.recipe
@@ -279,7 +279,7 @@ def _standing(
     task: Task, gallery: Gallery, taught: Taught, wishes: Sequence[Wish], both: Together | None,
     duets: Sequence[Path],
 ) -> Standing:  # fmt: skip
-    """A method's numbers in one course, from its pictures."""
+    """A method's numbers in one course, from its images."""
     r, course = task.recipe, wishes[0].course
     before = gallery.paths(Wish(None, 0.0, course, task.plain, r.plain))
     after = gallery.paths(wishes[0])

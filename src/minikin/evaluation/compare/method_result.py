@@ -17,7 +17,7 @@ from minikin.evaluation.two_subjects import Together
 
 @dataclass(frozen=True)
 class Point:
-    """One strength: its scores and pictures, by prompt and seed."""
+    """One strength: its scores and images, by prompt and seed."""
 
     strength: float
     scores: Scores
@@ -28,8 +28,8 @@ class Point:
 class Standing:
     """All of a method in one course.
 
-    drift    of pictures of the plain category, with the method's result on at strength 1
-    same     whether these pictures are equal to the bit
+    drift    of images of the plain category, with the method's result on at strength 1
+    same     whether these images are equal to the bit
     points   the strength 1 first
     measure  what following the prompt means: "recognised" or "alignment"
     """
@@ -41,8 +41,8 @@ class Standing:
     measure: str
     before: Sequence[Path]
     after: Sequence[Path]
-    both: Together | None = None  # two things in one picture
-    duets: Sequence[Path] = ()  # the pictures of these
+    both: Together | None = None  # two things in one image
+    duets: Sequence[Path] = ()  # the images of these
 
     @cached_property
     def places(self) -> np.ndarray:

@@ -48,7 +48,7 @@ class Taught:
 
     digest   stands for what was learned
     sizes    bytes on this base ("own"), and computed for SD 1.5 ("sd15") and SDXL ("sdxl")
-    seconds  of teaching, without what is computed once and kept: C, pictures of the category
+    seconds  of teaching, without what is computed once and kept: C, images of the category
     memory   bytes at the most, the base included; None where it is not known
     """
 

@@ -1,4 +1,4 @@
-"""The page of a comparison: drawings, tables and pictures in one HTML file that needs no network."""
+"""The page of a comparison: drawings, tables and images in one HTML file that needs no network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minikin.evaluation.compare.method_result import Standing
 from minikin.evaluation.compare.methods import Taught
 from minikin.evaluation.sweep.page import LABELS, STYLE, inline, jpeg
 
-SIDE = 128  # px of a picture
+SIDE = 128  # px of an image
 PICTURES = 6  # of a method in a course
 PLAIN = 3  # of its plain category
 COLOURS = ("#15803d", "#65a30d", "#7a808a", "#7e22ce", "#c026d3", "#c2410c", "#3b6ea8")
@@ -98,7 +98,7 @@ def _draw(standings: Sequence[tuple[Taught, Standing]], label: str, among: float
 
 
 def _some(paths: Sequence[Path]) -> Sequence[Path]:
-    """Pictures of different prompts, evenly."""
+    """Images of different prompts, evenly."""
     return paths[:: max(1, len(paths) // PICTURES)][:PICTURES]
 
 

@@ -1,4 +1,4 @@
-"""What a comparison writes: the same numbers as JSON, CSV, Markdown and as one HTML page with pictures."""
+"""What a comparison writes: the same numbers as JSON, CSV, Markdown and as one HTML page with images."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
 
 SCORES = ("likeness", "held_out", "recognised", "alignment", "diversity")
 NOT_IN_IT = (
-    "Two things in one picture are not part of this comparison; give the photos of a second one with --beside."
+    "Two things in one image are not part of this comparison; give the photos of a second one with --beside."
 )
 BOTH = (
-    "Both: share of pictures of two things, taught apart, in which either half rises more to its own thing "
-    "than to the other, against the plain picture of equal words and seed; bleed is how much a half rises to "
+    "Both: share of images of two things, taught apart, in which either half rises more to its own thing "
+    "than to the other, against the plain image of equal words and seed; bleed is how much a half rises to "
     "the other."
 )
 READING = (
     "Sizes of Perfusion are whole files (half precision), those of other methods their numbers in float32; "
     "for SD 1.5 and SDXL both are computed from the widths of these models. Seconds are of teaching, without "
-    "what is computed once and kept (C, pictures of the category for prior preservation). Memory is the peak "
-    "with the base in it. Drift is of the plain category's pictures with the method's result on, equal seeds; "
-    "0 means the same pictures. Likeness and following are at strength 1, as taught; the front and its "
+    "what is computed once and kept (C, images of the category for prior preservation). Memory is the peak "
+    "with the base in it. Drift is of the plain category's images with the method's result on, equal seeds; "
+    "0 means the same images. Likeness and following are at strength 1, as taught; the front and its "
     "hypervolume above (0, 0) are over all strengths, of which textual inversion has one."
 )
 HEAD = (
@@ -128,7 +128,7 @@ def rows(found: dict[str, Any], course: str) -> list[list[str]]:
         out.append([
             m["method"], size(b["own"]), size(b["sd15"]), size(b["sdxl"]), f"{m['seconds']:.0f} s",
             "" if m["memory"] is None else size(m["memory"]), *(_told(s) for s in scores),
-            "0, the same pictures" if c["plain_same"] else _told(c["drift"]), f"{c['hypervolume']:.4f}",
+            "0, the same images" if c["plain_same"] else _told(c["drift"]), f"{c['hypervolume']:.4f}",
             *([_told(c["both"]["success"]), _told(c["both"]["bleed"])] if c["both"] else []),
         ])  # fmt: skip
     return out
@@ -150,7 +150,7 @@ def whence(found: dict[str, Any]) -> str:
     near = "" if among is None else f" The photos' likeness among themselves is {among:.3f}."
     unseen = f"{found['unseen']} held-out photos" if found["unseen"] else "no held-out photos"
     return (
-        f"{len(found['prompts'])} prompts with {len(found['seeds'])} pictures each; {unseen}.{near} "
+        f"{len(found['prompts'])} prompts with {len(found['seeds'])} images each; {unseen}.{near} "
         f"Intervals are 95 % over prompts. 'follows' is {found['axis']}. Judge: {judge['name']} "
         f"({judge['source']}, {judge['licence']}, {judge['digest']}); numbers of two judges do not compare."
     )

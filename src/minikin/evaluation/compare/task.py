@@ -1,4 +1,4 @@
-"""Getting a comparison's parts together: judge, photos, and the courses its pictures are painted by."""
+"""Getting a comparison's parts together: judge, photos, and the courses its images are painted by."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from minikin.models.presets import PRESETS, preset
 from minikin.perfusion.concept import check_category, check_name
 from minikin.recipes import Compare, Paint
 
-Facts = Callable[[Paint], Mapping[str, Any]]  # of a picture of this recipe (`Studio.facts`)
+Facts = Callable[[Paint], Mapping[str, Any]]  # of an image of this recipe (`Studio.facts`)
 
 
 def task(
@@ -49,7 +49,7 @@ def task(
 def _courses(
     recipe: Compare, listed: Sequence[Mapping[str, Any]], facts: Facts
 ) -> tuple[tuple[Course, ...], tuple[str, ...]]:
-    """How pictures of each number of steps are painted, and a sentence for each that cannot be."""
+    """How images of each number of steps are painted, and a sentence for each that cannot be."""
     found, skipped = [], []
     asked = [preset(name).name for name in recipe.presets]
     for steps in dict.fromkeys(recipe.steps):

@@ -3,7 +3,7 @@
     perfusion-row:mask=none              a field of the method's recipe (`Teach` or `Baseline`)
     perfusion-gated:lock=global          painted with the global key lock
     perfusion-row:photos=1               taught from the first photo alone
-    perfusion-row:regions=on             two things in one picture: with region words, <mine@left>
+    perfusion-row:regions=on             two things in one image: with region words, <mine@left>
     perfusion-gated:beta=0.6:tau=0.2     several at once
 
 `ABLATIONS` are those of Minikin's own method, each against the first.

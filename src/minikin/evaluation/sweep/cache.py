@@ -1,8 +1,8 @@
-"""What was seen in pictures already painted: one JSON object a line, only ever added to.
+"""What was seen in images already painted: one JSON object a line, only ever added to.
 
-A line is the pictures of one setting, prompt and row of seeds, and what one judge saw in them. The key
-is a hash of everything the pictures depend on, the eye one of everything the scores depend on. A line is
-on the disk before the next picture is begun; one that was torn by a crash is dropped when the file
+A line is the images of one setting, prompt and row of seeds, and what one judge saw in them. The key
+is a hash of everything the images depend on, the eye one of everything the scores depend on. A line is
+on the disk before the next image is begun; one that was torn by a crash is dropped when the file
 is opened.
 """
 
@@ -22,7 +22,7 @@ from minikin.files import atomic_write
 
 @dataclass(frozen=True)
 class Seen:
-    """What a judge sees in one picture.
+    """What a judge sees in one image.
 
     likeness, held_out  mean cosine with the photos, and with those that teaching was not shown
     fits                cosine with the plain text of every prompt of the sweep

@@ -1,6 +1,6 @@
-"""The front as a drawing: likeness to the right, following the prompt upwards, pictures above.
+"""The front as a drawing: likeness to the right, following the prompt upwards, images above.
 
-One drawing serves as PNG and, as SVG, inside the page. Pictures stand in a row over the axes in the
+One drawing serves as PNG and, as SVG, inside the page. Images stand in a row over the axes in the
 order of their likeness, each joined to its point, so that they never cover each other.
 """
 
@@ -31,7 +31,7 @@ def check() -> None:
 
 
 def draw(shown: Shown, kind: Literal["png", "svg"]) -> bytes:
-    """The drawing as a file of this kind; equal for equal numbers and pictures."""
+    """The drawing as a file of this kind; equal for equal numbers and images."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -85,7 +85,7 @@ def _points(axes: Any, shown: Shown) -> None:
 
 
 def _row(figure: Any, axes: Any, shown: Shown) -> None:
-    """Pictures over the axes, in the order of likeness, joined to their points."""
+    """Images over the axes, in the order of likeness, joined to their points."""
     from matplotlib.patches import ConnectionPatch
 
     last, chosen = shown.found.last, shown.chosen

@@ -20,7 +20,7 @@ from minikin.images.encode import MARKED
 
 COLOURS = {"faithful": "#c2410c", "balanced": "#15803d", "creative": "#7e22ce"}
 LABELS = {
-    "recognised": "follows the prompt: share of pictures recognised",
+    "recognised": "follows the prompt: share of images recognised",
     "alignment": "follows the prompt: text alignment (cosine)",
 }
 PICTURES = 6  # of each setting in the table
@@ -47,7 +47,7 @@ class Shown:
     """Everything page and drawing show.
 
     facts     what OUT/PRESET.json holds
-    pictures  files of the last round's pictures, for each of its settings, by prompt and seed
+    images  files of the last round's images, for each of its settings, by prompt and seed
     """
 
     title: str
@@ -138,13 +138,13 @@ def value(m: Measured | None) -> str:
 
 
 def _some(paths: list[Path]) -> list[Path]:
-    """Pictures of different prompts, evenly."""
+    """Images of different prompts, evenly."""
     step = max(1, len(paths) // PICTURES)
     return paths[::step][:PICTURES]
 
 
 def jpeg(image: Image.Image, side: int) -> bytes:
-    """A picture as a small JPEG, its longer side at most `side` px."""
+    """An image as a small JPEG, its longer side at most `side` px."""
     small = image.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     return MARKED.encode(small, "JPEG", quality=92)

@@ -5,10 +5,10 @@
     round 3   the front of these, the nearest to it and the taught setting: all prompts, fresh seeds
 
 (Jamieson and Talwalkar 2016, arXiv:1502.07943, with a front in place of one best.) Settings are compared on
-the same prompts and seeds. What is reported comes from round 3 alone, whose pictures had no part in the
+the same prompts and seeds. What is reported comes from round 3 alone, whose images had no part in the
 choice of these settings.
 
-Knows no painter and no judge: `look` gives what was seen in the pictures of a setting and a prompt.
+Knows no painter and no judge: `look` gives what was seen in the images of a setting and a prompt.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Found:
 
 
 def pictures(settings: int, prompts: int, seeds: int) -> int:
-    """So many pictures are painted at most."""
+    """So many images are painted at most."""
     again = min(settings, max(LEAST, -(-settings // KEPT)) + 1)
     return settings * FIRST + again * (prompts - FIRST) + min(settings, MOST) * prompts * seeds
 
@@ -102,10 +102,10 @@ def search(
 def standing(
     setting: Setting, numbers: Sequence[int], seen: Sequence[Sequence[Seen]], measure: str
 ) -> Standing:  # fmt: skip
-    """How a setting did, from what was seen in the pictures of each prompt."""
+    """How a setting did, from what was seen in the images of each prompt."""
     own = [number for number, some in zip(numbers, seen, strict=True) for _ in some]
     flat = [one for some in seen for one in some]
-    fits = np.array([one.fits for one in flat])  # (pictures, prompts)
+    fits = np.array([one.fits for one in flat])  # (images, prompts)
 
     def over(values: Sequence[float] | np.ndarray) -> Measured:
         return mean(np.asarray(values), groups=own)
@@ -116,7 +116,7 @@ def standing(
     alignment = over(fits[np.arange(len(own)), own])
     follows = recognised if measure == "recognised" else alignment
     top = follows.high
-    if measure == "recognised":  # of 4 wrong pictures a bootstrap is sure; Wilson's interval is not
+    if measure == "recognised":  # of 4 wrong images a bootstrap is sure; Wilson's interval is not
         top = max(top, share(round(recognised.value * len(numbers)), len(numbers)).high)
     return Standing(
         setting, likeness, over(unseen) if len(unseen) == len(flat) else None, alignment, recognised, follows,

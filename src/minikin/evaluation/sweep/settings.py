@@ -1,7 +1,7 @@
 """What a sweep tries: the grid of settings, and the prompts they are tried with.
 
 Of settings that come to the same thing, one is tried: in 4 steps, a switch after 20 % and one after
-35 % are both one step; a picture without guidance has no guidance interval; mode row has no gate.
+35 % are both one step; an image without guidance has no guidance interval; mode row has no gate.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def grid(recipe: Sweep, concept: Concept, plan: Plan, embedded: bool = False) ->
     ):
         one = Setting(strength, tau, guidance, switch, interval)
         effect = _effect(one, plan.steps, embedded)
-        if effect not in seen and effect[3] < plan.steps:  # the category alone is no picture of the concept
+        if effect not in seen and effect[3] < plan.steps:  # the category alone is no image of the concept
             seen.add(effect)
             found.append(one)
     return tuple(found)

@@ -1,11 +1,11 @@
 """A sweep from start to end: cost, search, operating points, and what is written.
 
     OUT/cache.jsonl       everything seen so far; the same command goes on from here
-    OUT/pictures/         the pictures of the last round
+    OUT/pictures/         the images of the last round
     OUT/PRESET.json       what was measured
     OUT/PRESET.png .html  the front, to look at
 
-The same pictures, judge and photos give the same files, however often the run was interrupted. Who
+The same images, judge and photos give the same files, however often the run was interrupted. Who
 paints and who judges is the caller's choice.
 """
 
@@ -38,8 +38,8 @@ from minikin.perfusion.concept import Concept
 from minikin.recipes import Paint, Sweep, Tuned
 
 FRESH = 1_000_003  # how far the seeds of the last round lie from the first ones'
-SIDE = 256  # px at most, of the pictures that are kept
-BATCH = 8  # pictures of one prompt at once
+SIDE = 256  # px at most, of the images that are kept
+BATCH = 8  # images of one prompt at once
 
 Painter = Callable[[Paint], Sequence[Image.Image]]
 
@@ -48,7 +48,7 @@ Painter = Callable[[Paint], Sequence[Image.Image]]
 class Task:
     """What is swept, on what, judged by whom.
 
-    target  whatever else the pictures depend on: hashes of the concept, the base and its adapters
+    target  whatever else the images depend on: hashes of the concept, the base and its adapters
     known   what the judge sees in the concept's photos
     """
 
@@ -101,7 +101,7 @@ class Looker:
         return seen
 
     def seconds(self, setting: Setting, seed: int) -> float:
-        """Of one picture: of the second that is painted here, because the first warms up."""
+        """Of one image: of the second that is painted here, because the first warms up."""
         name = f"seconds {key(self.task.target)}"
         if (known := self.cache.number(name)) is not None:
             return known
@@ -142,7 +142,7 @@ class Looker:
 def sweep(task: Task, out: Path, paint: Painter) -> Generator[Event, None, None]:
     """Search and write; the last event is Done with the operating points, {name: Point}.
 
-    paint   pictures of a recipe, in the order of its seeds
+    paint   images of a recipe, in the order of its seeds
     Raises BadRecipe, StorageError. Whatever ends it, what was painted is kept.
     """
     recipe = task.recipe
@@ -153,8 +153,8 @@ def sweep(task: Task, out: Path, paint: Painter) -> Generator[Event, None, None]
     settings, note = _affordable(recipe, settings, seconds)
     at_most = pictures(len(settings), recipe.prompts, recipe.seeds)
     yield Note(
-        f"{len(settings)} settings{note}; at most {at_most:,} pictures of {seconds:.2f} s "
-        f"({task.plan.steps} steps): {told(at_most * seconds / 60)}. {len(look.cache)} sets of pictures are in "
+        f"{len(settings)} settings{note}; at most {at_most:,} images of {seconds:.2f} s "
+        f"({task.plan.steps} steps): {told(at_most * seconds / 60)}. {len(look.cache)} sets of images are in "
         f"{look.cache.path} already. Ctrl-C keeps what is done; the same command goes on."
     )
     found = yield from search(

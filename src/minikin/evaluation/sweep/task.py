@@ -1,4 +1,4 @@
-"""Getting a sweep's parts together: judge, photos, and what the pictures depend on."""
+"""Getting a sweep's parts together: judge, photos, and what the images depend on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def task(
 ) -> Task:  # fmt: skip
     """What is to be swept.
 
-    facts  of a picture of this concept (`Studio.facts`)
+    facts  of an image of this concept (`Studio.facts`)
     judge  opened already; by the recipe's name otherwise
     Raises BadRecipe without photos or for a judge of another world, BadPhoto, and what `open_judge` raises.
     """
@@ -64,7 +64,7 @@ def suited(name: str, base: Base, device: str | None = None) -> Judge:
     """The judge of this name; raises BadRecipe when it knows another world than the base's."""
     if name == "tiny" and base.architecture != "tiny":
         raise BadRecipe(
-            f"The judge tiny knows tiny's own world alone and cannot judge pictures of '{base.name}'. "
+            f"The judge tiny knows tiny's own world alone and cannot judge images of '{base.name}'. "
             "Use --judge clip-b32 or clip-l14."
         )
     return open_judge(name, device)

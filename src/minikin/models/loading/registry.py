@@ -30,7 +30,7 @@ class Known:
     note: str = ""
 
 
-_FILTER = ("safety_checker", "feature_extractor")  # never opened: a black picture is never an answer
+_FILTER = ("safety_checker", "feature_extractor")  # never opened: a black image is never an answer
 TINY_LICENCE = "Apache-2.0 AND MIT AND CC-BY-4.0 (art)"
 
 KNOWN = {
@@ -170,7 +170,7 @@ def _quiet() -> None:
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    # two warnings at every start and picture that ask for nothing: torchvision is not needed here, and a
+    # two warnings at every start and image that ask for nothing: torchvision is not needed here, and a
     # student's own timesteps are those it was trained with
     for name in ("transformers.utils.import_utils", "transformers.image_processing_base",
                  "diffusers.schedulers.scheduling_lcm"):  # fmt: skip
@@ -203,7 +203,7 @@ def _open_folder(path: Path, **kwargs: Any) -> Any:
 
 
 def _without_filter(index: Path) -> dict[str, Any]:
-    """No safety checker: it is not fetched, and a black picture is never an answer.
+    """No safety checker: it is not fetched, and a black image is never an answer.
 
     index  the folder's model_index.json
     """

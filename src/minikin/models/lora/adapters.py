@@ -3,7 +3,7 @@
     with adapters.using([(style, 0.8), (lcm, 1.0)]): ...
 
 Inside, every layer a LoRA names gives W x + sum_j w_j up_j down_j x; outside, the base is untouched:
-same modules, same `state_dict`, pictures bit-identical. Where a second copy of the adapted weights
+same modules, same `state_dict`, images bit-identical. Where a second copy of the adapted weights
 fits into MERGED_BYTES, that copy W + sum_j w_j up_j down_j is kept for the sum last used, and a LoRA
 costs nothing at painting time; otherwise the pairs of all LoRAs of a layer are concatenated along
 the rank, so that ten LoRAs cost one pair of products. What is loaded but not in use costs nothing.

@@ -28,7 +28,7 @@ from minikin.models.lora.lora_formats import check_family, check_kind
 
 PICKLES = (".pt", ".ckpt", ".bin", ".pth")
 MAX_BYTES = 2 << 30  # SDXL in rank 256: 1.7 GB
-MAX_HEADER = 16 << 20  # trainers write the tags of all their pictures into it
+MAX_HEADER = 16 << 20  # trainers write the tags of all their images into it
 MAX_TENSORS = 20_000  # SDXL with convolutions and text encoders: 3,000
 MAX_SETTINGS = 1 << 20  # PEFT's adapter_config.json
 

@@ -88,7 +88,7 @@ async def txt2img(request: Request, body: Txt2Img) -> Response:
 @router.post("/img2img", response_class=JSONResponse)
 @queued
 async def img2img(request: Request, body: Img2Img) -> Response:
-    """Refine a picture, or inpaint it where a mask is white."""
+    """Refine an image, or inpaint it where a mask is white."""
     limits = service_of(request).limits
     kind = "refine" if body.mask is None else "inpaint"
     image = await run_in_threadpool(decode.from_base64, body.init_images[0], "init_images", limits)
@@ -147,12 +147,12 @@ async def set_options(request: Request, body: dict[str, Any]) -> None:
     _check_settings(service_of(request), body)
 
 
-# ---- recipes inside pictures -------------------------------------------------------------------
+# ---- recipes inside images -------------------------------------------------------------------
 
 
 @router.post("/png-info")
 async def png_info(request: Request, body: dict[str, Any]) -> dict[str, Any]:
-    """What a picture records about how it was made."""
+    """What an image records about how it was made."""
     image = await run_in_threadpool(decode.from_base64, body.get("image"), "image", service_of(request).limits)
     text = str(image.info.get("parameters", ""))
     prompt, negative, settings = parse_parameters(text)
@@ -177,7 +177,7 @@ def values(service: Service, kind: str, body: Txt2Img) -> dict[str, Any]:
         "steps": body.steps, "guidance": body.cfg_scale, "width": body.width, "height": body.height,
         "preset": body.preset, "scheduler": sampler(body.sampler_name or body.sampler_index, body.scheduler),
     }  # fmt: skip
-    if kind == "inpaint":  # keeps its picture's size
+    if kind == "inpaint":  # keeps its image's size
         told["width"] = told["height"] = None
     return known(kind, told)
 
@@ -204,7 +204,7 @@ async def _answer(
         left = job.result or {}
         if e.code != "cancelled" or "interrupted" not in left:
             raise
-        last = left["interrupted"]  # as A1111 does: an interrupted picture is shown as far as it came
+        last = left["interrupted"]  # as A1111 does: an interrupted image is shown as far as it came
         return JSONResponse(
             {"images": [last] if last else [], "parameters": _asked(body), "info": _info(job, told)}
         )
@@ -215,7 +215,7 @@ async def _answer(
 
 
 def _asked(body: Txt2Img) -> dict[str, Any]:
-    """What was asked for, without the pictures it came with."""
+    """What was asked for, without the images it came with."""
     return body.model_dump(exclude={"init_images", "mask"})
 
 
@@ -236,7 +236,7 @@ def _info(job: Job, told: dict[str, Any]) -> str:
         "is_using_inpainting_conditioning": False, "warnings": job.notes,
         "concepts": {name: p.sha256 for name, p in job.prepared.concepts.items()},
         "interrupted": job.status == "cancelled",
-        # as the filters among A1111's extensions tell it: by picture
+        # as the filters among A1111's extensions tell it: by image
         "nsfw": [job.verdict(p.number) is not None for p in job.pictures],
         "content_filter": [(job.verdict(p.number) or {}).get("action") for p in job.pictures],
     })  # fmt: skip

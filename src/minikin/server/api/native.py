@@ -1,9 +1,9 @@
 """The native API: jobs with progress and previews, results, concepts, teaching.
 
 The bodies of /api/paint, /api/refine and /api/inpaint are the recipes themselves, with two fields more:
-`concepts` (contents by name) and `task` (a name of the client's own for the job). Pictures come as
+`concepts` (contents by name) and `task` (a name of the client's own for the job). Images come as
 base64, or as `result:ID` for one that was painted here; what a request does not say of one is the
-picture's own, where it records it. A job is answered 202 at once, or 200 with its
+image's own, where it records it. A job is answered 202 at once, or 200 with its
 results when `?wait=true`.
 """
 
@@ -50,7 +50,7 @@ def _body(kind: Kind) -> type[BaseModel]:
     more: dict[str, Any] = {name: (str, Field(description=told)) for name in kind.takes}
     more |= {name: (str | None, Field(None, description=told)) for name in kind.may}
     if kind.takes:
-        more["prompt"] = (str, Field("", description="what it shows; the picture's own prompt by default"))
+        more["prompt"] = (str, Field("", description="what it shows; the image's own prompt by default"))
     model: type[BaseModel] = create_model(
         f"{kind.name.capitalize()}Request", __base__=(Strict, kind.recipe),
         concepts=(dict[str, str], Field(default_factory=dict, description="contents by name: sha256:...")),
@@ -80,7 +80,7 @@ def _add(kind: Kind) -> None:
     handle.__annotations__ |= {"body": _body(kind), "request": Request, "wait": bool, "return": Response}
     router.add_api_route(
         f"/{kind.name}", handle, methods=["POST"], status_code=202, name=kind.name,
-        summary=f"{kind.name.capitalize()} pictures", response_class=JSONResponse,
+        summary=f"{kind.name.capitalize()} images", response_class=JSONResponse,
     )  # fmt: skip
 
 
@@ -170,7 +170,7 @@ async def events(request: Request, id: str) -> Response:
 
 @router.get("/results/{id}")
 async def result(request: Request, id: str) -> Response:
-    """A finished picture, a PNG with its recipe inside."""
+    """A finished image, a PNG with its recipe inside."""
     data = await run_in_threadpool(service_of(request).read, client_of(request), id)
     return Response(data, media_type="image/png", headers={
         "Content-Disposition": f'inline; filename="{id[:8]}.png"', "Cache-Control": "private, max-age=3600",
@@ -204,7 +204,7 @@ def _view(service: Service, client: str, id_: str, row: dict[str, Any] | None = 
 
 
 async def _picture(request: Request, text: Any, what: str) -> Image.Image:
-    """A picture of a request's body: base64, or one that was painted here."""
+    """An image of a request's body: base64, or one that was painted here."""
     service = service_of(request)
     if isinstance(text, str) and text.startswith("result:"):
         data = await run_in_threadpool(service.read, client_of(request), text.removeprefix("result:"))

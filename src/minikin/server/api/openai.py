@@ -1,7 +1,7 @@
 """OpenAI's images API, as the stock `openai` client speaks it.
 
     /v1/images/generations   JSON        -> paint
-    /v1/images/edits         multipart   -> refine; inpaint where a mask (or the picture itself) is transparent
+    /v1/images/edits         multipart   -> refine; inpaint where a mask (or the image itself) is transparent
     /v1/images/variations    multipart   -> refine, a little
     /v1/models                           this base, and `base:preset` for each preset that is ready
 
@@ -123,10 +123,10 @@ async def generations(request: Request, body: Generation) -> Response:
 @uploads
 @queued
 async def edits(request: Request) -> Response:
-    """Change a picture: all of it, or where the mask is transparent."""
+    """Change an image: all of it, or where the mask is transparent."""
     body, files = await _form(request, ("image", "mask"))
     if not body.prompt.strip():
-        raise wrong("prompt", "prompt is missing: say what the picture should become.", code="missing_prompt")
+        raise wrong("prompt", "prompt is missing: say what the image should become.", code="missing_prompt")
     image, mask = files.get("image"), files.get("mask")
     if image is None:
         raise wrong("image", "image is missing.", code="missing_image")
@@ -142,7 +142,7 @@ async def edits(request: Request) -> Response:
 @uploads
 @queued
 async def variations(request: Request, image: UploadFile = File()) -> Response:
-    """The picture again, a little otherwise; by its own prompt where it records one."""
+    """The image again, a little otherwise; by its own prompt where it records one."""
     body, files = await _form(request, ("image",))
     picture = files["image"]
     body.strength = VARIATION_STRENGTH if body.strength is None else body.strength
@@ -161,7 +161,7 @@ def values(service: Service, kind: str, body: Images) -> dict[str, Any]:
         "steps": body.num_inference_steps, "guidance": body.guidance_scale, "preset": preset,
         "scheduler": body.scheduler, "strength": body.strength or None,
     }  # fmt: skip
-    if body.size and body.size != "auto" and kind == "paint":  # the others follow their picture's size
+    if body.size and body.size != "auto" and kind == "paint":  # the others follow their image's size
         told["size"] = body.size
     return known(kind, told)
 
@@ -203,7 +203,7 @@ def _no_model(name: str, more: str) -> Refused:
 
 
 async def _form(request: Request, names: tuple[str, ...]) -> tuple[Images, dict[str, Image.Image]]:
-    """Multipart fields as the same model, and its pictures decoded; of several images the first."""
+    """Multipart fields as the same model, and its images decoded; of several images the first."""
     service = service_of(request)
     form: FormData = await request.form()
     fields: dict[str, Any] = {}
@@ -242,7 +242,7 @@ async def _answer(
     request: Request, kind: str, body: Images, shown: dict[str, Image.Image] | None, event: str
 ) -> Response:  # fmt: skip
     if body.stream and (body.n or 1) > 1:
-        raise wrong("n", "stream works for one picture: n must be 1.")
+        raise wrong("n", "stream works for one image: n must be 1.")
     told = await run_in_threadpool(values, service_of(request), kind, body)
     asked = Asked(kind, client_of(request), "openai", held=True)
     given = Given(pictures=shown) if shown else None
@@ -275,7 +275,7 @@ async def _answer(
 
 
 async def _stream(request: Request, job: Job, body: Images, event: str) -> AsyncIterator[bytes]:
-    """Up to `partial_images` previews, then the picture; a caller who goes away cancels it."""
+    """Up to `partial_images` previews, then the image; a caller who goes away cancels it."""
     service = service_of(request)
     told = {"output_format": body.output_format, "quality": body.quality or "auto", "background": "opaque"}
     sent = 0
@@ -314,7 +314,7 @@ async def _stream(request: Request, job: Job, body: Images, event: str) -> Async
 
 
 def _check_filter(job: Job) -> None:
-    """Raise theirs when the content filter blocked every picture; one among several is a card of words."""
+    """Raise theirs when the content filter blocked every image; one among several is a card of words."""
     blocked = sum(is_blocked(job.verdict(p.number)) for p in job.pictures)
     if blocked and blocked == len(job.pictures):
         raise Refused(refusal(blocked, blocked), status=400, code=Blocked.code)

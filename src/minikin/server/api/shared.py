@@ -1,4 +1,4 @@
-"""What the borrowed dialects have in common: their fields as a recipe's, and a picture's own words."""
+"""What the borrowed dialects have in common: their fields as a recipe's, and an image's own words."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def seed_of(given: int | None) -> int:
 
 
 def words(prompt: str, negative: str | None, picture: Image.Image) -> tuple[str, str]:
-    """Prompt and negative prompt; for who says nothing, what the picture records."""
+    """Prompt and negative prompt; for who says nothing, what the image records."""
     own = str(picture.info.get("parameters", ""))
     if prompt.strip() or not own:
         return prompt, negative or ""

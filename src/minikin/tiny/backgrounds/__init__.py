@@ -1,4 +1,4 @@
-"""Painted backgrounds: `paint(kind, variant)` gives one picture, larger than a scene.
+"""Painted backgrounds: `paint(kind, variant)` gives one image, larger than a scene.
 
 A scene shows a random 128 px crop of a stored 160 px painting. Everything is drawn with Pillow at
 twice the size and follows from (kind, variant) alone. No outside art.

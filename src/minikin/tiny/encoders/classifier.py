@@ -1,6 +1,6 @@
-"""The classifier: how probable is each answer to each question about a picture.
+"""The classifier: how probable is each answer to each question about an image.
 
-    verdicts = Classifier.open().look(pictures)
+    verdicts = Classifier.open().look(images)
     verdicts.best("background")          ["beach", "snow", ...]
     verdicts.probability("objects")      (n, categories)
 
@@ -30,7 +30,7 @@ KIND = "classifier"
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Probabilities of n pictures by field, (n, answers) float32.
+    """Probabilities of n images by field, (n, answers) float32.
 
     The answers of one field add up to 1, unless several can be true (`Field.is_multiple`).
     """
@@ -48,12 +48,12 @@ class Verdicts:
         return self.probabilities[field][:, known.answers.index(answer)]
 
     def best(self, field: str) -> list[str]:
-        """The most probable answer for every picture."""
+        """The most probable answer for every image."""
         answers = self._field(field).answers
         return [answers[int(k)] for k in self.probabilities[field].argmax(-1)]
 
     def all(self, field: str, threshold: float = 0.5) -> list[tuple[str, ...]]:
-        """All answers above the threshold for every picture, in the field's order."""
+        """All answers above the threshold for every image, in the field's order."""
         answers = self._field(field).answers
         return [
             tuple(a for a, p in zip(answers, row, strict=True) if p > threshold)
@@ -89,7 +89,7 @@ class Classifier:
 
     @torch.no_grad()
     def look(self, pictures: Pictures) -> Verdicts:
-        """All answers for these pictures."""
+        """All answers for these images."""
         scores = in_chunks(as_batch(pictures), self.device, lambda x: self.net.answers(self.net.eye(x)))
         parts = torch.split(scores.float(), [len(f.answers) for f in self.fields], -1)
         shares = {
@@ -100,7 +100,7 @@ class Classifier:
 
     @torch.no_grad()
     def likeness(self, pictures: Pictures, masks: Masks | None = None) -> Tensor:
-        """Unit vectors (n, d) of the thing in the pictures, as `Judge.likeness`."""
+        """Unit vectors (n, d) of the thing in the images, as `Judge.likeness`."""
         return in_chunks(as_batch(pictures, masks), self.device, lambda x: self.net.likeness(self.net.eye(x)))
 
 

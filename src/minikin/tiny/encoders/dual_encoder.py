@@ -1,13 +1,13 @@
-"""The judge: pictures and captions as vectors in one space, and things as vectors of their own.
+"""The judge: images and captions as vectors in one space, and things as vectors of their own.
 
     judge = Judge.open()
-    judge.image(pictures) @ judge.text(captions).T     how well each caption fits each picture
-    judge.likeness(pictures) @ judge.likeness(photos).T  whether the same thing is in them
+    judge.image(images) @ judge.text(captions).T     how well each caption fits each image
+    judge.likeness(images) @ judge.likeness(photos).T  whether the same thing is in them
 
 Two contrastive towers as in CLIP (Radford et al. 2021, arXiv:2103.00020), trained on the sticker
-world alone, so they judge nothing but its pictures. `likeness` is a third projection that learned to
+world alone, so they judge nothing but its images. `likeness` is a third projection that learned to
 find the same drawing in the same look again, in other scenes, among lookalikes. With masks it looks
-at the masked thing alone; without, at the main thing of the picture.
+at the masked thing alone; without, at the main thing of the image.
 """
 
 from __future__ import annotations
@@ -97,12 +97,12 @@ class Judge:
 
     @torch.no_grad()
     def image(self, pictures: Pictures) -> Tensor:
-        """What the pictures show."""
+        """What the images show."""
         return in_chunks(as_batch(pictures), self.device, lambda x: self.net.image(self.net.eye(x)))
 
     @torch.no_grad()
     def likeness(self, pictures: Pictures, masks: Masks | None = None) -> Tensor:
-        """Which thing is in the pictures; where a mask is given, only what is inside it counts."""
+        """Which thing is in the images; where a mask is given, only what is inside it counts."""
         return in_chunks(as_batch(pictures, masks), self.device, lambda x: self.net.likeness(self.net.eye(x)))
 
     @torch.no_grad()
@@ -111,7 +111,7 @@ class Judge:
         return self.net.text(self.tokens(captions).to(self.device)).cpu()
 
     def fit(self, pictures: Pictures, captions: Sequence[str]) -> Tensor:
-        """Cosine of every picture with every caption (pictures, captions)."""
+        """Cosine of every image with every caption (images, captions)."""
         return self.image(pictures) @ self.text(captions).T
 
 

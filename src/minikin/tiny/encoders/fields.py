@@ -1,4 +1,4 @@
-"""What can be asked about a picture of the sticker world, and the true answers of a scene.
+"""What can be asked about an image of the sticker world, and the true answers of a scene.
 
 A *field* is one question with named answers ("background": snow, beach, ...). Its truth is one
 number (the index of the answer, -1 where the question makes no sense) or, for a field of several
@@ -20,12 +20,12 @@ import numpy as np
 from minikin.tiny import vocabulary as words
 from minikin.tiny.world import RESOLUTION, Scene, Thing
 
-NONE = "none"  # no such thing in the picture
+NONE = "none"  # no such thing in the image
 DRAWN = "as drawn"  # not repainted
 PATTERN = "pattern"  # repainted in two colours
 UNKNOWN = -1  # the question makes no sense, or the world has no name for the answer
 SLOTS = ("first", "second")
-CELLS = 8  # of a side, into which `places` divides a picture
+CELLS = 8  # of a side, into which `places` divides an image
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Field:
 
 @cache
 def fields_of(spec: words.WorldSpec) -> tuple[Field, ...]:
-    """The questions that pictures of this world can answer, in a fixed order."""
+    """The questions that images of this world can answer, in a fixed order."""
     out = [
         Field("layout", tuple(name for name, _ in spec.layouts)),
         Field("background", (*spec.backgrounds, *(f"plain_{c}" for c in spec.plain))),

@@ -1,9 +1,9 @@
 """The networks of the judges: a small convolutional eye, a small text reader, and what stands on them.
 
-All shapes are chosen for two processor cores: the picture is folded to 32x32x48, the first convolution
+All shapes are chosen for two processor cores: the image is folded to 32x32x48, the first convolution
 takes it to 16x16 at once, and from there the channels are many enough for matrix units (96 and up). A
 layer at 32x32 took a third of the time of training. GroupNorm, not batch
-statistics, so that a picture is judged the same in any company. Inputs are in [-1, 1].
+statistics, so that an image is judged the same in any company. Inputs are in [-1, 1].
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Gaze(nn.Module):
 
 
 class Eye(nn.Module):
-    """Pictures (n, 3, 128, 128) in [-1, 1] to features (n, features)."""
+    """Images (n, 3, 128, 128) in [-1, 1] to features (n, features)."""
 
     def __init__(self, shape: EyeShape) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Eye(nn.Module):
         return out
 
     def whole(self, cells: Tensor) -> Tensor:
-        """Features of the whole picture (n, features) from those by place."""
+        """Features of the whole image (n, features) from those by place."""
         return F.gelu(self.out(self.gaze(cells)))
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class JudgeNet(nn.Module):
         self.like = nn.Linear(eye.features, dimensions)
 
     def image(self, features: Tensor) -> Tensor:
-        """Unit vectors (n, dimensions) of the eye's features: what the whole picture shows."""
+        """Unit vectors (n, dimensions) of the eye's features: what the whole image shows."""
         return F.normalize(self.seen(features).float(), dim=-1)
 
     def likeness(self, features: Tensor) -> Tensor:
