@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TORCH  := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
-.PHONY: setup browser demo test test-fast soak check audit bench clean
+.PHONY: setup browser demo test test-fast controls numeric soak check audit bench clean
 
 setup: $(READY)
 
@@ -34,8 +34,19 @@ browser:
 demo: setup
 	$(BIN)/minikin demo --out demo
 
+# Two workers of one thread each; a whole file goes to one worker.
 test: setup browser
-	$(BIN)/python -m pytest --durations=20
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --durations=20
+
+# Tests of the tests: a bug is planted, and the test that should find it must fail.
+controls: setup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m controls
+
+# What claims equality to the bit, as a processor without AVX-512 and AMX computes it, with one thread and with two.
+numeric: setup
+	for threads in 1 2; do \
+	  ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=$$threads \
+	    $(BIN)/python -m pytest -m numeric || exit 1; done
 
 test-fast: setup
 	$(BIN)/python -m pytest -m 'not slow'

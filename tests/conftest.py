@@ -24,15 +24,29 @@ from minikin.images.photos import Photo
 from minikin.models.base import Base
 from minikin.models.loading.architectures import ARCHITECTURES, shrunk, write_configs
 
-torch.set_num_threads(min(2, len(os.sched_getaffinity(0))))
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
+torch.set_num_threads(1 if WORKER else min(2, len(os.sched_getaffinity(0))))
+if WORKER:  # what children inherit: two workers with two threads each would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 FAMILIES = tuple(ARCHITECTURES)
+LONGEST: tuple[str, ...] = ()  # files that are begun first, so that no worker ends long after the other
 SHARED = pytest.StashKey[dict[str, tuple[list[torch.nn.Module], list[float]]]]()  # by fixture: modules, sums
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What takes hours runs when it is asked for by its mark, never by accident."""
-    if "soak" not in (config.option.markexpr or ""):
-        items[:] = [item for item in items if not item.get_closest_marker("soak")]
+    """Leave out marks that must be asked for by name; give each worker whole files, the longest first.
+
+    Module fixtures (servers, taught concepts) are then made once. All tests on Ray are one group, so that there
+    is one cluster at a time.
+    """
+    for mark in ("soak", "controls"):
+        if mark not in (config.option.markexpr or ""):
+            items[:] = [item for item in items if not item.get_closest_marker(mark)]
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+    rank = {name: k for k, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 def pytest_collection_finish() -> None:
@@ -48,12 +62,17 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
             terminalreporter.write_line(f"{kind}: {report.nodeid}")
 
 
+def shared_cache(tmp_path_factory: Any) -> Path:
+    """The cache folder of the whole run, for all its workers: tiny's covariance is computed once."""
+    base: Path = tmp_path_factory.getbasetemp()
+    return (base.parent if WORKER else base) / "cache"
+
+
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path_factory: Any, monkeypatch: Any) -> None:
     """Every test has its own data folder; the cache is shared within a run (C of tiny is in it)."""
     monkeypatch.setenv("MINIKIN_HOME", str(tmp_path_factory.mktemp("home")))
-    shared = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("MINIKIN_CACHE", str(shared))
+    monkeypatch.setenv("MINIKIN_CACHE", str(shared_cache(tmp_path_factory)))
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +235,7 @@ def ray(tmp_path_factory: Any) -> Iterator[Any]:
     if not find_spec("ray"):  # not imported before its environment is set
         pytest.skip("Ray is not installed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MINIKIN_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.setenv("MINIKIN_CACHE", str(shared_cache(tmp_path_factory)))
         patch.setenv("MINIKIN_HOME", str(tmp_path_factory.mktemp("fleet-home")))
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("RAY_worker_niceness", "0")  # by its default, 15, a busy machine lets workers starve
