@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
 from rich.markup import escape
 
+from minikin.errors import BadRecipe
 from minikin.recipes import Recipe
+from minikin.recipes.base import renamed_text
 
 Json = Annotated[bool, typer.Option("--json", help="one JSON object a line, for programs")]
 JsonOnce = Annotated[bool, typer.Option("--json", help="JSON, for programs")]
@@ -40,15 +42,27 @@ def with_recipe(recipe: type[Recipe], skip: tuple[str, ...] = ()) -> Callable[[A
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "values"]
+        extra = [
+            p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "values"
+        ]
         fields = {k: f for k, f in recipe.model_fields.items() if k not in skip}
+        renamed = {old: new for old, new in recipe.RENAMED.items() if new in fields}
 
-        def command(**given: Any) -> Any:
-            values = {k: given.pop(k) for k in fields}
-            return function(**given, values=values)
+        def command(**arguments: Any) -> Any:
+            old_values = {old: arguments.pop(old) for old in renamed}
+            values = {k: arguments.pop(k) for k in fields}
+            for old, new in renamed.items():
+                if old_values[old] is not None:
+                    _use_renamed(values, old, new, old_values[old])
+            for name, new_values in recipe.RENAMED_VALUES.items():
+                if (value := str(values.get(name))) in new_values:
+                    values[name] = new_values[value]
+                    _note_renamed(f"{_flag(name)} {value}", f"{_flag(name)} {values[name]}")
+            return function(**arguments, values=values)
 
-        options = [_option(name, f) for name, f in fields.items()]
-        keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *options)]
+        options = [_option(recipe, name, fields[name]) for name in fields]
+        options += [_option(recipe, new, fields[new], old_name=old) for old, new in renamed.items()]
+        keyword_only = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*extra, *options)]
         command.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in keyword_only}
         command.__name__, command.__doc__ = function.__name__, function.__doc__
@@ -57,23 +71,54 @@ def with_recipe(recipe: type[Recipe], skip: tuple[str, ...] = ()) -> Callable[[A
     return decorate
 
 
-def _option(name: str, f: FieldInfo) -> inspect.Parameter:
-    flag = "--" + name.replace("_", "-")
+def _use_renamed(values: dict[str, Any], old: str, new: str, value: Any) -> None:
+    """Read an option by the name of an earlier version, and say so."""
+    if values[new] is not None:
+        raise BadRecipe(f"Give {_flag(new)} alone: {_flag(old)} is its name of an earlier version.")
+    values[new] = value
+    _note_renamed(_flag(old), _flag(new))
+
+
+def _note_renamed(old: str, new: str) -> None:
+    from minikin.cli import display
+
+    display.note(renamed_text(old, new))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _option(recipe: type[Recipe], name: str, f: FieldInfo, old_name: str = "") -> inspect.Parameter:
+    """One option of the command line.
+
+    old_name  makes the hidden, optional one that has the field's name of an earlier version
+    """
+    flag = _flag(old_name or name)
     is_bool = bool in (f.annotation, *get_args(f.annotation))
     names = [f"{flag}/--no-{flag[2:]}" if is_bool else flag]
-    if name in SHORT:
+    if name in SHORT and not old_name:
         names.append(SHORT[name])
     text = f.description or ""
     if not f.is_required() and f.default not in (None, "", ()):
         text += f" [{_shown(f.default)}]"
-    required = f.is_required()
+    required = f.is_required() and not old_name
     kind: Any = str if _is_list(f.annotation) else f.annotation  # lists and spans are read by the recipe
+    metavar = None
+    if name in recipe.RENAMED_VALUES:  # the values of an earlier version are accepted, and not in the help
+        metavar = f"[{'|'.join(get_args(f.annotation))}]"
+        kind = Literal[(*get_args(f.annotation), *recipe.RENAMED_VALUES[name])]
     annotation = kind if required else kind | None
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=... if required else None,
-        annotation=Annotated[annotation, typer.Option(*names, help=escape(text), show_default=False,
-                                                       rich_help_panel=_PANEL_OF.get(name))],
+    option = typer.Option(
+        *names, help=escape(text), show_default=False, rich_help_panel=_PANEL_OF.get(name), metavar=metavar,
+        hidden=bool(old_name),
     )  # fmt: skip
+    return inspect.Parameter(
+        old_name or name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=... if required else None,
+        annotation=Annotated[annotation, option],
+    )
 
 
 def _is_list(annotation: Any) -> bool:

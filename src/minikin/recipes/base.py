@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import warnings
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 
 from minikin.errors import BadRecipe
 
@@ -39,8 +49,35 @@ Scale = Annotated[float, Field(ge=0, le=50)]
 WHOLE: tuple[float, float] = (0.0, 1.0)
 
 
+class RenamedOption(FutureWarning):
+    """An option was given by a name or value of an earlier version."""
+
+
+_TOLD: set[str] = set()
+
+
+def tell_renamed(old: str, new: str) -> None:
+    """Warn that an option has another name now; each name once in a process."""
+    if old not in _TOLD:
+        _TOLD.add(old)
+        warnings.warn(renamed_text(old, new), RenamedOption, stacklevel=2)
+
+
+def renamed_text(old: str, new: str) -> str:
+    """The note for an option, or a value, that is called otherwise since this version."""
+    return f"'{old}' is called '{new}' since 0.2; the old name works in 0.2."
+
+
 class Recipe(BaseModel):
-    """Common behaviour: strict names, one-sentence errors."""
+    """Common behaviour: strict names, one-sentence errors, and the names that options had before.
+
+    RENAMED         option of an earlier version -> option now, for one version. Python, JSON and the command
+                    line accept both, and warn once (RenamedOption) when they meet the old one
+    RENAMED_VALUES  option now -> {value of an earlier version: value now}
+    """
+
+    RENAMED: ClassVar[Mapping[str, str]] = {}
+    RENAMED_VALUES: ClassVar[Mapping[str, Mapping[str, str]]] = {}
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True)
 
@@ -51,6 +88,38 @@ class Recipe(BaseModel):
             return cls(**{k: v for k, v in values.items() if v is not None})
         except ValidationError as e:
             raise BadRecipe(first_sentence(e)) from None
+
+    @classmethod
+    def current(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The options by their present names and values, without a warning: for records in files."""
+        present = {cls.RENAMED.get(k, k): v for k, v in values.items() if k in cls.RENAMED}
+        present |= {k: v for k, v in values.items() if k not in cls.RENAMED}
+        for name, renamed in cls.RENAMED_VALUES.items():
+            if isinstance(present.get(name), str):
+                present[name] = renamed.get(present[name], present[name])
+        return present
+
+    @classmethod
+    def option_names(cls) -> frozenset[str]:
+        """Every option that is accepted, names of earlier versions included."""
+        return frozenset(cls.model_fields) | frozenset(cls.RENAMED)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _present_names(cls, values: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(values, dict):
+            return build(values)
+        for old, new in cls.RENAMED.items():
+            if old in values and new in values:
+                raise ValueError(f"give {new} alone: {old} is its name of an earlier version")
+            if old in values:
+                tell_renamed(old, new)
+        present = cls.current(values)
+        for name, renamed in cls.RENAMED_VALUES.items():
+            old_value = values.get(name)
+            if isinstance(old_value, str) and old_value in renamed:
+                tell_renamed(f"{name} {old_value}", f"{name} {renamed[old_value]}")
+        return build(present)
 
 
 def first_sentence(e: ValidationError) -> str:
