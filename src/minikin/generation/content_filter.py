@@ -13,16 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image, ImageDraw, ImageFont
 
 from minikin.errors import Blocked, MinikinError
-from minikin.generation.sampler import Painted
 from minikin.images import xmp
 from minikin.images.sheet import wrapped
-from minikin.models.base import Base
 from minikin.recipes import Mode
+
+if TYPE_CHECKING:
+    from minikin.generation.sampler import Painted
+    from minikin.models.base import Base
 
 ACTIONS: dict[Mode, str] = {"flag": "flagged", "blur": "blurred", "block": "blocked"}
 CARD = "Blocked by the content filter"

@@ -6,29 +6,31 @@ import base64
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from minikin import __version__
 from minikin.errors import BadRecipe
 from minikin.files import atomic_write
-from minikin.generation.sampler import Painted
 from minikin.images import xmp
 from minikin.images.encode import MARKED, Marking, save_image
 from minikin.images.metadata import png_info
 from minikin.recipes import Paint
 
+if TYPE_CHECKING:
+    from minikin.generation.sampler import Painted
+
 LARGEST_MASK = 30_000  # characters of base64 inside an image; a brush of 1024 px takes about a tenth
 
 
-def settings(recipe: Paint, facts: dict[str, Any], one: Painted) -> dict[str, Any]:
-    """The `Key: value` pairs of A1111's infotext for one image."""
+def settings(facts: dict[str, Any], seed: int, size: tuple[int, int]) -> dict[str, Any]:
+    """The `Key: value` pairs of A1111's infotext for one image of this (width, height)."""
     return {
         "Steps": facts["recipe"]["steps"],
         "Sampler": facts["sampler"],
         "CFG scale": f"{facts['guidance']:g}",
-        "Seed": one.seed,
+        "Seed": seed,
         "Denoising strength": facts["recipe"].get("strength"),
-        "Size": f"{one.image.width}x{one.image.height}",
+        "Size": f"{size[0]}x{size[1]}",
         "Model hash": facts["base"]["fingerprint"][:10],
         "Model": facts["base"]["name"],
         "RNG": "CPU",
@@ -98,4 +100,4 @@ def _mask_beside(facts: dict[str, Any], path: Path) -> dict[str, Any]:
 def _info(recipe: Paint, facts: dict[str, Any], one: Painted) -> Any:
     batch = recipe.together(one.seed)  # processors round differently for batches of other sizes
     own = {**facts, "seed": one.seed, "batch": {"seed": batch[0], "n": len(batch)}}
-    return png_info(own, recipe.prompt, recipe.negative, settings(recipe, facts, one))
+    return png_info(own, recipe.prompt, recipe.negative, settings(facts, one.seed, one.image.size))

@@ -13,11 +13,12 @@ import binascii
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 N_SAMPLES = 48  # of a sketch: 128 characters in a concept file
 RELATIVE = 2.0**-7  # bfloat16 has 8 significant bits: copies made on different ways are neighbours in it
@@ -37,11 +38,15 @@ class Origin:
 
 def rounded(weight: Tensor) -> bytes:
     """A tensor rounded to float16 and then to bfloat16, as bytes."""
+    import torch
+
     return weight.detach().to("cpu").half().bfloat16().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def sketch(weights: Sequence[Tensor], words: Iterable[str]) -> str:
     """N_SAMPLES weights in float16, from matrices spread over all of them, and the hash of the words."""
+    import torch
+
     matrices = [w for w in weights if w.ndim > 1]
     picked = [matrices[i * len(matrices) // N_SAMPLES].detach().flatten() for i in range(N_SAMPLES)]
     samples = torch.stack([w[(7919 * i) % len(w)].float().cpu() for i, w in enumerate(picked)])

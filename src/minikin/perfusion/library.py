@@ -7,7 +7,6 @@ from pathlib import Path
 from minikin.errors import BadConceptFile, BadRecipe, UnknownName
 from minikin.files import atomic_write, data_folder, sweep_orphans
 from minikin.perfusion.concept import NAME, Concept, check_name
-from minikin.perfusion.concept_file import load
 from minikin.perfusion.index import Index, Listed
 
 MANY = 200  # files in a folder: from there on an index knows their names
@@ -80,6 +79,8 @@ def find(name: str) -> Concept:
     path = locate(name)
     if path is None:
         raise _unknown(name)
+    from minikin.perfusion.concept_file import load
+
     concept = load(path)
     return concept if concept.name == name else concept.renamed(name)
 
@@ -99,6 +100,8 @@ def resolve(ref: str) -> Path:
 
 def keep(path: Path) -> Path:
     """Copy a concept file into the user's library under its own name; raises BadConceptFile."""
+    from minikin.perfusion.concept_file import load  # needs PyTorch, which names and searches do not
+
     concept = load(path)
     target = library_folder() / f"{concept.name}.safetensors"
     if target.exists() and target.read_bytes() != path.read_bytes():

@@ -30,7 +30,6 @@ from minikin.files import atomic_write
 from minikin.models.prompt import MAX_CONCEPTS, UNKNOWN_HINT, check_length, concept_tags
 from minikin.perfusion import library
 from minikin.perfusion.concept import NAME, Concept, check_name
-from minikin.perfusion.concept_file import from_bytes
 from minikin.perfusion.index import Listed
 from minikin.server.engine import Pinned
 from minikin.server.errors import Refused, not_found
@@ -83,7 +82,7 @@ class Shelf:
                 f"The concept has {len(data)} bytes; at most {self.limits.concept} are taken.",
                 status=413, code="concept_too_large",
             )  # fmt: skip
-        concept = from_bytes(data, "the upload")
+        concept = _parsed(data, "the upload")
         name = check_name(name or concept.name)
         if not taught:
             self.check_room(client)
@@ -187,7 +186,7 @@ class Shelf:
                 data = self.data(entry)
                 if not self._path(entry.sha256).exists():
                     self._keep(data)
-                self._parsed[entry.sha256] = from_bytes(data, f"concept '{name}'")
+                self._parsed[entry.sha256] = _parsed(data, f"concept '{name}'")
                 while len(self._parsed) > KEPT:
                     self._parsed.popitem(last=False)
             concept = self._parsed[entry.sha256]
@@ -247,6 +246,12 @@ class Shelf:
         if key not in self._hashes:
             self._hashes[key] = hashlib.sha256(path.read_bytes()).hexdigest()
         return self._hashes[key]
+
+
+def _parsed(data: bytes, what: str) -> Concept:
+    from minikin.perfusion.concept_file import from_bytes  # needs PyTorch: not before there is a concept
+
+    return from_bytes(data, what)
 
 
 def _taken(m: re.Match[str], wanted: dict[str, str]) -> str:

@@ -14,7 +14,6 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from minikin.generation.output import LARGEST_MASK, settings
-from minikin.generation.sampler import Painted
 from minikin.images.encode import save_image
 from minikin.images.metadata import JSON_KEY, parameters_text, png_info
 from minikin.images.photos import Photo
@@ -28,7 +27,7 @@ def inside(facts: dict[str, Any], recipe: Recipe, image: Image.Image, seed: int 
     prompt, negative = getattr(recipe, "prompt", ""), getattr(recipe, "negative", "") or ""
     told: dict[str, Any] = {"Seed": seed, "Size": f"{image.width}x{image.height}"}
     if isinstance(recipe, Paint) and "sampler" in facts:
-        told = settings(recipe, facts, Painted(image, seed or 0))
+        told = settings(facts, seed or 0, image.size)
     own = {**_short(facts), "seed": seed, "batch": {"seed": seed, "n": 1}}
     return png_info(own, prompt, negative, told), parameters_text(prompt, negative, told)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -12,10 +12,12 @@ from minikin import recipes
 from minikin.errors import BadRecipe
 from minikin.events import Event
 from minikin.generation.canvas import read_mask
-from minikin.generation.img2img import Job
 from minikin.generation.source import Source, inherited
 from minikin.recipes import Recipe, Rework
 from minikin.server.engine import Given
+
+if TYPE_CHECKING:
+    from minikin.generation.img2img import Job
 
 Verb = Callable[[Any, Any, Given], Iterator[Event]]  # studio, recipe, given
 
@@ -38,6 +40,8 @@ class Kind:
 
 def job_of(given: Given) -> Job:
     """The image to paint over and its mask; raises BadPhoto."""
+    from minikin.generation.img2img import Job  # needs PyTorch; the gateway does not come here
+
     source = Source.of(given.pictures["picture"])
     mask = given.pictures.get("mask")
     return Job(source, None if mask is None else read_mask(mask, source.image.size))

@@ -22,7 +22,6 @@ from minikin import events
 from minikin.errors import BadRecipe, MinikinError
 from minikin.generation.content_filter import passed
 from minikin.generation.live import Live, Shown
-from minikin.generation.sampler import Painted
 from minikin.images.encode import Marking
 from minikin.recipes import Paint
 from minikin.server.engine import Row
@@ -82,10 +81,13 @@ def painter(
             )
 
         (image,) = yield from stream(work, _PAINTER)
-        made = [Painted(image, recipe.seed)]
+        verdict = None
         if service.filtering:
-            made = passed(service.filtering(made))
-        yield events.Picture(made[0].image, recipe.prompt, recipe.seed, made[0].verdict)
+            from minikin.generation.sampler import Painted  # needs PyTorch, as every filter does
+
+            (checked,) = passed(service.filtering([Painted(image, recipe.seed)]))
+            image, verdict = checked.image, checked.verdict
+        yield events.Picture(image, recipe.prompt, recipe.seed, verdict)
 
     return verb
 

@@ -21,10 +21,8 @@ from PIL import Image
 from minikin import events, files
 from minikin.errors import MinikinError, StorageError
 from minikin.generation.content_filter import Filtering
-from minikin.generation.sampler import Painted
 from minikin.images import xmp
 from minikin.images.encode import Marking
-from minikin.perfusion import concept_file
 from minikin.server import image_metadata, metrics
 from minikin.server.concept_store import Shelf
 from minikin.server.engine import Engine
@@ -122,6 +120,8 @@ class Finishing:
         facts = self.engine.facts(job.prepared)
         xmp.made(image, image.info.get(xmp.INFO, facts.get(xmp.KEY, xmp.TRAINED)))
         if self.filtering and job.asked.kind != "masks":
+            from minikin.generation.sampler import Painted  # needs PyTorch, as every filter does
+
             (one,) = self.filtering([Painted(image, seed or 0)])
             image = one.image
             if one.verdict:
@@ -141,8 +141,9 @@ class Finishing:
         if job.asked.kind != "teach":
             self.end(job, "completed")
             return
-        concept = done.result
-        data = concept_file.to_bytes(concept, int8=getattr(job.prepared.recipe, "int8", None))
+        from minikin.perfusion import concept_file  # needs PyTorch, as teaching did
+
+        data = concept_file.to_bytes(done.result, int8=getattr(job.prepared.recipe, "int8", None))
         entry = self.shelf.put(job.asked.client, data, taught=True)
         job.result = {
             "concept": {"name": entry.name, "sha256": entry.sha256, "bytes": len(data)},

@@ -13,7 +13,6 @@ from starlette.concurrency import run_in_threadpool
 
 from minikin.images.photos import Photo, on_white
 from minikin.perfusion.concept import check_category, check_name
-from minikin.perfusion.concept_file import from_bytes
 from minikin.recipes import Teach
 from minikin.server import decode, serializers
 from minikin.server.concept_store import Entry
@@ -75,7 +74,7 @@ async def upload(request: Request, file: UploadFile = File(), name: str | None =
 
     def put() -> dict[str, Any]:
         entry = service.shelf.put(client, data, name or None)
-        return serializers.concept(entry, from_bytes(data).category)
+        return serializers.concept(entry, service.shelf.pinned(entry.name, entry).concept.category)
 
     return await run_in_threadpool(put)
 
