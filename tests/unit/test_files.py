@@ -44,12 +44,12 @@ atomic_write(sys.argv[1], sys.stdin.buffer.read())
 def traced(path: Path, *options: str) -> tuple[int, list[str]]:
     """Exit code of a process that writes NEW to `path`, and its system calls on files in that folder."""
     log = path.parent.parent / "calls"
-    told = subprocess.run(
+    process = subprocess.run(
         ["strace", "-f", "-y", "-o", str(log), "-e", "trace=openat,write,fsync,rename,renameat,renameat2",
          *options, sys.executable, "-c", CHILD, str(path)],
         input=NEW, capture_output=True, check=False,
     )  # fmt: skip
-    return told.returncode, [line for line in log.read_text().splitlines() if str(path.parent) in line]
+    return process.returncode, [line for line in log.read_text().splitlines() if str(path.parent) in line]
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,8 @@ def test_written_synced_renamed_synced(target: Path) -> None:
     order = [n for i, n in enumerate(names) if i == 0 or names[i - 1] != n]
     assert code == 0 and target.read_bytes() == NEW
     assert [n for n in order if n != "openat"] == ["write", "fsync", "rename", "fsync"]
-    made = next(line for line in calls if "O_CREAT" in line)
-    assert "O_EXCL" in made and f"{target.parent}/.minikin-" in made
+    creating = next(line for line in calls if "O_CREAT" in line)
+    assert "O_EXCL" in creating and f"{target.parent}/.minikin-" in creating
     assert "/.minikin-" in next(line for line in calls if "fsync" in line)
     assert re.search(rf"fsync\(\d+<{re.escape(str(target.parent))}>\)", calls[-1])
 
@@ -181,7 +181,7 @@ def _checkpoint(folder: Path) -> Path:
     return path
 
 
-def _picture(folder: Path) -> Path:
+def _image(folder: Path) -> Path:
     return save_image(Image.new("RGB", (8, 8)), folder / "a.png")
 
 
@@ -208,7 +208,7 @@ def _build_part(folder: Path) -> Path:
     return folder / "vae"
 
 
-def _lookalikes(folder: Path) -> Path:
+def _hard_negatives(folder: Path) -> Path:
     """Drawn once and kept, so that each time goes into a folder of its own."""
     from tools.tiny_training.hard_negatives import Lookalikes
 
@@ -219,7 +219,7 @@ def _lookalikes(folder: Path) -> Path:
     return folder / f"lookalikes-small-train-{seed}-1"
 
 
-SAVES = (_concept, _checkpoint, _picture, _folder, _download, _build_part, _lookalikes)
+SAVES = (_concept, _checkpoint, _image, _folder, _download, _build_part, _hard_negatives)
 
 
 @pytest.mark.parametrize("save", SAVES)
@@ -247,7 +247,7 @@ def test_the_recorder_finds_what_is_out_of_order(save: Any, tmp_path: Path, monk
     assert Recorder(monkeypatch).problems([save(tmp_path)]) != []
 
 
-def test_pictures_of_a_killed_build_are_drawn_anew(tmp_path: Path) -> None:
+def test_images_of_a_killed_build_are_drawn_again(tmp_path: Path) -> None:
     """kill -9 in the middle of the last file: nothing is there that looks whole, and the rest is swept."""
     from tools.tiny_training.hard_negatives import BLOCK, Lookalikes
 
@@ -316,10 +316,11 @@ def test_a_file_size_limit(target: Path) -> None:
         "try: atomic_write(sys.argv[1], b'x' * 100_000)\n"
         "except StorageError as e: print(e, e.code); sys.exit(e.exit_code)"
     )
-    told = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, str(target)], capture_output=True, text=True, check=False
     )
-    assert told.returncode == 7 and "was not written" in told.stdout and "storage_full" in told.stdout
+    assert process.returncode == 7
+    assert "was not written" in process.stdout and "storage_full" in process.stdout
     assert [p.name for p in target.parent.iterdir()] == [target.name] and target.read_bytes() == OLD
 
 
@@ -425,7 +426,7 @@ MAY: dict[tuple[str, str], str] = {
     ("files.py", "open"): "the lock's own file",
     ("cluster/run_log.py", "open"): LOG,
     ("models/memory.py", "write_text"): "a switch of the kernel's, no file",
-    ("evaluation/sweep/cache.py", "open"): LOG,
+    ("evaluation/cache.py", "open"): LOG,
     ("baselines/dreambooth.py", "save_config"): INSIDE,
     ("tools/tiny_training/job.py", "copytree"): INSIDE,
     ("tools/tiny_training/job.py", "save_pretrained"): INSIDE,
@@ -457,15 +458,16 @@ def writers(text: str) -> Iterator[str]:
                 yield name
 
 
+def programs() -> Iterator[tuple[str, str]]:
+    """Name and text of every module of the package and of the tools that make tiny."""
+    for parent, folder in ((ROOT, ROOT), (TOOLS.parents[1], TOOLS)):
+        for path in folder.rglob("*.py"):
+            yield path.relative_to(parent).as_posix(), path.read_text()
+
+
 def test_every_writer_of_files_is_known() -> None:
     """What is written goes through `minikin.files`, or is listed above with its reason; the list is exact."""
-    found = {
-        (path.relative_to(parent).as_posix(), name)
-        for parent, place in ((ROOT, ROOT), (TOOLS.parents[1], TOOLS))
-        for path in place.rglob("*.py")
-        for name in writers(path.read_text())
-    }
-    assert found == set(MAY)
+    assert {(name, call) for name, text in programs() for call in writers(text)} == set(MAY)
 
 
 @pytest.mark.parametrize(
@@ -479,10 +481,7 @@ def test_the_walk_finds_each_of_them(line: str) -> None:
 
 def test_nothing_is_mapped_that_a_stranger_gives() -> None:
     """C11: maps are of the build's own arrays alone (safe_open reads bases, checkpoints)."""
-    maps = {
-        p.relative_to(ROOT).as_posix()
-        for p in ROOT.rglob("*.py")
-        if re.search(r"mmap_mode|\bmmap\.", p.read_text())
-    }
+    maps = {name for name, text in programs() if re.search(r"mmap_mode|\bmmap\.", text)}
     assert maps == {"tools/tiny_training/hard_negatives.py", "tools/tiny_training/shards.py"}
-    assert not any("safe_open" in p.read_text() for p in (ROOT / "concepts").glob("*.py"))
+    for name in ("concept_file", "index", "library", "strict_safetensors"):
+        assert "safe_open" not in (ROOT / "perfusion" / f"{name}.py").read_text()

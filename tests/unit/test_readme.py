@@ -36,6 +36,6 @@ def test_every_path_in_the_tree_exists() -> None:
         if heading:
             titles = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(), re.M)
             assert heading in {re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles}, link
-    for folder in ("cli", "concepts", "bases", "teaching", "painting", "judging", "tiny"):
+    for folder in ("cli", "perfusion", "models", "training", "generation", "evaluation", "tiny"):
         assert f"    {folder}/" in text
         assert (ROOT / "src" / "minikin" / folder).is_dir()
