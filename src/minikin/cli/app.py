@@ -1,6 +1,6 @@
-"""The command line: verbs to recipes to the Studio, and nothing else.
+"""The command line: each command turns its options into a recipe and calls the Studio.
 
-Models and libraries are imported inside the verbs, so that `minikin --help` is quick.
+Models and libraries are imported inside the commands, so that `minikin --help` is quick.
 """
 
 from __future__ import annotations
@@ -14,19 +14,17 @@ import typer
 
 from minikin import __version__
 from minikin.cli import concepts, fleet, models
-from minikin.cli.flags import Json, with_recipe
+from minikin.cli.flags import Json, with_options, with_recipe
+from minikin.cli.options import BestOfOptions, Cluster, ImageOptions, Out, Resume, ServerOptions
 from minikin.errors import BadRecipe, MinikinError
-from minikin.images.encode import Marking
 from minikin.recipes import (
     Baseline,
     BaselineMethod,
     Best,
     Compare,
     Distill,
-    EngineName,
     Inpaint,
     Method,
-    Mode,
     Paint,
     Refine,
     Sweep,
@@ -42,36 +40,9 @@ app.add_typer(concepts.app, name="concepts")
 app.add_typer(models.app, name="models")
 app.add_typer(fleet.app, name="fleet")
 
-_MADE = "Origin and filter"  # the help's group
-Metadata = Annotated[
-    bool, typer.Option("--metadata/--no-metadata", help="recipes inside images; the mark stays without")
-]
-Mark = Annotated[
-    bool,
-    typer.Option("--mark/--no-mark", help="mark images as made by a model (XMP)", rich_help_panel=_MADE),
-]
-Certificate = Annotated[
-    Path | None,
-    typer.Option(
-        help="sign Content Credentials (C2PA): certificates, PEM", envvar="MINIKIN_C2PA_CERT",
-        rich_help_panel=_MADE,
-    ),
-]  # fmt: skip
-Key = Annotated[
-    Path | None,
-    typer.Option(help="... and the private key, PEM", envvar="MINIKIN_C2PA_KEY", rich_help_panel=_MADE),
-]
-Filter = Annotated[
-    Mode | None,
-    typer.Option(
-        help="look for sexual content, and flag, blur or block it \\[off]", envvar="MINIKIN_FILTER",
-        rich_help_panel=_MADE,
-    ),
-]  # fmt: skip
 
-
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         print(f"minikin {__version__}")
         raise typer.Exit
 
@@ -83,18 +54,19 @@ def common(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
 ) -> None:
-    """Options of every verb."""
+    """Options of every command."""
     if debug:
         os.environ["MINIKIN_DEBUG"] = "1"
 
 
+@app.command("train", hidden=True)
 @app.command()
 @with_recipe(Teach)
 def teach(
     photos: Annotated[Path, typer.Argument(help="folder with 3 to 6 photos, or one photo")],
-    out: Annotated[Path | None, typer.Option(help="the concept file [NAME.safetensors]")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="go on where an earlier run stopped")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a concept of that name")] = False,
+    out: Annotated[Path | None, typer.Option(help="the concept file \\[NAME.safetensors]")] = None,
+    resume: Resume = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace an existing concept file")] = False,
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
     """Teach a concept from photos: minikin teach photos/ --name tom --category cat"""
@@ -105,66 +77,61 @@ def teach(
     commands.teach(photos, recipe, out, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
+@app.command("generate", hidden=True)
 @app.command()
 @with_recipe(Paint, skip=("prompt", "points"))
+@with_options("best_of", BestOfOptions)
+@with_options("options", ImageOptions)
 def paint(
     prompt: Annotated[str, typer.Argument(help="what to paint; <tom> stands for the concept tom")],
-    out: Annotated[Path, typer.Option(help="folder, or a .png file for one image")] = Path("out"),
-    metadata: Metadata = True, mark: Mark = True, c2pa_cert: Certificate = None, c2pa_key: Key = None,
-    filter: Filter = None,
-    best_of: Annotated[
-        int | None, typer.Option(help="paint so many, and keep the -n that a judge finds best")
-    ] = None,
-    judge: Annotated[str | None, typer.Option(help="best-of: tiny, clip-b32 or clip-l14")] = None,
-    photos: Annotated[str | None, typer.Option(help="best-of: the concept's photos, for likeness")] = None,
-    as_json: Json = False, *, values: dict[str, Any],
+    out: Out = Path("out"),
+    as_json: Json = False, *, options: ImageOptions, best_of: BestOfOptions, values: dict[str, Any],
 ) -> None:  # fmt: skip
     """Paint images: minikin paint "a photo of <tom> on the beach" -n 4 --seed 7"""
     from minikin.cli import images
 
-    if best_of is None and (judge or photos):
-        raise BadRecipe("--judge and --photos choose among drafts: say of how many with --best-of.")
-    best = None if best_of is None else Best.make(of=best_of, judge=judge, photos=photos)
-    giving = images.Giving(metadata, Marking.of(mark, c2pa_cert, c2pa_key), filter)
-    images.paint(Paint.make(prompt=prompt, **values), out, giving, as_json=as_json, best=best)
+    recipe: Paint = Paint.make(prompt=prompt, **values)
+    if best_of.best_of is not None:
+        best = Best.make(of=best_of.best_of, judge=best_of.encoder, photos=best_of.photos)
+        images.paint(recipe, out, options, as_json=as_json, best=best)
+    elif best_of.encoder or best_of.photos:
+        raise BadRecipe("--encoder and --photos choose among drafts: say how many drafts with --best-of.")
+    else:
+        images.paint(recipe, out, options, as_json=as_json)
 
 
 @app.command()
 @with_recipe(Refine, skip=("points", "times"))
+@with_options("options", ImageOptions)
 def refine(
-    pictures: Annotated[list[Path], typer.Argument(help="images to take up, PNG, JPEG or WebP")],
-    out: Annotated[Path, typer.Option(help="folder, or a .png file for one image")] = Path("out"),
-    metadata: Metadata = True, mark: Mark = True, c2pa_cert: Certificate = None, c2pa_key: Key = None,
-    filter: Filter = None,
-    as_json: Json = False, *, values: dict[str, Any],
+    images: Annotated[list[Path], typer.Argument(help="images to start from, PNG, JPEG or WebP")],
+    out: Out = Path("out"),
+    as_json: Json = False, *, options: ImageOptions, values: dict[str, Any],
 ) -> None:  # fmt: skip
     """Paint images again from themselves: minikin refine out/draft.png --preset quality --strength 0.4"""
-    from minikin.cli import images as painting
+    from minikin.cli import images as commands
 
-    giving = painting.Giving(metadata, Marking.of(mark, c2pa_cert, c2pa_key), filter)
-    painting.refine(pictures, values, out, giving, as_json=as_json)
+    commands.refine(images, values, out, options, as_json=as_json)
 
 
 @app.command()
 @with_recipe(Inpaint, skip=("prompt", "points", "size", "width", "height"))
+@with_options("options", ImageOptions)
 def inpaint(
-    picture: Annotated[Path, typer.Argument(help="the image, PNG, JPEG or WebP")],
+    image: Annotated[Path, typer.Argument(help="the image, PNG, JPEG or WebP")],
     prompt: Annotated[
         str | None, typer.Argument(help="what to paint there; the image's own prompt by default")
     ] = None,
     mask: Annotated[
         Path | None, typer.Option(help="image of the same size: white or transparent is painted")
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder, or a .png file for one image")] = Path("out"),
-    metadata: Metadata = True, mark: Mark = True, c2pa_cert: Certificate = None, c2pa_key: Key = None,
-    filter: Filter = None,
-    as_json: Json = False, *, values: dict[str, Any],
+    out: Out = Path("out"),
+    as_json: Json = False, *, options: ImageOptions, values: dict[str, Any],
 ) -> None:  # fmt: skip
     """Paint a part of an image: minikin inpaint out/draft.png "a photo of <tom>" --mask mask.png"""
     from minikin.cli import images
 
-    giving = images.Giving(metadata, Marking.of(mark, c2pa_cert, c2pa_key), filter)
-    images.inpaint(picture, mask, {**values, "prompt": prompt}, out, giving, as_json=as_json)
+    images.inpaint(image, mask, {**values, "prompt": prompt}, out, options, as_json=as_json)
 
 
 @app.command()
@@ -172,14 +139,14 @@ def inpaint(
 def sweep(
     concept: Annotated[str, typer.Argument(help="the concept's name or file")],
     out: Annotated[
-        Path | None, typer.Option(help="folder for the page, the front and the cache [NAME-sweep]")
+        Path | None, typer.Option(help="folder for the report, the Pareto front and the cache \\[NAME-sweep]")
     ] = None,
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Find a concept's best operating points and keep them in its file: minikin sweep tom --preset lcm-lora"""
-    from minikin.cli import sweep as searching
+    """Find a concept's best operating points and store them in its file: minikin sweep tom --preset lcm-lora"""
+    from minikin.cli import sweep as commands
 
-    searching.run(Sweep.make(concept=concept, **values), out, as_json=as_json)
+    commands.run(Sweep.make(concept=concept, **values), out, as_json=as_json)
 
 
 @app.command()
@@ -188,7 +155,7 @@ def baseline(
     method: Annotated[BaselineMethod, typer.Argument(help="the method to compare with")],
     photos: Annotated[Path, typer.Argument(help="folder with 3 to 6 photos, or one photo")],
     out: Annotated[Path, typer.Option(help="folder for the result, checkpoint and log")],
-    resume: Annotated[bool, typer.Option("--resume", help="go on where an earlier run stopped")] = False,
+    resume: Resume = False,
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
     """Teach by another method: minikin baseline dreambooth-lora photos/ --name tom --category cat --out tom"""
@@ -205,9 +172,9 @@ def compare(
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
     """Compare Perfusion with other methods on the same photos: minikin compare photos/ --category cat"""
-    from minikin.cli import compare as comparing
+    from minikin.cli import compare as commands
 
-    comparing.run(Compare.make(photos=str(photos), **values), out, as_json=as_json)
+    commands.run(Compare.make(photos=str(photos), **values), out, as_json=as_json)
 
 
 @app.command()
@@ -215,125 +182,100 @@ def compare(
 def distill(
     method: Annotated[Method, typer.Argument(help="lcm, lcm-lora, turbo (adversarial) or tdm (distribution)")],
     out: Annotated[Path, typer.Option(help="folder for the result, checkpoint, log and samples")],
-    resume: Annotated[bool, typer.Option("--resume", help="go on where an earlier run stopped")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="processes that share every batch, one a GPU")] = 1,
-    address: Annotated[str | None, typer.Option(help="the Ray cluster of the workers \\[this machine]")] = None,
+    resume: Resume = False,
+    workers: Annotated[int, typer.Option(min=1, help="processes that share every batch, one per GPU")] = 1,
+    address: Cluster = None,
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
     """Distil a base to 1-4 steps: minikin distill lcm-lora --base tiny --data scenes:small --out fast"""
-    from minikin.cli import distill as training
+    from minikin.cli import distill as commands
 
     recipe: Distill = Distill.make(method=method, **values)
-    training.start(recipe, out, workers=workers, address=address, resume=resume, as_json=as_json)
-
-
-# what `serve` and `studio` are both told
-ServedBase = Annotated[str, typer.Option(help="base model: a name, folder, .safetensors file or hub id")]
-Host = Annotated[str, typer.Option(help="address to listen on; others than this machine need a key")]
-Port = Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")]
-Keys = Annotated[
-    list[str] | None,
-    typer.Option(help="key that requests must carry; again for more clients", envvar="MINIKIN_API_KEY"),
-]
-Jobs = Annotated[Path | None, typer.Option(help="jobs, results and uploads \\[the data folder's server/]")]
-Devices = Annotated[list[str] | None, typer.Option(help="cuda, cuda:1, mps, xpu or cpu; again for more")]
-Dtype = Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")]
-Names = Annotated[list[str] | None, typer.Option(help="a name this server answers to")]
-LiveEngine = Annotated[
-    EngineName | None, typer.Option(help="who computes what is painted live \\[studio: openvino, if installed]")
-]
+    commands.start(recipe, out, workers=workers, address=address, resume=resume, as_json=as_json)
 
 
 @app.command()
+@with_options("options", ImageOptions, skip=("metadata",))
+@with_options("server", ServerOptions)
 def serve(
-    base: ServedBase = "tiny", host: Host = "127.0.0.1", port: Port = 7860, api_key: Keys = None,
-    folder: Jobs = None, device: Devices = None, dtype: Dtype = None, live_engine: LiveEngine = None,
-    allow_host: Names = None, mark: Mark = True, c2pa_cert: Certificate = None, c2pa_key: Key = None,
-    filter: Filter = None,
-    allow_origin: Annotated[list[str] | None, typer.Option(help="a web page's origin that may call it")] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="origin of web pages that may call the server; repeatable")
+    ] = None,
     insecure_no_auth: Annotated[
-        bool, typer.Option("--insecure-no-auth", help="listen for everybody without a key")
+        bool, typer.Option("--insecure-no-auth", help="accept requests from anywhere without a key")
     ] = False,
     replicas: Annotated[
-        int, typer.Option(min=0, help="paint in so many processes, through Ray; one that dies is replaced")
+        int, typer.Option(min=0, help="paint in this many processes, through Ray; one that dies is replaced")
     ] = 0,
-    address: Annotated[
-        str | None, typer.Option(help="the Ray cluster of the replicas \\[this machine]")
-    ] = None,
+    address: Cluster = None,
+    *, server: ServerOptions, options: ImageOptions,
 ) -> None:  # fmt: skip
     """Serve images over HTTP: a native API, OpenAI's and A1111's."""
-    from minikin.cli import serve as serving
+    from minikin.cli import serve as commands
 
-    serving.run(
-        base=base, host=host, port=port, keys=api_key or (), folder=folder, devices=device or (), dtype=dtype,
-        hosts=allow_host or (), origins=allow_origin or (), insecure=insecure_no_auth, live_engine=live_engine,
-        marking=Marking.of(mark, c2pa_cert, c2pa_key), filter=filter,
-        replicas=replicas, address=address,
+    commands.run(
+        server, options, origins=allow_origin or (), insecure=insecure_no_auth, replicas=replicas,
+        address=address,
     )  # fmt: skip
 
 
 @app.command()
+@with_options("options", ImageOptions, skip=("metadata",))
+@with_options("server", ServerOptions)
 def studio(
-    base: ServedBase = "tiny", host: Host = "127.0.0.1", port: Port = 7860, api_key: Keys = None,
-    folder: Jobs = None, device: Devices = None, dtype: Dtype = None, live_engine: LiveEngine = None,
-    allow_host: Names = None, mark: Mark = True, c2pa_cert: Certificate = None, c2pa_key: Key = None,
-    filter: Filter = None,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="do not open the page in a browser")] = False,
+    *, server: ServerOptions, options: ImageOptions,
 ) -> None:  # fmt: skip
     """Open the page: paint as you type, refine, inpaint, teach; served with the API of `minikin serve`."""
-    from minikin.cli import serve as serving
+    from minikin.cli import serve as commands
 
-    serving.run(
-        base=base, host=host, port=port, keys=api_key or (), folder=folder, devices=device or (), dtype=dtype,
-        hosts=allow_host or (), live_engine=live_engine, page=True, browser=not no_browser,
-        marking=Marking.of(mark, c2pa_cert, c2pa_key), filter=filter,
-    )  # fmt: skip
+    commands.run(server, options, page=True, browser=not no_browser)
 
 
 @app.command()
 def show(
-    what: Annotated[str, typer.Argument(help="an image, or a concept's name or file")], as_json: Json = False
+    name: Annotated[str, typer.Argument(help="an image, or a concept's name or file")], as_json: Json = False
 ) -> None:
-    """Show the recipe inside an image, what it was made from and with; or what a concept says of itself."""
+    """Show the recipe inside an image and what the image was made from, or the facts in a concept file."""
     from minikin.cli import commands
 
-    if Path(what).suffix == ".safetensors" or not (Path(what).suffix or Path(what).exists()):
-        concepts.show(what, as_json=as_json)
+    if Path(name).suffix == ".safetensors" or not (Path(name).suffix or Path(name).exists()):
+        concepts.show(name, as_json=as_json)
     else:
-        commands.show(Path(what), as_json=as_json)
+        commands.show(Path(name), as_json=as_json)
 
 
 @app.command()
+@with_options("options", ImageOptions, skip=("metadata",))
 def redo(
-    picture: Path,
-    out: Annotated[Path, typer.Option(help="folder, or a .png file")] = Path("out"),
+    image: Path,
+    out: Out = Path("out"),
     source: Annotated[
-        list[Path] | None, typer.Option(help="file or folder of what it was made from; its own folder anyway")
+        list[Path] | None,
+        typer.Option(help="file or folder of images it was made from; its own folder is searched in any case"),
     ] = None,
-    mark: Mark = True, c2pa_cert: Certificate = None, c2pa_key: Key = None, filter: Filter = None,
-    as_json: Json = False,
+    as_json: Json = False, *, options: ImageOptions,
 ) -> None:  # fmt: skip
-    """Paint an image, and what it was made from, again from the recipe inside; says how much it differs."""
+    """Repeat an image, and the images it was made from, from the recipe inside; reports the difference."""
     from minikin.cli import images
 
-    giving = images.Giving(marking=Marking.of(mark, c2pa_cert, c2pa_key), filter=filter)
-    images.redo(picture, out, giving, sources=source or [], as_json=as_json)
+    images.redo(image, out, options, sources=source or [], as_json=as_json)
 
 
 @app.command()
 def presets(as_json: Json = False) -> None:
     """List the presets: adapter, scheduler, steps and guidance under one name."""
-    from minikin.cli import presets as listing
+    from minikin.cli import presets as commands
 
-    listing.show(as_json=as_json)
+    commands.show(as_json=as_json)
 
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Check this machine: versions, device, memory, models; one repair line for each problem."""
-    from minikin.cli import doctor as checks
+    """Check this machine: versions, device, memory, models; prints one fix for each problem."""
+    from minikin.cli import doctor as commands
 
-    raise typer.Exit(checks.report(as_json=as_json))
+    raise typer.Exit(commands.report(as_json=as_json))
 
 
 @app.command()
@@ -342,9 +284,9 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Teach two example concepts on the embedded model and paint them, offline."""
-    from minikin.cli import demo as show_case
+    from minikin.cli import demo as commands
 
-    show_case.run(out, as_json=as_json)
+    commands.run(out, as_json=as_json)
 
 
 def main() -> None:
@@ -352,7 +294,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    if "--debug" in sys.argv:  # before or after the verb
+    if "--debug" in sys.argv:  # before or after the command
         sys.argv.remove("--debug")
         os.environ["MINIKIN_DEBUG"] = "1"
     debug = bool(os.environ.get("MINIKIN_DEBUG"))

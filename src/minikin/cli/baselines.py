@@ -1,4 +1,4 @@
-"""minikin baseline: one call into the Studio, its lock, and what is printed at the end."""
+"""The command baseline."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ IN_DIFFUSERS = {
 
 
 def run(photos: Path, recipe: Baseline, out: Path, *, resume: bool, as_json: bool) -> None:
-    """Teach by a baseline into the folder."""
+    """Teach a concept by another method; the result goes into the folder."""
     with files.lock(out / ".lock", str(out)):
         studio = Studio.open(recipe.base, device=recipe.device, dtype=recipe.dtype)
         done = display.run(studio.teaching_baseline(photos, recipe, out, resume=resume), as_json=as_json)
-    _tell(done, out, recipe, as_json)
+    _report(done, out, recipe, as_json)
 
 
-def _tell(done: events.Done, out: Path, recipe: Baseline, as_json: bool) -> None:
+def _report(done: events.Done, out: Path, recipe: Baseline, as_json: bool) -> None:
     facts = {"event": "done", "out": str(out), "word": done.result.word, "phrase": done.result.phrase}
     if as_json:
         display.emit(facts | done.facts)
@@ -45,7 +45,7 @@ def _tell(done: events.Done, out: Path, recipe: Baseline, as_json: bool) -> None
 
 
 def _example(done: events.Done, recipe: Baseline) -> str:
-    """A prompt as diffusers is given it; words that were learned are added under the concept's name."""
+    """A prompt for diffusers; learned words are added there under the concept's name."""
     text: str = done.result.prompt(f"a photo of <{recipe.name}> on the beach")
     if done.result.words:
         text = text.replace(f" {done.result.word}", f" <{recipe.name}>", 1)

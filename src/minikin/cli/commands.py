@@ -1,4 +1,4 @@
-"""What the verbs teach and show do, around one call into the Studio each."""
+"""The commands teach and show."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 
 from minikin import events, files
 from minikin.cli import display
+from minikin.cli.flags import flag
 from minikin.errors import BadRecipe
 from minikin.generation import lineage
-from minikin.images import metadata as recipes_inside
+from minikin.images import metadata
 from minikin.images.credentials import signature
 from minikin.images.encode import save_image
 from minikin.perfusion.concept import check_category, check_name
@@ -21,13 +22,13 @@ from minikin.perfusion.concept_file import save as save_concept
 from minikin.recipes import Teach
 from minikin.studio import Studio
 
-OF_THE_GATE = {"beta", "tau", "word_rate", "positions", "captions"}  # options of teaching that mode row has not
+GATED_OPTIONS = {"beta", "tau", "word_lr", "positions", "captions"}  # without effect in mode value
 
 
 def teach(
     photos: Path, recipe: Teach, out: Path | None, *, resume: bool, overwrite: bool, as_json: bool
 ) -> Path:  # fmt: skip
-    """Teach and write the concept; what happens on the way goes into a folder beside it."""
+    """Teach a concept and write its file; masks, samples and the checkpoint go into NAME-teaching/."""
     check_name(recipe.name)
     check_category(recipe.category)
     path = out or Path(f"{recipe.name}.safetensors")
@@ -46,12 +47,12 @@ def teach(
     with files.lock(path.with_name(f".{path.name}.lock"), str(path)), _stop_on_ctrl_c() as stop:
         studio = Studio.open(recipe.base, device=recipe.device, dtype=recipe.dtype)
 
-        def keep(picture: events.Picture) -> None:
+        def save(event: events.Picture) -> None:
             beside.mkdir(parents=True, exist_ok=True)
-            save_image(picture.image, beside / f"{picture.caption}.png")
+            save_image(event.image, beside / f"{event.caption}.png")
 
         work = studio.teaching(loaded, recipe, checkpoint=checkpoint, resume=resume, stop=stop)
-        done = display.run(work, as_json=as_json, on_picture=keep)
+        done = display.run(work, as_json=as_json, on_image=save)
         save_concept(done.result, path, int8=recipe.int8)
     interrupted = done.facts["interrupted"]
     if not interrupted:
@@ -73,13 +74,13 @@ def teach(
     return path
 
 
-def advise(given: set[str], recipe: Teach, *, as_json: bool) -> None:
-    """Say which of the options that were given do nothing, and what the base is when none was."""
-    idle = sorted(given & OF_THE_GATE) if recipe.mode == "row" else []
-    if idle:
-        flags = ", ".join("--" + name.replace("_", "-") for name in idle)
-        display.warn(f"No effect of {flags}: mode row has no gate. Teach with --mode gated.", as_json=as_json)
-    if "base" not in given:
+def advise(options: set[str], recipe: Teach, *, as_json: bool) -> None:
+    """Warn of options that have no effect, and name the base when no option did."""
+    unused = sorted(options & GATED_OPTIONS) if recipe.mode == "value" else []
+    if unused:
+        flags = ", ".join(flag(name) for name in unused)
+        display.warn(f"No effect of {flags}: mode value has no gate. Teach with --mode gated.", as_json=as_json)
+    if "base" not in options:
         display.note(
             "The base is tiny, the embedded toy model, which draws stickers. For photographs: `minikin models "
             "pull sd15`, then --base sd15.",
@@ -87,38 +88,42 @@ def advise(given: set[str], recipe: Teach, *, as_json: bool) -> None:
         )
 
 
-def show(picture: Path, *, as_json: bool) -> None:
-    """Print what an image records about itself."""
-    found = recipes_inside.read(picture)
-    signed = signature(picture)
-    used, parents = lineage.concepts_of(found.recipe), lineage.forebears(found.recipe)
+def show(path: Path, *, as_json: bool) -> None:
+    """Print the recipe in an image, the images it was made from, its mark and its signature."""
+    image = metadata.read(path)
+    signed = signature(path)
+    used, parents = lineage.concepts_of(image.recipe), lineage.forebears(image.recipe)
     if as_json:
-        display.emit({"recipe": found.recipe, "prompt": found.prompt, "negative": found.negative,
-                      "settings": found.settings, "source_type": found.source_type,
+        display.emit({"recipe": image.recipe, "prompt": image.prompt, "negative": image.negative,
+                      "settings": image.settings, "source_type": image.source_type,
                       "concepts": used, "parents": parents, "content_credentials": signed})  # fmt: skip
         return
-    prompt = found.prompt or found.recipe.get("recipe", {}).get("prompt", "")
-    recorded = found.recipe or found.prompt or found.settings
-    display.out.print(prompt if recorded else "No recipe: made with --no-metadata, or elsewhere.")
-    if found.negative:
-        display.out.print(f"negative: {found.negative}")
-    for key, value in found.settings.items():
+    prompt = image.prompt or image.recipe.get("recipe", {}).get("prompt", "")
+    has_recipe = image.recipe or image.prompt or image.settings
+    display.out.print(prompt if has_recipe else "No recipe: made with --no-metadata, or by another program.")
+    if image.negative:
+        display.out.print(f"negative: {image.negative}")
+    for key, value in image.settings.items():
         display.out.print(f"  {key}: {value}")
     for name, sha256 in used.items():
         display.out.print(f"  Concept: {name}, content {sha256}", soft_wrap=True)
-    for one in parents:
-        told = one.get("file") or f"an image of pixels {one.get('pixels', '')}"
-        how = f", {one['work']} {one.get('prompt')!r}, seed {one.get('seed')}" if "work" in one else ""
-        display.out.print(f"  Made from: {told}{how}", soft_wrap=True)
-    display.out.print(f"  Mark: {found.source_type or 'none'}")
+    for parent in parents:
+        name = parent.get("file") or f"an image of pixels {parent.get('pixels', '')}"
+        work = (
+            f", {parent['work']} {parent.get('prompt')!r}, seed {parent.get('seed')}"
+            if "work" in parent
+            else ""
+        )
+        display.out.print(f"  Made from: {name}{work}", soft_wrap=True)
+    display.out.print(f"  Mark: {image.source_type or 'none'}")
     if signed:
-        told = f"{signed['state']}, signed by {signed['by'] or 'nobody'}, {signed['program']}".rstrip(", ")
-        display.out.print(f"  Content Credentials: {told}")
+        text = f"{signed['state']}, signed by {signed['by'] or 'nobody'}, {signed['program']}".rstrip(", ")
+        display.out.print(f"  Content Credentials: {text}")
 
 
 @contextmanager
 def _stop_on_ctrl_c() -> Iterator[threading.Event]:
-    """While inside, the first Ctrl-C sets the event; the second interrupts at once."""
+    """An event that the first Ctrl-C sets; the second Ctrl-C interrupts at once."""
     stop = threading.Event()
 
     def first(_signal: int, _frame: Any) -> None:

@@ -1,4 +1,4 @@
-"""minikin compare: one call into the Studio, its lock, and what is printed at the end."""
+"""The command compare."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minikin.studio import Studio
 
 
 def run(recipe: Compare, out: Path, *, as_json: bool) -> None:
-    """Compare into the folder."""
+    """Compare the methods; the report goes into the folder."""
     with files.lock(out / ".lock", str(out)):
         studio = Studio.open(recipe.base, device=recipe.device, dtype=recipe.dtype)
         done = display.run(studio.comparing(recipe, out), as_json=as_json)
@@ -20,6 +20,6 @@ def run(recipe: Compare, out: Path, *, as_json: bool) -> None:
         return
     display.out.print(
         f"{done.result}  page with images\n{out / 'report.md'}  tables\n{out / 'report.csv'}  "
-        f"one line a point\n{out / 'report.json'}  everything",
+        f"one line per point\n{out / 'report.json'}  everything",
         soft_wrap=True,
     )  # fmt: skip

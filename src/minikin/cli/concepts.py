@@ -1,4 +1,4 @@
-"""minikin concepts: list, show, check, export, import."""
+"""The commands concepts list, show, check, add, remove, export and import."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ app = typer.Typer(no_args_is_help=True, help="List, inspect, check, export and i
 
 @app.command("list")
 def list_(
-    search: Annotated[str, typer.Option(help="only those whose name holds this")] = "",
-    category: Annotated[str, typer.Option(help="only those of this category")] = "",
-    limit: Annotated[int, typer.Option(min=1, help="show so many at most")] = 1000,
+    search: Annotated[str, typer.Option(help="show concepts whose name contains this")] = "",
+    category: Annotated[str, typer.Option(help="show concepts of this category")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="show at most this many")] = 1000,
     as_json: JsonOnce = False,
 ) -> None:
     """Concepts in this folder and in your library."""
@@ -28,14 +28,14 @@ def list_(
     from minikin.perfusion import library
     from minikin.perfusion.concept_file import load
 
-    shown = library.search(search, category=category, limit=limit)
-    for name, path, *_ in shown:
+    results = library.search(search, category=category, limit=limit)
+    for name, path, *_ in results:
         try:
             facts: dict[str, Any] = _facts(load(path), path)
         except MinikinError as e:
             facts = {"name": name, "path": str(path), "problem": str(e)}
-        kept = library.kept(name)
-        facts["library"] = str(kept) if kept else None
+        in_library = library.path_in_library(name)
+        facts["library"] = str(in_library) if in_library else None
         if as_json:
             display.emit(facts)
         elif "problem" in facts:
@@ -47,9 +47,9 @@ def list_(
                 f"{facts['bytes']:>8,} bytes  {path}",
                 soft_wrap=True,
             )
-            if kept and kept != path:
-                display.out.print(f"{'':16} and in your library: {kept}", soft_wrap=True)
-    more = library.count(search, category=category) - len(shown) if len(shown) == limit else 0
+            if in_library and in_library != path:
+                display.out.print(f"{'':16} and in your library: {in_library}", soft_wrap=True)
+    more = library.count(search, category=category) - len(results) if len(results) == limit else 0
     if more > 0 and not as_json:
         display.out.print(
             f"... and {more:,} more; show them with --limit, or some with --search or --category."
@@ -58,7 +58,7 @@ def list_(
 
 @app.command()
 def show(concept: str, as_json: JsonOnce = False) -> None:
-    """Everything a concept file says about itself. Give a name or a file."""
+    """Show the facts in a concept file. Give a name or a file."""
     from minikin.cli import display
     from minikin.perfusion import library
     from minikin.perfusion.concept_file import load
@@ -79,22 +79,22 @@ def check(
     concept: str,
     base: Annotated[str | None, typer.Option(help="also check that it fits this base")] = None,
 ) -> None:
-    """Check a concept file, and with --base whether it can be used there."""
+    """Check a concept file, and with --base that it fits this base."""
     from minikin.cli import display
     from minikin.perfusion import library
     from minikin.perfusion.concept_file import load
 
     path = library.resolve(concept)
-    found = load(path)
+    loaded = load(path)
     verdict = "sound"
     if base:
         from minikin.studio import Studio
 
         studio = Studio.open(base)
-        studio.add(found)
+        studio.add(loaded)
         from minikin.perfusion.compatibility import compatibility
 
-        verdict += f"; fits {base} ({compatibility(studio.base, found)} base)"
+        verdict += f"; fits {base} ({compatibility(studio.base, loaded)} base)"
     display.out.print(f"{path}: {verdict}")
 
 
@@ -104,7 +104,7 @@ def add(file: Annotated[Path, typer.Argument(help="a concept file")]) -> None:
     from minikin.cli import display
     from minikin.perfusion import library
 
-    display.out.print(f"{library.keep(library.resolve(str(file)))}", soft_wrap=True)
+    display.out.print(f"{library.add(library.resolve(str(file)))}", soft_wrap=True)
 
 
 @app.command()
@@ -135,14 +135,14 @@ def export(
 
     if to not in KINDS:
         raise UnknownName("format", to, KINDS)
-    found = load(library.resolve(concept))
-    path = out or Path(f"{found.name}-{to}.safetensors")
-    usual = {"tiny": "tiny", "sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}[found.origin.architecture]
-    if found.mode == "row" and to != "textual-inversion":
+    loaded = load(library.resolve(concept))
+    path = out or Path(f"{loaded.name}-{to}.safetensors")
+    usual = {"tiny": "tiny", "sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}[loaded.origin.architecture]
+    if loaded.mode == "value" and to != "textual-inversion":
         display.note(
-            "A row has no key of its own: one is computed from captions, which takes a while, once a base."
+            "A value-only edit has no key direction: it is computed from captions now, which takes a while."
         )
-    lost = write(Studio.open(base or usual).base, found, to, path)
+    lost = write(Studio.open(base or usual).base, loaded, to, path)
     display.out.print(f"{path}  {path.stat().st_size:,} bytes\n{lost}")
 
 
@@ -154,7 +154,7 @@ def import_(
     base: Annotated[str, typer.Option(help="the base it was made for")] = "tiny",
     out: Annotated[Path | None, typer.Option(help="the concept file")] = None,
 ) -> None:
-    """Turn a textual-inversion embedding into a concept's word."""
+    """Make a concept of a textual-inversion embedding."""
     from minikin.cli import display
     from minikin.perfusion.export import import_embedding
     from minikin.studio import Studio
@@ -165,7 +165,7 @@ def import_(
 
 
 def _facts(c: Any, path: Path) -> dict[str, Any]:
-    """sha256: of the file, as the server and fleets name it; content: as images record it."""
+    """Facts to print. sha256 is that of the file, as the server and fleets have it; images record content."""
     from minikin.perfusion.concept_file import content
 
     return {

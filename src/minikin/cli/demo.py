@@ -1,7 +1,7 @@
 """minikin demo: teach two example concepts on the embedded model and paint them, offline.
 
-Everything shown is measured on the spot: likeness to the photos by tiny's judge, whether each image's
-scene is recognised, drift of the plain category (bit for bit), file sizes and times.
+All numbers are measured in the run: subject fidelity by tiny's image encoder, the share of images whose scene
+is recognised, the change of images of the plain category, file sizes and times.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from PIL import Image
 from minikin import files
 from minikin.cli import display
 from minikin.errors import AssetError
-from minikin.evaluation.alignment import picks_own
-from minikin.evaluation.encoders import open_judge
+from minikin.evaluation.diffusion_classifier import accuracy
+from minikin.evaluation.encoders import open_encoder
 from minikin.images import xmp
 from minikin.images.encode import save_image
 from minikin.images.photos import Photo, load_photos
@@ -44,20 +44,20 @@ SEED = 7
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One image of the sheet with its caption, or a gap."""
+class Tile:
+    """One image of the contact sheet with its caption; without an image it is a gap."""
 
     image: Image.Image | None
     caption: str
 
 
-def _row(shown: list[Shown]) -> list[Shown]:
-    """Filled up with gaps to a row of the sheet."""
-    return shown + [Shown(None, "")] * (-len(shown) % COLUMNS)
+def _row(tiles: list[Tile]) -> list[Tile]:
+    """The tiles, filled up with gaps to whole rows of the sheet."""
+    return tiles + [Tile(None, "")] * (-len(tiles) % COLUMNS)
 
 
 def examples_folder() -> Path:
-    """The example photos: beside the package in a checkout, inside it when installed."""
+    """The folder of the example photos: beside the package in a checkout, inside it when installed."""
     here = Path(__file__).resolve()
     for folder in (here.parents[3] / "examples", here.parents[1] / "examples"):
         if folder.is_dir():
@@ -66,27 +66,27 @@ def examples_folder() -> Path:
 
 
 def run(out: Path, *, as_json: bool) -> dict[str, Any]:
-    """Teach, paint, measure, and write OUT/sheet.png, the images' concepts and OUT/demo.json."""
+    """Teach two concepts, paint and measure them; write concepts, OUT/sheet.png and OUT/demo.json."""
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     studio = Studio.open("tiny")
-    before = {c: _one(studio, f"a photo of a {c}") for _, c in CONCEPTS}
+    before = {c: _image(studio, f"a photo of a {c}") for _, c in CONCEPTS}
     facts: dict[str, Any] = {"concepts": {}}
-    shown: list[Shown] = []
+    tiles: list[Tile] = []
     for name, category in CONCEPTS:
         concept, photos, seconds, size = _teach(studio, name, category, out, as_json)
         rows, measured = _scenes(studio, concept, photos)
-        shown += rows
+        tiles += rows
         facts["concepts"][name] = {"bytes": size, "seconds": round(seconds, 1), **measured}
-    shown += _row(_together(studio))
-    shown += _row(_strengths(studio))
-    after = {c: _one(studio, f"a photo of a {c}") for _, c in CONCEPTS}
+    tiles += _row(_together(studio))
+    tiles += _row(_strengths(studio))
+    after = {c: _image(studio, f"a photo of a {c}") for _, c in CONCEPTS}
     drift = max(int(np.abs(_array(before[c]) - _array(after[c])).max()) for c in before)
-    shown += [Shown(after[c], f"a photo of a {c}, after teaching") for c in after]
+    tiles += [Tile(after[c], f"a photo of a {c}, after teaching") for c in after]
     facts |= {"drift_of_the_category": drift, "seconds": round(time.monotonic() - started, 1)}
     sheet = contact_sheet(
-        [s.image for s in shown], [s.caption for s in shown], columns=COLUMNS,
-        title="Minikin on the embedded toy model: photo and new scenes (likeness); two concepts; strengths",
+        [s.image for s in tiles], [s.caption for s in tiles], columns=COLUMNS,
+        title="Minikin on the embedded toy model: photo and new scenes (subject fidelity); two; strengths",
     )  # fmt: skip
     save_image(sheet, out / "sheet.png", source_type=xmp.COMPOSITE)  # photos are on it, too
     files.atomic_write(out / "demo.json", json.dumps(facts, indent=1).encode())
@@ -107,45 +107,48 @@ def _teach(
 
 def _scenes(
     studio: Studio, concept: Concept, photos: Sequence[Photo]
-) -> tuple[list[Shown], dict[str, Any]]:  # fmt: skip
-    """A photo and six scenes that are not among the photos, with likeness and scene recognition."""
-    judge, photo = open_judge("tiny"), Image.fromarray(photos[0].pixels)
-    known = judge.likeness([Image.fromarray(p.pixels) for p in photos])
+) -> tuple[list[Tile], dict[str, Any]]:  # fmt: skip
+    """One photo and six scenes that no photo shows, with subject fidelity and scene recognition."""
+    encoder, photo = open_encoder("tiny"), Image.fromarray(photos[0].pixels)
+    photo_embeddings = encoder.encode_subjects([Image.fromarray(p.pixels) for p in photos])
     images, plain = (
-        [_one(studio, f"a photo of {word} {scene}") for scene in SCENES]
+        [_image(studio, f"a photo of {word} {scene}") for scene in SCENES]
         for word in (f"<{concept.name}>", f"a {concept.category}")
     )
 
-    def scores(some: list[Image.Image]) -> list[float]:
-        return [float(v) for v in (judge.likeness(some) @ known.T).mean(1)]
+    def fidelity(generated: list[Image.Image]) -> list[float]:
+        """Mean cosine similarity of each image to the photos."""
+        return [float(v) for v in (encoder.encode_subjects(generated) @ photo_embeddings.T).mean(1)]
 
-    mine, theirs = scores(images), scores(plain)
+    of_concept, of_category = fidelity(images), fidelity(plain)
     prompts = [f"a photo of a {concept.category} {scene}" for scene in SCENES]
     measured = {
-        "likeness": round(float(np.mean(mine)), 3),
-        "likeness_of_the_plain_category": round(float(np.mean(theirs)), 3),
-        "scene_recognised": round(picks_own(studio.base, images, prompts), 2),
+        "subject_fidelity": round(float(np.mean(of_concept)), 3),
+        "subject_fidelity_of_the_plain_category": round(float(np.mean(of_category)), 3),
+        "scene_recognised": round(accuracy(studio.base, images, prompts), 2),
     }
-    rows = [Shown(photo.resize(images[0].size), f"a photo of {concept.name}")]
-    rows += [Shown(i, f"<{concept.name}> {s} ({m:.2f})") for i, s, m in zip(images, SCENES, mine, strict=True)]
+    rows = [Tile(photo.resize(images[0].size), f"a photo of {concept.name}")]
+    rows += [
+        Tile(i, f"<{concept.name}> {s} ({m:.2f})") for i, s, m in zip(images, SCENES, of_concept, strict=True)
+    ]
     return rows, measured
 
 
-def _together(studio: Studio) -> list[Shown]:
-    """Both in one image, by the words alone and with region words."""
+def _together(studio: Studio) -> list[Tile]:
+    """Both concepts in one image, without and with region words."""
     (a, _), (b, _) = CONCEPTS
     places = ("in a meadow", "on a white background", "in the snow")
     words = (f"<{a}> to the left of <{b}>", f"<{a}@left> to the left of <{b}@right>")
-    return [Shown(_one(studio, f"{both} {place}"), f"{both} {place}") for both in words for place in places]
+    return [Tile(_image(studio, f"{both} {place}"), f"{both} {place}") for both in words for place in places]
 
 
-def _strengths(studio: Studio) -> list[Shown]:
+def _strengths(studio: Studio) -> list[Tile]:
     name = CONCEPTS[0][0]
     prompts = [f"a photo of <{name}:{w:g}> in a meadow" for w in STRENGTHS]
-    return [Shown(_one(studio, p), f"<{name}:{w:g}>") for p, w in zip(prompts, STRENGTHS, strict=True)]
+    return [Tile(_image(studio, p), f"<{name}:{w:g}>") for p, w in zip(prompts, STRENGTHS, strict=True)]
 
 
-def _one(studio: Studio, prompt: str, seed: int = SEED) -> Image.Image:
+def _image(studio: Studio, prompt: str, seed: int = SEED) -> Image.Image:
     return studio.paint(prompt, seed=seed)[0]
 
 
@@ -159,9 +162,9 @@ def _report(facts: dict[str, Any], out: Path, as_json: bool) -> None:
         return
     for name, f in facts["concepts"].items():
         display.out.print(
-            f"{name:12} {f['bytes']:,} bytes, taught in {f['seconds']:.0f} s; likeness {f['likeness']:.2f} "
-            f"(plain category {f['likeness_of_the_plain_category']:.2f}); scene recognised in "
-            f"{f['scene_recognised']:.0%} of {len(SCENES)} images",
+            f"{name:12} {f['bytes']:,} bytes, taught in {f['seconds']:.0f} s; subject fidelity "
+            f"{f['subject_fidelity']:.2f} (plain category {f['subject_fidelity_of_the_plain_category']:.2f}); "
+            f"scene recognised in {f['scene_recognised']:.0%} of {len(SCENES)} images",
             soft_wrap=True,
         )
     drift = facts["drift_of_the_category"]

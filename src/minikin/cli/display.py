@@ -1,4 +1,4 @@
-"""Showing events to a person (one progress line) or a program (one JSON object a line)."""
+"""Printing of events: one progress line for people, or one JSON object per line for programs."""
 
 from __future__ import annotations
 
@@ -13,58 +13,60 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 from minikin import events
 
-QUIET_S = 15.0  # seconds without a word, where there is no terminal for a progress line
+PROGRESS_S = 15.0  # seconds between lines of progress where there is no terminal
 
-# lines that a program or a file reads stay whole, however long a path in them is
-# no markup: names and paths may have square brackets in them
+# Lines are not wrapped where a program or a file reads them. No markup: paths may have square brackets.
 out = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
 err = Console(stderr=True, highlight=False, markup=False, soft_wrap=not sys.stderr.isatty())
 
 
 def run(
     work: Iterator[events.Event], *, as_json: bool = False,
-    on_picture: Callable[[events.Picture], Any] | None = None,
+    on_image: Callable[[events.Picture], Any] | None = None,
 ) -> events.Done:  # fmt: skip
-    """Drive a verb to its end, showing what it tells; returns its Done."""
+    """Run work to its end and print its events; returns its Done.
+
+    on_image  is called with each event that carries an image
+    """
     done: events.Done | None = None
-    told = time.monotonic()
-    with _line(as_json) as line:
+    printed = time.monotonic()
+    with _progress(as_json) as progress:
         tasks: dict[str, TaskID] = {}
         for event in work:
             if isinstance(event, events.Done):
                 done = event
             elif isinstance(event, events.Picture):
-                if on_picture:
-                    on_picture(event)
+                if on_image:
+                    on_image(event)
             elif isinstance(event, events.Note):
-                _tell(event, as_json)
+                _print_note(event, as_json)
             elif as_json:
                 emit(_plain(event))
             elif not err.is_terminal:
-                if time.monotonic() - told > QUIET_S or (event.done == event.total and told):
-                    told = time.monotonic()
+                if time.monotonic() - printed > PROGRESS_S or (event.done == event.total and printed):
+                    printed = time.monotonic()
                     err.print(f"{event.stage} {event.done}/{event.total}  {event.info}".rstrip())
             else:
                 if event.stage not in tasks:
                     for task in tasks.values():
-                        line.remove_task(task)
-                    tasks = {event.stage: line.add_task(event.stage, total=event.total, info=event.info)}
-                line.update(tasks[event.stage], completed=event.done, info=event.info)
+                        progress.remove_task(task)
+                    tasks = {event.stage: progress.add_task(event.stage, total=event.total, info=event.info)}
+                progress.update(tasks[event.stage], completed=event.done, info=event.info)
     assert done is not None
     return done
 
 
 def warn(text: str, *, as_json: bool = False) -> None:
-    """A warning outside of a verb's own events."""
-    _tell(events.Note(text, warning=True), as_json)
+    """Print a warning."""
+    _print_note(events.Note(text, warning=True), as_json)
 
 
 def note(text: str, *, as_json: bool = False) -> None:
-    """A remark outside of a verb's own events."""
-    _tell(events.Note(text), as_json)
+    """Print a note."""
+    _print_note(events.Note(text), as_json)
 
 
-def _tell(event: events.Note, as_json: bool) -> None:
+def _print_note(event: events.Note, as_json: bool) -> None:
     if as_json:
         emit(_plain(event))
     else:
@@ -72,7 +74,7 @@ def _tell(event: events.Note, as_json: bool) -> None:
 
 
 def emit(value: dict[str, Any]) -> None:
-    """One JSON object on standard output."""
+    """Print one JSON object on standard output."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
     sys.stdout.flush()
 
@@ -91,7 +93,7 @@ def _plain(event: events.Event) -> dict[str, Any]:
     return {"event": kind, "text": event.text, "warning": event.warning}
 
 
-def _line(as_json: bool) -> Progress:
+def _progress(as_json: bool) -> Progress:
     return Progress(
         TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.completed}/{task.total}"),
         TimeRemainingColumn(), TextColumn("{task.fields[info]}"), console=err, transient=True,

@@ -1,4 +1,4 @@
-"""minikin distill: one call into the Studio, its lock, and what is printed at the end."""
+"""The command distill."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from minikin import events, files
 from minikin.cli import display
 from minikin.recipes import Distill
 from minikin.studio import Studio
-from minikin.training.distributed import here
+from minikin.training.distributed import launcher_ranks
 
 
 def start(
     recipe: Distill, out: Path, *, workers: int, address: str | None, resume: bool, as_json: bool
 ) -> None:  # fmt: skip
-    """Distil in this process, in several of this machine, or on a cluster."""
+    """Distil in this process, in several processes of this machine, or on a Ray cluster."""
     if address is None and workers == 1:
         run(recipe, out, resume=resume, as_json=as_json)
     elif address is None:
-        raise SystemExit(_launched(workers))
+        raise SystemExit(_launch(workers))
     else:
         from minikin.cluster.distill import distill
         from minikin.cluster.pool import Cluster
@@ -36,22 +36,22 @@ def start(
         with files.lock(out / ".lock", str(out)):
             work = distill(recipe, out.resolve(), Cluster(workers, address), resume=resume)
             done = display.run(work, as_json=as_json)
-        _tell(done, out, recipe, as_json)
+        _report(done, out, recipe, as_json)
 
 
-def _launched(workers: int) -> int:
-    """This command in so many processes, by PyTorch's launcher; its exit code.
+def _launch(workers: int) -> int:
+    """Run this command in several processes by torch.distributed.run; returns the exit code.
 
-    Not `accelerate launch`: on CPUs it starts one process, whatever --num_processes says. The launcher has a
-    session of its own, so that Ctrl-C reaches each process once, by it: the second would not let it save.
+    `accelerate launch` starts one process on CPUs, whatever --num_processes says. The launcher runs in a
+    session of its own, so that each process gets Ctrl-C once: a second one would stop it before it saves.
     """
-    told, skip = [], False
+    arguments, skip = [], False
     for word in sys.argv[1:]:
         if not skip and word != "--workers" and not word.startswith("--workers="):
-            told.append(word)
+            arguments.append(word)
         skip = word == "--workers"
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers))
-    process = subprocess.Popen([sys.executable, *launcher, "-m", "minikin", *told], start_new_session=True)
+    process = subprocess.Popen([sys.executable, *launcher, "-m", "minikin", *arguments], start_new_session=True)
     while True:
         try:
             return process.wait()
@@ -60,21 +60,21 @@ def _launched(workers: int) -> int:
 
 
 def run(recipe: Distill, out: Path, *, resume: bool, as_json: bool) -> None:
-    """Distil into the folder. Of several processes the first alone shows anything."""
-    rank, local = here()
-    with _locked(out, rank):
-        studio = Studio.open(recipe.base, device=recipe.device or _own_device(local), dtype=recipe.dtype)
+    """Distil into the folder. Of several processes only the first prints and holds the lock."""
+    rank, local = launcher_ranks()
+    with _lock(out, rank):
+        studio = Studio.open(recipe.base, device=recipe.device or _device_of_rank(local), dtype=recipe.dtype)
         work = studio.distilling(recipe, out, resume=resume)
         if rank:
             for _ in work:
                 pass
             return
         done = display.run(work, as_json=as_json)
-    _tell(done, out, recipe, as_json)
+    _report(done, out, recipe, as_json)
 
 
 @contextmanager
-def _locked(out: Path, rank: int) -> Iterator[None]:
+def _lock(out: Path, rank: int) -> Iterator[None]:
     if rank:
         yield
         return
@@ -82,8 +82,8 @@ def _locked(out: Path, rank: int) -> Iterator[None]:
         yield
 
 
-def _own_device(local: int) -> str | None:
-    """The card of this process, when a launcher started several."""
+def _device_of_rank(local: int) -> str | None:
+    """The GPU of this process when a launcher started several; None for the usual choice."""
     if "LOCAL_RANK" not in os.environ:
         return None
     import torch
@@ -94,7 +94,7 @@ def _own_device(local: int) -> str | None:
     return f"cuda:{local}"
 
 
-def _tell(done: events.Done, out: Path, recipe: Distill, as_json: bool) -> None:
+def _report(done: events.Done, out: Path, recipe: Distill, as_json: bool) -> None:
     facts = {"event": "done", "result": str(done.result), "out": str(out), **done.facts}
     if as_json:
         display.emit(facts)

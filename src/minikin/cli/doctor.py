@@ -1,4 +1,4 @@
-"""minikin doctor: what this machine has, and one repair line for each problem."""
+"""The command doctor: versions, device, memory and models of this machine, and one fix for each problem."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from minikin.cli import display
 from minikin.files import cache_folder, data_folder
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "pydantic", "pillow")
-_LEAST_GB = 2.0
+MIN_MEMORY_GB = 2.0
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report; `repair` is the command or step that mends it."""
+    """One line of the report; `repair` is the command or step that solves the problem."""
 
-    what: str
-    found: str
+    what: str  # word: keys of `doctor --json`
+    found: str  # word: keys of `doctor --json`
     ok: bool = True
-    repair: str = ""
+    repair: str = ""  # word: keys of `doctor --json`
 
 
 def report(*, as_json: bool) -> int:
-    """Print every check; returns 1 when something needs repair, else 0."""
-    checks = [*_python(), *_libraries(), *_device(), *_room(), *_models()]
+    """Print every check; returns the exit code, 1 when there is a problem."""
+    checks = [*_python(), *_libraries(), *_device(), *_memory_and_disk(), *_models()]
     if as_json:
         rows = [c.__dict__ for c in checks]
         print(json.dumps({"ok": all(c.ok for c in checks), "checks": rows}, indent=1))
@@ -39,7 +39,7 @@ def report(*, as_json: bool) -> int:
             display.out.print("ok  " if c.ok else "bad ", style="green" if c.ok else "red", end="")
             display.out.print(f" {c.what:16} {c.found}", soft_wrap=True)
             if not c.ok:
-                display.out.print(f"     repair: {c.repair}", soft_wrap=True)
+                display.out.print(f"     fix: {c.repair}", soft_wrap=True)
     return 0 if all(c.ok for c in checks) else 1
 
 
@@ -66,13 +66,15 @@ def _device() -> list[Check]:
         from minikin.models.device import devices, resolve
     except ImportError as e:
         return [Check("torch", f"does not import: {e}", False, "pip install --force-reinstall torch")]
-    have = devices()
+    available = devices()
     _, dtype = resolve()
-    out = [Check("device", f"{have[0]} ({str(dtype).removeprefix('torch.')}); all: {', '.join(have)}")]
-    if have[0] == "cuda":
+    out = [
+        Check("device", f"{available[0]} ({str(dtype).removeprefix('torch.')}); all: {', '.join(available)}")
+    ]
+    if available[0] == "cuda":
         free, total = torch.cuda.mem_get_info()
         out.append(Check("gpu memory", f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"))
-    elif have[0] == "cpu" and shutil.which("nvidia-smi"):
+    elif available[0] == "cpu" and shutil.which("nvidia-smi"):
         out.append(
             Check("gpu", "an NVIDIA card, but this torch cannot use it", False, "pip install --upgrade torch")
         )
@@ -80,17 +82,19 @@ def _device() -> list[Check]:
     return out
 
 
-def _room() -> list[Check]:
+def _memory_and_disk() -> list[Check]:
     out = []
     free = _memory_gb()
     if free is not None:
         out.append(
-            Check("memory", f"{free:.1f} GB free", free >= _LEAST_GB, "close other programs; tiny needs 2 GB")
+            Check(
+                "memory", f"{free:.1f} GB free", free >= MIN_MEMORY_GB, "close other programs; tiny needs 2 GB"
+            )
         )
     for what, folder in (("data folder", data_folder()), ("cache folder", cache_folder())):
-        there = next(p for p in (folder, *folder.parents) if p.exists())
-        disk = shutil.disk_usage(there).free / 1e9
-        ok = os.access(there, os.W_OK) and disk > 0.5
+        existing = next(p for p in (folder, *folder.parents) if p.exists())
+        disk = shutil.disk_usage(existing).free / 1e9
+        ok = os.access(existing, os.W_OK) and disk > 0.5
         home = "MINIKIN_HOME" if what.startswith("data") else "MINIKIN_CACHE"
         out.append(Check(what, f"{folder}, {disk:.0f} GB free", ok, f"set {home} to a folder you can write to"))
     return out
@@ -110,11 +114,11 @@ def _models() -> list[Check]:
 
     weights = tiny_folder() / "unet" / "diffusion_pytorch_model.safetensors"
     out = [Check("tiny", "embedded", weights.is_file(), "git checkout src/minikin/tiny/weights")]
-    mine = entries()
+    registered = entries()
     for path in sorted(models_folder().glob("*.json")):
-        if path.stem not in mine:
+        if path.stem not in registered:
             out.append(Check("model", f"{path} is damaged", False, f"rm {path}"))
-    for e in mine.values():
+    for e in registered.values():
         out.append(
             Check("model", f"{e.name} ({e.architecture}) at {e.path}", e.path.exists(),
                   f"minikin models add FILE --name {e.name}")

@@ -1,4 +1,4 @@
-"""minikin fleet: teach many concepts, paint many prompts, on the workers of this machine or of a cluster."""
+"""The commands fleet teach and fleet paint: many concepts or prompts, on many workers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ SOME_FAILED = 1
 
 app = typer.Typer(no_args_is_help=True, help="Teach many concepts and paint many prompts, on many workers.")
 Workers = Annotated[
-    int | None, typer.Option(min=0, help="at once \\[one a GPU, or one for four cores]; 0: here, without Ray")
+    int | None,
+    typer.Option(
+        min=0, help="worker processes \\[one per GPU, or per four cores]; 0: this process, without Ray"
+    ),
 ]
 Address = Annotated[
     str | None, typer.Option(help="a Ray cluster: auto, HOST:PORT, ray://HOST:10001", envvar="RAY_ADDRESS")
@@ -41,15 +44,15 @@ def teach(
     workers: Workers = None, address: Address = None, cpus_each: Cpus = None, gpus_each: Gpus = None,
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Teach every concept of a CSV; the same command goes on: minikin fleet teach pets.csv --workers 4"""
+    """Teach every concept of a CSV; repeat the command to resume: minikin fleet teach pets.csv --workers 4"""
     from minikin.cluster.concept_table import rows
     from minikin.cluster.teach import teach as teaching
 
     where = cluster(workers, address, cpus_each, gpus_each)
-    done = _shown(teaching(rows(manifest, values), out, where), as_json)
+    done = _run(teaching(rows(manifest, values), out, where), as_json)
     f = done.facts
     if not as_json:
-        _say(
+        _print(
             f"{done.result}  {f['taught']} taught, {f['kept']} kept, {f['failed']} failed of {f['concepts']} "
             f"in {f['seconds']:.0f} s" + (f"\n{f['sheet']}  contact sheet" if f["sheet"] else "")
         )
@@ -61,26 +64,30 @@ def teach(
 @with_recipe(Paint, skip=("prompt", "points", "n", "seed"))
 def paint(
     prompts: Annotated[Path, typer.Argument(help='one JSON object a line: {"prompt": "...", "seed": 7}')],
-    out: Annotated[Path, typer.Option(help="folder for the images and manifest.jsonl")] = Path("pictures"),
-    concepts: Annotated[Path | None, typer.Option(help="their folder \\[this one and your library]")] = None,
-    chunk: Annotated[int, typer.Option(min=1, help="lines a worker is given at once")] = 16,
+    out: Annotated[  # the folder's name is that of 0.1: the same command resumes there
+        Path, typer.Option(help="folder for the images and manifest.jsonl")
+    ] = Path("pictures"),  # word: as in 0.1
+    concepts: Annotated[
+        Path | None, typer.Option(help="folder of concepts \\[this one and your library]")
+    ] = None,
+    chunk: Annotated[int, typer.Option(min=1, help="lines that a worker takes at once")] = 16,
     workers: Workers = None, address: Address = None, cpus_each: Cpus = None, gpus_each: Gpus = None,
     as_json: Json = False, *, values: dict[str, Any],
 ) -> None:  # fmt: skip
-    """Paint every prompt of a file; the same command goes on: minikin fleet paint p.jsonl --preset turbo"""
+    """Paint every prompt of a file; repeat the command to resume: minikin fleet paint p.jsonl --preset turbo"""
     from minikin.cluster.paint import paint as painting
     from minikin.cluster.paint_worker import studio_engine
     from minikin.cluster.prompts import Prompts
 
-    _without_filter()
+    _refuse_filter()
     lines = Prompts(prompts, values, concepts)
     usual: Paint = Paint.make(prompt="", **{k: v for k, v in values.items() if v is not None})
     opening = partial(studio_engine, usual.base, usual.device, usual.dtype)
     where = cluster(workers, address, cpus_each, gpus_each)
-    done = _shown(painting(lines, out, where, opening, batch=usual.batch, chunk=chunk), as_json)
+    done = _run(painting(lines, out, where, opening, batch=usual.batch, chunk=chunk), as_json)
     f = done.facts
     if not as_json:
-        _say(
+        _print(
             f"{done.result}  {f['lines']:,} lines: {f['kept']:,} kept, {f['painted']:,} images painted, "
             f"{f['failed']:,} lines failed in {f['seconds']:.0f} s"
         )
@@ -91,7 +98,7 @@ def paint(
 def cluster(
     workers: int | None, address: str | None, cpus: float | None = None, gpus: float | None = None
 ) -> Cluster | None:
-    """Where to work; None for this process. Raises BadRecipe."""
+    """The cluster to work on; None for this process. Raises BadRecipe."""
     if workers == 0:
         return None
     from minikin.cluster.pool import Cluster
@@ -99,16 +106,16 @@ def cluster(
     return Cluster(workers, address, cpus, gpus)
 
 
-def _without_filter() -> None:
-    """What a machine's owner asks for is refused rather than left undone. Raises BadRecipe."""
+def _refuse_filter() -> None:
+    """Raise BadRecipe when MINIKIN_FILTER is set: fleets do not filter."""
     if mode := os.environ.get("MINIKIN_FILTER"):
         raise BadRecipe(
-            f"MINIKIN_FILTER asks to {mode} what a content filter finds, and `fleet paint` has none. Paint "
-            "with `minikin paint` or `minikin serve`, or unset it for this command."
+            f"MINIKIN_FILTER={mode} is set, and `fleet paint` has no content filter. Paint with "
+            "`minikin paint` or `minikin serve`, or unset it for this command."
         )
 
 
-def _shown(work: Iterator[Event], as_json: bool) -> Done:
+def _run(work: Iterator[Event], as_json: bool) -> Done:
     from minikin.cli import display
 
     done = display.run(work, as_json=as_json)
@@ -117,7 +124,7 @@ def _shown(work: Iterator[Event], as_json: bool) -> Done:
     return done
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
     from minikin.cli import display
 
     display.out.print(text, soft_wrap=True)

@@ -1,9 +1,8 @@
-"""What the verbs that make images do: paint, refine, inpaint, redo. One way of showing and saving for all."""
+"""The commands that make images: paint, refine, inpaint, redo. All of them show and save images in one way."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from PIL import Image
 
 from minikin import events
 from minikin.cli import display
+from minikin.cli.options import ImageOptions
 from minikin.errors import BadRecipe, Blocked
 from minikin.generation import lineage
 from minikin.generation.canvas import read_mask
@@ -20,95 +20,88 @@ from minikin.generation.img2img import Job
 from minikin.generation.output import Names, save_picture
 from minikin.generation.sampler import Painted
 from minikin.generation.source import Source, inherited
-from minikin.images import metadata as recipes_inside
-from minikin.images.encode import MARKED, Marking, save_image
+from minikin.images import metadata
+from minikin.images.encode import Marking, save_image
 from minikin.images.sheet import contact_sheet
 from minikin.recipes import Best, Inpaint, Mode, Paint, Refine
 from minikin.studio import Studio
 
 
-@dataclass(frozen=True)
-class Giving:
-    """How images are given out: with their recipes, marked how, and what becomes of what a filter finds."""
-
-    metadata: bool = True
-    marking: Marking = MARKED
-    filter: Mode | None = None
-
-
 class Saver:
-    """Saves images as they come, and a contact sheet of more than one at the end."""
+    """Saves images as they are generated, and at the end a contact sheet of more than one.
 
-    def __init__(self, studio: Studio, out: Path, giving: Giving, *, as_json: bool) -> None:
-        self.studio, self.out, self.giving, self.as_json = studio, out, giving, as_json
+    options  how images are written; marking: opened from them before any image is generated
+    """
+
+    def __init__(
+        self, studio: Studio, out: Path, options: ImageOptions, marking: Marking, as_json: bool
+    ) -> None:
+        self.studio, self.out, self.options, self.marking = studio, out, options, marking
+        self.as_json = as_json
         self.paths: list[Path] = []
         self.blocked = 0
-        self.shown: list[tuple[Image.Image, str]] = []
+        self.images: list[tuple[Image.Image, str]] = []  # with their captions
         self.names: Names | None = None
 
     def run(self, work: Iterator[events.Event], recipe: Paint, job: Job | None = None, stem: str = "") -> None:
-        """Show what a verb tells and save each image at once: an interruption loses nothing finished."""
+        """Run a command and save each image when it is ready: an interruption loses no finished image."""
         names = self.names = Names(recipe, self.out, stem)
 
-        def keep(picture: events.Picture) -> None:
+        def save(event: events.Picture) -> None:
             facts = self.studio.facts(recipe, job)
-            self._save(Painted(picture.image, picture.seed or 0, picture.verdict), recipe, facts, names)
+            self._save(Painted(event.image, event.seed or 0, event.verdict), recipe, facts, names)
 
-        display.run(work, as_json=self.as_json, on_picture=keep)
+        display.run(work, as_json=self.as_json, on_image=save)
 
     def choose(self, recipe: Paint, best: Best) -> None:
-        """The best of many: saved when all are painted, with what the judge found."""
+        """Save the best of many images, with their scores, when all are generated."""
         names = self.names = Names(recipe, self.out)
         done = display.run(self.studio.choosing(recipe, best), as_json=self.as_json)
         drafts = best.drafts(recipe)
-        for one in done.result:
-            found = done.facts["chosen"][one.seed]
-            self._save(one, drafts, {**self.studio.facts(drafts), "chosen": found}, names, found)
+        for image in done.result:
+            scores = done.facts["chosen"][image.seed]
+            self._save(image, drafts, {**self.studio.facts(drafts), "chosen": scores}, names, scores)
 
     def _save(
-        self,
-        one: Painted,
-        recipe: Paint,
-        facts: dict[str, Any],
-        names: Names,
-        found: dict[str, Any] | None = None,
-    ) -> None:
-        if is_blocked(one.verdict):
+        self, generated: Painted, recipe: Paint, facts: dict[str, Any], names: Names,
+        scores: dict[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        verdict = generated.verdict
+        if is_blocked(verdict):
             self.blocked += 1
             if self.as_json:
-                display.emit({"event": "picture", "path": None, "seed": one.seed, "filter": one.verdict})
+                display.emit({"event": "picture", "path": None, "seed": generated.seed, "filter": verdict})
             else:
-                display.warn(f"seed {one.seed}: blocked by the content filter; no image was written")
+                display.warn(f"seed {generated.seed}: blocked by the content filter; no image was written")
             return
         path = save_picture(
-            one, recipe, facts, names, metadata=self.giving.metadata, marking=self.giving.marking
+            generated, recipe, facts, names, metadata=self.options.metadata, marking=self.marking
         )
         self.paths.append(path)
         if names.replaced:
-            display.warn(f"{path} was there and is replaced.", as_json=self.as_json)
-        scores = ""
-        if found:
-            told = (f"{k} {found[k]:.3f}" for k in ("alignment", "likeness") if k in found)
-            scores = f"  rank {found['rank']} of {found['of']}: {', '.join(told)}"
-        self.shown.append((one.image, f"seed {one.seed}{scores}"))
-        if one.verdict:
-            scores += f"  {one.verdict['action']} by the content filter"
+            display.warn(f"{path} existed and was replaced.", as_json=self.as_json)
+        text = ""
+        if scores:
+            values = (f"{k} {scores[k]:.3f}" for k in ("alignment", "likeness") if k in scores)
+            text = f"  rank {scores['rank']} of {scores['of']}: {', '.join(values)}"
+        self.images.append((generated.image, f"seed {generated.seed}{text}"))
         if self.as_json:
-            verdict = {"filter": one.verdict} if one.verdict else {}
-            display.emit({"event": "picture", "path": str(path), "seed": one.seed} | (found or {}) | verdict)
+            row = {"event": "picture", "path": str(path), "seed": generated.seed} | (scores or {})
+            display.emit(row | ({"filter": verdict} if verdict else {}))
         else:
-            display.out.print(f"{path}  seed {one.seed}{scores}", soft_wrap=True)
+            if verdict:
+                text += f"  {verdict['action']} by the content filter"
+            display.out.print(f"{path}  seed {generated.seed}{text}", soft_wrap=True)
 
     def end(self) -> list[Path]:
-        """The contact sheet, and the last line. Raises Blocked when the filter let no image through."""
+        """Write the contact sheet and print the last line. Raises Blocked when every image was blocked."""
         if self.blocked and not self.paths:
             raise Blocked(refusal(self.blocked, self.blocked))
         sheet = None
-        sizes = {image.size for image, _ in self.shown}
-        if len(self.shown) > 1 and len(sizes) == 1 and self.names:
+        images, captions = [image for image, _ in self.images], [caption for _, caption in self.images]
+        if len(images) > 1 and len({image.size for image in images}) == 1 and self.names:
             sheet = self.names.sheet()
-            images, captions = zip(*self.shown, strict=True)
-            save_image(contact_sheet(images, captions), sheet, marking=self.giving.marking)
+            save_image(contact_sheet(images, captions), sheet, marking=self.marking)
         if self.as_json:
             display.emit({"event": "done", "pictures": len(self.paths), "sheet": str(sheet) if sheet else None})
         elif sheet:
@@ -116,10 +109,13 @@ class Saver:
         return self.paths
 
 
-def paint(recipe: Paint, out: Path, giving: Giving, *, as_json: bool, best: Best | None = None) -> list[Path]:
-    """Paint and save; with `best`, the best of many."""
-    studio = Studios(giving.filter).of(recipe)
-    saver = Saver(studio, out, giving, as_json=as_json)
+def paint(
+    recipe: Paint, out: Path, options: ImageOptions, *, as_json: bool, best: Best | None = None
+) -> list[Path]:  # fmt: skip
+    """Generate images and save them; with `best`, save the best of many."""
+    marking = options.marking()
+    studio = Studios(options.filter).of(recipe)
+    saver = Saver(studio, out, options, marking, as_json)
     if best:
         saver.choose(recipe, best)
     else:
@@ -128,17 +124,18 @@ def paint(recipe: Paint, out: Path, giving: Giving, *, as_json: bool, best: Best
 
 
 def refine(
-    pictures: list[Path], values: dict[str, Any], out: Path, giving: Giving, *, as_json: bool
+    paths: list[Path], values: dict[str, Any], out: Path, options: ImageOptions, *, as_json: bool
 ) -> list[Path]:  # fmt: skip
-    """Refine images one after the other, each by its own recipe with `values` in place of what it says."""
-    if out.suffix.lower() == ".png" and len(pictures) > 1:
-        raise BadRecipe(f"{len(pictures)} images cannot all become {out.name}: give --out a folder.")
-    jobs = [(source, inherited(Refine, source, values)) for source in map(Source.of, pictures)]
-    studios = Studios(giving.filter)
+    """Refine images one after the other. `values` replaces options of the recipe that each image carries."""
+    if out.suffix.lower() == ".png" and len(paths) > 1:
+        raise BadRecipe(f"{len(paths)} images cannot all be saved as {out.name}: give --out a folder.")
+    marking = options.marking()
+    jobs = [(source, inherited(Refine, source, values)) for source in map(Source.of, paths)]
+    studios = Studios(options.filter)
     saver = None
     for source, recipe in jobs:
         studio = studios.of(recipe)
-        saver = saver or Saver(studio, out, giving, as_json=as_json)
+        saver = saver or Saver(studio, out, options, marking, as_json)
         saver.studio = studio
         saver.run(studio.refining(recipe, source), recipe, Job(source), f"{Path(source.file).stem}-refined")
     assert saver is not None
@@ -148,15 +145,16 @@ def refine(
 
 
 def inpaint(
-    picture: Path, mask: Path | None, values: dict[str, Any], out: Path, giving: Giving, *, as_json: bool
+    path: Path, mask: Path | None, values: dict[str, Any], out: Path, options: ImageOptions, *, as_json: bool
 ) -> list[Path]:  # fmt: skip
-    """Paint a part of one image."""
-    source = Source.of(picture)
+    """Inpaint one image under its mask."""
+    marking = options.marking()
+    source = Source.of(path)
     job = Job(source, None if mask is None else read_mask(mask, source.image.size))
     recipe = inherited(Inpaint, source, values)
-    studio = Studios(giving.filter).of(recipe)
-    saver = Saver(studio, out, giving, as_json=as_json)
-    saver.run(studio.inpainting(recipe, source, mask), recipe, job, f"{picture.stem}-inpainted")
+    studio = Studios(options.filter).of(recipe)
+    saver = Saver(studio, out, options, marking, as_json)
+    saver.run(studio.inpainting(recipe, source, mask), recipe, job, f"{path.stem}-inpainted")
     return saver.end()
 
 
@@ -175,68 +173,68 @@ class Studios:
         return self._open[key]
 
 
-def redo(picture: Path, out: Path, giving: Giving, *, sources: list[Path], as_json: bool) -> Path:
-    """Paint an image again, and what it was made from; prints the largest difference of any pixel.
+def redo(path: Path, out: Path, options: ImageOptions, *, sources: list[Path], as_json: bool) -> Path:
+    """Repeat an image and the images it was made from; prints the largest difference of any pixel.
 
-    The content filter looks at the image alone: what it was made from is not given out, and a blurred
-    draft would make another image. Raises Blocked.
+    The content filter checks the last image alone: the others are not written, and a blurred draft would lead
+    to another image. Raises BadRecipe for an image of another program, and Blocked.
     """
-    found = recipes_inside.read(picture).recipe
-    if "recipe" not in found:
+    record = metadata.read(path).recipe
+    if "recipe" not in record:
         raise BadRecipe(
-            f"{picture} was not painted by Minikin, so it cannot be repeated exactly. `minikin show` prints "
+            f"{path} was not painted by Minikin, so it cannot be repeated exactly. `minikin show` prints "
             "its prompt and settings; give them to `minikin paint`."
         )
     if out.suffix != ".png":
-        out = out / f"{picture.stem}-again.png"
-    if out.exists() and out.samefile(picture):
+        out = out / f"{path.stem}-again.png"
+    if out.exists() and out.samefile(path):
         raise BadRecipe(f"{out} is the image itself: give another --out, so that there are two to compare.")
+    marking = options.marking()
     if out.exists():
-        display.warn(f"{out} was there and is replaced.", as_json=as_json)
+        display.warn(f"{out} existed and was replaced.", as_json=as_json)
     studios, filters = Studios(), list[Filtering | None]()
-    done: list[tuple[Paint, Job | None]] = []
+    runs: list[tuple[Paint, Job | None]] = []
 
     def painter(recipe: Paint, job: Job | None) -> Iterator[events.Event]:
-        done.append((recipe, job))  # the last is the image's own
+        runs.append((recipe, job))  # the last is the image itself
         studio = studios.of(recipe)
-        if not filters:  # one that is not on this machine is an error of the start
-            filters.append(open_filtering(giving.filter, studio.base))
+        if not filters:  # a filter that is not on this machine is an error before the first image
+            filters.append(open_filtering(options.filter, studio.base))
         return studio.working(recipe, job)
 
     def work() -> Iterator[events.Event]:
-        painted = yield from lineage.again(found, painter, (*sources, picture.parent))
-        yield events.Done(painted, {})
+        repeated = yield from lineage.again(record, painter, (*sources, path.parent))
+        yield events.Done(repeated, {})
 
-    one: Painted = display.run(work(), as_json=as_json).result
+    image: Painted = display.run(work(), as_json=as_json).result
     if filters and filters[0]:
-        (one,) = filters[0]([one])
-    if is_blocked(one.verdict):
+        (image,) = filters[0]([image])
+    if is_blocked(image.verdict):
         raise Blocked(refusal(1, 1))
-    recipe, job = done[-1]
-    before = np.asarray(Image.open(picture).convert("RGB"), np.int16)
-    facts = studios.of(recipe).facts(recipe, job) | {k: found[k] for k in ("chosen",) if k in found}
-    path = save_picture(
-        one, recipe, facts, Names(recipe.model_copy(update={"n": 1}), out), marking=giving.marking
-    )
-    _warn_of_others(found, facts, as_json=as_json)
-    after = np.asarray(Image.open(path).convert("RGB"), np.int16)
+    recipe, job = runs[-1]
+    facts = studios.of(recipe).facts(recipe, job) | {k: record[k] for k in ("chosen",) if k in record}
+    names = Names(recipe.model_copy(update={"n": 1}), out)
+    before = np.asarray(Image.open(path).convert("RGB"), np.int16)
+    new_path = save_picture(image, recipe, facts, names, marking=marking)
+    _warn_of_others(record, facts, as_json=as_json)
+    after = np.asarray(Image.open(new_path).convert("RGB"), np.int16)
     difference = int(np.abs(before - after).max()) if before.shape == after.shape else 255
     if as_json:
-        display.emit({"event": "picture", "path": str(path), "seed": one.seed})
+        display.emit({"event": "picture", "path": str(new_path), "seed": image.seed})
         display.emit({"event": "redo", "largest_difference": difference})
-    else:
-        told = f"  {one.verdict['action']} by the content filter" if one.verdict else ""
-        display.out.print(f"{path}  seed {one.seed}{told}", soft_wrap=True)
-        display.out.print(
-            "identical" if difference == 0 else f"largest difference of any pixel: {difference} of 255"
-        )
-    return path
+        return new_path
+    action = f"  {image.verdict['action']} by the content filter" if image.verdict else ""
+    display.out.print(f"{new_path}  seed {image.seed}{action}", soft_wrap=True)
+    display.out.print(
+        "identical" if difference == 0 else f"largest difference of any pixel: {difference} of 255"
+    )
+    return new_path
 
 
-def _warn_of_others(then: dict[str, Any], now: dict[str, Any], *, as_json: bool) -> None:
-    """Concepts and LoRAs that are not those of then."""
-    for kind, name_of in (("concepts", "Concept"), ("adapters", "LoRA")):
-        for name, it in then.get(kind, {}).items():
-            if now.get(kind, {}).get(name, {}).get("sha256") != it.get("sha256"):
-                display.warn(f"{name_of} '{name}' is not the one this image was painted with; expect a "
-                             "difference.", as_json=as_json)  # fmt: skip
+def _warn_of_others(recorded: dict[str, Any], now: dict[str, Any], *, as_json: bool) -> None:
+    """Warn of concepts and LoRAs that are not the recorded ones."""
+    for kind, title in (("concepts", "Concept"), ("adapters", "LoRA")):
+        for name, entry in recorded.get(kind, {}).items():
+            if now.get(kind, {}).get(name, {}).get("sha256") != entry.get("sha256"):
+                text = f"{title} '{name}' is not the one this image was painted with; expect a difference."
+                display.warn(text, as_json=as_json)

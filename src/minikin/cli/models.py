@@ -1,4 +1,4 @@
-"""minikin models: list, add, pull, convert, show."""
+"""The commands models list, add, pull, convert and show."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def add(
     from minikin.models.lora import adapters
 
     if adapters.is_lora(path):
-        kept = adapters.remember(path, name)
-        display.out.print(f"{kept.stem}: a LoRA; try <lora:{kept.stem}:0.8> in a prompt", soft_wrap=True)
+        adapter = adapters.remember(path, name)
+        display.out.print(f"{adapter.stem}: a LoRA; try <lora:{adapter.stem}:0.8> in a prompt", soft_wrap=True)
         return
     entry = registry.add(path, name, prediction)
     display.out.print(
@@ -79,7 +79,7 @@ def pull(
     revision: Annotated[
         str | None, typer.Option(help="commit, tag or refs/pr/N to pin it to \\[the newest commit]")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="do not ask")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="accept the licence without a question")] = False,
     as_json: JsonOnce = False,
 ) -> None:
     """Download a published model: shows size and licence first, resumes, checks every file."""
@@ -102,27 +102,27 @@ def pull(
 
 @app.command()
 def convert(
-    path: Annotated[Path, typer.Argument(help="weights of PyTorch: .bin, .pt, .pth or .ckpt")],
+    path: Annotated[Path, typer.Argument(help="pickled PyTorch weights: .bin, .pt, .pth or .ckpt")],
     out: Annotated[Path | None, typer.Option(help="the new file \\[beside it, .safetensors]")] = None,
 ) -> None:
-    """Turn old weights into .safetensors, offline, in a locked-up process that executes nothing of them."""
+    """Convert pickled weights to .safetensors, offline, in a sandbox that executes nothing in them."""
     from minikin.cli import display
-    from minikin.models.loading.convert import convert as turn
+    from minikin.models.loading.convert import convert as convert_file
 
-    made, n = turn(path, out)
-    display.out.print(f"{made}: {n} tensors", soft_wrap=True)
+    converted, n = convert_file(path, out)
+    display.out.print(f"{converted}: {n} tensors", soft_wrap=True)
 
 
 @app.command()
 def show(name: str, as_json: JsonOnce = False) -> None:
-    """What a base is: architecture, sizes, sites, fingerprint, hashes."""
+    """Show a base: architecture, sizes, cross-attention layers, fingerprint, hashes."""
     from minikin.cli import display
     from minikin.models.loading.registry import open_base
 
     base = open_base(name, device="cpu")
     facts = {
-        "name": base.name, "architecture": base.architecture, "prediction": base.prediction,
-        "picture_px": base.size_px, "sites": len(base.layout.sites), "text_width": base.layout.text_width,
+        "name": base.name, "architecture": base.architecture, "prediction": base.prediction_type,
+        "picture_px": base.size_px, "sites": len(base.layout.layers), "text_width": base.layout.text_width,
         "packed_width": base.layout.width, "tokens": base.n_tokens,
         "guidance_embedding": base.has_guidance_embedding,
         "concept_bytes_fp16": 2 * base.layout.n_values, "fingerprint": base.fingerprint,

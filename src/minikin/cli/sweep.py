@@ -1,4 +1,4 @@
-"""minikin sweep: one call into the Studio, its lock, and what is printed at the end."""
+"""The command sweep."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from minikin.studio import Studio
 
 
 def run(recipe: Sweep, out: Path | None, *, as_json: bool) -> None:
-    """Sweep into the folder and the concept's own file."""
+    """Find operating points, write the report into the folder and the points into the concept's file."""
     path = library.resolve(recipe.concept)
     name = load(path).name
     if recipe.photos is None:
-        recipe = recipe.model_copy(update={"photos": _of_example(name)})
+        recipe = recipe.model_copy(update={"photos": _example_photos(name)})
     out = out or path.with_name(f"{name}-sweep")
     with files.lock(out / ".lock", str(out)):
         studio = Studio.open(recipe.base, device=recipe.device, dtype=recipe.dtype)
         done = display.run(studio.sweeping(recipe, out), as_json=as_json)
     preset = done.facts["preset"]
     if as_json:
-        display.emit({"event": "done", **done.facts, "points": {n: vars(p) for n, p in done.result.items()}})
+        display.emit({"event": "done", **done.facts, "points": {n: p.record() for n, p in done.result.items()}})
         return
     for point_name, p in done.result.items():
         tau = "" if p.tau is None else f"  tau {p.tau:g}"
         span = "" if p.interval == (0.0, 1.0) else f" from {p.interval[0]:.0%} to {p.interval[1]:.0%}"
-        first = f"  category first {p.switch:.0%}" if p.switch else ""
+        first = f"  category first {p.concept_start:.0%}" if p.concept_start else ""
         display.out.print(
             f"{point_name:9} strength {p.strength:g}{tau}  guidance {p.guidance:g}{span}{first}"
-            f"  (likeness {p.likeness:.3f}, follows {p.follows:.3f})",
+            f"  (subject fidelity {p.subject_fidelity:.3f}, prompt fidelity {p.prompt_fidelity:.3f})",
             soft_wrap=True,
         )
     stored = done.facts["stored"]
@@ -45,8 +45,8 @@ def run(recipe: Sweep, out: Path | None, *, as_json: bool) -> None:
     )  # fmt: skip
 
 
-def _of_example(name: str) -> str | None:
-    """The photos of an example concept that was taught under its own name."""
+def _example_photos(name: str) -> str | None:
+    """The photos of an example of this name; None when there is no such example."""
     try:
         folder = examples_folder() / name
     except AssetError:
