@@ -77,7 +77,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.smoke:
         studio, copies = Studio(full_size("sd15")), 1
         how = {"steps": 1, "guidance": 1, "width": 256, "height": 256}
-        teaching: dict[str, Any] = {"mode": "row", "steps": 1, "batch": 1, "size": 256, "preview": False}
+        teaching: dict[str, Any] = {"mode": "value", "steps": 1, "batch": 1, "size": 256, "preview": False}
         chosen = [Subject(s.name, s.category, s.prompts[:1]) for s in chosen]
     else:
         judges = {n: open_judge(n) for n in ("dino-s16", "clip-b32")}  # before an hour of painting

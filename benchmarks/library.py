@@ -26,7 +26,7 @@ def _concept(name: str, category: str) -> bytes:
     none = torch.zeros(1)
     delta = {site: torch.randn(1280, generator=torch.Generator().manual_seed(0))}
     return concept_file.to_bytes(
-        Concept(name, category, "row", Origin("sd1", "0" * 64, "0" * 64), (), none, none, delta)
+        Concept(name, category, "value", Origin("sd1", "0" * 64, "0" * 64), (), none, none, delta)
     )
 
 

@@ -18,7 +18,7 @@ from minikin import Concept, Studio, events
 from minikin.evaluation import subject_fidelity as looks
 from minikin.images.photos import load_photos
 from minikin.perfusion.covariance import covariance
-from minikin.perfusion.masks import picture_mask
+from minikin.perfusion.masks import image_mask
 from minikin.perfusion.train import teach
 from minikin.recipes import Teach
 from minikin.studio.generation import last
@@ -32,7 +32,7 @@ def run() -> list[dict[str, Any]]:
     studio = Studio.open("tiny", device="cpu")
     rows = []
     for name, category in (("my_teapot", "teapot"), ("my_backpack", "backpack")):
-        for mode in ("gated", "row"):
+        for mode in ("gated", "value"):
             recipe = Teach(name=name, category=category, mode=mode, sample_every=0)
             start = time.perf_counter()
             facts = last(studio.teaching(EXAMPLES / name, recipe)).facts
@@ -56,7 +56,7 @@ def trace(name: str, category: str) -> list[dict[str, Any]]:
         start = time.perf_counter()
         studio.add(concept)
         images = [i for s in SCENES for i in studio.paint(f"a photo of <{name}> {s}", n=2, seed=7)]
-        masks = [picture_mask(studio.base, i, category) for i in images]
+        masks = [image_mask(studio.base, i, category) for i in images]
         values = [looks.likeness(np.asarray(i), m, references) for i, m in zip(images, masks, strict=True)]
         now = time.perf_counter()
         found.append((start - began - spent, float(np.mean(values))))

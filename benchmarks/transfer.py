@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--base", default="tiny")
     parser.add_argument("--only", nargs="*", default=list(PRESETS), choices=list(PRESETS))
-    parser.add_argument("--mode", default="gated", choices=("gated", "row"), help="of teaching")
+    parser.add_argument("--mode", default="gated", choices=("gated", "value"), help="of teaching")
     parser.add_argument("--kept", type=Path, help="folder of the taught concepts, to use them again")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -113,9 +113,9 @@ def _moved(studio: Studio, concept: Concept, how: dict[str, Any], rule: str) -> 
     e = category_encoding(base, concept.category)
     recipe: Paint = Paint.make(prompt="", base=base.name, **how)
     _, wanted = studio.prepared(recipe, parse("", {}))
-    before = {s.path: _values(base, s.path) for s in base.layout.sites}
+    before = {s.path: _values(base, s.path) for s in base.layout.layers}
     with studio.adapters.using(wanted):
-        after = {s.path: _values(base, s.path) for s in base.layout.sites}
+        after = {s.path: _values(base, s.path) for s in base.layout.layers}
     found = {}
     for path, delta in concept.delta.items():
         w, w_ = before[path], after[path]

@@ -17,7 +17,7 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two concepts taught and painted; likeness beats the plain category; nothing drifted.
 
     Taught for a third of the usual steps: the whole demo is measured in docs/measurements.md."""
-    monkeypatch.setitem(BY_MODE["row"], "max_steps", 100)
+    monkeypatch.setitem(BY_MODE["value"], "max_steps", 100)
     facts = demo.run(tmp_path, as_json=True)
     assert facts["drift_of_the_category"] == 0
     for name, _ in demo.CONCEPTS:

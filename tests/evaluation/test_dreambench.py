@@ -63,7 +63,7 @@ def test_the_datasets_own_words(dataset: Path) -> None:
 def test_concepts_and_pictures_are_kept(bases: dict[str, Base], dataset: Path, tmp_path: Path) -> None:
     (sloth,) = dreambench.subjects(dataset, ["grey_sloth_plushie"])
     studio, how = Studio(bases["sd15"]), {"steps": 1, "guidance": 1}
-    teaching = {"mode": "row", "steps": 1, "batch": 1, "preview": False, "mask": "none"}
+    teaching = {"mode": "value", "steps": 1, "batch": 1, "preview": False, "mask": "none"}
     args: Any = (studio, sloth, dataset, tmp_path / "out", 2, teaching, how)
     pictures, prompts = dreambench.painted(*args)
     assert prompts == ["a stuffed animal in the jungle"] * 2 + ["a red stuffed animal"] * 2

@@ -56,7 +56,7 @@ def seeds() -> list[bytes]:
             direction = torch.randn(6, generator=g) if gated else torch.zeros(1)
             made.append(to_bytes(
                 Concept(
-                    "tom", "cat", "gated" if gated else "row", origin,
+                    "tom", "cat", "gated" if gated else "value", origin,
                     tuple(torch.randn(2, 4, generator=g) for _ in range(n)), direction, direction,
                     {SITE: torch.randn(8, generator=g)}, c_hash="c" * 64 if gated else "",
                     recipe={"steps": 3, "mode": "gated"}, preview=b"\xff\xd8jpeg" if int8 else b"",

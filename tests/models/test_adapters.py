@@ -42,7 +42,7 @@ def look(base: Base) -> list[Tensor]:
         out = base.encode([Prompt(t, t) for t in ("a cat on the beach", "a dog")])
         kv = base.pack(out.e)
         x = torch.randn(2, 4, 8, 8, generator=g).to(base.dtype)
-        seen = base.unet(x, torch.tensor(499), kv, **base.conditions(2, out.pooled)).sample
+        seen = base.unet(x, torch.tensor(499), kv, **base.added_conditions(2, out.pooled)).sample
     return [out.e, kv, seen]
 
 
@@ -217,7 +217,7 @@ def test_outside_the_base_is_untouched(bases: dict[str, Base], tmp_path: Path) -
     own = Adapters(base)
     style = own.get(write(tmp_path / "x.safetensors", random_lora(base, text=True)))
     with suppress(ZeroDivisionError), own.using([(style, 1.0)]):
-        assert list(base.unet.state_dict()) == names and base.worn == f"{style.sha256[:16]} 1"
+        assert list(base.unet.state_dict()) == names and base.active_adapters == f"{style.sha256[:16]} 1"
         assert Base(base.pipe, "inside").origin == identity
         _ = 1 / 0
     assert all(torch.equal(a, b) for a, b in zip(before, look(base), strict=True))
@@ -226,7 +226,7 @@ def test_outside_the_base_is_untouched(bases: dict[str, Base], tmp_path: Path) -
         for part in components(base).values()
         for m in part.modules()
     )
-    assert base.worn == "" and {type(m) for m in base.unet.modules()} == kinds
+    assert base.active_adapters == "" and {type(m) for m in base.unet.modules()} == kinds
 
 
 def test_only_what_is_in_use_works(bases: dict[str, Base], tmp_path: Path, way: str) -> None:

@@ -95,7 +95,7 @@ def test_facts(family: str, bases: dict[str, Base]) -> None:
     base = bases[family]
     expected = {"sd15": "sd1", "lcm-sd15": "sd1", "sd21": "sd2", "sd-turbo": "sd2", "sdxl": "sdxl"}
     true_width = {"sd1": 768, "sd2": 1024, "sdxl": 2048}
-    assert base.layout.width == 2 * sum(s.width for s in base.layout.sites)
+    assert base.layout.width == 2 * sum(s.width for s in base.layout.layers)
     assert len(base.fingerprint) == len(base.text_hash) == 64
     assert not any("processor" in k for k in base.unet.state_dict())
     assert base.is_xl == (family == "sdxl")
@@ -122,7 +122,7 @@ def test_true_sites(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("mode", ["gated", "row"])
+@pytest.mark.parametrize("mode", ["gated", "value"])
 def test_teach_and_paint(
     family: str, mode: str, bases: dict[str, Base], photos: list[Photo], tmp_path: Any
 ) -> None:  # fmt: skip
@@ -252,8 +252,8 @@ def test_a_concept_fits_copies_of_its_base_in_any_precision(family: str, tmp_pat
     theirs = [attach(b.pipe) for b in copies]
     for a in copies:
         tom = Concept(
-            "tom", "cat", "row", a.origin, (), torch.zeros(1), torch.zeros(1),
-            {s.path: torch.zeros(s.width) for s in a.layout.sites},
+            "tom", "cat", "value", a.origin, (), torch.zeros(1), torch.zeros(1),
+            {s.path: torch.zeros(s.width) for s in a.layout.layers},
         )  # fmt: skip
         for concepts in theirs:
             concepts.add(concept_file.from_bytes(concept_file.to_bytes(tom)))
@@ -273,7 +273,7 @@ def test_a_damaged_sketch_is_of_no_base(bases: dict[str, Base]) -> None:
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
-@pytest.mark.parametrize("mode", ["gated", "row"])
+@pytest.mark.parametrize("mode", ["gated", "value"])
 def test_teach_and_paint_in_bfloat16(family: str, mode: str, photos: list[Photo], tmp_path: Any) -> None:
     """Half-precision weights, as on a GPU: no dtype meets another, results stay finite."""
     studio = Studio(Base(build_pipeline(family, tmp_path).to(torch.bfloat16), family))

@@ -28,7 +28,7 @@ def call(base: Base, n: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     side = base.unet.config.sample_size
     x = torch.randn((n, base.unet.config.in_channels, side, side), generator=g)
     (made,) = condition(base, [parse("a cat on the beach", {})], {}, copies=n)
-    more: dict[str, Any] = base.conditions(n, made.pooled)
+    more: dict[str, Any] = base.added_conditions(n, made.pooled)
     if base.has_guidance_embedding:
         more["timestep_cond"] = torch.randn((n, base.unet.config.time_cond_proj_dim), generator=g)
     with torch.no_grad():
@@ -145,7 +145,7 @@ def test_what_is_compiled_goes_with_its_base(tmp_path: Path, monkeypatch: Any) -
     monkeypatch.setattr(torch, "compile", compiled)
     monkeypatch.setattr(backends, "_MADE", {})
     base = Base(build_pipeline("sd15", tmp_path))
-    for base.worn in ("", "style 0.8", "style 0.7"):
+    for base.active_adapters in ("", "style 0.8", "style 0.7"):
         with backends.engine("compile").on(base):
             call(base)
     unet = weakref.ref(base.unet)

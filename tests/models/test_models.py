@@ -127,9 +127,9 @@ def test_zero_terminal_snr_is_followed(
     save_file(ldm.checkpoint(pipelines["sdxl"], "sdxl") | {k: torch.ones(1) for k in marks}, path)
     monkeypatch.setattr(single_file, "_family", lambda *_: shrunk(ARCHITECTURES["sdxl"]))
     base = open_base(str(path), device="cpu", dtype="float32")
-    assert base.prediction == "v_prediction"
+    assert base.prediction_type == "v_prediction"
     assert (float(base.pipe.scheduler.alphas_cumprod[-1]) < 1e-6) is zero
-    assert (float(base.noise.alphas_cumprod[-1]) < 1e-6) is zero  # for teaching
+    assert (float(base.training_scheduler.alphas_cumprod[-1]) < 1e-6) is zero  # for teaching
     base.pipe.scheduler.set_timesteps(4)
     assert (int(base.pipe.scheduler.timesteps[0]) == 999) is zero
     assert not single_file.recognise(path, "epsilon").zero_snr
@@ -146,7 +146,7 @@ def test_prediction_as_asked_for(pipelines: dict[str, Any], tmp_path: Path) -> N
         assert open_base(str(ref), device="cpu", prediction=other).prediction == other
     registry.add(tmp_path / "folder", "mine", prediction="v_prediction")
     base = open_base("mine", device="cpu")
-    assert base.prediction == base.noise.config.prediction_type == "v_prediction"
+    assert base.prediction_type == base.training_scheduler.config.prediction_type == "v_prediction"
     assert open_base("mine", device="cpu", prediction="epsilon").prediction == "epsilon"
     with pytest.raises(BadRecipe, match="Known: epsilon, v_prediction"):
         open_base("tiny", prediction="v")
@@ -172,7 +172,7 @@ def test_inpainting_checkpoint_opens_and_says_what_it_is(
     with pytest.raises(BadRecipe, match="is an inpainting model"):
         Studio(base).paint("a cat", steps=1)
     with pytest.raises(BadRecipe, match="Teach on the ordinary model"):
-        Studio(base).teach(photos, name="tom", category="cat", mode="row", steps=1, batch=1)
+        Studio(base).teach(photos, name="tom", category="cat", mode="value", steps=1, batch=1)
 
 
 def test_hub_id_opens_from_the_local_cache(pipelines: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
@@ -255,7 +255,7 @@ def test_another_base_is_refused(bases: dict[str, Any], photos: Any) -> None:
     """A concept of SD 1.5 on SDXL: what, why and what to do."""
     from minikin.errors import BaseMismatch
 
-    tom = Studio(bases["sd15"]).teach(photos, name="tom", category="cat", mode="row", steps=1, batch=1)
+    tom = Studio(bases["sd15"]).teach(photos, name="tom", category="cat", mode="value", steps=1, batch=1)
     with pytest.raises(BaseMismatch, match="the open base is sdxl"):
         Studio(bases["sdxl"]).add(tom)
     with pytest.raises(BaseMismatch, match="its text encoder is another one"):
@@ -270,7 +270,7 @@ def test_a_sibling_is_accepted(bases: dict[str, Any], photos: Any, tmp_path: Pat
     with torch.no_grad():
         for p in pipe.unet.parameters():
             p.mul_(1.01)
-    tom = Studio(bases["sd15"]).teach(photos, name="tom", category="cat", mode="row", steps=1, batch=1)
+    tom = Studio(bases["sd15"]).teach(photos, name="tom", category="cat", mode="value", steps=1, batch=1)
     sibling = Base(pipe)
     assert compatibility(sibling, tom) == "sibling" and compatibility(bases["sd15"], tom) == "same"
     Studio(sibling).add(tom)

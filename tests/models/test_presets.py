@@ -151,7 +151,7 @@ def test_timesteps_as_published(convention: str, steps: int) -> None:
 def test_a_student_of_the_demo_convention(bases: dict[str, Base], families: None) -> None:
     """Its metadata says 999, 899, 799, 699; Euler ancestral then has the noise levels of these."""
     base = bases["sd-turbo"]
-    student = Base(base.pipe, "sd-turbo", facts={"minikin.timesteps": "demo"})
+    student = Base(base.pipe, "sd-turbo", metadata={"minikin.timesteps": "demo"})
     with Calls(student) as calls:
         Studio(student).paint("a cat", steps=4, size="64")
     assert calls.timesteps == [999, 899, 799, 699]
@@ -164,7 +164,7 @@ def test_a_student_of_the_demo_convention(bases: dict[str, Base], families: None
     s.set_timesteps(timesteps=[999, 749, 499, 249])
     assert torch.allclose(s.sigmas, usual, rtol=1e-6)
     with pytest.raises(UnknownName, match="Unknown timestep convention 'odd'"):
-        plan(Base(base.pipe, "sd-turbo", facts={"minikin.timesteps": "odd"}), Paint(prompt=""))
+        plan(Base(base.pipe, "sd-turbo", metadata={"minikin.timesteps": "odd"}), Paint(prompt=""))
 
 
 def test_an_adapter_states_its_convention(bases: dict[str, Base]) -> None:
@@ -254,7 +254,7 @@ def test_guidance_is_an_input_of_a_full_lcm(bases: dict[str, Base]) -> None:
 )  # fmt: skip
 def test_checkpoints_are_recognised(bases: dict[str, Base], facts: dict[str, str], name: str) -> None:
     own = dict(facts)
-    base = Base(bases["sd15"].pipe, own.pop("name", "base"), facts=own)
+    base = Base(bases["sd15"].pipe, own.pop("name", "base"), metadata=own)
     assert recognise(base).name == name
 
 
@@ -268,7 +268,7 @@ def test_opened_checkpoints_say_what_they_are(tmp_path: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"minikin.preset": "turbo"}))
     opened = open_base(str(folder), device="cpu")
-    assert recognise(opened).name == "turbo" and opened.facts["file"] == "my-lightning"
+    assert recognise(opened).name == "turbo" and opened.metadata["file"] == "my-lightning"
 
 
 def test_a_recognised_checkpoint_chooses_its_preset(bases: dict[str, Base], families: None) -> None:
@@ -355,7 +355,7 @@ def student(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> Studio:
     mask = np.zeros((64, 64), np.float32)
     mask[16:48, 16:48] = 1
     shots = [Photo("a", np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8), mask)]
-    studio.teach(shots, name="tom", category="cat", mode="row", steps=3, batch=1)
+    studio.teach(shots, name="tom", category="cat", mode="value", steps=3, batch=1)
     return studio
 
 

@@ -10,7 +10,7 @@ from minikin import Studio
 from minikin.errors import BadRecipe
 from minikin.models.base import Base
 from minikin.models.prompt import concept_tags, parse, with_strengths
-from minikin.models.regions import BIAS, NAMED, Box, Placed, Steering, box, covered, steered
+from minikin.models.regions import BIAS, NAMED, Box, Region, RegionBias, box, covered, biased_by_regions
 from tests.conftest import build_pipeline
 
 KNOWN = {"tom": "cat", "rex": "dog"}
@@ -45,19 +45,19 @@ def test_boxes_cover_shares_of_places() -> None:
 
 def test_the_bias_stands_at_its_tokens_outside_its_box_and_fades() -> None:
     tokens = torch.tensor([0.0, 1, 0.5])
-    steering = Steering([Placed(NAMED["left"], tokens)], copies=2, latents=(6, 4))
+    region_bias = RegionBias([Region(NAMED["left"], tokens)], copies=2, latents=(6, 4))
     like = torch.zeros(1)
-    bias = steering.bias(4, 24, like)
+    bias = region_bias.bias(4, 24, like)
     assert bias is not None and bias.shape == (4, 1, 24, 3) and not bias[:2].any()  # guidance's rows are free
     grid = bias[2, 0].view(6, 4, 3)
     assert not grid[:, :2].any() and torch.equal(grid[:, 2:], -BIAS * tokens.expand(6, 2, 3))
-    small = steering.bias(2, 6, like)  # the next level: 3 by 2 places
+    small = region_bias.bias(2, 6, like)  # the next level: 3 by 2 places
     assert small is not None and torch.equal(small[0, 0].view(3, 2, 3)[:, 1], -BIAS * tokens.expand(3, 3))
-    steering.share = 0.6
-    half = steering.bias(2, 24, like)
+    region_bias.share = 0.6
+    half = region_bias.bias(2, 24, like)
     assert half is not None and torch.allclose(half, bias[2:] / 2)
-    steering.share = 0.8
-    assert steering.bias(2, 24, like) is None
+    region_bias.share = 0.8
+    assert region_bias.bias(2, 24, like) is None
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 
 def test_attention_leaves_what_is_outside(base: Base) -> None:
     """A token that is alone in having a value reaches the places of its box and no others."""
-    site = base.layout.sites[0]
+    site = base.layout.layers[0]
     processor = base.unet.attn_processors[f"{site.path}.processor"]
     attn = base.unet.get_submodule(site.path)
     kv = torch.zeros(1, 77, base.layout.width)
@@ -76,12 +76,12 @@ def test_attention_leaves_what_is_outside(base: Base) -> None:
     tokens[5] = 1
     x = torch.randn(1, 64, attn.to_q.in_features)
     processor.record = []
-    with torch.no_grad(), steered(base.unet, Steering([Placed(NAMED["top"], tokens)], 1, (8, 8))):
+    with torch.no_grad(), biased_by_regions(base.unet, RegionBias([Region(NAMED["top"], tokens)], 1, (8, 8))):
         inside, outside = processor(attn, x, kv).view(8, 8, -1).split(4)
         nothing = processor(attn, x, torch.zeros_like(kv)).view(8, 8, -1)
     processor.record = None
     assert (inside - nothing[:4]).abs().max() > 20 * (outside - nothing[4:]).abs().max()
-    assert processor.steering is None  # gone with the context, whatever happened in it
+    assert processor.region_bias is None  # gone with the context, whatever happened in it
 
 
 def test_pictures_follow_and_others_stay_as_they_were() -> None:

@@ -28,7 +28,7 @@ def concept(family: str = "sd15", mode: str = "gated", words: int = 1) -> Concep
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(a.unet)
     g = torch.Generator().manual_seed(0)
-    delta = {s.path: torch.randn(s.width, generator=g) for s in layout(unet).sites}
+    delta = {s.path: torch.randn(s.width, generator=g) for s in layout(unet).layers}
     gated = mode == "gated"
     width = a.unet["cross_attention_dim"]
     return Concept(
@@ -46,8 +46,8 @@ def concept(family: str = "sd15", mode: str = "gated", words: int = 1) -> Concep
     ("mode", "family", "int8", "cap"),
     [
         ("gated", "sd15", False, 32_000), ("gated", "sd15", True, 20_000), ("gated", "sd21", False, 33_000),
-        ("gated", "sdxl", None, 100_000), ("row", "sd15", False, 26_500), ("row", "sd15", True, 14_100),
-        ("row", "sd21", False, 26_500), ("row", "sdxl", None, 85_000),
+        ("gated", "sdxl", None, 100_000), ("value", "sd15", False, 26_500), ("value", "sd15", True, 14_100),
+        ("value", "sd21", False, 26_500), ("value", "sdxl", None, 85_000),
     ],
 )  # fmt: skip
 def test_size_caps(mode: str, family: str, int8: bool | None, cap: int) -> None:
@@ -69,20 +69,26 @@ def test_preview_fits_or_is_left_out() -> None:
     assert len(with_large) <= concept_file.MAX_BYTES and concept_file.from_bytes(with_large).preview == b""
 
 
-@pytest.mark.parametrize("mode", ["gated", "row"])
+@pytest.mark.parametrize("mode", ["gated", "value"])
 @pytest.mark.parametrize("int8", [False, True])
 def test_round_trip(mode: str, int8: bool, tmp_path: Path) -> None:
     """What is read is what was written, to half precision (or half a step of int8)."""
     c = concept("sdxl", mode, words=2)
-    found = Concept.load(c.save(tmp_path / "tom.safetensors", int8=int8))
-    assert (found.name, found.category, found.mode, found.origin) == (c.name, c.category, c.mode, c.origin)
-    assert found.gate == c.gate and found.recipe == c.recipe and found.c_hash == c.c_hash
-    assert list(found.delta) == list(c.delta)
+    read = Concept.load(c.save(tmp_path / "tom.safetensors", int8=int8))
+    assert (read.name, read.category, read.mode, read.origin) == (c.name, c.category, c.mode, c.origin)
+    assert read.gate == c.gate and read.recipe == c.recipe and read.c_hash == c.c_hash
+    assert list(read.delta) == list(c.delta)
     step = max(float(d.abs().max()) for d in c.delta.values()) / 127
     for path, d in c.delta.items():
-        assert torch.allclose(found.delta[path], d, atol=0.51 * step if int8 else 2e-3)
-    for a, b in zip(found.word_deltas, c.word_deltas, strict=True):
+        assert torch.allclose(read.delta[path], d, atol=0.51 * step if int8 else 2e-3)
+    for a, b in zip(read.word_deltas, c.word_deltas, strict=True):
         assert torch.allclose(a, b, atol=float(b.abs().max()) / 250 if int8 else 2e-3)
+
+
+def test_mode_value_is_stored_under_the_name_that_older_versions_read() -> None:
+    data = concept_file.to_bytes(concept(mode="value"))
+    _, meta = io.parse(data, "tom.safetensors")
+    assert meta["minikin.mode"] == "row" and concept_file.from_bytes(data).mode == "value"
 
 
 def test_equal_concepts_give_equal_files() -> None:
@@ -131,15 +137,15 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "pickle": (b"\x80\x04\x95" + bytes(200), "Pickle-based files"),
     "zip": (b"PK\x03\x04" + bytes(200), "Pickle-based files"),
     "cut in the header": (concept_file.to_bytes(concept())[:300], "incomplete"),
-    "cut in the body": (concept_file.to_bytes(concept())[:-100], "lies at bytes"),
-    "trailing bytes": (concept_file.to_bytes(concept()) + b"xx", "belong to nothing"),
+    "cut in the body": (concept_file.to_bytes(concept())[:-100], "its tensors end at byte"),
+    "trailing bytes": (concept_file.to_bytes(concept()) + b"xx", "its tensors end at byte"),
     "huge header": (struct.pack("<Q", 2**40) + b"{}", "header claims"),
     "not JSON": (struct.pack("<Q", 5) + b"{a:1}" + bytes(4), "not valid JSON"),
     "deep JSON": (struct.pack("<Q", 60_000) + b'{"a":' * 12_000, "is not whole"),
     "twice": (struct.pack("<Q", 13) + b'{"a":1,"a":2}', "a key occurs twice"),
     "other version": (edited(format="7"), "has format 7; this Minikin reads up to 1"),
-    "format 0": (edited(format="0"), "has format 0, which there never was"),
-    "format -3": (edited(format="-3"), "has format -3, which there never was"),
+    "format 0": (edited(format="0"), "has format 0, which does not exist"),
+    "format -3": (edited(format="-3"), "has format -3, which does not exist"),
     "three scales for two words": (rescaled(2, 3), "wordscale.0 does not fit the word's 2 vectors"),
     "three scales for one word": (rescaled(1, 3), "wordscale.0 does not fit the word's 1 vectors"),
     "a word that is no table": (rescaled(1, 7, **{"word.0": torch.ones(7, dtype=torch.int8)}), "wordscale.0"),
@@ -148,18 +154,18 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "foreign": (io.serialize({"lora": torch.zeros(3)}, {}), "not a Minikin concept"),
     "bad mode": (edited(mode="evil"), "mode 'evil'"),
     "bad name": (edited(name="../../etc"), "cannot be a concept's name"),
-    "bad gate": (edited(gate='{"beta":0.5,"tau":-1}'), "a softness of -1"),
-    "bad index": (edited(index='[["d0.0",5,1]]'), "value differences announced"),
-    "bad site": (edited(index='[["vae",12480,1]]'), "a site named"),
-    "too many sites": (edited(index='[["d0.0",1,1000000000000]]'), "more than 1000 sites"),
-    "site twice": (edited(index='[["m.0",6240,1],["m.0",6240,1]]'), "a site occurs twice"),
+    "bad gate": (edited(gate='{"beta":0.5,"tau":-1}'), "tau -1"),
+    "bad index": (edited(index='[["d0.0",5,1]]'), "the index lists 5 value differences, the file has 12480"),
+    "bad layer": (edited(index='[["vae",12480,1]]'), "a layer named"),
+    "too many layers": (edited(index='[["d0.0",1,1000000000000]]'), "more than 1000 layers"),
+    "layer twice": (edited(index='[["m.0",6240,1],["m.0",6240,1]]'), "a layer occurs twice"),
     "odd dtype": (entry(dtype="F64"), "has the type 'F64'"),
     "odd shape": (entry(shape=[2**60, 0]), "has the shape"),
-    "wrong shape": (entry(shape=[7]), "does not fill"),
+    "wrong shape": (entry(shape=[7]), "invalid shape"),
     "overlap": (entry(data_offsets=[4, 24_964]), "lies at bytes"),
     "negative": (entry(data_offsets=[-4, 24_956]), "no valid place"),
     "path name": (rebuilt(lambda h: h.update({"../x": h.pop("delta")})), "a tensor is named"),
-    "gate is not a number": (edited(gate='{"beta":NaN,"tau":0.1}'), "half open at nan"),
+    "gate is not a number": (edited(gate='{"beta":NaN,"tau":0.1}'), "beta nan"),
     "recipe is a list": (edited(recipe="[]"), "not an object"),
     "deep metadata": (edited(index="[" * 20_000), "not a sound concept file"),
     "shared state": (rebuilt(lambda h: h.update({"c_inv": h.pop("i_star")})), "not a sound concept file"),
@@ -174,14 +180,14 @@ def test_damaged_files_are_refused_in_words(case: str) -> None:
     assert words in str(e.value) and "tom.safetensors" in str(e.value)
 
 
-def test_numbers_that_are_not_finite() -> None:
+def test_nan_is_neither_written_nor_read() -> None:
     c = concept()
     broken = replace(c, i_star=torch.full((768,), float("nan")))
-    with pytest.raises(BadConceptFile, match="not finite; it was not written"):
+    with pytest.raises(BadConceptFile, match="holds NaN or Inf; it was not written"):
         concept_file.to_bytes(broken)
     good = concept_file.to_bytes(c)
     half_nan = bytes(good[:-2]) + b"\xff\x7f"
-    with pytest.raises(BadConceptFile, match="not finite"):
+    with pytest.raises(BadConceptFile, match="holds NaN or Inf"):
         concept_file.from_bytes(half_nan)
 
 

@@ -1,4 +1,4 @@
-"""C: valid tokens only, float64, cached by text-encoder hash; a concept says which C it was taught with."""
+"""Covariance C: valid tokens only, float64, cached by text-encoder hash; concepts record its hash."""
 
 from __future__ import annotations
 
@@ -78,11 +78,13 @@ def test_a_concept_needs_no_covariance_to_be_used(
 ) -> None:
     """Taught with its own captions here, used where neither they nor any cache exist."""
     monkeypatch.setenv("MINIKIN_CACHE", str(tmp_path / "here"))
-    own = tmp_path / "captions.txt"
-    own.write_text("\n".join(corpus.captions(1000)[700:]))
+    captions = tmp_path / "captions.txt"
+    captions.write_text("\n".join(corpus.captions(1000)[700:]))
     here = Studio(bases["sd15"])
-    tom = here.teach(photos, name="tom", category="cat", mode="gated", steps=1, batch=1, captions=str(own))
-    assert tom.c_hash == covariance(bases["sd15"], read_captions(own)).hash != covariance(bases["sd15"]).hash
+    tom = here.teach(photos, name="tom", category="cat", mode="gated", steps=1, batch=1, captions=str(captions))
+    assert (
+        tom.c_hash == covariance(bases["sd15"], read_captions(captions)).hash != covariance(bases["sd15"]).hash
+    )
     path = tom.save(tmp_path / "tom.safetensors")
     monkeypatch.setenv("MINIKIN_CACHE", str(tmp_path / "elsewhere"))
     there = Studio(bases["sd15"])

@@ -1,6 +1,6 @@
-"""The edit against its closed form in float64 with a real CLIP covariance, and the known bugs of others.
+"""The edit against its closed form in float64 with a real CLIP covariance, and bugs of other implementations.
 
-The covariance is CLIP ViT-L/14's (D = 768, condition number 3.9e3) where it is at hand; otherwise
+The covariance is CLIP ViT-L/14's (D = 768, condition number 3.9e3) if its file is there; otherwise
 one with the same spectrum.
 """
 
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from minikin.errors import BadRecipe
 from minikin.perfusion import edit
-from minikin.perfusion.edit import OPEN, Direction, Gate
+from minikin.perfusion.edit import Direction
+from minikin.perfusion.gate import OPEN, Gate
 
 D, N_OUT = 768, 320
 REAL = Path(__file__).parents[3] / "shared" / "data" / "clip_vit_l14_covariance.safetensors"
@@ -75,17 +76,17 @@ def test_open_edit_is_the_constrained_least_squares_solution(c: Tensor, m: Tenso
 def test_gated_edit_matches_float64(c: Tensor, m: Tensor) -> None:
     """y(e) = W e_perp + sum_j g_j o_j with three concepts, against float64 by Cholesky and QR."""
     ds = directions(c, m, 3)
-    locks = [Gate(0.7, 0.15), Gate(0.6, 0.1), Gate(0.75, 0.1)]
+    gates = [Gate(0.7, 0.15), Gate(0.6, 0.1), Gate(0.75, 0.1)]
     e = torch.cat([vectors(c, 20), torch.stack([d.i_star.double() for d in ds])])
     factor = torch.linalg.cholesky(m)
     basis = torch.linalg.qr(factor.T @ torch.stack([d.i_star.double() for d in ds]).T)[0]
     u = torch.linalg.solve(factor.T, basis)  # u_j^T M u_k = delta_jk: the paper's appendix B
     expected = e - (e @ m @ u) @ u.T
-    for d, g in zip(ds, locks, strict=True):
+    for d, g in zip(ds, gates, strict=True):
         i = d.i_star.double()
         s = (e @ m @ i) / (i @ m @ i)
         expected = expected + torch.sigmoid((s - g.beta) / g.tau)[:, None] * d.category.double()
-    ours = edit.edit_encodings(e[None].float(), ds, locks).encodings[0].double()
+    ours = edit.edit_encodings(e[None].float(), ds, gates).encodings[0].double()
     assert torch.dist(ours, expected) / torch.dist(expected, torch.zeros(())) < 1e-4
 
 
@@ -124,16 +125,16 @@ def test_gate_values(beta: float, tau: float, s: float, expected: float) -> None
 
 
 def test_strength_is_monotone_and_one_changes_nothing() -> None:
-    """<tom:w>: the opening rises with w at every similarity; w = 1 is the operating point itself."""
+    """<tom:w>: the gate value rises with w at every similarity; w = 1 returns the gate unchanged."""
     g = Gate(0.7, 0.15)
     assert edit.strength_gate(g, 1.0) == g
     s = torch.linspace(-0.5, 1.5, 21)
-    openings = torch.stack([edit.gate(s, edit.strength_gate(g, w)) for w in (0, 0.25, 0.5, 0.8, 1, 1.3, 2)])
-    assert (openings.diff(dim=0) >= 0).all()
-    one = torch.tensor(1.0)
-    half, full = (float(edit.gate(one, edit.strength_gate(g, w))) for w in (0.5, 1.0))
+    values = torch.stack([edit.gate(s, edit.strength_gate(g, w)) for w in (0, 0.25, 0.5, 0.8, 1, 1.3, 2)])
+    assert (values.diff(dim=0) >= 0).all()
+    at_concept = torch.tensor(1.0)
+    half, full = (float(edit.gate(at_concept, edit.strength_gate(g, w))) for w in (0.5, 1.0))
     assert abs(half - 0.5 * full) < 1e-6
-    assert float(edit.gate(one, edit.strength_gate(g, 0.0))) < 1e-6
+    assert float(edit.gate(at_concept, edit.strength_gate(g, 0.0))) < 1e-6
 
 
 @pytest.mark.parametrize("strength", [-0.1, 2.5, float("nan")])
@@ -147,8 +148,8 @@ def test_tau_must_be_positive() -> None:
         Gate(0.7, 0.0)
 
 
-def test_mask_keeps_other_positions(c: Tensor, m: Tensor) -> None:
-    """With positions "own", a row outside the mask is the input, bit for bit."""
+def test_masked_tokens_keep_their_encodings(c: Tensor, m: Tensor) -> None:
+    """With positions "own", a token outside the mask keeps its encoding, bit for bit."""
     (d,) = directions(c, m, 1)
     e = vectors(c, 6).float()[None]
     mask = torch.tensor([[0, 0, 1, 0, 0, 0.0]])

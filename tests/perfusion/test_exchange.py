@@ -16,7 +16,7 @@ from minikin.models.base import Base
 from minikin.perfusion import edit
 from minikin.perfusion import export as exchange
 from minikin.perfusion.covariance import covariance
-from minikin.perfusion.edit import OPEN
+from minikin.perfusion.gate import OPEN
 from minikin.perfusion.key_lock import category_encoding
 from tests.conftest import build_pipeline
 
@@ -78,36 +78,37 @@ def test_stock_pipeline_paints_the_same(family: str, to: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("keys", ["locked", "trained"])
-def test_a_row_as_lora(keys: str, bases: dict[str, Base], tmp_path: Path) -> None:
-    """At the category's encoding values move by delta, what is M-orthogonal to it stays; no idle layers."""
+def test_mode_value_as_lora(keys: str, bases: dict[str, Base], tmp_path: Path) -> None:
+    """Values change by delta at the category's encoding, and not at encodings M-orthogonal to it."""
     base = bases["sd15"]
     tom = concept(base)
     learned = {path: d.flip(0) for path, d in tom.delta.items()} if keys == "trained" else {}
-    row = replace(tom, mode="row", word_deltas=(), i_star=torch.zeros(1), dual=torch.zeros(1), keys=learned)
-    said = exchange.export(base, row, "peft", tmp_path / "lora.safetensors")
-    assert "on the word 'cat'" in said
+    nothing = {"word_deltas": (), "i_star": torch.zeros(1), "dual": torch.zeros(1)}
+    value_concept = replace(tom, mode="value", keys=learned, **nothing)
+    loss = exchange.export(base, value_concept, "peft", tmp_path / "lora.safetensors")
+    assert "on the word 'cat'" in loss
     tensors = load_file(tmp_path / "lora.safetensors")
     assert {k.split(".attn2.")[1].split(".")[0] for k in tensors} == ({"to_v", "to_k"} if learned else {"to_v"})
     e = category_encoding(base, "cat").cpu()
     dual = edit.dual(e, covariance(base).inverse).float()
     other = torch.randn(e.shape, generator=torch.Generator().manual_seed(1))
     other -= (other @ dual) / (e @ dual) * e
-    for path, delta in row.delta.items():
+    for path, delta in value_concept.delta.items():
         a, b = (tensors[f"unet.{path}.to_v.lora_{x}.weight"] for x in "AB")
         assert torch.allclose((b @ a) @ e, delta, atol=1e-4)
         assert float(((b @ a) @ other).abs().max()) < 1e-3
 
 
 @pytest.mark.parametrize(
-    ("site", "name"),
+    ("path", "name"),
     [("down_blocks.1.attentions.0.transformer_blocks.1.attn2", "input_blocks_4_1_transformer_blocks_1_attn2"),
      ("down_blocks.2.attentions.1.transformer_blocks.9.attn2", "input_blocks_8_1_transformer_blocks_9_attn2"),
      ("mid_block.attentions.0.transformer_blocks.3.attn2", "middle_block_1_transformer_blocks_3_attn2"),
      ("up_blocks.0.attentions.2.transformer_blocks.0.attn2", "output_blocks_2_1_transformer_blocks_0_attn2"),
      ("up_blocks.1.attentions.0.transformer_blocks.1.attn2", "output_blocks_3_1_transformer_blocks_1_attn2")],
 )  # fmt: skip
-def test_kohya_names_of_sdxl(site: str, name: str) -> None:
-    assert exchange._kohya_name(site, xl=True) == name
+def test_kohya_names_of_sdxl(path: str, name: str) -> None:
+    assert exchange._kohya_name(path, xl=True) == name
 
 
 def test_kohya_file_has_what_tools_look_for(bases: dict[str, Base], tmp_path: Path) -> None:
@@ -173,13 +174,13 @@ def test_refusals(bases: dict[str, Base], tmp_path: Path) -> None:
     tom = concept(base)
     with pytest.raises(UnknownName, match="Unknown format 'pickle'"):
         exchange.export(base, tom, "pickle", tmp_path / "x")
-    row = replace(tom, mode="row", word_deltas=(), i_star=torch.zeros(1), c_hash="")
+    without_word = replace(tom, mode="value", word_deltas=(), i_star=torch.zeros(1), c_hash="")
     with pytest.raises(BadRecipe, match=r"no word of its own.*--to kohya"):
-        exchange.export(base, row, "textual-inversion", tmp_path / "x")
+        exchange.export(base, without_word, "textual-inversion", tmp_path / "x")
 
 
 def test_lora_of_an_open_gate_is_exact_on_random_encodings(bases: dict[str, Base]) -> None:
-    """Delta W e + W e = W e_perp + s o*, for keys and values of every site."""
+    """Delta W e + W e = W e_perp + s o*, for keys and values of every layer."""
     base = bases["sd21"]
     tom = concept(base)
     minikin = attach(base.pipe)

@@ -1,7 +1,8 @@
-"""Nothing of a photo but its pixels: words hidden in photos are looked for in everything that is written.
+"""Privacy of photos: nothing but their pixels is stored.
 
-Words in EXIF, GPS, XMP, comment, colour profile, text chunks, file names and captions; after teaching,
-painting, sweeping and serving, in results, caches, job store, uploads and logs; as text, UTF-16 and base64.
+The photos carry a sentinel word in EXIF, GPS, XMP, comment, colour profile, text chunks, file names and
+captions. After teaching, painting, sweeping and serving, the tests search results, caches, job store, uploads
+and logs for the word as text, UTF-16 and base64.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from minikin.models.base import Base
 from minikin.perfusion import concept_file
 from minikin.perfusion import strict_safetensors as io_
 from minikin.recipes import Sweep
-from minikin.server.fake_engine import Canary
 from tests.conftest import command
+from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.servers import served
 from tests.helpers.sweeps import QUICK, Plain
 
 WORD = "SENTINEL"
-TEACH = ("--name", "tom", "--category", "cat", "--mode", "row", "--steps", 2, "--batch", 2)
+TEACH = ("--name", "tom", "--category", "cat", "--mode", "value", "--steps", 2, "--batch", 2)
 
 
 def marked_jpeg(k: int = 0) -> bytes:
@@ -70,24 +71,24 @@ def album(tmp_path: Path) -> Path:
 
 
 def spellings() -> list[bytes]:
-    """The word as bytes: plain, wide, and inside base64 at each of its three places."""
+    """The word as bytes: UTF-8, UTF-16, and base64 at each of its three alignments."""
     raw = WORD.encode()
-    found = [raw, WORD.encode("utf-16-le"), WORD.encode("utf-16-be")]
+    encoded = [raw, WORD.encode("utf-16-le"), WORD.encode("utf-16-be")]
     for before in range(3):
-        found.append(base64.b64encode(b"\0" * before + raw)[before and before + 1 : -4])
-    return found
+        encoded.append(base64.b64encode(b"\0" * before + raw)[before and before + 1 : -4])
+    return encoded
 
 
 def leaks(places: Iterable[Path], but: Iterable[Path] = ()) -> list[str]:
     """Files below these places, other than those in `but`, that hold the word, or are named after it."""
-    left_out, found, words = tuple(but), [], spellings()
+    left_out, leaking, words = tuple(but), [], spellings()
     for place in places:
         for path in place.rglob("*"):
             if any(path.is_relative_to(p) for p in left_out):
                 continue
             if WORD in path.name or (path.is_file() and any(w in path.read_bytes() for w in words)):
-                found.append(str(path))
-    return found
+                leaking.append(str(path))
+    return leaking
 
 
 @pytest.mark.slow
@@ -111,12 +112,11 @@ def test_teaching_painting_and_sweeping_keep_nothing_of_a_photo(
     how = ("a cat", "--extend", "left=8", "--steps", 1, "--out", "out/w.png")
     assert command(monkeypatch, capsys, "inpaint", "given.webp", *how)[0] == 0
     Path("given.webp").unlink()
-    for made in ("out/r.png", "out/w.png"):  # a profile would be compressed there, and not be found
-        assert not {"icc_profile", "exif", "comment"} & set(Image.open(made).info), made
+    for path in ("out/r.png", "out/w.png"):  # a profile would be compressed, so that a search would miss it
+        assert not {"icc_profile", "exif", "comment"} & set(Image.open(path).info), path
     studio = Studio(bases["sd15"])
-    taught = studio.teach(album, name="kim", category="cat", mode="row", steps=2, batch=2)
-    taught.save("kim.safetensors")
-    for p in album.iterdir():  # a sweep is told of the folder; its name is the user's own choice
+    studio.teach(album, name="kim", category="cat", mode="value", steps=2, batch=2).save("kim.safetensors")
+    for p in album.iterdir():  # a sweep records the folder, whose name the user chose
         assert WORD in p.name or p.name == "c.png"
     monkeypatch.setenv("MINIKIN_CACHE", str(cache))
     recipe = Sweep.make(concept="kim", base="sd15", photos=str(album), **QUICK)
@@ -130,21 +130,21 @@ def test_teaching_painting_and_sweeping_keep_nothing_of_a_photo(
 def test_serving_keeps_nothing_of_a_photo(tmp_path: Path, caplog: Any) -> None:
     """While the job waits, its images are there without their words; afterwards they are gone."""
     caplog.set_level(logging.DEBUG, "minikin")  # Pillow itself tells all of it at that level
-    engine, folder = Canary(), tmp_path / "s"
+    engine, folder = FakeEngine(), tmp_path / "s"
     with served(engine, folder) as s, s.client() as c:
         engine.hold.clear()
         recipe = {"recipe": json.dumps({"name": "tom", "category": "cat"})}
         photos = [("photos", (f"{WORD}-name.jpg", marked_jpeg(k))) for k in range(2)]
-        told = c.post("/api/concepts/teach", files=photos, data=recipe)
-        assert told.status_code == 202, told.text
+        response = c.post("/api/concepts/teach", files=photos, data=recipe)
+        assert response.status_code == 202, response.text
         (inputs,) = (folder / "inputs").iterdir()
         assert len(list(inputs.rglob("*.png"))) == 2 and leaks([folder]) == []
-        c.delete(f"/api/jobs/{told.json()['id']}")
+        c.delete(f"/api/jobs/{response.json()['id']}")
         engine.hold.set()
         s.drained()
-        picture = base64.b64encode(marked_png()).decode()
-        answer = c.post("/sdapi/v1/img2img", json={"prompt": "a", "init_images": [picture], "steps": 1})
-        assert answer.status_code == 200 and not any(w in answer.content for w in spellings())
+        image = base64.b64encode(marked_png()).decode()
+        response = c.post("/sdapi/v1/img2img", json={"prompt": "a", "init_images": [image], "steps": 1})
+        assert response.status_code == 200 and not any(w in response.content for w in spellings())
         assert leaks([folder]) == [] and not list((folder / "inputs").rglob("*.png"))
     assert f"{WORD}-" not in caplog.text.replace(f"{WORD}-name", "")
 
@@ -154,14 +154,14 @@ def test_a_deleted_concept_is_gone(tmp_path: Path) -> None:
     from tests.helpers.servers import concept
 
     data = concept("tom", 1)
-    with served(Canary(), tmp_path / "s") as s, s.client() as c:
+    with served(FakeEngine(), tmp_path / "s") as s, s.client() as c:
         assert c.post("/api/concepts", files={"file": ("x", data)}).status_code in (200, 201)
         assert [p for p in (tmp_path / "s").rglob("*") if p.is_file() and p.read_bytes() == data]
         assert c.delete("/api/concepts/tom").status_code in (200, 204)
         assert not [p for p in (tmp_path / "s").rglob("*") if p.is_file() and p.read_bytes() == data]
 
 
-def test_the_search_finds_what_leaks(tmp_path: Path) -> None:
+def test_the_search_detects_leaks(tmp_path: Path) -> None:
     """The positive control: each spelling, a name, and what Pillow keeps when a photo is opened and saved."""
     for k, word in enumerate(spellings()):
         (tmp_path / f"{k}.bin").write_bytes(b"\x01\x02" + word + b"\x03")
@@ -174,7 +174,7 @@ def test_the_search_finds_what_leaks(tmp_path: Path) -> None:
     assert len(leaks([tmp_path])) == len(spellings()) + 1 + 1 + 3
 
 
-# ---- what a concept file may say ---------------------------------------------------------------------
+# ---- contents of a concept file ----------------------------------------------------------------------
 
 KEYS = {
     *(f"minikin.{k}" for k in (
@@ -190,12 +190,12 @@ RECIPE = {"mode", "batch", "value_rate", "keep", "word_rate", "beta", "tau", "po
           "size", "seed", "keys", "photos", "captions", "steps"}  # fmt: skip
 
 
-def test_what_a_concept_file_may_say(bases: dict[str, Base], photos: Any) -> None:
-    """Exactly these keys; of the photos and captions their number alone; no text longer than it must be."""
-    taught = Studio(bases["sd15"]).teach(photos, name="tom", category="cat", mode="row", steps=1, batch=1)
-    _, meta = io_.parse(concept_file.to_bytes(taught), "it")
+def test_concept_files_hold_only_listed_keys(bases: dict[str, Base], photos: Any) -> None:
+    """Exactly these keys; only the number of photos and captions; no text of 1,000 characters or more."""
+    tom = Studio(bases["sd15"]).teach(photos, name="tom", category="cat", mode="value", steps=1, batch=1)
+    _, meta = io_.parse(concept_file.to_bytes(tom), "it")
     assert set(meta) == KEYS
-    assert set(taught.recipe) <= RECIPE
-    assert all(isinstance(v, int | float | bool | str | None) for v in taught.recipe.values())
-    assert isinstance(taught.recipe["photos"], int) and isinstance(taught.recipe["captions"], int)
+    assert set(tom.recipe) <= RECIPE
+    assert all(isinstance(v, int | float | bool | str | None) for v in tom.recipe.values())
+    assert isinstance(tom.recipe["photos"], int) and isinstance(tom.recipe["captions"], int)
     assert max(len(v) for k, v in meta.items() if k != "modelspec.thumbnail") < 1000

@@ -122,7 +122,7 @@ def test_nothing_of_a_photo_reaches_the_concept_file(tmp_path: Path, bases: dict
     folder.mkdir()
     save(folder / "SENTINEL-NAME.jpg", (64, 64), exif=exif, comment=b"SENTINEL-COMMENT")
     (folder / "SENTINEL-NAME.txt").write_text("SENTINEL-CAPTION {}")
-    concept = Studio(bases["sd15"]).teach(folder, name="tom", category="cat", mode="row", steps=2, batch=1)
+    concept = Studio(bases["sd15"]).teach(folder, name="tom", category="cat", mode="value", steps=2, batch=1)
     assert b"SENTINEL" not in concept_file.to_bytes(concept)
 
 

@@ -1,7 +1,7 @@
 """Things of tiny's own world and captions that name them: what a student learns to follow concepts by.
 
 The things are drawn as training draws them (a kind, one drawing of it, a pattern in two colours), so none is
-an identity that `examples/` shows and that concepts are judged by. Five photos of each are taught in mode row.
+an identity that `examples/` shows and that concepts are judged by. Five photos of each are taught in mode value.
 Half of the captions are those of training scenes; in the other half a thing's name stands for its kind.
 
     FOLDER/photos/thing00/   photos and masks        FOLDER/concepts/thing00.safetensors
@@ -52,7 +52,7 @@ def make(
             continue
         photos = _photos(drawn, k, kind, folder / "photos" / name)
         recipe: Teach = Teach.make(
-            name=name, category=kind, mode="row", max_steps=steps, preview=False, base=base.name
+            name=name, category=kind, mode="value", max_steps=steps, preview=False, base=base.name
         )
         for event in studio.teaching(photos, recipe):
             if isinstance(event, events.Done):

@@ -70,8 +70,8 @@ class Student(nn.Module):
         half = base.dtype is not torch.float32
         with torch.autocast(base.device.type, torch.bfloat16, enabled=half):
             kv, pooled = self.condition(batch.prompts)
-            side = (batch.x_t.shape[2] * base.factor, batch.x_t.shape[3] * base.factor)
-            more = base.conditions(len(batch.x_t), pooled, side)
+            side = (batch.x_t.shape[2] * base.vae_scale_factor, batch.x_t.shape[3] * base.vae_scale_factor)
+            more = base.added_conditions(len(batch.x_t), pooled, side)
             predicted = self.unet(batch.x_t.to(base.dtype), batch.t, kv, **more).sample
         error: Tensor = (predicted.float() - batch.target).square() * batch.mask
         return error.flatten(1).mean(1)

@@ -1,18 +1,18 @@
-"""Packed keys and values: the U-Net sees keys and values, never text.
+"""Packed keys and values: cross-attention reads keys and values that were computed before the U-Net runs.
 
-The keys and values of cross-attention depend on the prompt alone. They are computed once per
-prompt, concatenated over all sites on the last axis, and given to the U-Net as its
-`encoder_hidden_states`; `PackedAttention` on every site slices out its own part. Nothing else in
-the U-Net changes, its `state_dict` least of all, and every stock diffusers pipeline accepts packed
-tensors as `prompt_embeds`.
+The keys and values of cross-attention depend on the prompt alone. `pack` computes them once per
+prompt and concatenates them over all layers on the last axis. The result goes to the U-Net as
+`encoder_hidden_states`, and the processor `PackedAttention` of each layer takes its slice. Nothing
+else in the U-Net changes, and the `state_dict` stays the same. Every stock diffusers pipeline accepts
+packed tensors as `prompt_embeds`.
 
-    attach(unet)                      put the processors on
+    attach(unet)                      set the attention processors
     kv = pack(unet, encodings)        (B, N, D) -> (B, N, 2 * sum of widths)
-    detach(unet)                      take them off
+    detach(unet)                      restore the stock processors
 
-With the processors on, plain text encodings still work: a site that is given something of the
-text's own width behaves as the stock processor does. `pack` calls `to_k` and `to_v` themselves, so
-adapters that wrap them (LoRA) are respected.
+Plain text encodings still work while the processors are set: a layer that receives a tensor of the
+text's width behaves as the stock processor does. `pack` calls the modules `to_k` and `to_v`, so
+adapters that wrap them (LoRA) take effect.
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minikin.errors import BadModelFile
-from minikin.models.regions import Steering
+from minikin.models.regions import RegionBias
 
 
 @dataclass(frozen=True)
-class Site:
-    """One cross-attention layer and its place in the packed tensor.
+class CrossAttentionLayer:
+    """One cross-attention layer and its slice of the packed tensor.
 
-    The key occupies [start, start + width), the value the `width` numbers after it.
+    path   its module name in the U-Net, for example mid_block.attentions.0.transformer_blocks.0.attn2
+    width  output features of to_k and of to_v
+    start  the key is at [start, start + width), the value at the `width` positions after it
     """
 
     path: str
@@ -46,50 +48,61 @@ class Site:
 
 
 class Layout(NamedTuple):
-    """All sites of a U-Net in order, the packed width and the text's width D."""
+    """All cross-attention layers of a U-Net in order, the packed width and the text's width D."""
 
-    sites: tuple[Site, ...]
+    layers: tuple[CrossAttentionLayer, ...]
     width: int
     text_width: int
 
     @property
     def n_values(self) -> int:
+        """Sum of the widths of all value projections."""
         return self.width // 2
 
 
 class Addition(NamedTuple):
-    """Differences to add: opening (B, N) times delta (sum of widths,) to the values, times keys to the keys."""
+    """What one concept adds to packed values and keys.
 
-    opening: Tensor
+    gate   (B, N)            how far the concept's gate is open at each token
+    delta  (sum of widths,)  value difference in packed order; gate * delta is added to the values
+    keys   (sum of widths,)  key difference, for concepts whose keys are not locked; else None
+    """
+
+    gate: Tensor
     delta: Tensor
-    keys: Tensor | None = None  # of concepts whose keys are not locked
+    keys: Tensor | None = None
 
 
 def layout(unet: nn.Module) -> Layout:
-    """Find the sites of a U-Net; raises BadModelFile if it has none."""
-    sites, start, text_width = [], 0, 0
+    """Find the cross-attention layers of a U-Net; raises BadModelFile if it has none."""
+    layers, start, text_width = [], 0, 0
     for path, module in unet.named_modules():
         if path.endswith("attn2") and hasattr(module, "to_k"):
             to_k = getattr(module.to_k, "base_layer", module.to_k)  # under a LoRA wrapper
-            sites.append(Site(path, to_k.out_features, start))
+            layers.append(CrossAttentionLayer(path, to_k.out_features, start))
             start += 2 * to_k.out_features
             text_width = to_k.in_features
-    if not sites:
+    if not layers:
         raise BadModelFile(
             "This U-Net has no cross-attention layers (attn2.to_k). Minikin works with text-to-image "
             "models of the Stable Diffusion 1, 2 and XL families."
         )
-    return Layout(tuple(sites), start, text_width)
+    return Layout(tuple(layers), start, text_width)
 
 
-def pack(unet: nn.Module, encodings: Tensor, keys_from: Tensor | None = None,
-         additions: Sequence[Addition] = (), shape: Layout | None = None) -> Tensor:  # fmt: skip
-    """Keys and values of every site for these encodings, concatenated on the last axis.
+def pack(
+    unet: nn.Module,
+    encodings: Tensor,
+    keys_from: Tensor | None = None,
+    additions: Sequence[Addition] = (),
+    shape: Layout | None = None,
+) -> Tensor:
+    """Keys and values of every cross-attention layer for these encodings, concatenated on the last axis.
 
-    encodings  (B, N, D)   what values (and, unless `keys_from` is given, keys) are made of
-    keys_from  (B, N, D)   what keys are made of (global key lock)
-    additions  what each concept adds
-    shape      `layout(unet)`, when it is at hand
+    encodings  (B, N, D)  input of the value projections, and of the key projections without `keys_from`
+    keys_from  (B, N, D)  input of the key projections (global key lock)
+    additions  differences of the concepts
+    shape      `layout(unet)`, if the caller has it
     returns    (B, N, sum of 2 * width)
     """
     shape = shape or layout(unet)
@@ -97,35 +110,34 @@ def pack(unet: nn.Module, encodings: Tensor, keys_from: Tensor | None = None,
     e = encodings.to(dtype)
     k_e = e if keys_from is None else keys_from.to(dtype)
     parts: list[Tensor] = []
-    for site in shape.sites:
-        attn: Any = unet.get_submodule(site.path)
+    for layer in shape.layers:
+        attn: Any = unet.get_submodule(layer.path)
         key, value = attn.to_k(k_e), attn.to_v(e)
-        own = slice(site.start // 2, site.start // 2 + site.width)
-        for opening, delta, keys in additions:
-            value = value + (opening.unsqueeze(-1) * delta[own]).to(
-                value.dtype
-            )  # under autocast not its weight's
+        part = slice(layer.start // 2, layer.start // 2 + layer.width)
+        for gate, delta, keys in additions:
+            # under autocast the value's dtype is not its weight's
+            value = value + (gate.unsqueeze(-1) * delta[part]).to(value.dtype)
             if keys is not None:
-                key = key + (opening.unsqueeze(-1) * keys[own]).to(key.dtype)
+                key = key + (gate.unsqueeze(-1) * keys[part]).to(key.dtype)
         parts += [key, value]
     return torch.cat(parts, dim=-1)
 
 
 def attach(unet: Any) -> Layout:
-    """Put `PackedAttention` on every cross-attention site; other processors stay as they are."""
+    """Set `PackedAttention` on every cross-attention layer; other processors stay as they are."""
     shape = layout(unet)
-    by_path = {site.path: site for site in shape.sites}
+    by_path = {layer.path: layer for layer in shape.layers}
     processors = dict(unet.attn_processors)
     for key in processors:
-        site = by_path.get(key.removesuffix(".processor"))
-        if site:
-            processors[key] = PackedAttention(site, shape.width)
+        layer = by_path.get(key.removesuffix(".processor"))
+        if layer:
+            processors[key] = PackedAttention(layer, shape.width)
     unet.set_attn_processor(processors)
     return shape
 
 
 def detach(unet: Any) -> None:
-    """Give every cross-attention site the stock processor back."""
+    """Restore the stock processor of every cross-attention layer."""
     from diffusers.models.attention_processor import AttnProcessor2_0
 
     unet.set_attn_processor({
@@ -135,16 +147,16 @@ def detach(unet: Any) -> None:
 
 
 class PackedAttention:
-    """Cross-attention of one site on its slice of the packed tensor.
+    """Attention processor of one cross-attention layer; reads its slice of the packed tensor.
 
-    The same operations in the same order as diffusers' AttnProcessor2_0, so that results agree
-    to the bit; only where keys and values come from differs.
+    It runs the same operations in the same order as diffusers' AttnProcessor2_0, so that results
+    are bit-identical. Only the source of keys and values differs.
     """
 
-    def __init__(self, site: Site, packed_width: int) -> None:
-        self.site, self.packed_width = site, packed_width
-        self.record: list[Tensor] | None = None  # attention maps are kept here when it is a list
-        self.steering: Steering | None = None  # set by `regions.steered`
+    def __init__(self, layer: CrossAttentionLayer, packed_width: int) -> None:
+        self.layer, self.packed_width = layer, packed_width
+        self.record: list[Tensor] | None = None  # attention maps are appended here if it is a list
+        self.region_bias: RegionBias | None = None  # set by `regions.biased_by_regions`
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
@@ -162,8 +174,8 @@ class PackedAttention:
         if attention_mask is not None:
             attention_mask = attn.prepare_attention_mask(attention_mask, key.shape[2], b)
             attention_mask = attention_mask.view(b, attn.heads, -1, attention_mask.shape[-1])
-        if self.steering is not None and attention_mask is None:
-            attention_mask = self.steering.bias(b, query.shape[2], query)
+        if self.region_bias is not None and attention_mask is None:
+            attention_mask = self.region_bias.bias(b, query.shape[2], query)
         if self.record is not None:
             weights = (query.float() @ key.float().transpose(-1, -2) * d**-0.5).softmax(-1)
             self.record.append(weights.mean(1))  # (B, positions, N), mean over heads
@@ -179,11 +191,11 @@ class PackedAttention:
     def key_value(self, attn: Any, context: Tensor) -> tuple[Tensor, Tensor]:
         if context.shape[-1] != self.packed_width:  # plain text encodings
             return attn.to_k(context), attn.to_v(context)
-        start, width = self.site.start, self.site.width
+        start, width = self.layer.start, self.layer.width
         return context[..., start : start + width], context[..., start + width : start + 2 * width]
 
 
 def _weight_dtype(unet: nn.Module, shape: Layout) -> torch.dtype:
-    to_k: Any = unet.get_submodule(shape.sites[0].path + ".to_k")
+    to_k: Any = unet.get_submodule(shape.layers[0].path + ".to_k")
     dtype: torch.dtype = getattr(to_k, "base_layer", to_k).weight.dtype
     return dtype

@@ -262,7 +262,7 @@ def behind(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
 def _key(base: Base, module: nn.Module, given: Mapping[str, Tensor]) -> str:
     """Names an export: the module's weights, what is added to them, and the shapes."""
     shapes = "-".join("x".join(map(str, v.shape)) for v in given.values())
-    digest = hashlib.sha256(f"{weights_hash(base, module)} {base.worn} {shapes}".encode())
+    digest = hashlib.sha256(f"{weights_hash(base, module)} {base.active_adapters} {shapes}".encode())
     return f"{type(module).__name__.lower()}-{digest.hexdigest()[:24]}"
 
 

@@ -1,9 +1,9 @@
-"""One opened base: the frozen text-to-image model and what Minikin needs to know of it.
+"""The base model: a frozen diffusers pipeline and what Minikin adds to it.
 
-A `Base` wraps a stock diffusers pipeline (Stable Diffusion 1, 2, XL, or `tiny`, which has the same
-structure) and adds four things: prompts with concepts become encodings (`encode`), encodings
-become packed keys and values (`pack`, with the concepts' edits), images become latents and back,
-and an identity (`fingerprint`, `text_hash`). It owns no state that a prompt could change.
+A `Base` wraps a stock pipeline of Stable Diffusion 1, 2 or XL, or of `tiny`, which has the same
+structure. It encodes prompts with concepts (`encode`), computes packed keys and values from the
+encodings (`pack`), encodes images to latents (`to_latents`), and identifies the model (`fingerprint`,
+`text_hash`). A prompt changes no state of it.
 """
 
 from __future__ import annotations
@@ -24,33 +24,35 @@ from minikin.errors import BadModelFile
 from minikin.models import attention
 from minikin.models.identity import Origin, rounded, sketch
 from minikin.models.prompt import Prompt
-from minikin.models.text import Encoded, tokenized, weighted, words_in_place
+from minikin.models.text import Encoded, apply_emphasis, tokenize, word_vectors_replaced
 
 ARCHITECTURES = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # by text width; anything else is tiny
 
 
 @dataclass
 class Base:
-    """A frozen text-to-image model, opened.
+    """An opened text-to-image model.
 
-    facts  what its file or folder says of itself: metadata, and "file", the name on disk
-    folder where its configurations and weights lie, when it is a folder
-    worn   which LoRAs are on it just now, in which strengths; "" for none
-    Raises BadModelFile when the pipeline is not of a family Minikin works with.
+    pipe             the diffusers pipeline
+    metadata         metadata of its file or folder, and "file", the name on disk
+    folder           folder with its configurations and weights, if there is one
+    active_adapters  hashes and weights of the LoRAs that are applied now; "" for none
+    weights_version  another object whenever the U-Net's weights are replaced for a while
+    Raises BadModelFile when the pipeline is not of a family that Minikin supports.
     """
 
     pipe: Any
     name: str = "custom"
     licence: str = ""
-    facts: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
     folder: Path | None = None
-    worn: str = ""
-    dressed: object = None  # another one whenever the U-Net's own weights are others for a while
+    active_adapters: str = ""
+    weights_version: object = None
 
     def __post_init__(self) -> None:
         p = self.pipe
         self.unet, self.vae = p.unet, p.vae
-        self._reading = threading.RLock()  # fast tokenizers keep padding as a state: one caller at a time
+        self._tokenizer_lock = threading.RLock()  # fast tokenizers keep the padding as state
         pairs = [(p.tokenizer, p.text_encoder)]
         if getattr(p, "text_encoder_2", None) is not None:
             pairs.append((p.tokenizer_2, p.text_encoder_2))
@@ -64,7 +66,7 @@ class Base:
         for module in self.modules:
             module.eval()
         self.layout = attention.attach(self.unet)
-        # its own, whatever LoRA is on: others plan their images meanwhile
+        # read once: a LoRA that is applied may change the configuration while another thread resolves a request
         self.has_guidance_embedding = bool(self.unet.config.get("time_cond_proj_dim"))  # full LCM
 
     # ---- facts -------------------------------------------------------------------------------
@@ -79,7 +81,7 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        weight: Tensor = self.unet.conv_in.weight  # the U-Net's own property looks for hooks in every layer
+        weight: Tensor = self.unet.conv_in.weight  # `unet.device` would look for hooks in every layer
         return weight.device
 
     @property
@@ -93,30 +95,31 @@ class Base:
 
     @property
     def size_px(self) -> int:
-        """The side of images the base was trained on."""
-        side: int = self.unet.config.sample_size * self.factor
+        """Side in pixels of the images that the base was trained on."""
+        side: int = self.unet.config.sample_size * self.vae_scale_factor
         return side
 
     @property
-    def factor(self) -> int:
-        """Pixels for one latent position."""
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent position."""
         return 1 << (len(self.vae.config.block_out_channels) - 1)
 
     @property
-    def grid(self) -> int:
-        """Pixels that sides of images are multiples of, so that every level of the U-Net has whole sizes."""
-        return self.factor << (len(self.unet.config.block_out_channels) - 1)
+    def size_multiple(self) -> int:
+        """Sides of images in pixels are multiples of this, so that every level of the U-Net has whole sizes."""
+        return self.vae_scale_factor << (len(self.unet.config.block_out_channels) - 1)
 
     @property
-    def prediction(self) -> str:
+    def prediction_type(self) -> str:
+        """epsilon or v_prediction, as diffusers names them."""
         return str(self.pipe.scheduler.config.prediction_type)
 
     @cached_property
-    def noise(self) -> Any:
-        """The base's noise schedule for training: add_noise(x0, eps, t), get_velocity(x0, eps, t).
+    def training_scheduler(self) -> Any:
+        """The base's noise schedule as a DDPM scheduler: add_noise(x0, eps, t), get_velocity(x0, eps, t).
 
-        Not the painting scheduler: Euler's `add_noise` leaves out the factor alpha, and others have
-        no velocity.
+        The pipeline's scheduler does not serve for training: Euler's `add_noise` leaves out the factor
+        alpha, and others have no velocity.
         """
         from diffusers import DDPMScheduler
 
@@ -131,14 +134,14 @@ class Base:
     def fingerprint(self) -> str:
         """SHA-256 of the cross-attention projections (see `identity.rounded`) and their names.
 
-        These are the only weights a concept touches; a fine-tune has another fingerprint.
+        A concept edits these weights only. A fine-tune has another fingerprint.
         """
         digest = hashlib.sha256()
-        for site in self.layout.sites:
-            attn = self.unet.get_submodule(site.path)
-            for layer in (attn.to_k, attn.to_v):
-                weight = getattr(layer, "base_layer", layer).weight
-                digest.update(site.path.encode() + rounded(weight))
+        for layer in self.layout.layers:
+            attn = self.unet.get_submodule(layer.path)
+            for projection in (attn.to_k, attn.to_v):
+                weight = getattr(projection, "base_layer", projection).weight
+                digest.update(layer.path.encode() + rounded(weight))
         return digest.hexdigest()
 
     @property
@@ -148,16 +151,16 @@ class Base:
 
     @cached_property
     def _text(self) -> tuple[str, str]:
-        """Hash and sketch of the text encoders, as they are when either is first asked for."""
+        """Hash and sketch of the text encoders, computed on first use."""
         digest, weights, words = hashlib.sha256(), [], []
         for tokenizer, model in zip(self.tokenizers, self.text_encoders, strict=True):
             for name, weight in sorted(model.state_dict().items()):
                 if weight.is_floating_point():
                     digest.update(name.removeprefix("text_model.").encode() + rounded(weight))
                     weights.append(weight)
-            own = sorted(tokenizer.get_vocab())
-            digest.update("\n".join(own).encode())
-            words += own
+            vocabulary = sorted(tokenizer.get_vocab())
+            digest.update("\n".join(vocabulary).encode())
+            words += vocabulary
         return digest.hexdigest(), sketch(weights, words)
 
     @property
@@ -170,66 +173,66 @@ class Base:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """No weight of the base asks for a gradient while inside.
+        """Context in which no weight of the base requires a gradient.
 
-        Not for good: on a CPU, PyTorch computes with other kernels when weights need no gradient, and
-        images would differ from the stock pipeline's in the last bit.
+        The flags are restored afterwards: on a CPU, PyTorch uses other kernels for weights that need no
+        gradient, and images would differ from the stock pipeline's in the last bit.
         """
-        thawed = [p for m in self.modules for p in m.parameters() if p.requires_grad]
-        for p in thawed:
+        trainable = [p for m in self.modules for p in m.parameters() if p.requires_grad]
+        for p in trainable:
             p.requires_grad_(False)
         try:
             yield
         finally:
-            for p in thawed:
+            for p in trainable:
                 p.requires_grad_(True)
 
     # ---- text --------------------------------------------------------------------------------
 
     def encode(self, prompts: Sequence[Prompt], words: Mapping[str, Sequence[Tensor]] | None = None) -> Encoded:
-        """Encode prompts, with the concepts' word vectors in place of their category's.
+        """Encode prompts, with the word vectors of concepts in place of those of their categories.
 
-        words  name -> per text encoder (n, d_k); a name that is missing keeps its category's words
+        words  concept name -> per text encoder (n, d_k); a concept without an entry keeps its category's
         Gradients flow to the word vectors.
-        Raises BadRecipe when a concept lies beyond the prompt's last token.
+        Raises BadRecipe when a concept stands after the last token that the tokenizer keeps.
         """
         states, pooled, positions = [], None, None
         ids = torch.empty(0)
         for k, (tokenizer, model) in enumerate(zip(self.tokenizers, self.text_encoders, strict=True)):
-            with self._reading:
-                ids, found = tokenized(tokenizer, prompts)
-            positions = positions or found
-            rows = [
+            with self._tokenizer_lock:
+                ids, token_positions = tokenize(tokenizer, prompts)
+            positions = positions or token_positions
+            replacements = [
                 (b, at, words[use.name][k])
                 for b, prompt in enumerate(prompts)
-                for use, at in zip(prompt.uses, found[b], strict=True)
+                for use, at in zip(prompt.uses, token_positions[b], strict=True)
                 if words and use.name in words
             ]
-            with words_in_place(model, rows):
+            with word_vectors_replaced(model, replacements):
                 out = model(ids.to(self.device), output_hidden_states=self.is_xl)
-            # SD 1 and 2: last layer, normed; SDXL: the layer before the last, bare
+            # SD 1 and 2: last layer with its norm; SDXL: the layer before the last without a norm
             states.append(out.hidden_states[-2] if self.is_xl else out[0])
             if self.is_xl and k == len(self.text_encoders) - 1:
                 pooled = out[0]
         e = torch.cat(states, -1)
         if any(p.weights for p in prompts):
-            with self._reading:
-                e = weighted(e, prompts, self.tokenizers[0])
+            with self._tokenizer_lock:
+                e = apply_emphasis(e, prompts, self.tokenizers[0])
         eos = (ids == self.tokenizers[-1].eos_token_id).int().argmax(-1)
         valid = torch.arange(e.shape[1])[None] <= eos[:, None]
         assert positions is not None
         return Encoded(e, pooled, tuple(positions), valid.to(self.device))
 
     def count_tokens(self, text: str) -> int:
-        """Tokens of a text without begin and end."""
-        with self._reading:
+        """Number of tokens of a text, without BOS and EOS."""
+        with self._tokenizer_lock:
             return len(self.tokenizers[0](text, add_special_tokens=False).input_ids)
 
     def word_vectors(self, text: str) -> tuple[Tensor, ...]:
-        """Per text encoder (n, d_k): the token embeddings of a text, float32."""
+        """Token embeddings of a text, per text encoder (n, d_k), float32."""
         out = []
         for tokenizer, model in zip(self.tokenizers, self.text_encoders, strict=True):
-            with self._reading:
+            with self._tokenizer_lock:
                 ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
             table = model.get_input_embeddings().weight
             out.append(table[ids.to(table.device)].detach().float().clone())
@@ -239,10 +242,10 @@ class Base:
 
     @torch.no_grad()
     def to_latents(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] to latents, scaled: the mean of the posterior."""
+        """Encode pixels (B, 3, H, W) in [-1, 1] to scaled latents: the mean of the VAE's posterior."""
         dtype = self.vae.dtype
         try:
-            if dtype != torch.float32:  # half precision costs detail, and SDXL's VAE overflows in it
+            if dtype != torch.float32:  # half precision loses detail, and SDXL's VAE overflows in it
                 self.vae.to(torch.float32)
             mean = self.vae.encode(pixels.to(self.vae.device, torch.float32)).latent_dist.mean
         finally:
@@ -252,10 +255,13 @@ class Base:
         latents: Tensor = (mean - shift) * self.vae.config.scaling_factor
         return latents
 
-    def conditions(
+    def added_conditions(
         self, n: int, pooled: Tensor | None = None, size: tuple[int, int] | None = None
     ) -> dict[str, dict[str, Tensor]]:
-        """What SDXL's U-Net wants besides keys and values: pooled text and sizes; {} for others."""
+        """SDXL's `added_cond_kwargs` for a batch of n: pooled text and time ids; {} for other families.
+
+        size  (height, width) in pixels
+        """
         if not self.is_xl:
             return {}
         if pooled is None:
@@ -279,5 +285,5 @@ class Base:
         return self.is_xl and bool(self.pipe.config.get("force_zeros_for_empty_prompt", False))
 
     def pack(self, encodings: Tensor, **kwargs: Any) -> Tensor:
-        """Packed keys and values of these encodings; see `keysvalues.pack`."""
+        """Packed keys and values of these encodings; see `attention.pack`."""
         return attention.pack(self.unet, encodings, shape=self.layout, **kwargs)

@@ -216,13 +216,13 @@ def recognise(base: Base) -> Preset:
 
     A checkpoint that has LCM in its name and no guidance embedding has an LCM-LoRA merged in.
     """
-    stated = base.facts.get("minikin.preset", "")
+    stated = base.metadata.get("minikin.preset", "")
     if stated in PRESETS:
         return PRESETS[stated]
     if base.has_guidance_embedding:
         return PRESETS["lcm"]
     fields = ("modelspec.architecture", "modelspec.title", "file")
-    for text in (base.name, *(base.facts.get(f, "") for f in fields)):
+    for text in (base.name, *(base.metadata.get(f, "") for f in fields)):
         for sign, name in _SIGNS:
             if re.search(sign, text.lower()):
                 return PRESETS[name]

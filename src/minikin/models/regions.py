@@ -13,13 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minikin.errors import BadRecipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BIAS = 8.0  # of a score, where nothing of the place lies inside: e^-8 of the attention is left
 WHOLE_UNTIL, GONE_AFTER = 0.4, 0.8  # shares of the steps between which the bias fades
@@ -69,14 +68,14 @@ def within(where: Box, view: Box) -> Box:
     )  # fmt: skip
 
 
-class Placed(NamedTuple):
+class Region(NamedTuple):
     """A box and how much each token (N,) belongs to what is placed there, 0 to 1."""
 
     box: Box
     tokens: Tensor
 
 
-class Steering:
+class RegionBias:
     """The bias of one prompt's regions; processors ask for it while it is on a U-Net.
 
     copies   images of the batch; the rows before theirs (guidance's empty prompt) have no bias
@@ -84,8 +83,8 @@ class Steering:
     share    of the steps that are done; sets how strong the bias still is
     """
 
-    def __init__(self, placed: Sequence[Placed], copies: int, latents: tuple[int, int]) -> None:
-        self.placed, self.copies, self.latents = tuple(placed), copies, latents
+    def __init__(self, placed: Sequence[Region], copies: int, latents: tuple[int, int]) -> None:
+        self.regions, self.copies, self.latents = tuple(placed), copies, latents
         self.share = 0.0
         self._whole: dict[int, Tensor] = {}
 
@@ -96,6 +95,8 @@ class Steering:
 
     def bias(self, rows: int, places: int, like: Tensor) -> Tensor | None:
         """(rows, 1, places, N), to be added to the scores; None when it is gone."""
+        import torch
+
         if not self.weight:
             return None
         if places not in self._whole:
@@ -105,9 +106,11 @@ class Steering:
         return torch.cat([free, own.expand(self.copies, 1, *own.shape)])
 
     def _made(self, places: int) -> Tensor:
+        import torch
+
         size = self._size(places)
-        total = torch.zeros(places, len(self.placed[0].tokens))
-        for where, tokens in self.placed:
+        total = torch.zeros(places, len(self.regions[0].tokens))
+        for where, tokens in self.regions:
             outside = 1 - covered(where, size).flatten()
             total -= BIAS * outside[:, None] * tokens.float().cpu()[None]
         return total
@@ -122,6 +125,9 @@ class Steering:
 
 def covered(where: Box, size: tuple[int, int]) -> Tensor:
     """How much of each place (h, w) lies inside the box, 0 to 1."""
+    import torch
+    import torch.nn.functional as F
+
     cells = (torch.arange(FINE) + 0.5) / FINE
     across = ((cells > where.left) & (cells < where.right)).float()
     down = ((cells > where.top) & (cells < where.bottom)).float()
@@ -130,13 +136,13 @@ def covered(where: Box, size: tuple[int, int]) -> Tensor:
 
 
 @contextmanager
-def steered(unet: Any, steering: Steering | None) -> Iterator[None]:
+def biased_by_regions(unet: Any, region_bias: RegionBias | None) -> Iterator[None]:
     """Inside, the U-Net's cross-attention follows the regions; None changes nothing."""
     processors = [p for p in unet.attn_processors.values() if hasattr(p, "steering")]
     for p in processors:
-        p.steering = steering
+        p.region_bias = region_bias
     try:
         yield
     finally:
         for p in processors:
-            p.steering = None
+            p.region_bias = None

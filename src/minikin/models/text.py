@@ -1,4 +1,4 @@
-"""Prompts as a base's tokenizers and text encoders take them: tokens, where a concept's word is, emphasis."""
+"""Parsed prompts to the inputs of text encoders: token ids, token positions of concepts, emphasis."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from minikin.errors import BadRecipe
 from minikin.models.prompt import Prompt
 
-NO_MEAN = 1e-4  # a mean below this share of an encoding's root mean square is rounding
+MIN_MEAN = 1e-4  # of an encoding's root mean square; a smaller mean is rounding
 
 
 class Encoded(NamedTuple):
@@ -29,73 +29,91 @@ class Encoded(NamedTuple):
     positions: tuple[tuple[tuple[int, ...], ...], ...]
     valid: Tensor
 
-    def opening(self, uses: Sequence[Sequence[int]], *, last: bool = False) -> Tensor:
-        """(B, N): 1 at the tokens (or the last token) of these uses of each prompt, 0 elsewhere."""
+    def token_mask(self, uses: Sequence[Sequence[int]], *, last: bool = False) -> Tensor:
+        """Mask (B, N): 1 at the tokens of these concept uses of each prompt, 0 elsewhere.
+
+        uses  per prompt, indices into its `uses`
+        last  mark only the last token of each use
+        """
         mask = torch.zeros(self.e.shape[:2], device=self.e.device)
-        for b, wanted in enumerate(uses):
-            for k in wanted:
+        for b, indices in enumerate(uses):
+            for k in indices:
                 at = self.positions[b][k]
                 mask[b, list(at[-1:] if last else at)] = 1
         return mask
 
 
-def tokenized(tokenizer: Any, prompts: Sequence[Prompt]) -> tuple[Tensor, list[tuple[tuple[int, ...], ...]]]:
-    """Token ids (B, N), and per prompt the positions of each concept's word.
+def tokenize(tokenizer: Any, prompts: Sequence[Prompt]) -> tuple[Tensor, list[tuple[tuple[int, ...], ...]]]:
+    """Token ids (B, N) and, per prompt, the token positions of each concept use.
 
-    Raises BadRecipe when a concept lies beyond the prompt's last token.
+    Raises BadRecipe when a concept stands after the last token that the tokenizer keeps.
     """
     batch = tokenizer(
-        [p.text for p in prompts], padding="max_length", max_length=tokenizer.model_max_length,
-        truncation=True, return_tensors="pt", return_offsets_mapping=True,
-    )  # fmt: skip
-    places = []
+        [p.text for p in prompts],
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
+        return_tensors="pt",
+        return_offsets_mapping=True,
+    )
+    positions = []
     for prompt, spans in zip(prompts, batch.offset_mapping.tolist(), strict=True):
-        found = tuple(_inside(spans, use.start, use.end) for use in prompt.uses)
-        for use, at in zip(prompt.uses, found, strict=True):
-            whole = len(tokenizer(prompt.text[use.start : use.end]).input_ids) - 2
-            if len(at) < whole:
+        of_prompt = tuple(_inside(spans, use.start, use.end) for use in prompt.uses)
+        for use, at in zip(prompt.uses, of_prompt, strict=True):
+            n_tokens = len(tokenizer(prompt.text[use.start : use.end]).input_ids) - 2
+            if len(at) < n_tokens:
                 raise BadRecipe(
                     f"The prompt is longer than the {tokenizer.model_max_length - 2} tokens this base "
                     f"reads, and <{use.name}> lies beyond them. Shorten it or name it earlier."
                 )
-        places.append(found)
-    return batch.input_ids, places
+        positions.append(of_prompt)
+    return batch.input_ids, positions
 
 
-def weighted(e: Tensor, prompts: Sequence[Prompt], tokenizer: Any) -> Tensor:
-    """A1111's emphasis: scale the tokens, then restore the mean of the encoding.
+def apply_emphasis(e: Tensor, prompts: Sequence[Prompt], tokenizer: Any) -> Tensor:
+    """Emphasis as in A1111: scale the encodings of the weighted tokens, then restore the encoding's mean.
 
-    An encoding whose mean is 0 (a text encoder that ends in a plain layer norm) has none to restore.
+    The mean is not restored where it is 0, as after a text encoder that ends in a plain layer norm.
+
+    e  (B, N, D); returns the same shape
     """
     factors = torch.ones(e.shape[:2], device=e.device, dtype=torch.float32)
     texts = [p.text for p in prompts]
     spans = tokenizer(
-        texts, padding="max_length", max_length=tokenizer.model_max_length, truncation=True,
+        texts,
+        padding="max_length",
+        max_length=tokenizer.model_max_length,
+        truncation=True,
         return_offsets_mapping=True,
-    ).offset_mapping  # fmt: skip
+    ).offset_mapping
     for b, prompt in enumerate(prompts):
         for w in prompt.weights:
             for position in _inside(spans[b], w.start, w.end):
                 factors[b, position] *= w.value
     scaled = e.float() * factors[..., None]
-    touched = (factors != 1).any(-1)[:, None, None]
+    emphasized = (factors != 1).any(-1)[:, None, None]
     before, after = (x.mean((1, 2), keepdim=True) for x in (e.float(), scaled))
-    least = NO_MEAN * e.float().square().mean((1, 2), keepdim=True).sqrt()
-    some = (before.abs() > least) & (after.abs() > least)
-    mean = torch.where(some, before / torch.where(some, after, 1.0), 1.0)
-    return torch.where(touched, scaled * mean, e.float()).to(e.dtype)
+    least = MIN_MEAN * e.float().square().mean((1, 2), keepdim=True).sqrt()
+    has_mean = (before.abs() > least) & (after.abs() > least)
+    mean = torch.where(has_mean, before / torch.where(has_mean, after, 1.0), 1.0)
+    return torch.where(emphasized, scaled * mean, e.float()).to(e.dtype)
 
 
 @contextmanager
-def words_in_place(model: Any, rows: Sequence[tuple[int, tuple[int, ...], Tensor]]) -> Iterator[None]:
-    """While inside, the token embedding gives these vectors at these places of the batch."""
-    if not rows:
+def word_vectors_replaced(
+    model: Any, replacements: Sequence[tuple[int, tuple[int, ...], Tensor]]
+) -> Iterator[None]:
+    """Context in which the token embedding returns other vectors at some positions.
+
+    replacements  (index in the batch, token positions, vectors (n, d))
+    """
+    if not replacements:
         yield
         return
 
-    def put(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+    def replace(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
         out = output.clone()
-        for b, positions, vectors in rows:
+        for b, positions, vectors in replacements:
             if len(positions) != len(vectors):
                 raise BadRecipe(
                     f"The concept has {len(vectors)} word vectors, but its category takes "
@@ -104,7 +122,7 @@ def words_in_place(model: Any, rows: Sequence[tuple[int, tuple[int, ...], Tensor
             out[b, list(positions)] = vectors.to(out.device, out.dtype)
         return out
 
-    handle = model.get_input_embeddings().register_forward_hook(put)
+    handle = model.get_input_embeddings().register_forward_hook(replace)
     try:
         yield
     finally:

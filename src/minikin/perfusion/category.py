@@ -1,4 +1,4 @@
-"""The category's words: whether the base has words for them."""
+"""A check of category words against the base's vocabulary."""
 
 from __future__ import annotations
 
@@ -6,32 +6,31 @@ import re
 
 from minikin.models.base import Base
 
-SMALL = (
-    10_000  # entries of a vocabulary that was made of the base's own captions: what they hold is whole there
-)
-PIECES, LETTERS = 3, 2.0  # a word of so many scraps or more, each of so few letters or fewer in the mean
+SMALL_VOCABULARY = 10_000  # entries; a smaller one was built from the base's captions and has their words whole
+MIN_TOKENS, MAX_LETTERS = 3, 2.0  # a word of at least so many tokens, of at most so many letters on average
 
 
-def caution(base: Base, category: str) -> str:
-    """What to say of words that the base probably does not know; "" when it seems to know them all.
+def unknown_word_warning(base: Base, category: str) -> str:
+    """Warning for category words that the base probably does not know; "" if it seems to know them all.
 
-    CLIP's 49,408 entries are of the web's captions. Everyday words are one each, rarer ones two or three long
-    pieces ("labra", "doodle"). Of 183 things, from cats to marimbas, this rule doubts one (axolotl), and 74 %
-    of words of 4 to 8 random letters. Tiny's 3,584 hold every word of its own captions: it doubts all others.
+    In CLIP's vocabulary of 49,408 entries everyday words are one token, rarer ones two or three long tokens
+    ("labra", "doodle"). Of 183 things, from cats to marimbas, the rule doubts one (axolotl), and of words of 4
+    to 8 random letters 74 %. The 3,584 entries of tiny contain every word of its captions, so it doubts any
+    word of several tokens.
     """
-    doubted = [word for word in re.findall(r"[^\W_]+", category) if _is_scraps(base, word)]
+    doubted = [word for word in re.findall(r"[^\W_]+", category) if _is_split(base, word)]
     if not doubted:
         return ""
-    told = " and ".join(f"'{word}' ({base.count_tokens(word)} pieces)" for word in doubted)
+    words = " and ".join(f"'{word}' ({base.count_tokens(word)} tokens)" for word in doubted)
     return (
-        f"The base reads the category in scraps, so it probably does not know it: {told}. The concept begins "
-        "from what the base knows of its category; name it in one to three everyday words, such as 'cat' or "
-        "'teddy bear'."
+        f"The base splits the category into sub-word tokens, so it probably does not know it: {words}. A "
+        "concept starts from the base's knowledge of its category. Use one to three everyday words, such as "
+        "'cat' or 'teddy bear'."
     )
 
 
-def _is_scraps(base: Base, word: str) -> bool:
+def _is_split(base: Base, word: str) -> bool:
     n = base.count_tokens(word)
-    if len(base.tokenizers[0]) < SMALL:
+    if len(base.tokenizers[0]) < SMALL_VOCABULARY:
         return n > 1
-    return n >= PIECES and len(word) / n <= LETTERS
+    return n >= MIN_TOKENS and len(word) / n <= MAX_LETTERS

@@ -1,4 +1,4 @@
-"""Whether a concept fits an open base: the same one, a sibling of it, or another altogether."""
+"""Check whether a concept fits an opened base."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from minikin.perfusion.concept import Concept
 
 
 def compatibility(base: Base, concept: Concept) -> str:
-    """ "same", "sibling" (other weights, same text encoder and layers) or why the concept does not fit."""
-    widths = {s.path: s.width for s in base.layout.sites}
+    """Relation between a concept and a base.
+
+    Returns "same" (the base it was trained on), "sibling" (other U-Net weights, same text encoder and
+    layers), or why it does not fit: "stranger" (other layers) or "other text encoder".
+    """
+    widths = {layer.path: layer.width for layer in base.layout.layers}
     concept_widths = {path: d.numel() for path, d in concept.delta.items()}
     if concept.origin.architecture != base.architecture or widths != concept_widths:
         return "stranger"

@@ -1,41 +1,44 @@
-"""What a minikin is: one personal concept as a handful of tensors and facts. Knows no model."""
+"""The concept: learned tensors and metadata of one subject, independent of an opened base."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from minikin.errors import BadRecipe
 from minikin.models.identity import Origin
-from minikin.perfusion.edit import Gate
+from minikin.perfusion.gate import Gate
 from minikin.perfusion.operating_points import Points
 
-EditMode = Literal["gated", "row"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+EditMode = Literal["gated", "value"]
+FILE_MODES: dict[EditMode, str] = {"gated": "gated", "value": "row"}  # word: files of version 0.1 say row
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
-PAINTING_GATE = Gate(0.70, 0.15)  # Perfusion's usual painting-time values
-TEACHING_GATE = Gate(0.75, 0.10)  # and its training-time values
+PAINTING_GATE = Gate(0.70, 0.15)  # Perfusion's usual values at inference
 
 
 @dataclass(frozen=True)
 class Concept:
-    """One taught concept.
+    """A learned concept.
 
-    name, category   the word in prompts (`<name>`) and the word it is locked to
-    mode             "gated" (Perfusion) or "row" (value difference on the category's own row)
-    word_deltas      per text encoder (n, d_k): word vectors minus the category's own, n tokens
-    i_star           (D,) the direction, float32; zeros in mode "row"
-    dual             (D,) M i*, at any scale: the metric where the concept needs it, so no C travels
-    delta            per site (width,): value target minus the category's own value
-    c_hash           hash of the covariance i_star was used with; "" in mode "row"
-    gate             the operating point for painting
-    keys             per site (width,): what keys change by; {} for locked keys, which is the method
+    name, category   its name in prompts (`<name>`), and the category that its keys are locked to
+    mode             "gated" (Perfusion) or "value" (value difference at the category's last token, no gate)
+    origin           the base it was trained on
+    word_deltas      per text encoder (n, d_k): word vectors minus the category's, n tokens
+    i_star           (D,) target input of the edit, float32; zeros in mode "value"
+    dual             (D,) M i* at any scale; replaces C, which a concept does not store
+    delta            per layer path (width,): target value minus the category's value
+    keys             per layer path (width,): key difference; {} for locked keys, as in the paper
+    c_hash           hash of the covariance that i_star was trained with; "" in mode "value"
+    gate             gate for generation
     points           measured operating points, by preset and name (faithful, balanced, creative)
+    recipe           options of the training run
+    preview          a small JPEG, or b""
     """
 
     name: str
@@ -51,7 +54,7 @@ class Concept:
     gate: Gate = PAINTING_GATE
     points: Points = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
-    preview: bytes = b""  # a small JPEG, or nothing
+    preview: bytes = b""
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -59,11 +62,12 @@ class Concept:
 
     @property
     def n_values(self) -> int:
+        """Number of value differences over all layers."""
         return sum(d.numel() for d in self.delta.values())
 
     def is_finite(self) -> bool:
         tensors = (*self.word_deltas, self.i_star, self.dual, *self.delta.values(), *self.keys.values())
-        return all(bool(torch.isfinite(t).all()) for t in tensors)
+        return all(bool(t.isfinite().all()) for t in tensors)
 
     def renamed(self, name: str) -> Concept:
         return replace(self, name=name)
@@ -83,7 +87,7 @@ class Concept:
 
 
 def check_name(name: str) -> str:
-    """A concept's name: a lower-case letter, then at most 39 letters, digits, `_` or `-`."""
+    """Return a valid name; raises BadRecipe for others (see NAME)."""
     if not NAME.fullmatch(name):
         raise BadRecipe(
             f"'{name[:60]}' cannot be a concept's name. Use a lower-case letter followed by up to 39 "
@@ -93,7 +97,7 @@ def check_name(name: str) -> str:
 
 
 def check_category(category: str) -> str:
-    """A category: 1 to 60 characters of letters, digits, spaces, hyphens and apostrophes."""
+    """Return a valid category: 1 to 60 letters, digits, spaces, hyphens, apostrophes; else BadRecipe."""
     if not category.strip():
         raise BadRecipe("The category is empty. Name the kind of thing, for example --category cat.")
     if len(category) > 60:

@@ -1,14 +1,14 @@
-"""The concept file: one small safetensors file, all of a minikin and nothing else.
+"""The concept file format: one safetensors file of at most 100 KB.
 
-Tensors:   delta (N,) value differences of all sites, float16, or int8 with scale (sites,) float32;
-           i_star and dual (D,) float16 in mode "gated"; word.K (n, d_k), word vectors minus the
-           category's own for each text encoder, float16, or int8 with wordscale.K (n,) float32;
-           keys (N,) float16, of concepts whose keys are not locked (an ablation of `minikin compare`).
+Tensors:   delta (N,) value differences of all L cross-attention layers, float16, or int8 with scale (L,)
+           float32; i_star and dual (D,) float16 in mode "gated"; word.K (n, d_k), word vectors minus the
+           category's for each text encoder, float16, or int8 with wordscale.K (n,) float32;
+           keys (N,) float16, for concepts whose keys are not locked (an ablation of `minikin compare`).
 Metadata:  minikin.* (format, name, category, mode, base, hashes, gate, points, recipe, index) and
            ModelSpec keys, so that other tools show a title, a trigger phrase and a preview.
-Not in it: C, keys (they follow from the base and the category), paths, captions, names of photos.
+Not in it: C, locked keys (they depend on the base and the category only), paths, captions, names of photos.
 
-Sizes: docs/concept-file.md.
+docs/concept-file.md has the sizes.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from minikin.files import atomic_write, read_small
 from minikin.models.identity import Origin
 from minikin.perfusion import operating_points
 from minikin.perfusion import strict_safetensors as io
-from minikin.perfusion.concept import Concept
-from minikin.perfusion.edit import Gate
+from minikin.perfusion.concept import FILE_MODES, Concept, EditMode
+from minikin.perfusion.gate import Gate
 
 FORMAT = 1
-MAX_BYTES = 100_000  # of the whole file, with its preview
+MAX_BYTES = 100_000  # of the file with its preview
 MAX_VALUES = 400_000  # value differences; SDXL has 83,200
-MAX_SITES = 1_000
+MAX_LAYERS = 1_000
 MAX_ABS = 1e4
 SPEC = {
     "tiny": "minikin-tiny/minikin", "sd1": "stable-diffusion-v1/minikin",
@@ -52,27 +52,29 @@ _SHORT = re.compile(r"(?:([du])(\d+)|m)\.(\d+)")
 def save(
     concept: Concept, path: str | Path, *, int8: bool | None = None, metadata: dict[str, str] | None = None
 ) -> Path:
-    """Write a concept. int8 is the default for SDXL only.
+    """Write a concept file atomically and return its path.
 
-    Raises BadConceptFile when it is not finite, StorageError when it cannot be written; an older
-    file of that name survives both.
+    int8      store value differences in 8 bits; the default for SDXL only
+    metadata  additional safetensors metadata
+    Raises BadConceptFile for NaN or Inf, StorageError when the file cannot be written. An existing file
+    of that name survives both.
     """
     data = to_bytes(concept, int8=int8, metadata=metadata)
     return atomic_write(path, data)
 
 
 def store_points(path: Path, measured: operating_points.Points) -> bool:
-    """Put operating points into a concept's file; every other byte of it that matters stays as it is.
+    """Replace the operating points in a concept file; tensors and other metadata stay as they are.
 
-    A preview that no longer fits is left out; returns False, and writes nothing, when the points
-    themselves do not fit. Raises BadConceptFile, StorageError.
+    The preview is dropped if the file would exceed MAX_BYTES with it. Returns False, and writes nothing, if
+    the points do not fit without it either. Raises BadConceptFile, StorageError.
     """
     load(path)
-    found, meta = io.parse(path.read_bytes(), path.name)
+    tensors, meta = io.parse(path.read_bytes(), path.name)
     meta["minikin.points"] = _json(operating_points.as_json(measured))
-    data = io.serialize(found, meta)
+    data = io.serialize(tensors, meta)
     if len(data) > MAX_BYTES and meta.pop("modelspec.thumbnail", ""):
-        data = io.serialize(found, meta)
+        data = io.serialize(tensors, meta)
     if len(data) > MAX_BYTES:
         return False
     atomic_write(path, data)
@@ -80,7 +82,7 @@ def store_points(path: Path, measured: operating_points.Points) -> bool:
 
 
 def load(path: str | Path) -> Concept:
-    """Read and check a concept; raises BadConceptFile with what, why and what to do."""
+    """Read and validate a concept file; raises BadConceptFile."""
     path = Path(path)
     try:
         data = read_small(path, io.MAX_FILE)
@@ -95,9 +97,9 @@ def load(path: str | Path) -> Concept:
 
 
 def to_bytes(concept: Concept, *, int8: bool | None = None, metadata: dict[str, str] | None = None) -> bytes:
-    """The file as bytes; equal concepts give equal bytes."""
+    """A concept file as bytes; equal concepts give equal bytes. Raises BadConceptFile for NaN or Inf."""
     if not concept.is_finite():
-        raise BadConceptFile(f"Concept '{concept.name}' holds numbers that are not finite; it was not written.")
+        raise BadConceptFile(f"Concept '{concept.name}' holds NaN or Inf; it was not written.")
     flat = torch.cat([d.float().flatten() for d in concept.delta.values()])
     tensors: dict[str, Tensor] = {}
     if int8 if int8 is not None else concept.origin.architecture == "sdxl":
@@ -125,19 +127,19 @@ def to_bytes(concept: Concept, *, int8: bool | None = None, metadata: dict[str, 
     facts["modelspec.hash_sha256"] = "0x" + digest
     data = io.serialize(tensors, facts)
     if concept.preview:
-        shown = "data:image/jpeg;base64," + base64.b64encode(concept.preview).decode()
-        bigger = io.serialize(tensors, facts | {"modelspec.thumbnail": shown})
-        data = bigger if len(bigger) <= MAX_BYTES else data  # a preview is welcome, never needed
+        thumbnail = "data:image/jpeg;base64," + base64.b64encode(concept.preview).decode()
+        with_preview = io.serialize(tensors, facts | {"modelspec.thumbnail": thumbnail})
+        data = with_preview if len(with_preview) <= MAX_BYTES else data
     return data
 
 
 def content(concept: Concept) -> str:
-    """SHA-256 of what a concept is, as images record it: without preview and points, which may change."""
+    """SHA-256 of a concept without its preview and operating points, as images record it."""
     return hashlib.sha256(to_bytes(replace(concept, preview=b"", points={}))).hexdigest()
 
 
 def from_bytes(data: bytes, what: str = "the concept") -> Concept:
-    """A concept from bytes, checked."""
+    """Parse and validate a concept file; `what` names it in errors. Raises BadConceptFile."""
     tensors, meta = io.parse(data, what)
     try:
         version = int(meta["minikin.format"])
@@ -149,7 +151,7 @@ def from_bytes(data: bytes, what: str = "the concept") -> Concept:
         ) from None
     if version < 1:
         raise BadConceptFile(
-            f"{what} has format {version}, which there never was. Get the file again.", "concept_malformed"
+            f"{what} has format {version}, which does not exist. Get the file again.", "concept_malformed"
         )
     if version > FORMAT:
         raise BadConceptFile(
@@ -170,9 +172,11 @@ def from_bytes(data: bytes, what: str = "the concept") -> Concept:
 
 def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
     m = {k.removeprefix("minikin."): v for k, v in meta.items() if k.startswith("minikin.")}
-    if m["mode"] not in ("gated", "row"):
+    modes: dict[str, EditMode] = {v: k for k, v in FILE_MODES.items()}
+    if m["mode"] not in modes:
         raise ValueError(f"mode {m['mode'][:20]!r}")
-    gated = m["mode"] == "gated"
+    mode = modes[m["mode"]]
+    gated = mode == "gated"
     words = tuple(_word(tensors, k) for k in range(2) if f"word.{k}" in tensors)
     allowed = {"delta", "scale", "keys"}
     if gated:
@@ -189,14 +193,12 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
     (low, high), (hard, soft) = operating_points.BETAS, operating_points.TAUS
     if not (low <= beta <= high and hard <= tau <= soft):
         raise BadConceptFile(
-            f"a gate half open at {beta:g} with a softness of {tau:g}; {low:g} to {high:g} and "
-            f"{hard:g} to {soft:g} are plausible. Teach it again.",
+            f"its gate has beta {beta:g} and tau {tau:g}; {low:g} to {high:g} and {hard:g} to {soft:g} are "
+            "plausible. Teach it again.",
             "concept_out_of_range",
         )
-    measured, recipe = (
-        operating_points.from_json(_json_of(m.get("points", "{}"))),
-        _plain(_json_of(m.get("recipe", "{}"))),
-    )
+    measured = operating_points.from_json(_json_of(m.get("points", "{}")))
+    recipe = _printable(_json_of(m.get("recipe", "{}")))
     if not isinstance(recipe, dict):
         raise TypeError("a recipe that is not an object")
     i_star, dual = (tensors[k].float() if gated else torch.zeros(1) for k in ("i_star", "dual"))
@@ -205,15 +207,27 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
     if len(words) > 2 or any(w.ndim != 2 or w.shape[0] != words[0].shape[0] for w in words):
         raise ValueError("word vectors that do not fit")
     preview = meta.get("modelspec.thumbnail", "").removeprefix("data:image/jpeg;base64,")
+    facts = ("architecture", "fingerprint", "text_hash")
     concept = Concept(
-        name=m["name"], category=m["category"], mode="gated" if gated else "row",
-        origin=Origin(_plain(m["architecture"]), _plain(m["fingerprint"]), _plain(m["text_hash"]),
-                      _plain(m.get("licence", "")), _plain(m.get("text_sketch", ""))),
-        word_deltas=words, i_star=i_star, dual=dual,
-        delta=delta, keys=keys, c_hash=m.get("c_hash", ""), gate=Gate(beta, tau),
-        points=measured, recipe=recipe,
+        name=m["name"],
+        category=m["category"],
+        mode=mode,
+        origin=Origin(
+            *(_printable(m[k]) for k in facts),
+            licence=_printable(m.get("licence", "")),
+            text_sketch=_printable(m.get("text_sketch", "")),
+        ),
+        word_deltas=words,
+        i_star=i_star,
+        dual=dual,
+        delta=delta,
+        keys=keys,
+        c_hash=m.get("c_hash", ""),
+        gate=Gate(beta, tau),
+        points=measured,
+        recipe=recipe,
         preview=base64.b64decode(preview) if preview else b"",
-    )  # fmt: skip
+    )
     numbers = (*concept.delta.values(), *concept.keys.values(), i_star, dual, *words)
     largest = max(float(t.abs().max()) for t in numbers)
     if largest > MAX_ABS:
@@ -225,7 +239,7 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
 
 
 def _json_of(text: str) -> Any:
-    """JSON inside a metadata value, as flat as the header itself."""
+    """Parse JSON in a metadata value; raises BadConceptFile where it is nested too deep."""
     deepest, _ = io.brackets(text)
     if deepest > io.MAX_DEPTH:
         raise BadConceptFile(
@@ -235,15 +249,15 @@ def _json_of(text: str) -> Any:
     return json.loads(text)
 
 
-def _plain(value: Any) -> Any:
-    """What a stranger wrote, without control and direction characters: shown on terminals and pages."""
+def _printable(value: Any) -> Any:
+    """Untrusted text, or JSON with it, without control and direction characters, which terminals would obey."""
     if isinstance(value, str):
         if value.isprintable():
             return value
         return "".join(c for c in value if unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
     if isinstance(value, dict):
-        return {_plain(k): _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, list) else value
+        return {_printable(k): _printable(v) for k, v in value.items()}
+    return [_printable(v) for v in value] if isinstance(value, list) else value
 
 
 def _word(tensors: dict[str, Tensor], k: int) -> Tensor:
@@ -257,8 +271,8 @@ def _word(tensors: dict[str, Tensor], k: int) -> Tensor:
 
 
 def _metadata(c: Concept) -> dict[str, str]:
-    own = {
-        "format": str(FORMAT), "name": c.name, "category": c.category, "mode": c.mode,
+    facts = {
+        "format": str(FORMAT), "name": c.name, "category": c.category, "mode": FILE_MODES[c.mode],
         "architecture": c.origin.architecture, "fingerprint": c.origin.fingerprint,
         "text_hash": c.origin.text_hash, "text_sketch": c.origin.text_sketch, "licence": c.origin.licence,
         "c_hash": c.c_hash,
@@ -266,7 +280,7 @@ def _metadata(c: Concept) -> dict[str, str]:
         "points": _json(operating_points.as_json(c.points)),
         "recipe": _json(c.recipe), "index": _json(_index(c.delta)),
     }  # fmt: skip
-    return {f"minikin.{k}": v for k, v in own.items()} | {
+    return {f"minikin.{k}": v for k, v in facts.items()} | {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": SPEC.get(c.origin.architecture, "unknown/minikin"),
         "modelspec.implementation": "minikin", "modelspec.title": c.name,
@@ -288,35 +302,37 @@ def _quantize(delta: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _index(delta: dict[str, Tensor]) -> list[list[Any]]:
-    """[transformer, width, how many sites] for each transformer in order; SDXL's 70 sites are 11 entries."""
-    found: list[list[Any]] = []
+    """[transformer, width, number of layers] per transformer, in order; SDXL's 70 layers become 11 entries."""
+    entries: list[list[Any]] = []
     for path, d in delta.items():
         name, at = _short(path)
-        if found and found[-1][:2] == [name, d.numel()] and at == found[-1][2]:
-            found[-1][2] += 1
+        if entries and entries[-1][:2] == [name, d.numel()] and at == entries[-1][2]:
+            entries[-1][2] += 1
         elif at == 0:
-            found.append([name, d.numel(), 1])
+            entries.append([name, d.numel(), 1])
         else:
-            raise BadConceptFile(f"The site {path} does not follow the one before it; sites go in order.")
-    return found
+            raise BadConceptFile(
+                f"The layer {path} is out of order; layers must follow each other as in the U-Net."
+            )
+    return entries
 
 
 def _deltas(tensors: dict[str, Tensor], index: list[list[Any]]) -> dict[str, Tensor]:
-    if sum(int(n) for _, _, n in index) > MAX_SITES:
-        raise ValueError(f"more than {MAX_SITES} sites")
-    sites = [(_long(str(name), k), int(w)) for name, w, n in index for k in range(int(n))]
-    paths, widths = [s[0] for s in sites], [s[1] for s in sites]
+    if sum(int(n) for _, _, n in index) > MAX_LAYERS:
+        raise ValueError(f"more than {MAX_LAYERS} layers")
+    layers = [(_long(str(name), k), int(w)) for name, w, n in index for k in range(int(n))]
+    paths, widths = [path for path, _ in layers], [width for _, width in layers]
     flat = tensors["delta"]
     if flat.ndim != 1 or sum(widths) != flat.numel() or min(widths) < 1 or flat.numel() > MAX_VALUES:
-        raise ValueError(f"{sum(widths)} value differences announced, {flat.numel()} there")
+        raise ValueError(f"the index lists {sum(widths)} value differences, the file has {flat.numel()}")
     parts = list(torch.split(flat.float(), widths))
     if flat.dtype is torch.int8:
         scale = tensors["scale"]
         if scale.shape != (len(parts),):
-            raise ValueError("scale does not fit the sites")
+            raise ValueError("scale does not fit the layers")
         parts = [p * s for p, s in zip(parts, scale, strict=True)]
     if len(set(paths)) != len(paths):
-        raise ValueError("a site occurs twice")
+        raise ValueError("a layer occurs twice")
     return dict(zip(paths, parts, strict=True))
 
 
@@ -328,11 +344,11 @@ def _keys(flat: Tensor, delta: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _short(path: str) -> tuple[str, int]:
-    """A site's transformer, abbreviated, and its number in there."""
+    """Abbreviated name of a layer's transformer, and the layer's index in it."""
     m = _PATH.fullmatch(path)
     if not m:
         raise BadConceptFile(
-            f"The site {path} is not of a U-Net of the Stable Diffusion family; its concept cannot be written."
+            f"The layer {path} is not of a U-Net of the Stable Diffusion family; its concept cannot be written."
         )
     where = f"{m[1][0]}{m[2]}" if m[1] else "m"
     return f"{where}.{m[3]}", int(m[4])
@@ -341,6 +357,6 @@ def _short(path: str) -> tuple[str, int]:
 def _long(short: str, at: int) -> str:
     m = _SHORT.fullmatch(short)
     if not m:
-        raise ValueError(f"a site named {short[:40]!r}")
+        raise ValueError(f"a layer named {short[:40]!r}")
     where = f"{'down' if m[1] == 'd' else 'up'}_blocks.{m[2]}" if m[1] else "mid_block"
     return f"{where}.attentions.{m[3]}.transformer_blocks.{at}.attn2"

@@ -1,7 +1,7 @@
-"""Prompts with concepts to packed keys and values: where base, prompt and edit meet.
+"""Prompts with concepts to the U-Net's conditioning: packed keys and values.
 
-`Loaded` is a concept made ready for one open base (the direction's dual, the packed order of its
-value differences): milliseconds, once. `condition` turns prompts into what a pipeline is given.
+`prepare_concept` moves a concept to a base once (the dual direction, value differences in packed order).
+`condition` encodes prompts, edits the encodings (`perfusion.edit`) and packs keys and values.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from minikin.models.attention import Addition
 from minikin.models.base import Base
 from minikin.models.prompt import Prompt
-from minikin.models.regions import Placed
+from minikin.models.regions import Region
 from minikin.models.text import Encoded
 from minikin.perfusion import edit
 from minikin.perfusion.concept import Concept
@@ -26,13 +26,14 @@ from minikin.recipes import KeyLock
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A concept on one base.
+class PreparedConcept:
+    """A concept's tensors on the device of one base.
 
-    direction  None in mode "row"
+    direction  None in mode "value"
     delta      (sum of widths,) value differences in packed order
-    words      per text encoder (n, d_k): the word vectors themselves; () in mode "row"
-    keys       (sum of widths,) the same for keys, where they are not locked
+    words      per text encoder (n, d_k): word vectors; () in mode "value"
+    positions  "all", or "own" where the gate opens at the concept's own tokens only
+    keys       (sum of widths,) key differences, where keys are not locked
     """
 
     concept: Concept
@@ -43,149 +44,174 @@ class Loaded:
     keys: Tensor | None = None
 
 
-Change = Callable[[Gate], Gate]
+GateOverride = Callable[[Gate], Gate]  # the gate stored in a concept -> the gate to use
 
 
-def _unchanged(own: Gate) -> Gate:
-    return own
+class Conditioning(NamedTuple):
+    """The U-Net's conditioning for one prompt.
 
-
-class Condition(NamedTuple):
-    """Packed keys and values (B, N, W), SDXL's pooled embedding (B, P) or None, and what belongs where."""
+    kv       (B, N, W)  packed keys and values
+    pooled   (B, P)     SDXL's pooled text embedding, else None
+    regions             boxes of concepts, with the tokens that belong to each
+    """
 
     kv: Tensor
     pooled: Tensor | None
-    placed: tuple[Placed, ...] = ()
+    regions: tuple[Region, ...] = ()
 
 
 def packed_delta(base: Base, delta: Mapping[str, Tensor]) -> Tensor:
-    """Differences by site as one vector in packed order, on the base's device, float32."""
-    parts = [delta[site.path].float() for site in base.layout.sites]
+    """Differences by layer path as one vector (sum of widths,) in packed order, float32."""
+    parts = [delta[layer.path].float() for layer in base.layout.layers]
     return torch.cat(parts).to(base.device)
 
 
 def unpacked_delta(base: Base, flat: Tensor) -> dict[str, Tensor]:
-    """The inverse of `packed_delta`."""
-    parts = torch.split(flat, [site.width for site in base.layout.sites])
-    return {s.path: p.detach().cpu().clone() for s, p in zip(base.layout.sites, parts, strict=True)}
+    """The inverse of `packed_delta`: copies on the CPU, by layer path."""
+    layers = base.layout.layers
+    parts = torch.split(flat, [layer.width for layer in layers])
+    return {layer.path: part.detach().cpu().clone() for layer, part in zip(layers, parts, strict=True)}
 
 
-def load(base: Base, concept: Concept) -> Loaded:
-    """Make a concept ready for a base it fits."""
+def prepare_concept(base: Base, concept: Concept) -> PreparedConcept:
+    """Move a concept to a base that it fits (see `compatibility`)."""
     delta = packed_delta(base, concept.delta)
     keys = packed_delta(base, concept.keys) if concept.keys else None
-    if concept.mode == "row":
-        return Loaded(concept, None, delta, keys=keys)
+    if concept.mode == "value":
+        return PreparedConcept(concept, None, delta, keys=keys)
     category = category_encoding(base, concept.category)
     words = base.word_vectors(concept.category)
     words = tuple(w + d.to(w) for w, d in zip(words, concept.word_deltas, strict=True))
     parts = (t.to(base.device, torch.float32) for t in (concept.i_star, concept.dual, category))
     positions = str(concept.recipe.get("positions", "all"))
-    return Loaded(concept, Direction(*parts), delta, words, positions, keys)
+    return PreparedConcept(concept, Direction(*parts), delta, words, positions, keys)
 
 
 @torch.no_grad()
 def condition(
-    base: Base, prompts: Sequence[Prompt | None], loaded: Mapping[str, Loaded], *,
-    lock: KeyLock = "local", gate: Change | None = None, copies: int = 1,
-) -> list[Condition]:  # fmt: skip
-    """What the U-Net is given for each of these prompts, repeated for `copies` images.
+    base: Base,
+    prompts: Sequence[Prompt | None],
+    concepts: Mapping[str, PreparedConcept],
+    *,
+    lock: KeyLock = "local",
+    gate: GateOverride | None = None,
+    copies: int = 1,
+) -> list[Conditioning]:
+    """The U-Net's conditioning for each prompt, repeated for `copies` images.
 
-    A prompt without concepts is not edited at all. None stands for SDXL's empty prompt, whose
-    encodings are zero. Prompts are encoded one by one and packed all together, in this order, as
-    the stock pipelines do (negative first): matrix products are then of the same shapes, and
-    results agree with theirs to the bit.
-    gate  changes every concept's own operating point (for its lock and its value difference)
+    Encodings of a prompt without concepts are not edited. None stands for SDXL's empty prompt, whose
+    encodings are zero. As in the stock pipelines, prompts are encoded one by one and packed together in this
+    order (negative first): matrix products then have the same shapes, and results are bit-identical.
+
+    lock  "global" takes keys from the plain twin prompt, "local" from the edited encodings
+    gate  replaces the gate of every concept, for the edit and for the value difference
     """
-    rows = [_row(base, p, loaded, lock, gate) for p in prompts]
-    e = torch.cat([r.values_from for r in rows]).repeat_interleave(copies, 0)
-    keys = torch.cat([r.keys_from for r in rows]).repeat_interleave(copies, 0)
-    same = all(r.keys_from is r.values_from for r in rows)
-    kv = base.pack(e, keys_from=None if same else keys, additions=_additions(rows, loaded, copies))
-    pooled = [None if r.pooled is None else r.pooled.expand(copies, -1) for r in rows]
-    parts = zip(kv.chunk(len(rows)), pooled, rows, strict=True)
-    return [Condition(part, p, row.placed) for part, p, row in parts]
+    per_prompt = [_condition_prompt(base, p, concepts, lock, gate) for p in prompts]
+    e = torch.cat([p.values_from for p in per_prompt]).repeat_interleave(copies, 0)
+    keys = torch.cat([p.keys_from for p in per_prompt]).repeat_interleave(copies, 0)
+    same = all(p.keys_from is p.values_from for p in per_prompt)
+    kv = base.pack(e, keys_from=None if same else keys, additions=_additions(per_prompt, concepts, copies))
+    return [
+        Conditioning(part, None if p.pooled is None else p.pooled.expand(copies, -1), p.regions)
+        for part, p in zip(kv.chunk(len(per_prompt)), per_prompt, strict=True)
+    ]
 
 
 @torch.no_grad()
 def encoded(
-    base: Base, prompts: Sequence[Prompt], loaded: Mapping[str, Loaded]
+    base: Base, prompts: Sequence[Prompt], concepts: Mapping[str, PreparedConcept]
 ) -> tuple[Tensor, Tensor | None, tuple[Addition, ...]]:
-    """Encodings (B, N, D), pooled (B, P) or None, and what concepts add, for a network that packs by itself."""
-    rows = [_row(base, p, loaded, "local", None) for p in prompts]
-    pooled = [r.pooled for r in rows if r.pooled is not None]
-    e = torch.cat([r.values_from for r in rows])
-    return e, torch.cat(pooled) if pooled else None, tuple(_additions(rows, loaded))
+    """Edited encodings (B, N, D), pooled (B, P) or None, and additions, for networks that pack themselves."""
+    per_prompt = [_condition_prompt(base, p, concepts, "local", None) for p in prompts]
+    pooled = [p.pooled for p in per_prompt if p.pooled is not None]
+    e = torch.cat([p.values_from for p in per_prompt])
+    return e, torch.cat(pooled) if pooled else None, tuple(_additions(per_prompt, concepts))
 
 
-def _additions(rows: Sequence[_Row], loaded: Mapping[str, Loaded], copies: int = 1) -> list[Addition]:
-    """Every concept of these rows, closed where a row does not name it."""
-    additions = []
-    for name in dict.fromkeys(n for r in rows for n in r.openings):
-        nothing = torch.zeros(rows[0].values_from.shape[:2], device=rows[0].values_from.device)
-        opening = torch.cat([r.openings.get(name, nothing) for r in rows]).repeat_interleave(copies, 0)
-        additions.append(Addition(opening, loaded[name].delta, loaded[name].keys))
-    return additions
-
-
-class _Row(NamedTuple):
-    """One prompt: encodings (1, N, D) for values and keys, and how far each concept opens (1, N)."""
+class _PromptConditioning(NamedTuple):
+    """One prompt: edited encodings (1, N, D) for values and keys, and each concept's gate values (1, N)."""
 
     values_from: Tensor
     keys_from: Tensor
-    openings: dict[str, Tensor]
+    gates: dict[str, Tensor]
     pooled: Tensor | None
-    placed: tuple[Placed, ...] = ()
+    regions: tuple[Region, ...] = ()
 
 
-def _row(
-    base: Base, prompt: Prompt | None, loaded: Mapping[str, Loaded], lock: KeyLock, gate: Change | None
-) -> _Row:  # fmt: skip
+def _condition_prompt(
+    base: Base,
+    prompt: Prompt | None,
+    concepts: Mapping[str, PreparedConcept],
+    lock: KeyLock,
+    gate: GateOverride | None,
+) -> _PromptConditioning:
     if prompt is None:
         e, pooled = base.zero_encoding()
-        return _Row(e, e, {}, pooled)
-    gated = [n for n in prompt.names if loaded[n].direction is not None]
-    out = base.encode([prompt], {n: loaded[n].words for n in gated})
-    e = out.e
-    openings: dict[str, Tensor] = {}
+        return _PromptConditioning(e, e, {}, pooled)
+    gated = [n for n in prompt.names if concepts[n].direction is not None]
+    encoding = base.encode([prompt], {n: concepts[n].words for n in gated})
+    e = encoding.e
+    gates: dict[str, Tensor] = {}
     if gated:
-        e, openings = _gated(out, prompt, loaded, gated, gate)
+        e, gates = _gated_edit(encoding, prompt, concepts, gated, gate)
     for k, use in enumerate(prompt.uses):
-        if loaded[use.name].direction is None:  # mode "row": the category's last token alone
-            own = use.strength * out.opening([[k]], last=True)
-            openings[use.name] = openings.get(use.name, 0) + own
+        if concepts[use.name].direction is None:  # mode "value": the last token of the category, without a gate
+            at_token = use.strength * encoding.token_mask([[k]], last=True)
+            gates[use.name] = gates.get(use.name, 0) + at_token
     keys = base.encode([prompt]).e if gated and lock == "global" else e
-    placed = tuple(
-        Placed(use.box, _belonging(out, k, loaded[use.name], gate))
+    regions = tuple(
+        Region(use.box, _region_tokens(encoding, k, concepts[use.name], gate))
         for k, use in enumerate(prompt.uses)
         if use.box
     )
-    return _Row(e, keys, openings, out.pooled, placed)
+    return _PromptConditioning(e, keys, gates, encoding.pooled, regions)
 
 
-def _belonging(out: Encoded, use: int, one: Loaded, gate: Change | None) -> Tensor:
-    """How much each token (N,) belongs to a use of a concept: its own all, others as far as its gate opens."""
-    own = out.opening([[use]])[0]
-    if one.direction is None:
-        return own
-    lock = (gate or _unchanged)(one.concept.gate)
-    return torch.maximum(own, edit.gate(edit.similarity(out.e.float(), one.direction), lock)[0])
-
-
-def _gated(
-    out: Encoded, prompt: Prompt, loaded: Mapping[str, Loaded], names: list[str], gate: Change | None
+def _gated_edit(
+    encoding: Encoded,
+    prompt: Prompt,
+    concepts: Mapping[str, PreparedConcept],
+    names: list[str],
+    gate: GateOverride | None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """e' (1, N, D) and how far each concept's value difference opens (1, N)."""
+    """e' (1, N, D) and each concept's gate values (1, N) for its value difference."""
     strengths: dict[str, float] = {}
-    for use in prompt.uses:  # a concept named twice opens as far as its strongest use asks for
+    for use in prompt.uses:  # the strongest use of a concept that is named twice
         strengths[use.name] = max(use.strength, strengths.get(use.name, 0.0))
-    directions = [d for n in names if (d := loaded[n].direction) is not None]
-    locks = [(gate or _unchanged)(loaded[n].concept.gate) for n in names]
-    where = {n: [k for k, use in enumerate(prompt.uses) if use.name == n] for n in names}
-    masks = [out.opening([where[n]]) if loaded[n].positions == "own" else None for n in names]
-    done = edit.edit_encodings(out.e, directions, locks, masks)
-    openings = {}
-    for n, d, own, mask in zip(names, directions, locks, masks, strict=True):
-        opening = edit.gate(edit.similarity(out.e.float(), d), edit.strength_gate(own, strengths[n]))
-        openings[n] = opening if mask is None else opening * mask
-    return done.encodings, openings
+    directions = [d for n in names if (d := concepts[n].direction) is not None]
+    gates = [_gate_of(concepts[n], gate) for n in names]
+    uses = {n: [k for k, use in enumerate(prompt.uses) if use.name == n] for n in names}
+    masks = [encoding.token_mask([uses[n]]) if concepts[n].positions == "own" else None for n in names]
+    edited = edit.edit_encodings(encoding.e, directions, gates, masks)
+    values = {}
+    for n, d, g, mask in zip(names, directions, gates, masks, strict=True):
+        value = edit.gate(edit.similarity(encoding.e.float(), d), edit.strength_gate(g, strengths[n]))
+        values[n] = value if mask is None else value * mask
+    return edited.encodings, values
+
+
+def _gate_of(prepared: PreparedConcept, override: GateOverride | None) -> Gate:
+    return override(prepared.concept.gate) if override else prepared.concept.gate
+
+
+def _region_tokens(
+    encoding: Encoded, use: int, prepared: PreparedConcept, override: GateOverride | None
+) -> Tensor:
+    """How much each token (N,) belongs to a concept use: its own tokens 1, others their gate value."""
+    mask = encoding.token_mask([[use]])[0]
+    if prepared.direction is None:
+        return mask
+    similarity = edit.similarity(encoding.e.float(), prepared.direction)
+    return torch.maximum(mask, edit.gate(similarity, _gate_of(prepared, override))[0])
+
+
+def _additions(
+    per_prompt: Sequence[_PromptConditioning], concepts: Mapping[str, PreparedConcept], copies: int = 1
+) -> list[Addition]:
+    """The addition of every concept, with a gate of 0 for prompts that do not name it."""
+    additions = []
+    for name in dict.fromkeys(n for p in per_prompt for n in p.gates):
+        closed = torch.zeros(per_prompt[0].values_from.shape[:2], device=per_prompt[0].values_from.device)
+        gate = torch.cat([p.gates.get(name, closed) for p in per_prompt]).repeat_interleave(copies, 0)
+        additions.append(Addition(gate, concepts[name].delta, concepts[name].keys))
+    return additions

@@ -1,10 +1,11 @@
-"""Concepts to and from other tools: rank-1 LoRA (PEFT, kohya) and textual inversion.
+"""Export to rank-1 LoRA (PEFT, kohya) and textual inversion, and import of textual inversion.
 
-Without its gate the edit is linear in the encoding and so exactly a rank-1 LoRA on every to_k and
-to_v: Delta W = (o* - W i*) a^T with a = M i* / (i*^T M i*). The word vectors travel as a textual
-inversion embedding. What is lost is the gate: the LoRA acts on related words too.
-A concept of mode "row" acts at one position; its LoRA acts wherever the encoding lies along the category's:
-i* = e_category, so that keys stay as they are and values move by delta s(e).
+Without its gate the edit is linear in the encoding, and equals a rank-1 LoRA on every to_k and to_v:
+Delta W = (o* - W i*) a^T with a = M i* / (i*^T M i*). The word vectors become a textual inversion
+embedding. The gate is lost, so the LoRA changes related words too.
+
+A concept of mode "value" edits one token. Its LoRA uses i* = e_category: keys do not change, and values
+change by delta s(e) wherever the encoding has a component along the category's.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from minikin.perfusion.key_lock import category_encoding
 
 MAX_EMBEDDING = 4 * 2**20  # SDXL, 75 vectors, float32: 0.6 MB
 KINDS = ("peft", "kohya", "textual-inversion")
-_LOST_ROW = (
-    "Lost without its position: the LoRA acts on the word '{category}' wherever it stands, and on related "
-    "words. It has no word of its own: name the category in prompts."
+_LOST_VALUE = (
+    "Lost without its token position: the LoRA acts on the word '{category}' wherever it stands, and on "
+    "related words. It has no word of its own: name the category in prompts."
 )
 _LOST = (
     "Lost without the gate: the LoRA acts on related words and on padding too, strength scales the whole "
@@ -39,48 +40,52 @@ _LOST = (
 )
 
 
-def export(base: Base, concept: Concept, to: str, path: Path) -> str:
-    """Write `concept` for another tool; returns a sentence on what is lost.
+def export(base: Base, concept: Concept, to: str, file: Path) -> str:
+    """Write a concept in another tool's format; returns a sentence that says what the format loses.
 
-    Raises UnknownName for another format, BadRecipe for a concept that has no such form.
+    to  one of KINDS
+    Raises UnknownName for another format, BadRecipe for a concept that the format cannot hold.
     """
     from safetensors.torch import save
 
     if to not in KINDS:
         raise UnknownName("format", to, KINDS)
-    if to == "textual-inversion" and concept.mode == "row":
+    if to == "textual-inversion" and concept.mode == "value":
         raise BadRecipe(
-            f"Concept '{concept.name}' was taught in mode 'row', which has no word of its own to write as an "
+            f"Concept '{concept.name}' was taught in mode 'value', which has no word of its own to write as an "
             "embedding. Export it as a LoRA (--to kohya, --to peft), or teach it with --mode gated."
         )
     if to == "textual-inversion":
-        atomic_write(path, save(_embedding(base, concept)))
+        atomic_write(file, save(_embedding(base, concept)))
         return "Lost without the LoRA: an embedding alone carries only the word, not the value targets."
     parts = lora_factors(base, concept)
     if to == "peft":
         tensors = {
-            f"unet.{site}.{name}.lora_{ab}.weight": t
-            for (site, name), pair in parts.items()
+            f"unet.{path}.{name}.lora_{ab}.weight": t
+            for (path, name), pair in parts.items()
             for ab, t in zip("AB", pair, strict=True)
         }
-        facts = {"r": 1, "lora_alpha": 1, "target_modules": sorted({f"{s}.{n}" for s, n in parts})}
+        facts = {"r": 1, "lora_alpha": 1, "target_modules": sorted({f"{path}.{n}" for path, n in parts})}
         meta = {"format": "pt", "lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in facts.items()})}
     else:
         tensors = {}
-        for (site, name), (a, b) in parts.items():
-            key = f"lora_unet_{_kohya_name(site, base.is_xl)}_{name}"
-            tensors |= {f"{key}.lora_down.weight": a, f"{key}.lora_up.weight": b,
-                        f"{key}.alpha": torch.tensor(1.0)}  # fmt: skip
+        for (path, name), (a, b) in parts.items():
+            key = f"lora_unet_{_kohya_name(path, base.is_xl)}_{name}"
+            tensors |= {
+                f"{key}.lora_down.weight": a,
+                f"{key}.lora_up.weight": b,
+                f"{key}.alpha": torch.tensor(1.0),
+            }
         meta = _kohya_metadata(base, concept)
-    atomic_write(path, save({k: t.contiguous() for k, t in tensors.items()}, meta))
-    return _LOST if concept.mode == "gated" else _LOST_ROW.format(category=concept.category)
+    atomic_write(file, save({k: t.contiguous() for k, t in tensors.items()}, meta))
+    return _LOST if concept.mode == "gated" else _LOST_VALUE.format(category=concept.category)
 
 
 @torch.no_grad()
 def lora_factors(base: Base, concept: Concept) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
-    """(site, "to_k" or "to_v") -> A (1, D), B (width, 1), float32: exact for the open gate.
+    """LoRA factors (layer path, "to_k" or "to_v") -> A (1, D), B (width, 1), float32; exact for the open gate.
 
-    Of mode "row" only the layers that change: to_v, and to_k when keys were trained.
+    In mode "value" only projections that change: to_v, and to_k if keys were trained.
     """
     category = category_encoding(base, concept.category).cpu()
     if concept.mode == "gated":
@@ -89,41 +94,41 @@ def lora_factors(base: Base, concept: Concept) -> dict[tuple[str, str], tuple[Te
         i_star, dual = category, edit.dual(category, covariance(base).inverse)
     a = (dual / (i_star @ dual))[None]
     out = {}
-    for site in base.layout.sites:
-        attn: Any = base.unet.get_submodule(site.path)
+    for layer in base.layout.layers:
+        attn: Any = base.unet.get_submodule(layer.path)
         for name in ("to_k", "to_v"):
-            layer = getattr(attn, name)
-            weight = getattr(layer, "base_layer", layer).weight.float().cpu()
+            projection = getattr(attn, name)
+            weight = getattr(projection, "base_layer", projection).weight.float().cpu()
             b = weight @ (category - i_star)  # o* - W i*, o* = W e_category (+ delta)
             learned = concept.delta if name == "to_v" else concept.keys
-            if concept.mode == "row" and not learned:
+            if concept.mode == "value" and not learned:
                 continue
             if learned:
-                b = b + learned[site.path].float()
-            out[site.path, name] = (a.clone(), b[:, None])
+                b = b + learned[layer.path].float()
+            out[layer.path, name] = (a.clone(), b[:, None])
     return out
 
 
 def _embedding(base: Base, concept: Concept) -> dict[str, Tensor]:
-    own = base.word_vectors(concept.category)
-    words = [(w.cpu() + d).contiguous() for w, d in zip(own, concept.word_deltas, strict=True)]
+    of_category = base.word_vectors(concept.category)
+    words = [(w.cpu() + d).contiguous() for w, d in zip(of_category, concept.word_deltas, strict=True)]
     if base.is_xl:
         return dict(zip(("clip_l", "clip_g"), words, strict=True))
     return {f"<{concept.name}>": words[0]}
 
 
-def _kohya_name(site: str, xl: bool) -> str:
-    """kohya's module name; SDXL uses the original (sgm) block numbers."""
+def _kohya_name(path: str, xl: bool) -> str:
+    """kohya's name of a layer; SDXL uses the original (sgm) block numbers."""
     if xl:
-        m = re.match(r"(down|up)_blocks\.(\d+)\.attentions\.(\d+)\.(.*)|mid_block\.attentions\.0\.(.*)", site)
+        m = re.match(r"(down|up)_blocks\.(\d+)\.attentions\.(\d+)\.(.*)|mid_block\.attentions\.0\.(.*)", path)
         assert m is not None
         if m[1] == "down":
-            site = f"input_blocks_{1 + 3 * int(m[2]) + int(m[3])}_1.{m[4]}"
+            path = f"input_blocks_{1 + 3 * int(m[2]) + int(m[3])}_1.{m[4]}"
         elif m[1] == "up":
-            site = f"output_blocks_{3 * int(m[2]) + int(m[3])}_1.{m[4]}"
+            path = f"output_blocks_{3 * int(m[2]) + int(m[3])}_1.{m[4]}"
         else:
-            site = f"middle_block_1.{m[5]}"
-    return site.replace(".", "_")
+            path = f"middle_block_1.{m[5]}"
+    return path.replace(".", "_")
 
 
 def _kohya_metadata(base: Base, concept: Concept) -> dict[str, str]:
@@ -138,14 +143,14 @@ def _kohya_metadata(base: Base, concept: Concept) -> dict[str, str]:
     }  # fmt: skip
 
 
-# ---- in -------------------------------------------------------------------------------------------
+# ---- import ---------------------------------------------------------------------------------------
 
 
 def read_embedding(path: Path, n_encoders: int) -> list[Tensor]:
-    """Word vectors of a textual-inversion file, per text encoder (n, d_k).
+    """Read the word vectors of a textual-inversion file, per text encoder (n, d_k), float32.
 
-    Layouts: diffusers {token: T}, kohya {emb_params: T}, SDXL {clip_l, clip_g}, OneTrainer's
-    {emp_params}; vectors (n, d) or (d,). Pickles (A1111's .pt) are refused.
+    Layouts: diffusers {token: T}, kohya {emb_params: T}, SDXL {clip_l, clip_g}, OneTrainer {emp_params};
+    vectors (n, d) or (d,). Raises BadConceptFile, also for pickles (A1111's .pt).
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -154,7 +159,7 @@ def read_embedding(path: Path, n_encoders: int) -> list[Tensor]:
         data = read_small(path, MAX_EMBEDDING)
         if data is None:
             raise BadConceptFile(
-                f"{path.name} is no file, or one of more than {MAX_EMBEDDING} bytes, which no embedding has.",
+                f"{path.name} is no file, or has more than {MAX_EMBEDDING} bytes, which no embedding needs.",
                 "concept_too_large",
             )
         tensors = load(data)
@@ -174,56 +179,62 @@ def read_embedding(path: Path, n_encoders: int) -> list[Tensor]:
             "into your library: minikin concepts add FILE."
         )
     if {"clip_l", "clip_g"} <= set(tensors):
-        found = [tensors["clip_l"], tensors["clip_g"]]
+        vectors = [tensors["clip_l"], tensors["clip_g"]]
     elif len(tensors) == 1:
-        found = list(tensors.values())
+        vectors = list(tensors.values())
     else:
         raise BadConceptFile(
             f"{path.name} is not a textual-inversion embedding; it holds {', '.join(list(tensors)[:5])}. "
             "Expected one tensor, or clip_l and clip_g."
         )
-    if len(found) != n_encoders:
+    if len(vectors) != n_encoders:
         raise BadConceptFile(
-            f"{path.name} has vectors for {len(found)} text encoder(s); this base has {n_encoders}."
+            f"{path.name} has vectors for {len(vectors)} text encoder(s); this base has {n_encoders}."
         )
-    if any(t.ndim not in (1, 2) or not t.numel() or not bool(torch.isfinite(t.float()).all()) for t in found):
+    if any(t.ndim not in (1, 2) or not t.numel() or not bool(torch.isfinite(t.float()).all()) for t in vectors):
         raise BadConceptFile(
             f"{path.name} holds vectors that are empty, of another shape, or not finite.", "concept_non_finite"
         )
-    return [t.float().reshape(-1, t.shape[-1]) for t in found]
+    return [t.float().reshape(-1, t.shape[-1]) for t in vectors]
 
 
 @torch.no_grad()
 def import_embedding(base: Base, path: Path, name: str, category: str) -> Concept:
-    """A concept whose word is a textual-inversion embedding, keys locked to the category.
+    """A concept from a textual-inversion embedding: its word vectors, with keys locked to the category.
 
-    Its values are the embedding's own: delta = W_value (i* - e_category).
+    The values are those of the embedding: delta = W_value (i* - e_category). Raises BadConceptFile, BadRecipe.
     """
     check_name(name)
     check_category(category)
     vectors = read_embedding(path, len(base.text_encoders))
-    own = base.word_vectors(category)
-    for vector, word in zip(vectors, own, strict=True):
+    of_category = base.word_vectors(category)
+    for vector, word in zip(vectors, of_category, strict=True):
         if vector.shape[1] != word.shape[1]:
             raise BadConceptFile(
                 f"{path.name} has vectors of {vector.shape[1]} numbers; this base's words have "
                 f"{word.shape[1]}. It was made for another family."
             )
-    n, m = len(own[0]), len(vectors[0])
+    n, m = len(of_category[0]), len(vectors[0])
     if m > n:  # more vectors than the category has tokens: repeat the category
         category = check_category(" ".join([category] * -(-m // n)))
-        own = base.word_vectors(category)
-    words = tuple(torch.cat([v.to(w), w[len(v) :]]) for v, w in zip(vectors, own, strict=True))
+        of_category = base.word_vectors(category)
+    words = tuple(torch.cat([v.to(w), w[len(v) :]]) for v, w in zip(vectors, of_category, strict=True))
     i_star = category_encoding(base, category, words)
     difference = i_star - category_encoding(base, category)
     values = [
-        base.unet.get_submodule(s.path).to_v(difference.to(base.dtype)).float() for s in base.layout.sites
+        base.unet.get_submodule(layer.path).to_v(difference.to(base.dtype)).float()
+        for layer in base.layout.layers
     ]
-    c = covariance(base)
+    second_moment = covariance(base)
     return Concept(
-        name=name, category=category, mode="gated", origin=base.origin,
-        word_deltas=tuple((w - o).cpu() for w, o in zip(words, own, strict=True)), i_star=i_star.cpu(),
-        dual=edit.dual(i_star.cpu(), c.inverse),
-        delta=unpacked_delta(base, torch.cat(values)), c_hash=c.hash,
+        name=name,
+        category=category,
+        mode="gated",
+        origin=base.origin,
+        word_deltas=tuple((w - c).cpu() for w, c in zip(words, of_category, strict=True)),
+        i_star=i_star.cpu(),
+        dual=edit.dual(i_star.cpu(), second_moment.inverse),
+        delta=unpacked_delta(base, torch.cat(values)),
+        c_hash=second_moment.hash,
         recipe={"imported": "textual-inversion"},
-    )  # fmt: skip
+    )

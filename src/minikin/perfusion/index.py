@@ -1,12 +1,11 @@
-"""An index of folders with many concepts: SQLite, rebuilt from the files whenever it is missing or wrong.
+"""SQLite index of folders with many concept files.
 
-    found = Index().search(folder, "to", category="cat", limit=20)
+    entries = Index().search(folder, "to", category="cat", limit=20)
 
-The files are the truth and this is a cache of what their headers say, and of their SHA-256 once it was asked
-for. A folder is looked through again
-when its own time stamp changed, which every file that is added, removed, renamed or saved by Minikin does
-to it; files of an unchanged size and time are not opened again. A file that another program changes in
-place is seen with the next change of the folder, or where its hash is asked for.
+The index caches metadata from the headers of the files, and their SHA-256 once a caller needs it. It is rebuilt
+from the files if it is missing or damaged. A folder is scanned again when its modification time changes, which
+happens whenever a file is added, removed, renamed or saved by Minikin. Files of unchanged size and time are not
+opened again. A file that another program changes in place is read again at the next scan, or for its hash.
 """
 
 from __future__ import annotations
@@ -26,8 +25,9 @@ from minikin.files import cache_folder
 from minikin.perfusion.strict_safetensors import MAX_HEADER
 
 VERSION = 2
-SETTLED_NS = 2_000_000_000  # a folder that changed so recently may change again within one tick of its clock
+RECENT_NS = 2_000_000_000  # a folder that changed so recently may change again within one tick of its clock
 MAX_POINTS = 8_000  # characters of a file's operating points
+_DELETE = "DELETE FROM concepts WHERE folder=? AND name=?"
 _PUT = "INSERT OR REPLACE INTO concepts VALUES (?,?,?,?,?,?,?,?,?)"
 _TABLES = """
 DROP TABLE IF EXISTS concepts; DROP TABLE IF EXISTS folders;
@@ -40,12 +40,12 @@ CREATE INDEX by_category ON concepts (folder, category, name);
 """
 
 
-class Listed(NamedTuple):
-    """A concept file as the index knows it; what is inside is checked when it is loaded.
+class IndexEntry(NamedTuple):
+    """Metadata of a concept file, not validated; `concept_file.load` validates it.
 
-    points   its operating points, JSON as it is in the file
-    preview  whether there is a small image inside
-    sha256   of the file; "" unless it was asked for
+    points   operating points as JSON
+    preview  whether the file has a preview image
+    sha256   of the file; "" unless requested
     """
 
     name: str
@@ -59,7 +59,7 @@ class Listed(NamedTuple):
 
 
 class Index:
-    """The index in one file; `path` None for the user's cache folder."""
+    """The index in one SQLite file, by default in the user's cache folder."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or cache_folder() / "concepts.sqlite"
@@ -67,14 +67,16 @@ class Index:
     def search(
         self, folder: Path, text: str = "", *, category: str = "", limit: int | None = None, offset: int = 0,
         hashed: bool = False,
-    ) -> list[Listed]:  # fmt: skip
-        """Concepts of a folder by name whose name holds `text`, of this category, in order.
+    ) -> list[IndexEntry]:  # fmt: skip
+        """Concepts of a folder, sorted by name.
 
-        hashed  with each file's SHA-256, as the files are at this moment: those that changed are read again
+        text      part of the name; "" for any
+        category  "" for any
+        hashed    include each file's current SHA-256; changed files are read again
         """
         where, values = _where(folder, text, category)
-        told = "name, category, architecture, bytes, points, preview, stamp, sha256"
-        sql = f"SELECT {told} FROM concepts WHERE {where} ORDER BY name LIMIT ? OFFSET ?"
+        columns = "name, category, architecture, bytes, points, preview, stamp, sha256"
+        sql = f"SELECT {columns} FROM concepts WHERE {where} ORDER BY name LIMIT ? OFFSET ?"
         page = (*values, -1 if limit is None else limit, offset)
 
         def fill(db: sqlite3.Connection) -> None:
@@ -84,19 +86,19 @@ class Index:
         with self._ready(folder, fill) as db:
             rows = db.execute(sql, page).fetchall()
         return [
-            Listed(n, folder / f"{n}.safetensors", c, a, size, measured, bool(seen), sha if hashed else "")
-            for n, c, a, size, measured, seen, _, sha in rows
+            IndexEntry(n, folder / f"{n}.safetensors", c, a, size, points, bool(preview), sha if hashed else "")
+            for n, c, a, size, points, preview, _, sha in rows
         ]
 
     def count(self, folder: Path, text: str = "", *, category: str = "") -> int:
-        """How many `search` would find without a limit."""
+        """Number of results of `search` without a limit."""
         where, values = _where(folder, text, category)
         with self._ready(folder) as db:
             (n,) = db.execute(f"SELECT count(*) FROM concepts WHERE {where}", values).fetchone()
             return int(n)
 
     def categories(self, folder: Path) -> dict[str, int]:
-        """How many concepts there are of each category."""
+        """Number of concepts of each category."""
         sql = (
             "SELECT category, count(*) FROM concepts WHERE folder=? AND category IS NOT NULL GROUP BY category"
         )
@@ -107,32 +109,35 @@ class Index:
     def _ready(
         self, folder: Path, fill: Callable[[sqlite3.Connection], None] = lambda db: None
     ) -> Iterator[sqlite3.Connection]:  # fmt: skip
-        """The index, up to date for a folder, after `fill`; in memory where its file cannot be written."""
+        """A connection to the index, refreshed for a folder; in memory if its file cannot be written.
 
-        def ready(db: sqlite3.Connection) -> sqlite3.Connection:
+        fill  runs after the refresh
+        """
+
+        def refreshed(db: sqlite3.Connection) -> sqlite3.Connection:
             _refresh(db, folder)
             fill(db)
             return db
 
         try:
-            db = ready(self._opened())
+            db = refreshed(self._connect())
         except (sqlite3.DatabaseError, OSError):
             with suppress(OSError):
                 self.path.unlink()
             try:
-                db = ready(self._opened())
-            except (sqlite3.DatabaseError, OSError):  # read-only, or locked by somebody for long
-                db = ready(_prepared(sqlite3.connect(":memory:")))
+                db = refreshed(self._connect())
+            except (sqlite3.DatabaseError, OSError):  # read-only, or locked for long
+                db = refreshed(_with_tables(sqlite3.connect(":memory:")))
         with closing(db):
             yield db
 
-    def _opened(self) -> sqlite3.Connection:
+    def _connect(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        return _prepared(sqlite3.connect(self.path, timeout=5))
+        return _with_tables(sqlite3.connect(self.path, timeout=5))
 
 
-def _prepared(db: sqlite3.Connection) -> sqlite3.Connection:
-    db.execute("PRAGMA synchronous=OFF")  # after a power cut it is made again
+def _with_tables(db: sqlite3.Connection) -> sqlite3.Connection:
+    db.execute("PRAGMA synchronous=OFF")  # a damaged index is rebuilt
     if db.execute("PRAGMA user_version").fetchone()[0] != VERSION:
         db.executescript(f"BEGIN;{_TABLES}PRAGMA user_version={VERSION};COMMIT;")
     return db
@@ -150,49 +155,47 @@ def _where(folder: Path, text: str, category: str) -> tuple[str, list[str]]:
 
 
 def _refresh(db: sqlite3.Connection, folder: Path) -> int:
-    """Take up what changed in a folder since it was last looked through; how many files were opened."""
+    """Update the rows of a folder that changed since its last scan; returns the number of files opened."""
     key = str(folder.resolve())
     stamp = folder.stat().st_mtime_ns if folder.is_dir() else 0
-    known = db.execute("SELECT stamp FROM folders WHERE folder=?", (key,)).fetchone()
-    if known and known[0] == stamp:
+    indexed = db.execute("SELECT stamp FROM folders WHERE folder=?", (key,)).fetchone()
+    if indexed and indexed[0] == stamp:
         return 0
-    settled = abs(time.time_ns() - stamp) > SETTLED_NS
-    before = {n: (size, at) for n, size, at in db.execute(
-        "SELECT name, bytes, stamp FROM concepts WHERE folder=?", (key,)
-    )}  # fmt: skip
-    there: set[str] = set()
-    new: list[tuple[object, ...]] = []
-    for path, found in _files(folder) if stamp else ():
+    recent = abs(time.time_ns() - stamp) <= RECENT_NS
+    rows = db.execute("SELECT name, bytes, stamp FROM concepts WHERE folder=?", (key,))
+    before = {name: (size, at) for name, size, at in rows}
+    names: set[str] = set()
+    changed: list[tuple[object, ...]] = []
+    for path, stat in _files(folder) if stamp else ():
         name = Path(path).stem
-        there.add(name)
-        if before.get(name) != (found.st_size, found.st_mtime_ns):
-            new.append((key, name, found.st_size, found.st_mtime_ns, *_facts(path), None))
+        names.add(name)
+        if before.get(name) != (stat.st_size, stat.st_mtime_ns):
+            changed.append((key, name, stat.st_size, stat.st_mtime_ns, *_header_metadata(path), None))
     with db:
-        db.executemany(_PUT, new)
-        gone = [(key, name) for name in before.keys() - there]
-        db.executemany("DELETE FROM concepts WHERE folder=? AND name=?", gone)
-        db.execute("INSERT OR REPLACE INTO folders VALUES (?,?)", (key, stamp if settled else -1))
-    return len(new)
+        db.executemany(_PUT, changed)
+        removed = [(key, name) for name in before.keys() - names]
+        db.executemany(_DELETE, removed)
+        db.execute("INSERT OR REPLACE INTO folders VALUES (?,?)", (key, -1 if recent else stamp))
+    return len(changed)
 
 
-def _hash(
-    db: sqlite3.Connection, folder: Path, rows: Sequence[tuple[str, int, int, str | None]]
-) -> None:  # fmt: skip
-    """Fill in the hashes of these rows (name, bytes, stamp, hash); what has changed is looked at again."""
-    key, changed, gone = str(folder.resolve()), [], []
+def _hash(db: sqlite3.Connection, folder: Path, rows: Sequence[tuple[str, int, int, str | None]]) -> None:
+    """Compute missing hashes of rows (name, bytes, stamp, hash), and read changed files again."""
+    key, changed, removed = str(folder.resolve()), [], []
     for name, size, stamp, sha256 in rows:
         path = folder / f"{name}.safetensors"
         try:
-            found = path.stat()
-            if sha256 is None or (size, stamp) != (found.st_size, found.st_mtime_ns):
-                told = hashlib.sha256(path.read_bytes()).hexdigest()
-                changed.append((key, name, found.st_size, found.st_mtime_ns, *_facts(str(path)), told))
+            stat = path.stat()
+            if sha256 is None or (size, stamp) != (stat.st_size, stat.st_mtime_ns):
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                metadata = _header_metadata(str(path))
+                changed.append((key, name, stat.st_size, stat.st_mtime_ns, *metadata, digest))
         except OSError:
-            gone.append((key, name))
-    if changed or gone:
+            removed.append((key, name))
+    if changed or removed:
         with db:
             db.executemany(_PUT, changed)
-            db.executemany("DELETE FROM concepts WHERE folder=? AND name=?", gone)
+            db.executemany(_DELETE, removed)
 
 
 def _files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
@@ -203,9 +206,11 @@ def _files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
                     yield entry.path, entry.stat()
 
 
-def _facts(path: str) -> tuple[str | None, str | None, str, bool]:
-    """Category, architecture, points and whether there is a preview, out of a file's header; "" of a damaged
-    one, None for what is no concept."""
+def _header_metadata(path: str) -> tuple[str | None, str | None, str, bool]:
+    """Category, architecture, points and presence of a preview, from a file's header.
+
+    Category and architecture are "" for a damaged file, and None for a file that is no concept.
+    """
     try:
         with open(path, "rb") as f:
             head = f.read(8 + MAX_HEADER)
@@ -216,8 +221,8 @@ def _facts(path: str) -> tuple[str | None, str | None, str, bool]:
     try:
         (n,) = struct.unpack("<Q", head[:8])
         meta = json.loads(head[8 : 8 + n])["__metadata__"]
-        told, seen = str(meta.get("minikin.points", "{}")), bool(meta.get("modelspec.thumbnail"))
+        points, preview = str(meta.get("minikin.points", "{}")), bool(meta.get("modelspec.thumbnail"))
         category, architecture = str(meta["minikin.category"])[:60], str(meta["minikin.architecture"])[:20]
-        return category, architecture, told if len(told) <= MAX_POINTS else "{}", seen
+        return category, architecture, points if len(points) <= MAX_POINTS else "{}", preview
     except (ValueError, LookupError, TypeError, struct.error, RecursionError):
         return "", "", "{}", False

@@ -1,7 +1,7 @@
-"""What keys are locked to: the category's encoding, the mean over a fixed list of neutral prompts.
+"""Key-locking: the category's mean encoding, which determines a concept's keys (Perfusion, section 4.1).
 
-It follows from the base and the category alone and is not stored in concepts. The templates vary in
-length and in the place of the word, so that a concept does not learn a position.
+The encoding depends on the base and the category only, so concepts do not store it. The prompt templates
+vary in length and in the position of the word, so that a concept does not learn a position.
 """
 
 from __future__ import annotations
@@ -17,33 +17,32 @@ from minikin.models.prompt import Prompt, parse
 TEMPLATES = (
     "a photo of {}",
     "{}",
-    "a picture of {}",
+    "a picture of {}",  # word: prompt data
     "a good photo of {}",
     "an image of {}",
     "a photograph of {}",
     "a view of {}",
     "a close up photo of {}",
     "the photo of {}",
-    "a photo of {} in the picture",
-    "a nice picture of {} in a photo",
+    "a photo of {} in the picture",  # word: prompt data
+    "a nice picture of {} in a photo",  # word: prompt data
     "an illustration of {}",
 )
 
-# The prompts whose mean encoding at the category's last token is e_category. A fixed list: the
-# locked key follows from the base and the category alone and need not be stored.
+# e_category is the mean over these; changing the list would change the keys of every concept
 LOCK_TEMPLATES = TEMPLATES[:8]
 
 
 def prompt_for(template: str, name: str, category: str) -> Prompt:
-    """A parsed prompt with the concept in the template's place; articles as in any prompt."""
+    """The template as a parsed prompt, with the concept at `{}`; articles are inserted as in any prompt."""
     return parse(template.replace("{}", f"<{name}>", 1), {name: category})
 
 
 @torch.no_grad()
 def category_encoding(base: Base, category: str, words: Sequence[Tensor] | None = None) -> Tensor:
-    """e_category (D,): mean encoding at the category's last token over LOCK_TEMPLATES; float32.
+    """e_category (D,): mean encoding at the category's last token over LOCK_TEMPLATES, float32.
 
-    With `words`, per text encoder (n, d_k), the same of a concept that has these word vectors.
+    words  word vectors per text encoder (n, d_k), which replace the category's
     """
     prompts = [prompt_for(t, "x", category) for t in LOCK_TEMPLATES]
     out = base.encode(prompts, {"x": words} if words else None)

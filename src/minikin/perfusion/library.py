@@ -1,4 +1,4 @@
-"""Where concepts are found: the current folder first, then the user's own library."""
+"""Concept files by name: in the current folder, then in the user's library."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from minikin.errors import BadConceptFile, BadRecipe, UnknownName
 from minikin.files import atomic_write, data_folder, sweep_orphans
 from minikin.perfusion.concept import NAME, Concept, check_name
-from minikin.perfusion.index import Index, Listed
+from minikin.perfusion.index import Index, IndexEntry
 
-MANY = 200  # files in a folder: from there on an index knows their names
+MANY = 200  # files in a folder from which on the index is used
 
 
 def library_folder() -> Path:
@@ -21,60 +21,63 @@ def folders() -> list[Path]:
 
 
 def names() -> dict[str, Path]:
-    """File of every concept by file name; the current folder wins. Contents are not checked."""
+    """Path of every concept by file name; the current folder takes precedence. Contents are not validated."""
     return {name: path for folder in reversed(folders()) for name, path in _names(folder).items()}
 
 
 def _names(folder: Path) -> dict[str, Path]:
     paths = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     if len(paths) > MANY:
-        return {one.name: one.path for one in Index().search(folder)}
+        return {entry.name: entry.path for entry in Index().search(folder)}
     return {path.stem: path for path in paths if _looks_like_concept(path)}
 
 
 def search(
     text: str = "", *, category: str = "", limit: int | None = None, hashed: bool = False
-) -> list[Listed]:  # fmt: skip
-    """Concepts whose names hold `text`, of this category, by name; the current folder wins.
+) -> list[IndexEntry]:  # fmt: skip
+    """Concepts sorted by name; the current folder takes precedence.
 
-    hashed  with the SHA-256 of their files
+    text, category  part of the name, and category; "" for any
+    hashed          include the SHA-256 of the files
     """
-    index, found = Index(), dict[str, Listed]()
+    index, by_name = Index(), dict[str, IndexEntry]()
     for folder in reversed(folders()):
-        found |= {
-            one.name: one for one in index.search(folder, text, category=category, limit=limit, hashed=hashed)
-        }
-    return [found[name] for name in sorted(found)][:limit]
+        entries = index.search(folder, text, category=category, limit=limit, hashed=hashed)
+        by_name |= {entry.name: entry for entry in entries}
+    return [by_name[name] for name in sorted(by_name)][:limit]
 
 
 def count(text: str = "", *, category: str = "") -> int:
-    """How many files `search` looks at without a limit; one in both folders counts twice."""
+    """Number of files that `search` reads without a limit; a name in both folders counts twice."""
     index = Index()
     return sum(index.count(folder, text, category=category) for folder in folders())
 
 
 def locate(name: str) -> Path | None:
-    """The concept file of this name, without looking at any other."""
+    """Path of the concept file of this name, or None; no other file is opened."""
     paths = (folder / f"{name}.safetensors" for folder in folders())
     return next((p for p in paths if p.is_file() and _looks_like_concept(p)), None)
 
 
-def near(name: str) -> list[str]:
-    """Names to compare a misspelt one with: all, or of very many those that begin alike."""
-    known = [one.name for one in search(name[:1])] if count() > MANY else list(names())
-    alike = [n for n in known if n[:2] == name[:2]] if len(known) > MANY else known
-    return alike[:MANY]
+def similar_names(name: str) -> list[str]:
+    """Candidates for a misspelt name: all names, or those with the same first letters if there are many."""
+    candidates = [entry.name for entry in search(name[:1])] if count() > MANY else list(names())
+    if len(candidates) > MANY:
+        candidates = [n for n in candidates if n[:2] == name[:2]]
+    return candidates[:MANY]
 
 
 def _unknown(name: str) -> UnknownName:
     return UnknownName(
-        "concept", name, near(name),
+        "concept",
+        name,
+        similar_names(name),
         f"Concepts are NAME.safetensors files in this folder or in {library_folder()}.",
-    )  # fmt: skip
+    )
 
 
 def find(name: str) -> Concept:
-    """The concept `name`; raises UnknownName with the nearest names, or BadConceptFile."""
+    """Load a concept by name; raises UnknownName with the nearest names, or BadConceptFile."""
     check_name(name)
     path = locate(name)
     if path is None:
@@ -86,20 +89,20 @@ def find(name: str) -> Concept:
 
 
 def resolve(ref: str) -> Path:
-    """A concept's file from its name or path; raises UnknownName or BadConceptFile."""
+    """Path of a concept file from its name or path; raises UnknownName or BadConceptFile."""
     path = Path(ref)
     if path.suffix == ".safetensors" or path.exists():
         if not path.is_file():
             raise BadConceptFile(f"There is no concept file {path}.")
         return path
-    found = locate(ref) if NAME.fullmatch(ref) else None
-    if found is None:
+    by_name = locate(ref) if NAME.fullmatch(ref) else None
+    if by_name is None:
         raise _unknown(ref)
-    return found
+    return by_name
 
 
-def keep(path: Path) -> Path:
-    """Copy a concept file into the user's library under its own name; raises BadConceptFile."""
+def add(path: Path) -> Path:
+    """Copy a concept file into the user's library as NAME.safetensors; raises BadConceptFile, BadRecipe."""
     from minikin.perfusion.concept_file import load  # needs PyTorch, which names and searches do not
 
     concept = load(path)
@@ -113,19 +116,19 @@ def keep(path: Path) -> Path:
     return atomic_write(target, path.read_bytes())
 
 
-def kept(name: str) -> Path | None:
-    """The file of this name in the user's library."""
+def path_in_library(name: str) -> Path | None:
+    """Path of the file of this name in the user's library, or None."""
     path = library_folder() / f"{name}.safetensors"
     return path if path.is_file() else None
 
 
 def remove(name: str) -> Path:
-    """Take a concept out of the user's library; raises UnknownName."""
+    """Delete a concept from the user's library; raises UnknownName."""
     check_name(name)
     target = library_folder() / f"{name}.safetensors"
     if not target.is_file():
-        mine = [p.stem for p in library_folder().glob("*.safetensors")]
-        raise UnknownName("concept of your library", name, mine, "Files in this folder are yours to delete.")
+        stored = [p.stem for p in library_folder().glob("*.safetensors")]
+        raise UnknownName("concept of your library", name, stored, "Files in this folder are yours to delete.")
     target.unlink()
     return target
 

@@ -1,8 +1,8 @@
-"""Where the subject is: soft masks for the loss, so that backgrounds are not learned.
+"""Subject masks for the training loss, so that a concept does not learn backgrounds.
 
-`attention` needs nothing but the base: where, over several noise levels, the category's word is
-looked at. `clipseg` uses CLIPSeg when its weights are on this machine. A photo's own mask (alpha
-channel or masks/ folder) always wins.
+Mask kind "attention" averages the base's cross-attention to the category's word over noise levels and needs
+no other weights. Kind "clipseg" runs CLIPSeg if its weights are on this machine. A mask that comes with a
+photo (alpha channel or masks/ folder) takes precedence over both.
 """
 
 from __future__ import annotations
@@ -23,74 +23,77 @@ from minikin.models.loading.registry import models_folder
 from minikin.perfusion.key_lock import prompt_for
 from minikin.recipes import MaskKind
 
-LEVELS = (300, 500, 700)  # timesteps at which attention is read
-AT_ONCE = 8  # photos in one call of the U-Net
+LEVELS = (300, 500, 700)  # timesteps at which attention is recorded
+BATCH = 8  # photos per call of the U-Net
 
 
 @torch.no_grad()
 def attention_masks(base: Base, latents: Tensor, category: str, seed: int = 0) -> Tensor:
-    """Soft masks (B, h, w) in [0, 1] at latent size from the base's own cross-attention.
+    """Soft masks (B, h, w) in [0, 1] at latent size, from the base's cross-attention.
 
-    The attention to the category's last token is compared with the attention to the words before
-    it, averaged over sites (all but the coarsest) and noise levels, smoothed, and stretched so that
-    the background is near 0 and the subject near 1.
+    latents  (B, C, h, w)
+    The attention to the category's last token is compared with the attention to the tokens before it,
+    averaged over layers (all but the coarsest) and noise levels, smoothed, and stretched so that the
+    background is near 0 and the subject near 1.
     """
     encoded = base.encode([prompt_for("a photo of {}", "x", category)])
     position = encoded.positions[0][0][-1]
     kv = base.pack(encoded.e)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed)).to(latents)
-    found = []
-    for i in range(0, len(latents), AT_ONCE):
-        some, eps = latents[i : i + AT_ONCE], noise[i : i + AT_ONCE]
-        n, h, w = len(some), *latents.shape[-2:]
+    masks = []
+    for i in range(0, len(latents), BATCH):
+        x0, eps = latents[i : i + BATCH], noise[i : i + BATCH]
+        n, h, w = len(x0), *latents.shape[-2:]
         total = torch.zeros(n, h, w, device=latents.device)
         for level in LEVELS:
             t = torch.full((n,), level, device=latents.device)
-            x_t = base.noise.add_noise(some, eps, t)
-            for weights in _record(base, x_t, t, kv.expand(n, -1, -1), encoded.pooled):
+            x_t = base.training_scheduler.add_noise(x0, eps, t)
+            for weights in _attention_maps(base, x_t, t, kv.expand(n, -1, -1), encoded.pooled):
                 total += _share(weights, position, (h, w))
-        found.append(_stretched(total))
-    return torch.cat(found)
+        masks.append(_stretched(total))
+    return torch.cat(masks)
 
 
-def picture_mask(base: Base, picture: Image.Image, category: str) -> np.ndarray:
-    """Where the subject is in a painted image, from the base's attention: (H, W) in [0, 1]."""
-    pixels = torch.from_numpy(np.asarray(picture.convert("RGB")).copy()).permute(2, 0, 1)[None]
+def image_mask(base: Base, image: Image.Image, category: str) -> np.ndarray:
+    """Subject mask (H, W) in [0, 1] of a generated image, from the base's attention."""
+    pixels = torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1)[None]
     mask = attention_masks(base, base.to_latents(pixels.float() / 127.5 - 1).float(), category)
-    size = (picture.height, picture.width)
+    size = (image.height, image.width)
     return F.interpolate(mask[None].float().cpu(), size, mode="bilinear")[0, 0].numpy()
 
 
 def proposed_mask(base: Base, photo: Image.Image, category: str) -> Image.Image:
-    """The same for a photo of any size: "L", its longer side that of the base's images."""
-    times = base.size_px / max(photo.size)
-    size = [max(base.grid, round(side * times / base.grid) * base.grid) for side in photo.size]
-    mask = picture_mask(
-        base, photo.convert("RGB").resize((size[0], size[1]), Image.Resampling.LANCZOS), category
-    )
+    """Subject mask (mode "L") of a photo of any size; its longer side is that of the base's images."""
+    scale, multiple = base.size_px / max(photo.size), base.size_multiple
+    size = [max(multiple, round(side * scale / multiple) * multiple) for side in photo.size]
+    mask = image_mask(base, photo.convert("RGB").resize((size[0], size[1]), Image.Resampling.LANCZOS), category)
     return Image.fromarray((mask * 255).round().astype(np.uint8))
 
 
 def _share(weights: Tensor, position: int, size: tuple[int, int]) -> Tensor:
-    """How much of the attention to a word and those before it goes to the word: (B, h, w)."""
+    """Share (B, h, w) of a token's attention in the attention to it and to the tokens before it.
+
+    weights  (B, positions, N), mean over heads
+    size     (h, w)
+    """
     h, w = size
     b, n, _ = weights.shape
     side = round((n * h / w) ** 0.5)
     if side * round(n / side) != n or n < h * w / 16:
-        return torch.zeros(b, h, w, device=weights.device)  # the coarsest maps say little about where
-    own = weights[..., position]
-    rest = weights[..., 1 : position + 1].mean(-1) + 1e-6
-    share = (own / (own + rest)).view(b, 1, side, n // side)
+        return torch.zeros(b, h, w, device=weights.device)  # the coarsest maps hardly localize
+    to_token = weights[..., position]
+    mean = weights[..., 1 : position + 1].mean(-1) + 1e-6
+    share = (to_token / (to_token + mean)).view(b, 1, side, n // side)
     return F.interpolate(share, size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def _record(base: Base, noisy: Tensor, t: Tensor, kv: Tensor, pooled: Tensor | None) -> list[Tensor]:
+def _attention_maps(base: Base, noisy: Tensor, t: Tensor, kv: Tensor, pooled: Tensor | None) -> list[Tensor]:
     processors = [p for p in base.unet.attn_processors.values() if isinstance(p, PackedAttention)]
     store: list[Tensor] = []
     for p in processors:
         p.record = store
     try:
-        base.unet(noisy.to(base.dtype), t, kv, **base.conditions(len(noisy), pooled))
+        base.unet(noisy.to(base.dtype), t, kv, **base.added_conditions(len(noisy), pooled))
     finally:
         for p in processors:
             p.record = None
@@ -133,7 +136,7 @@ def clipseg_masks(pixels: Sequence[np.ndarray], category: str, latent_hw: tuple[
 
 
 def subject_masks(base: Base, fits: Sequence[Fit], latents: Tensor, category: str, kind: MaskKind) -> Tensor:
-    """The masks (B, h, w) the loss will use; a photo's own mask wins over `kind`."""
+    """Masks (B, h, w) for the loss; a mask that comes with a photo takes precedence over `kind`."""
     h, w = latents.shape[-2:]
     if kind == "none" or all(f.mask is not None for f in fits):
         masks = torch.ones(len(latents), h, w)
@@ -142,14 +145,14 @@ def subject_masks(base: Base, fits: Sequence[Fit], latents: Tensor, category: st
     else:
         masks = clipseg_masks([f.pixels for f in fits], category, (h, w))
     for i, f in enumerate(fits):
-        own = f.valid if f.mask is None else f.mask * f.valid
-        covered = F.interpolate(torch.from_numpy(own)[None, None], (h, w), mode="area")[0, 0]
+        photo_mask = f.valid if f.mask is None else f.mask * f.valid
+        covered = F.interpolate(torch.from_numpy(photo_mask)[None, None], (h, w), mode="area")[0, 0]
         masks[i] = covered if f.mask is not None else masks[i] * covered
     return masks
 
 
 def overlay_sheet(pixels: Sequence[np.ndarray], masks: Tensor) -> Image.Image:
-    """The photos above themselves with what is masked out dimmed to red: for the user to check."""
+    """Contact sheet for the user to check: the photos, and below them the photos with red where masked out."""
     side = pixels[0].shape[0]
     sheet = Image.new("RGB", (side * len(pixels), side * 2), "white")
     for i, (image, mask) in enumerate(zip(pixels, masks, strict=True)):

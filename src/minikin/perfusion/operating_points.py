@@ -1,13 +1,12 @@
-"""Operating points: the settings at which a concept was measured to be at its best, by preset.
+"""Operating points: measured generation settings of a concept, by preset.
 
-A sweep (`minikin sweep`) finds three on the front of likeness against following the prompt:
+A sweep (`minikin sweep`) picks three from the Pareto front of subject fidelity and prompt fidelity:
 
-    faithful   most likeness, as long as prompts are still followed
-    balanced   the front's knee; what the concept's name alone stands for
-    creative   prompts followed best, as long as the likeness is there
+    faithful   highest subject fidelity at an acceptable prompt fidelity
+    balanced   the knee of the front; `<name>` alone uses this point
+    creative   highest prompt fidelity at an acceptable subject fidelity
 
-In a concept file they are one JSON object by preset, each point a short list in the order of
-Point's numbers, because every byte counts there. Knows no tensors, no files.
+A concept file stores them as one JSON object by preset, and each point as a list of numbers, to save bytes.
 """
 
 from __future__ import annotations
@@ -19,85 +18,104 @@ from typing import Any
 
 from minikin.recipes.base import POINT_NAMES as NAMES
 
-USUAL = "balanced"
+DEFAULT = "balanced"
 MAX_PRESETS = 16
-BETAS = (-2.0, 3.0)  # where a gate may be half open: similarities lie in about -0.5 to 1
-TAUS = (1e-3, 5.0)  # how softly: a gate far harder than that divides by 0 in float32
-DIGITS = 4  # of every number in a file
+_ENCODER = "judge"  # word: key in concept files
+BETAS = (-2.0, 3.0)  # plausible biases of a gate: similarities lie in about -0.5 to 1
+TAUS = (1e-3, 5.0)  # plausible temperatures of a gate: a much smaller one divides by 0 in float32
+DIGITS = 4  # after the decimal point, of every number in a file
 
 
 @dataclass(frozen=True)
 class Point:
-    """One operating point, and what was measured there.
+    """One operating point and its scores.
 
-    tau       softness of the concept's gate; None for its own
-    guidance  classifier-free guidance scale
-    switch    share of the steps in which the plain category stands in for the concept
-    interval  share of the steps from which and up to which there is guidance
-    likeness, follows   mean cosine with the photos; how well prompts are followed, as the judge counts it
-    judge     its name and the digest of its weights: numbers of two judges do not compare
+    tau               temperature of the concept's gate; None for the one in the concept
+    guidance          classifier-free guidance scale
+    concept_start     share of the steps before the concept acts; until then the prompt names its category
+    interval          shares of the steps between which guidance acts
+    subject_fidelity  mean cosine similarity with the photos
+    prompt_fidelity   the encoder's text alignment
+    encoder           name and weight digest; scores of different encoders are not comparable
     """
 
     strength: float
     tau: float | None
     guidance: float
-    switch: float
+    concept_start: float
     interval: tuple[float, float]
-    likeness: float
-    follows: float
-    judge: str
+    subject_fidelity: float
+    prompt_fidelity: float
+    encoder: str
+
+    def record(self) -> dict[str, Any]:
+        """The point by the field names of the JSON output."""
+        return {
+            "strength": self.strength,
+            "tau": self.tau,
+            "guidance": self.guidance,
+            "switch": self.concept_start,
+            "interval": self.interval,
+            "likeness": self.subject_fidelity,  # word: JSON field
+            "follows": self.prompt_fidelity,
+            "judge": self.encoder,  # word: JSON field
+        }
 
 
 Points = Mapping[str, Mapping[str, Point]]  # by preset, then by name
 
 
-def key(preset: str, steps: int, usual: int) -> str:
-    """Under which name a preset's points are kept: a number of steps that is not its usual one is told."""
-    return preset if steps == usual else f"{preset}-{steps}"
+def key(preset: str, steps: int, default_steps: int) -> str:
+    """The key of a preset's points in a concept; includes the number of steps if it is not the default."""
+    return preset if steps == default_steps else f"{preset}-{steps}"
 
 
 def of(points: Points, preset: str, steps: int) -> Mapping[str, Point]:
-    """The points measured for a preset, with this number of steps if there are such; {} for none."""
+    """The points of a preset, preferably those measured with this number of steps; {} without any."""
     return points.get(f"{preset}-{steps}") or points.get(preset) or {}
 
 
 def as_json(points: Points) -> dict[str, Any]:
-    """What a concept file holds."""
+    """The points as the JSON object of a concept file."""
     out: dict[str, Any] = {}
-    for preset, named in points.items():
-        judges = {p.judge for p in named.values()}
-        assert len(judges) == 1, "one sweep has one judge"
-        out[preset] = {"judge": judges.pop()} | {name: _numbers(p) for name, p in named.items()}
+    for preset, by_name in points.items():
+        encoders = {p.encoder for p in by_name.values()}
+        assert len(encoders) == 1, "a sweep uses one encoder"
+        out[preset] = {_ENCODER: encoders.pop()} | {name: _numbers(p) for name, p in by_name.items()}
     return out
 
 
-def from_json(found: Any) -> dict[str, dict[str, Point]]:
-    """The inverse. Raises ValueError, TypeError or KeyError for anything else than points."""
-    if not isinstance(found, dict) or len(found) > MAX_PRESETS:
+def from_json(value: Any) -> dict[str, dict[str, Point]]:
+    """The inverse of `as_json`; raises ValueError, TypeError or KeyError for other JSON."""
+    if not isinstance(value, dict) or len(value) > MAX_PRESETS:
         raise TypeError(f"points that are not an object of at most {MAX_PRESETS} presets")
     out = {}
-    for preset, named in found.items():
-        judge = named["judge"]
-        if not isinstance(judge, str) or max(len(judge), len(preset)) > 80 or {*named} - {"judge", *NAMES}:
-            raise ValueError(f"points of preset {preset[:40]!r} that are none")
-        out[preset] = {name: _point(named[name], judge) for name in NAMES if name in named}
+    for preset, by_name in value.items():
+        encoder = by_name[_ENCODER]
+        too_long = not isinstance(encoder, str) or max(len(encoder), len(preset)) > 80
+        if too_long or {*by_name} - {_ENCODER, *NAMES}:
+            raise ValueError(f"malformed points of preset {preset[:40]!r}")
+        out[preset] = {name: _point(by_name[name], encoder) for name in NAMES if name in by_name}
     return out
 
 
 def _numbers(p: Point) -> list[float | None]:
-    told = (p.strength, p.tau, p.guidance, p.switch, *p.interval, p.likeness, p.follows)
-    return [None if v is None else _short(v) for v in told]
+    settings = (p.strength, p.tau, p.guidance, p.concept_start, *p.interval)
+    return [None if v is None else _rounded(v) for v in (*settings, p.subject_fidelity, p.prompt_fidelity)]
 
 
-def _short(value: float) -> float:
+def _rounded(value: float) -> float:
     rounded = round(value, DIGITS)
     return int(rounded) if rounded == int(rounded) else rounded
 
 
-def _point(numbers: Any, judge: str) -> Point:
-    strength, guidance, switch, low, high, likeness, follows = (float(v) for v in (numbers[0], *numbers[2:]))
+def _point(numbers: Any, encoder: str) -> Point:
+    strength, guidance, start, low, high, *fidelities = (float(v) for v in (numbers[0], *numbers[2:]))
+    subject_fidelity, prompt_fidelity = fidelities
     tau = None if numbers[1] is None else float(numbers[1])
-    sane = all(math.isfinite(v) for v in (likeness, follows)) and (tau is None or TAUS[0] <= tau <= TAUS[1])
-    if not (sane and 0 <= strength <= 2 and 0 <= guidance <= 50 and 0 <= switch <= 1 and 0 <= low < high <= 1):
+    in_range = tau is None or TAUS[0] <= tau <= TAUS[1]
+    in_range &= all(math.isfinite(v) for v in fidelities)
+    in_range &= 0 <= strength <= 2 and 0 <= guidance <= 50 and 0 <= start <= 1 and 0 <= low < high <= 1
+    if not in_range:
         raise ValueError(f"an operating point {str(numbers)[:60]} out of range")
-    return Point(strength, tau, guidance, switch, (low, high), likeness, follows, judge)
+    return Point(strength, tau, guidance, start, (low, high), subject_fidelity, prompt_fidelity, encoder)

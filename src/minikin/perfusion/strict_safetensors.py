@@ -1,39 +1,37 @@
-"""Reading and writing small safetensors files, strictly and deterministically.
+"""Reading safetensors files from untrusted sources within limits, and writing them deterministically.
 
-The safetensors library accepts duplicate keys, holes, absurd shapes and values that are not finite,
-and writes metadata in an order that changes from run to run. A concept file comes from strangers
-and must be equal for equal seeds, so this small reader refuses whatever is not canonical, from
-bytes in memory (never mmap), and the writer sorts. Files of either are ordinary safetensors files.
+The safetensors library refuses holes, overlaps, trailing bytes and wrong shapes. It accepts duplicate keys,
+absurd sizes, NaN and Inf, and writes metadata in an order that changes from run to run. `parse` adds limits
+and a check of the header, and reads from bytes in memory (never mmap). `serialize` sorts, because equal
+concepts must give equal files.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 import struct
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from minikin.errors import BadConceptFile
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_FILE = 16 * 2**20
 MAX_HEADER = 64 * 2**10
 MAX_TENSORS = 64
 MAX_KEYS = 64
-MAX_VALUE = 4 * 2**10  # characters of one metadata value,
-MAX_LONG = 48 * 2**10  # and of one of these
+MAX_VALUE = 4 * 2**10  # characters of a metadata value
+MAX_LONG = 48 * 2**10  # characters of one of these values:
 LONG = ("modelspec.thumbnail", "minikin.recipe", "minikin.points")
-MAX_DEPTH = 4  # of nested brackets: a tensor's shape is at 3, and so is an operating point
+MAX_DEPTH = 4  # of nested brackets: a tensor's shape has depth 3, and so has an operating point
 MAX_DIMS = 4
 
-DTYPES = {"F16": torch.float16, "F32": torch.float32, "I8": torch.int8}
-_NAMES = {v: k for k, v in DTYPES.items()}
-_FACTS = {"dtype", "shape", "data_offsets"}
+DTYPES = {"F16": "float16", "F32": "float32", "I8": "int8"}  # safetensors' names and PyTorch's
+_NAMES = {f"torch.{v}": k for k, v in DTYPES.items()}
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,30}(\.[0-9]{1,2})?")
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)  # a text, ended or not; a bracket
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]', re.DOTALL)  # a string, terminated or not; a bracket
 
 
 def serialize(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
@@ -42,10 +40,12 @@ def serialize(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
     data = b""
     for name, tensor in sorted(tensors.items()):
         raw = tensor.detach().cpu().contiguous().numpy().tobytes()
+        offsets = [len(data), len(data) + len(raw)]
         header[name] = {
-            "dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape),
-            "data_offsets": [len(data), len(data) + len(raw)],
-        }  # fmt: skip
+            "dtype": _NAMES[str(tensor.dtype)],
+            "shape": list(tensor.shape),
+            "data_offsets": offsets,
+        }
         data += raw
     text = json.dumps(header, ensure_ascii=True, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -53,7 +53,12 @@ def serialize(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
 
 
 def parse(data: bytes, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a file; raises BadConceptFile naming the first rule broken."""
+    """Tensors and metadata of a file; raises BadConceptFile with the first violation.
+
+    what  names the file in errors
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
     def refuse(why: str, code: str = "concept_malformed", to_do: str = "Get the file again.") -> BadConceptFile:
         return BadConceptFile(f"{what} is not a sound concept file: {why}. {to_do}", code)
@@ -78,26 +83,27 @@ def parse(data: bytes, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         )
     header = _header(data[8 : 8 + n], refuse)
     metadata = _metadata(header.pop("__metadata__", {}), refuse)
-    body = data[8 + n :]
     if len(header) > MAX_TENSORS:
         raise refuse(f"it has {len(header)} tensors, more than {MAX_TENSORS}", "concept_too_large")
-    tensors, end = {}, 0
-    for name, entry in sorted(header.items(), key=lambda kv: _offsets(kv[1], refuse)):
-        start, stop = _offsets(entry, refuse)
-        if not _NAME.fullmatch(name):
-            raise refuse(f"a tensor is named {name[:40]!r}", "concept_unexpected_tensor")
-        if start != end or stop < start or stop > len(body):
-            why = "concept_corrupt" if start == end <= stop else "concept_malformed"  # cut off, or never right
-            raise refuse(f"tensor '{name}' lies at bytes {start} to {stop} of {len(body)}", why)
-        tensors[name] = _tensor(name, entry, body[start:stop], refuse)
+    end = 0
+    for start, stop, name in sorted((*_offsets(name, entry, refuse), name) for name, entry in header.items()):
+        if start != end or stop < start:
+            raise refuse(f"tensor '{name}' lies at bytes {start} to {stop}, expected it to start at {end}")
         end = stop
-    if end != len(body):
-        raise refuse(f"{len(body) - end} bytes after the last tensor belong to nothing", "concept_corrupt")
+    if end != len(data) - 8 - n:
+        raise refuse(f"its tensors end at byte {end} of {len(data) - 8 - n}", "concept_corrupt")
+    try:
+        tensors = load(data)
+    except SafetensorError as e:
+        raise refuse(str(e)) from None
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()):
+            raise refuse(f"tensor '{name}' holds NaN or Inf", "concept_non_finite", "Teach it again.")
     return tensors, metadata
 
 
 def brackets(text: str) -> tuple[int, int]:
-    """How deep brackets are nested in JSON, and how many are open at its end; in linear time, unparsed."""
+    """Maximum depth of brackets in JSON, and the number still open at its end; linear time, without parsing."""
     deepest = now = 0
     for token in _TOKEN.findall(text):
         now += (token in "[{") - (token in "]}")
@@ -106,7 +112,7 @@ def brackets(text: str) -> tuple[int, int]:
 
 
 def _header(raw: bytes, refuse: Any) -> dict[str, Any]:
-    """The header's JSON: no key twice, and for every number but whole ones from 0 on, None."""
+    """Parse the header; refuses duplicate keys. Numbers other than natural ones become None."""
 
     def natural(text: str) -> int | None:
         return int(text) if text.isdecimal() else None
@@ -127,8 +133,9 @@ def _header(raw: bytes, refuse: Any) -> dict[str, Any]:
             raise refuse(f"its header is nested {deepest} deep, more than {MAX_DEPTH}", "concept_too_large")
         if left_open:
             raise broken
-        header = json.loads(text, object_pairs_hook=unique, parse_int=natural,
-                            parse_float=natural, parse_constant=natural)  # fmt: skip
+        header = json.loads(
+            text, object_pairs_hook=unique, parse_int=natural, parse_float=natural, parse_constant=natural
+        )
     except (ValueError, RecursionError) as e:
         raise refuse(f"its header is not valid JSON ({e})") from None
     if not isinstance(header, dict):
@@ -136,41 +143,30 @@ def _header(raw: bytes, refuse: Any) -> dict[str, Any]:
     return header
 
 
-def _metadata(found: Any, refuse: Any) -> dict[str, str]:
-    if not isinstance(found, dict) or len(found) > MAX_KEYS:
+def _metadata(value: Any, refuse: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or len(value) > MAX_KEYS:
         raise refuse("its metadata is not an object of at most 64 texts")
-    for key, value in found.items():
+    for key, text in value.items():
         most = MAX_LONG if key in LONG else MAX_VALUE
-        if not isinstance(value, str) or len(value) > most or len(key) > 64:
+        if not isinstance(text, str) or len(text) > most or len(key) > 64:
             raise refuse(f"its metadata '{key[:40]}' is not a text of at most {most} characters")
-        if not (key + value).isascii() and any("\ud800" <= c <= "\udfff" for c in key + value):
+        if not (key + text).isascii() and any("\ud800" <= c <= "\udfff" for c in key + text):
             raise refuse(f"its metadata '{key[:40]!a}' holds half a character")
-    return found
+    return value
 
 
-def _offsets(entry: Any, refuse: Any) -> tuple[int, int]:
-    try:
-        start, stop = entry["data_offsets"]
-        if type(start) is not int or type(stop) is not int or set(entry) != _FACTS:
-            raise ValueError
-        return start, stop
-    except (KeyError, TypeError, ValueError):
-        raise refuse("a tensor has no valid place in the file") from None
-
-
-def _tensor(name: str, entry: dict[str, Any], raw: bytes, refuse: Any) -> Tensor:
-    dtype, shape = DTYPES.get(str(entry.get("dtype"))), entry.get("shape")
-    if dtype is None:
-        raise refuse(f"tensor '{name}' has the type {str(entry.get('dtype'))[:20]!r}")
-    if not isinstance(shape, list) or len(shape) > MAX_DIMS or not all(
-        type(d) is int and 0 < d <= 2**24 for d in shape
-    ):  # fmt: skip
+def _offsets(name: str, entry: Any, refuse: Any) -> tuple[int, int]:
+    """First and last byte of a tensor; refuses names, types and shapes that no concept has."""
+    if not _NAME.fullmatch(name):
+        raise refuse(f"a tensor is named {name[:40]!r}", "concept_unexpected_tensor")
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise refuse(f"the header entry of tensor '{name}' is malformed")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise refuse(f"tensor '{name}' has the type {str(dtype)[:20]!r}")
+    sizes = isinstance(shape, list) and len(shape) <= MAX_DIMS
+    if not sizes or not all(type(d) is int and 0 < d <= 2**24 for d in shape):
         raise refuse(f"tensor '{name}' has the shape {str(shape)[:40]}")
-    if math.prod(shape) * dtype.itemsize != len(raw):
-        raise refuse(f"tensor '{name}' of shape {shape} does not fill its {len(raw)} bytes")
-    tensor = torch.frombuffer(bytearray(raw), dtype=dtype).view(shape)
-    if dtype is not torch.int8 and not bool(torch.isfinite(tensor).all()):
-        raise refuse(
-            f"tensor '{name}' holds numbers that are not finite", "concept_non_finite", "Teach it again."
-        )
-    return tensor
+    if not isinstance(offsets, list) or [type(o) for o in offsets] != [int, int]:
+        raise refuse(f"tensor '{name}' has no valid place in the file")
+    return offsets[0], offsets[1]

@@ -143,7 +143,7 @@ class Adapters:
     @contextmanager
     def using(self, wanted: Wanted) -> Iterator[None]:
         """The base with this weighted sum of LoRAs on it, while inside. Weights of one LoRA add up."""
-        assert not self.base.worn, "LoRAs are already on this base"
+        assert not self.base.active_adapters, "LoRAs are already on this base"
         if not wanted:
             yield
             return
@@ -153,10 +153,10 @@ class Adapters:
                 for change in changes:
                     change.layer.__class__ = change.adapted
                     change.layer.__dict__.update(change.tensors)
-                self.base.worn = " ".join(f"{h[:16]} {w:g}" for h, w in key)
+                self.base.active_adapters = " ".join(f"{h[:16]} {w:g}" for h, w in key)
                 yield
             finally:
-                self.base.worn = ""
+                self.base.active_adapters = ""
                 for change in changes:
                     change.layer.__class__ = change.plain
                     for name in change.tensors:
@@ -186,8 +186,9 @@ class Adapters:
                 )
             weights[adapter.sha256] = weights.get(adapter.sha256, 0.0) + weight
         key = tuple(sorted((h, w) for h, w in weights.items() if w))
-        if self._sum[0] != key or self._over is not self.base.dressed:
-            self._sum, self._over = ((), []), self.base.dressed  # the old sum goes before the new one is made
+        if self._sum[0] != key or self._over is not self.base.weights_version:
+            # release the memory of the old sum before the new one is computed
+            self._sum, self._over = ((), []), self.base.weights_version
             self._sum = (key, self._changes(weighted_sum([(by_hash[h], w) for h, w in key])))
         return self._sum
 
