@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from minikin.cli.flags import with_recipe
 from minikin.errors import BadRecipe
 from minikin.recipes import Recipe
-from minikin.recipes.base import _TOLD, RenamedOption
+from minikin.recipes.base import _WARNED, RenamedOption
 
 
 class Fry(Recipe):
@@ -33,8 +33,8 @@ class Fry(Recipe):
 
 
 @pytest.fixture(autouse=True)
-def _nothing_told() -> None:
-    _TOLD.clear()
+def _no_warning_yet() -> None:
+    _WARNED.clear()
 
 
 def test_old_name_is_read_and_warns_once() -> None:

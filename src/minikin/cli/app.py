@@ -92,7 +92,7 @@ def paint(
 
     recipe: Paint = Paint.make(prompt=prompt, **values)
     if best_of.best_of is not None:
-        best = Best.make(of=best_of.best_of, judge=best_of.encoder, photos=best_of.photos)
+        best = Best.make(of=best_of.best_of, encoder=best_of.encoder, photos=best_of.photos)
         images.paint(recipe, out, options, as_json=as_json, best=best)
     elif best_of.encoder or best_of.photos:
         raise BadRecipe("--encoder and --photos choose among drafts: say how many drafts with --best-of.")

@@ -47,7 +47,7 @@ def teach(
     with files.lock(path.with_name(f".{path.name}.lock"), str(path)), _stop_on_ctrl_c() as stop:
         studio = Studio.open(recipe.base, device=recipe.device, dtype=recipe.dtype)
 
-        def save(event: events.Picture) -> None:
+        def save(event: events.ImageReady) -> None:
             beside.mkdir(parents=True, exist_ok=True)
             save_image(event.image, beside / f"{event.caption}.png")
 

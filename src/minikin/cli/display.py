@@ -22,7 +22,7 @@ err = Console(stderr=True, highlight=False, markup=False, soft_wrap=not sys.stde
 
 def run(
     work: Iterator[events.Event], *, as_json: bool = False,
-    on_image: Callable[[events.Picture], Any] | None = None,
+    on_image: Callable[[events.ImageReady], Any] | None = None,
 ) -> events.Done:  # fmt: skip
     """Run work to its end and print its events; returns its Done.
 
@@ -35,7 +35,7 @@ def run(
         for event in work:
             if isinstance(event, events.Done):
                 done = event
-            elif isinstance(event, events.Picture):
+            elif isinstance(event, events.ImageReady):
                 if on_image:
                     on_image(event)
             elif isinstance(event, events.Note):

@@ -23,7 +23,7 @@ from minikin.generation.source import Source, inherited
 from minikin.images import metadata
 from minikin.images.encode import Marking, save_image
 from minikin.images.sheet import contact_sheet
-from minikin.recipes import Best, Inpaint, Mode, Paint, Refine
+from minikin.recipes import Best, FilterMode, Inpaint, Paint, Refine
 from minikin.studio import Studio
 
 
@@ -47,7 +47,7 @@ class Saver:
         """Run a command and save each image when it is ready: an interruption loses no finished image."""
         names = self.names = Names(recipe, self.out, stem)
 
-        def save(event: events.Picture) -> None:
+        def save(event: events.ImageReady) -> None:
             facts = self.studio.facts(recipe, job)
             self._save(Painted(event.image, event.seed or 0, event.verdict), recipe, facts, names)
 
@@ -161,7 +161,7 @@ def inpaint(
 class Studios:
     """A Studio for each base, opened when it is first needed."""
 
-    def __init__(self, filter: Mode | None = None) -> None:
+    def __init__(self, filter: FilterMode | None = None) -> None:
         self._filter = filter
         self._open: dict[tuple[str | None, ...], Studio] = {}
 

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 import typer
 
 from minikin.images.encode import Marking
-from minikin.recipes import EngineName, Mode
+from minikin.recipes import BackendName, FilterMode
 
 _PROVENANCE = "Provenance and content filter"  # panel of the help
 
@@ -47,7 +47,7 @@ class ImageOptions:
         Path | None, _option(help="private key (PEM) of the certificate", envvar="MINIKIN_C2PA_KEY")
     ] = None
     filter: Annotated[
-        Mode | None,
+        FilterMode | None,
         _option(help="look for sexual content, and flag, blur or block it \\[off]", envvar="MINIKIN_FILTER"),
     ] = None
 
@@ -92,7 +92,7 @@ class ServerOptions:
     device: Annotated[list[str] | None, typer.Option(help="cuda, cuda:1, mps, xpu or cpu; repeatable")] = None
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16")] = None
     live_backend: Annotated[
-        EngineName | None,
+        BackendName | None,
         typer.Option(help="inference backend of live images \\[studio: openvino, if installed]"),
     ] = None
     allow_host: Annotated[

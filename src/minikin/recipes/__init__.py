@@ -1,7 +1,7 @@
-"""Recipes: everything one run was asked for, as data. Every default lives here.
+"""Recipes: the options of every command, with their defaults, as validated data.
 
-The same models drive the command line's flags, the HTTP schema, the page's forms and the JSON
-inside images. A recipe is checked when it is made; what is wrong is said in one sentence.
+The same models drive the options of the command line, the HTTP schema, the page's forms and the JSON in image
+metadata. A recipe is validated when it is built; `BadRecipe` names the first problem in one sentence.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from minikin.recipes.base import (
     MAX_STEPS,
     N_TRAIN,
     WHOLE,
+    FilterMode,
     MaskKind,
-    Mode,
     Recipe,
     Scale,
     Share,
@@ -25,38 +25,39 @@ from minikin.recipes.base import (
 )
 from minikin.recipes.baseline import PUBLISHED_BASELINES, TINY_BASELINES, Baseline, BaselineMethod
 from minikin.recipes.distill import PUBLISHED, STUDENT_TIMES, TINY, Distill, Method
-from minikin.recipes.judge import BESIDE, Best, Compare, Sweep
-from minikin.recipes.paint import EngineName, KeyLock, Paint, Tuned
-from minikin.recipes.rework import OF_PRESET, Inpaint, Refine, Rework
+from minikin.recipes.evaluation import SECOND_NAME, Best, Compare, Sweep
+from minikin.recipes.img2img import PRESET_OPTIONS, Img2Img, Inpaint, Refine
+from minikin.recipes.paint import BackendName, ConceptSettings, KeyLock, Paint
 from minikin.recipes.teach import Teach
 
 __all__ = [
-    "BESIDE",
     "MAX_SIDE",
     "MAX_STEPS",
     "N_TRAIN",
-    "OF_PRESET",
+    "PRESET_OPTIONS",
     "PUBLISHED",
     "PUBLISHED_BASELINES",
+    "SECOND_NAME",
     "STUDENT_TIMES",
     "TINY",
     "TINY_BASELINES",
     "WHOLE",
+    "BackendName",
     "Baseline",
     "BaselineMethod",
     "Best",
     "Compare",
+    "ConceptSettings",
     "Distill",
-    "EngineName",
+    "FilterMode",
+    "Img2Img",
     "Inpaint",
     "KeyLock",
     "MaskKind",
     "Method",
-    "Mode",
     "Paint",
     "Recipe",
     "Refine",
-    "Rework",
     "Scale",
     "Share",
     "Shares",
@@ -66,6 +67,5 @@ __all__ = [
     "Strength",
     "Sweep",
     "Teach",
-    "Tuned",
     "first_sentence",
 ]

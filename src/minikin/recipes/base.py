@@ -1,4 +1,4 @@
-"""What all recipes share: strict names, one-sentence errors, and the kinds of their values."""
+"""The base class of recipes, and the types of their values."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from minikin.errors import BadRecipe
 MAX_SIDE = 4096  # px
 MAX_STEPS = 1000
 MAX_STRENGTH = 2.0  # of a concept in a prompt
-POINT_NAMES = ("faithful", "balanced", "creative")  # operating points that a sweep finds
-N_TRAIN = 1000  # timesteps all bases were trained with
+POINT_NAMES = ("faithful", "balanced", "creative")  # operating points that a sweep measures
+N_TRAIN = 1000  # timesteps that every base was trained with
 
-Mode = Literal["flag", "blur", "block"]  # what becomes of an image that the content filter finds
+FilterMode = Literal["flag", "blur", "block"]  # what happens to an image that the content filter detects
 MaskKind = Literal["attention", "clipseg", "none"]
 
 
-def as_list(given: Any) -> Any:
-    """ "0.6,1,1.3" as a list."""
-    return [part.strip() for part in given.split(",")] if isinstance(given, str) else given
+def as_list(value: Any) -> Any:
+    """The list that a text like "0.6,1,1.3" means; any other value as it is."""
+    return [part.strip() for part in value.split(",")] if isinstance(value, str) else value
 
 
-def as_pair(given: Any) -> Any:
-    """ "0.2-0.8" as a pair."""
-    return [part.strip() for part in given.split("-")] if isinstance(given, str) else given
+def as_pair(value: Any) -> Any:
+    """The pair that a text like "0.2-0.8" means; any other value as it is."""
+    return [part.strip() for part in value.split("-")] if isinstance(value, str) else value
 
 
 Listed = BeforeValidator(as_list)
 Share = Annotated[float, Field(ge=0, le=1)]
-Span = Annotated[tuple[Share, Share], BeforeValidator(as_pair)]  # of an image's steps: from, up to
+Span = Annotated[tuple[Share, Share], BeforeValidator(as_pair)]  # first and last share of the denoising steps
 Shares = Annotated[tuple[Share, ...], Listed]
 Spans = Annotated[tuple[Span, ...], Listed]
 Strength = Annotated[float, Field(ge=0, le=MAX_STRENGTH)]
@@ -53,13 +53,13 @@ class RenamedOption(FutureWarning):
     """An option was given by a name or value of an earlier version."""
 
 
-_TOLD: set[str] = set()
+_WARNED: set[str] = set()
 
 
-def tell_renamed(old: str, new: str) -> None:
+def warn_renamed(old: str, new: str) -> None:
     """Warn that an option has another name now; each name once in a process."""
-    if old not in _TOLD:
-        _TOLD.add(old)
+    if old not in _WARNED:
+        _WARNED.add(old)
         warnings.warn(renamed_text(old, new), RenamedOption, stacklevel=2)
 
 
@@ -113,36 +113,37 @@ class Recipe(BaseModel):
             if old in values and new in values:
                 raise ValueError(f"give {new} alone: {old} is its name of an earlier version")
             if old in values:
-                tell_renamed(old, new)
+                warn_renamed(old, new)
         present = cls.current(values)
         for name, renamed in cls.RENAMED_VALUES.items():
             old_value = values.get(name)
             if isinstance(old_value, str) and old_value in renamed:
-                tell_renamed(f"{name} {old_value}", f"{name} {renamed[old_value]}")
+                warn_renamed(f"{name} {old_value}", f"{name} {renamed[old_value]}")
         return build(present)
 
 
 def first_sentence(e: ValidationError) -> str:
-    """The first problem of a validation as a sentence a user can act on."""
+    """The first problem of a validation, as one sentence with the option, what is expected and the value."""
     problem = e.errors(include_url=False)[0]
     where = ".".join(str(p) for p in problem["loc"])
     what = problem["msg"].removeprefix("Value error, ")
     what = what.replace("Input should be greater than or equal to", "must be at least")
     what = what.replace("Input should be less than or equal to", "must be at most")
     what = what.replace("Input should be", "must be")
-    given = problem.get("input")
-    shown = f" (it is {_short(repr(given))})" if isinstance(given, int | float | str) else ""
+    value = problem.get("input")
+    value_text = f" (it is {_short(repr(value))})" if isinstance(value, int | float | str) else ""
     if not where:
-        return f"{what[0].upper()}{what[1:]}{shown}."
-    return f"{where}: {what[0].lower()}{what[1:]}{shown}."
+        return f"{what[0].upper()}{what[1:]}{value_text}."
+    return f"{where}: {what[0].lower()}{what[1:]}{value_text}."
 
 
 def _short(text: str) -> str:
-    """Of a long one its beginning: a sentence is read by people."""
+    """The beginning of a long text."""
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def check_spans(spans: tuple[tuple[float, float], ...]) -> None:
+    """Raise ValueError for a guidance interval that does not increase."""
     for low, high in spans:
         if not low < high:
-            raise ValueError(f"a guidance interval goes up, as 0.2-0.8 does, but it is {low:g}-{high:g}")
+            raise ValueError(f"a guidance interval must increase, like 0.2-0.8, but it is {low:g}-{high:g}")

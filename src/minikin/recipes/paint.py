@@ -1,27 +1,30 @@
-"""What painting was asked for, and what a concept was tuned to."""
+"""Options of the command paint."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from minikin.recipes.base import MAX_SIDE, MAX_STEPS, Recipe, Share, Softness, Span, Strength, check_spans
 
 KeyLock = Literal["local", "global"]
-EngineName = Literal["eager", "compile", "openvino"]
+BackendName = Literal["eager", "compile", "openvino"]
 
 
-class Tuned(Recipe):
-    """What one concept is painted with where the prompt does not say."""
+class ConceptSettings(Recipe):
+    """Settings of one concept where the prompt and the options do not say: its operating point."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {"switch": "concept_start"}
 
     strength: Strength = 1.0
     tau: Softness | None = None
-    switch: Share = 0.0
+    concept_start: Share = 0.0
 
 
 def with_sides(values: Any) -> Any:
-    """A recipe's fields with size="512x768" or "512" as width and height."""
+    """The options with size="512x768" or "512" as width and height."""
     if not isinstance(values, dict) or not values.get("size"):
         return values
     sides = str(values["size"]).lower().split("x")
@@ -31,43 +34,58 @@ def with_sides(values: Any) -> Any:
 
 
 class Paint(Recipe):
-    """Paint images from a prompt."""
+    """Generate images from a prompt."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {"switch": "concept_start", "engine": "backend"}
 
     prompt: str = Field(description="what to paint; <tom> stands for the concept tom")
-    negative: str = Field("", description="what to keep out")
+    negative: str = Field("", description="negative prompt")
     base: str = Field("tiny", description="base model: a name, folder, .safetensors file or hub id")
-    n: int = Field(1, ge=1, le=1000, description="how many images")
-    seed: int = Field(0, ge=0, lt=2**63, description="image i uses seed + i")
+    n: int = Field(1, ge=1, le=1000, description="number of images")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the first image; image i uses seed + i")
     preset: str | None = Field(
-        None, description="quality, lcm, lcm-lora, turbo, lightning, hyper, ...; what the base was made for"
+        None,
+        description="quality, lcm, lcm-lora, turbo, lightning, hyper, ...; by default the base's",
     )
     steps: int | None = Field(None, ge=1, le=MAX_STEPS, description="denoising steps; the preset's by default")
     guidance: float | None = Field(
         None, ge=0, le=50, description="classifier-free guidance scale; the preset's by default"
     )
-    force: bool = Field(False, description="keep steps, guidance and scheduler the preset is not made for")
+    force: bool = Field(
+        False, description="allow steps, guidance and a scheduler that the preset was not trained for"
+    )
     scheduler: str | None = Field(
-        None, description="for example 'DPM++ 2M', 'Euler a', ddim; the base's own by default"
+        None, description="for example 'DPM++ 2M', 'Euler a', ddim; the base's by default"
     )
-    size: str | None = Field(None, description="512 or 512x768, width x height; the base's own by default")
-    width: int | None = Field(None, ge=16, le=MAX_SIDE, description="pixels, a multiple of 8")
-    height: int | None = Field(None, ge=16, le=MAX_SIDE, description="pixels, a multiple of 8")
-    lock: KeyLock = Field("local", description="key lock: local, or global for mode gated")
+    size: str | None = Field(
+        None, description="512 or 512x768 (width x height) in pixels; the base's by default"
+    )
+    width: int | None = Field(None, ge=16, le=MAX_SIDE, description="in pixels, a multiple of 8")
+    height: int | None = Field(None, ge=16, le=MAX_SIDE, description="in pixels, a multiple of 8")
+    lock: KeyLock = Field("local", description="key-locking: local, or global (mode gated)")
     beta: float | None = Field(
-        None, ge=-2, le=3, description="gate of all concepts of mode gated: half open at this similarity"
+        None,
+        ge=-2,
+        le=3,
+        description="bias of the gate of all concepts: half open at this similarity (mode gated)",
     )
-    tau: float | None = Field(None, ge=0.001, le=5, description="gate of all concepts of mode gated: softness")
-    switch: float | None = Field(
-        None, ge=0, le=1, description="share of the steps in which the category stands in for the concept"
+    tau: float | None = Field(
+        None, ge=0.001, le=5, description="temperature of the gate of all concepts (mode gated)"
+    )
+    concept_start: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share of the steps before the concept acts; until then the prompt names its category",
     )
     interval: Span | None = Field(
-        None, description="steps that are guided, as shares: 0.2-0.8; all of them by default"
+        None, description="guidance interval as shares of the steps, for example 0.2-0.8; all by default"
     )
-    points: dict[str, Tuned] | None = Field(
-        None, description="concepts' operating points, in place of those in their files"
+    points: dict[str, ConceptSettings] | None = Field(
+        None, description="operating points of concepts, in place of those in their files"
     )
-    batch: int = Field(4, ge=1, le=64, description="images computed at once")
-    engine: EngineName = Field("eager", description="who computes: eager (exact), compile or openvino (faster)")
+    batch: int = Field(4, ge=1, le=64, description="images per batch")
+    backend: BackendName = Field("eager", description="inference: eager (exact), compile or openvino (faster)")
     device: str | None = Field(None, description="cuda, mps, xpu or cpu")
     dtype: str | None = Field(None, description="float32, float16 or bfloat16")
 
@@ -75,6 +93,16 @@ class Paint(Recipe):
     @classmethod
     def _size(cls, values: Any) -> Any:
         return with_sides(values)
+
+    @classmethod
+    def current(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        present = super().current(values)
+        points = present.get("points")
+        if isinstance(points, dict):
+            present["points"] = {
+                name: ConceptSettings.current(p) if isinstance(p, dict) else p for name, p in points.items()
+            }
+        return present
 
     @model_validator(mode="after")
     def _multiples_of_8(self) -> Paint:
@@ -87,7 +115,7 @@ class Paint(Recipe):
                 raise ValueError(f"{name} must be divisible by 8, but it is {value}; use {near}")
         return self
 
-    def together(self, seed: int) -> range:
-        """The seeds of the batch in which the image of this seed is computed."""
+    def seeds_of_batch(self, seed: int) -> range:
+        """The seeds of the batch in which the image of this seed is generated."""
         first = self.seed + (seed - self.seed) // self.batch * self.batch
         return range(first, min(first + self.batch, self.seed + self.n))
