@@ -1,9 +1,9 @@
-"""Every error a user can meet: what happened, what was expected, what to do.
+"""The errors of the package. A message says what happened, what was expected and what to do.
 
-The command line prints the message alone and leaves with `exit_code`; `--debug` shows the
-traceback too. The HTTP faces map `code` to a status.
+The command line prints the message and exits with `exit_code`; `--debug` adds the traceback. The HTTP APIs map
+`code` to a status.
 
-Exit codes: 2 usage, 3 bad input file, 4 another base, 5 out of memory, 6 diverged, 7 storage,
+Exit codes: 2 usage, 3 bad input file, 4 another base, 5 out of memory, 6 NaN or Inf, 7 storage,
 8 busy, 9 blocked by the content filter, 130 interrupted.
 """
 
@@ -15,22 +15,22 @@ from typing import Any
 
 
 class MinikinError(Exception):
-    """The root of all errors that are the user's to read."""
+    """Base class of all errors with a message for the user."""
 
     exit_code = 2
     code = "error"
 
     def __reduce__(self) -> Any:
-        """Travels between processes as it is, whatever its __init__ asks for."""
-        return _same, (type(self), self.args, self.__dict__)
+        """Pickle attributes in place of the arguments of __init__, so that errors travel between processes."""
+        return _unpickle, (type(self), self.args, self.__dict__)
 
 
 def reason(e: BaseException) -> str:
-    """Why something failed, in the system's words: without its number, and the path named already."""
+    """The cause of an error in the operating system's words, without error number and path."""
     return getattr(e, "strerror", None) or str(e)
 
 
-def _same(kind: type[MinikinError], args: tuple[Any, ...], state: dict[str, Any]) -> MinikinError:
+def _unpickle(kind: type[MinikinError], args: tuple[Any, ...], state: dict[str, Any]) -> MinikinError:
     error = kind.__new__(kind)
     error.args = args
     error.__dict__.update(state)
@@ -38,23 +38,23 @@ def _same(kind: type[MinikinError], args: tuple[Any, ...], state: dict[str, Any]
 
 
 class BadRecipe(MinikinError):
-    """A request that cannot be carried out as asked."""
+    """Options that are invalid or contradict each other."""
 
     code = "bad_recipe"
 
 
 class UnknownName(BadRecipe):
-    """A name of something that does not exist; says which names come nearest."""
+    """An unknown name; the message lists similar names."""
 
     code = "unknown_name"
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], hint: str = "") -> None:
-        known = sorted(known)
-        near = get_close_matches(name, known, n=3, cutoff=0.5)
+    def __init__(self, kind: str, name: str, names: Iterable[str], hint: str = "") -> None:
+        names = sorted(names)
+        near = get_close_matches(name, names, n=3, cutoff=0.5)
         message = f"Unknown {kind} '{name}'."
         if near:
             message += f" Did you mean {' or '.join(repr(n) for n in near)}?"
-        message += f" Known: {', '.join(known)}." if known else f" No {kind} is known yet."
+        message += f" Known: {', '.join(names)}." if names else f" No {kind} is known yet."
         super().__init__(f"{message} {hint}".strip())
 
 
@@ -73,7 +73,7 @@ class BadPhoto(MinikinError):
 
 
 class BadConceptFile(MinikinError):
-    """A concept file that is damaged, foreign or absurd; `code` tells programs which."""
+    """A concept file that is damaged, of another format or implausible; `code` distinguishes them."""
 
     exit_code = 3
     code = "concept_corrupt"
@@ -84,35 +84,35 @@ class BadConceptFile(MinikinError):
 
 
 class BadAdapterFile(MinikinError):
-    """A LoRA that is damaged, of a kind that cannot be read, or no LoRA at all."""
+    """A LoRA file that is damaged, of an unsupported kind, or not a LoRA."""
 
     exit_code = 3
     code = "adapter_corrupt"
 
 
 class BadModelFile(MinikinError):
-    """A base that cannot be recognised or read."""
+    """A base model whose files cannot be recognised or read."""
 
     exit_code = 3
     code = "model_unreadable"
 
 
 class BaseMismatch(MinikinError):
-    """A concept meets a base it was not made for."""
+    """A concept was used with a base that it was not taught for."""
 
     exit_code = 4
     code = "concept_base_mismatch"
 
 
 class BadCredentials(MinikinError):
-    """A certificate or key that Content Credentials cannot be signed with; never quotes the key."""
+    """A certificate or key that cannot sign Content Credentials; the message never quotes the key."""
 
     exit_code = 3
     code = "bad_credentials"
 
 
 class NoNetwork(MinikinError):
-    """Something would have to be downloaded and cannot be."""
+    """A download failed or is not possible offline."""
 
     exit_code = 3
     code = "no_network"
@@ -126,21 +126,21 @@ class OutOfMemory(MinikinError):
 
 
 class Diverged(MinikinError):
-    """Teaching produced numbers that are not finite and could not be saved by going back."""
+    """Training produced NaN or Inf, also after going back to an earlier state."""
 
     exit_code = 6
     code = "diverged"
 
 
-class NotFinite(MinikinError):
-    """An image came out as numbers that are not finite; it is never shown as a black one."""
+class NanOrInf(MinikinError):
+    """Sampling or decoding produced NaN or Inf; no black image is returned in its place."""
 
     exit_code = 6
     code = "non_finite_output"
 
 
 class StorageError(MinikinError):
-    """A file cannot be written: full disk (`code` is then "storage_full"), missing rights."""
+    """A file cannot be written: the disk is full (`code` is "storage_full") or rights are missing."""
 
     exit_code = 7
     code = "storage"
@@ -151,19 +151,19 @@ class StorageError(MinikinError):
 
 
 def extra(name: str) -> str:
-    """How to install an extra, in messages: from the checkout, as the name on an index may be a stranger's."""
+    """How to install an extra: from the checkout, because the project is not on PyPI and others could be."""
     return f"`pip install -e '.[{name}]'` in the checkout of Minikin"
 
 
 class Busy(MinikinError):
-    """Another process works on the same output."""
+    """Another process holds the lock of the same output."""
 
     exit_code = 8
     code = "busy"
 
 
 class Blocked(MinikinError):
-    """The content filter lets none of the images that were asked for through."""
+    """The content filter blocked every requested image."""
 
     exit_code = 9
     code = "content_policy_violation"

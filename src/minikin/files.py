@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a full disk or a second process never leaves a torn one."""
+"""Crash-safe writing: a crash, a full disk or a second process never leaves a partial file."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import IO
 from minikin.errors import Busy, StorageError
 
 _PREFIX = ".minikin-"
-_TEMPORARY = re.compile(r"\.minikin-[0-9a-f]{16}(-old)?")  # what this module makes, and nobody else
-SETTLED_S = 60.0  # a temporary file is locked at once after it is made; longer ago than that, it is
+_TEMPORARY = re.compile(r"\.minikin-[0-9a-f]{16}(-old)?")  # only this module makes such names
+MIN_ORPHAN_AGE_S = 60.0  # a younger temporary file may not be locked yet
 
 
 def atomic_write(path: str | Path, data: bytes) -> Path:
@@ -25,16 +25,16 @@ def atomic_write(path: str | Path, data: bytes) -> Path:
     Raises StorageError with the reason; an older file of that name survives.
     """
     path = Path(path)
-    _written(path, data, _replace)
+    _write(path, data, _replace)
     return path
 
 
 def atomic_new(path: Path, data: bytes) -> bool:
-    """As `atomic_write`, but the first writer wins: False, and nothing changed, when there is such a file.
+    """Write like `atomic_write` unless the file exists: returns False, and changes nothing, if it does.
 
-    For names that say what is inside: a second process that made the same thing may come late.
+    For names that are hashes of the content: a second process may write the same file later.
     """
-    return _written(path, data, _link)
+    return _write(path, data, _link)
 
 
 def _replace(temporary: Path, path: Path) -> bool:
@@ -43,7 +43,7 @@ def _replace(temporary: Path, path: Path) -> bool:
 
 
 def _link(temporary: Path, path: Path) -> bool:
-    """Give a file a name that nothing has; False when something has it."""
+    """Rename a file to a name that does not exist; False if it exists."""
     try:
         os.link(temporary, path)
     except FileExistsError:
@@ -56,47 +56,47 @@ def _link(temporary: Path, path: Path) -> bool:
     return True
 
 
-def _written(path: Path, data: bytes, give_name: Callable[[Path, Path], bool]) -> bool:
+def _write(path: Path, data: bytes, give_name: Callable[[Path, Path], bool]) -> bool:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = _new_file(path.parent)
-        with os.fdopen(handle, "wb") as f:  # open until it has its name: the lock says that it is being written
+        with os.fdopen(handle, "wb") as f:  # open until it is renamed: the lock marks it as being written
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-            named = give_name(temporary, path)
-        if named:
+            renamed = give_name(temporary, path)
+        if renamed:
             temporary = None
             _sync(path.parent)
     except OSError as e:
-        raise _refused(path, e) from e
+        raise _storage_error(path, e) from e
     finally:
         if temporary:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
-    return named
+    return renamed
 
 
 def move_into_place(finished: Path, path: Path) -> Path:
-    """Give a file that was written over some time its name: fsync, rename, fsync of the folder.
+    """Rename a finished file, for example a download: fsync, rename, fsync of the folder.
 
-    Both in one folder. Raises StorageError.
+    Both paths are in one folder. Raises StorageError.
     """
     try:
         _sync(finished)
         os.replace(finished, path)
         _sync(path.parent)
     except OSError as e:
-        raise _refused(path, e) from e
+        raise _storage_error(path, e) from e
     return path
 
 
 @contextmanager
 def atomic_folder(path: Path, keep: int | None = None) -> Iterator[Path]:
-    """A new folder to write into, which becomes `path` when all went well; an old `path` is replaced.
+    """Write a folder atomically: yields a temporary folder that replaces `path` at the end.
 
-    keep  bytes that it and the folders beside it may hold, the newest first; for caches
+    keep  for caches: bytes that `path` and the folders beside it may take together; the oldest are removed
     Raises StorageError with the reason.
     """
     import shutil
@@ -122,33 +122,35 @@ def atomic_folder(path: Path, keep: int | None = None) -> Iterator[Path]:
                 if left < 0:
                     shutil.rmtree(old, ignore_errors=True)
     except OSError as e:
-        raise _refused(path, e) from e
+        raise _storage_error(path, e) from e
     finally:
         if fresh:
             shutil.rmtree(fresh, ignore_errors=True)
 
 
 def read_small(path: Path, most: int) -> bytes | None:
-    """A regular file's bytes; None when it has more than `most`, or is a pipe, a device or a folder.
+    """Bytes of a regular file; None if it has more than `most`, or is a pipe, a device or a folder.
 
-    Never mapped into memory: another process may cut the file off at any time. Raises OSError.
+    The file is not memory-mapped: another process may truncate it at any time. Raises OSError.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe nobody writes to does not hold
+    handle = os.open(
+        path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    )  # O_NONBLOCK: a pipe without a writer does not block
     with os.fdopen(handle, "rb") as f:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > most:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
             return None
-        data = f.read(found.st_size + 1)
+        data = f.read(status.st_size + 1)
     return data if len(data) <= most else None
 
 
 def folder_bytes(path: Path) -> int:
-    """What the files in a folder hold together."""
+    """Total size of the files in a folder in bytes."""
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
 
 
 def _swap(fresh: Path, path: Path) -> None:
-    """Put the folder `fresh` in the place of `path`; when that fails, the old one is back."""
+    """Replace the folder `path` by `fresh`; if that fails, the old folder is restored."""
     import shutil
 
     old = fresh.with_name(f"{fresh.name}-old")
@@ -163,13 +165,13 @@ def _swap(fresh: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def sweep_orphans(folder: Path, settled_s: float = SETTLED_S) -> int:
-    """Remove temporary files and folders that a killed process left behind in a folder; how many.
+def sweep_orphans(folder: Path, min_age_s: float = MIN_ORPHAN_AGE_S) -> int:
+    """Remove temporary files and folders that a killed process left in a folder; returns their number.
 
-    settled_s  how old they must be; 0 for who holds a lock that keeps all others out of the folder
+    min_age_s  minimum age in seconds; 0 if the caller holds a lock that keeps all other writers out
 
-    Only what has a name that this module gives, belongs to this user, and no process holds: a writer's
-    lock is the kernel's and ends with it. Whether the clock jumped does not matter to a writer at work.
+    Removes only entries with a name of this module that belong to this user and that no process has locked. A
+    writer's flock ends with its process, so a jump of the clock does not matter to a running writer.
     """
     import shutil
     import time
@@ -177,11 +179,11 @@ def sweep_orphans(folder: Path, settled_s: float = SETTLED_S) -> int:
     n = 0
     for orphan in folder.glob(f"{_PREFIX}*"):
         with suppress(OSError):
-            found = orphan.lstat()
-            ours = _TEMPORARY.fullmatch(orphan.name) and found.st_uid == os.getuid()
-            kind = stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)  # never what a link points to
-            young = settled_s > 0 and time.time() - found.st_mtime < settled_s
-            if not ours or not kind or young or _is_held(orphan):
+            status = orphan.lstat()
+            ours = _TEMPORARY.fullmatch(orphan.name) and status.st_uid == os.getuid()
+            is_file_or_folder = stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)  # not a link
+            is_young = min_age_s > 0 and time.time() - status.st_mtime < min_age_s
+            if not ours or not is_file_or_folder or is_young or _is_held(orphan):
                 continue
             shutil.rmtree(orphan) if orphan.is_dir() else orphan.unlink()
             n += 1
@@ -193,7 +195,7 @@ def _new_name(folder: Path) -> Path:
 
 
 def _new_file(folder: Path) -> tuple[int, Path]:
-    """An empty temporary file, open and locked, with the rights that any new file of this user has."""
+    """An empty temporary file, open and locked, with the permissions of any new file of this user."""
     path = _new_name(folder)
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     _lock(handle)
@@ -202,7 +204,7 @@ def _new_file(folder: Path) -> tuple[int, Path]:
 
 @contextmanager
 def _being_written(handle: int) -> Iterator[None]:
-    """Inside, what this handle is of is locked: a sweep leaves it alone."""
+    """Lock this open folder or file while inside, so that `sweep_orphans` skips it; closes it at the end."""
     try:
         _lock(handle)
         yield
@@ -213,12 +215,12 @@ def _being_written(handle: int) -> Iterator[None]:
 def _lock(handle: int) -> None:
     import fcntl
 
-    with suppress(OSError):  # a file system without locks: then its age alone protects it
+    with suppress(OSError):  # on a file system without locks its age alone protects it
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _is_held(path: Path) -> bool:
-    """Whether a process that is alive writes it."""
+    """True if a running process has locked it."""
     import fcntl
 
     handle = os.open(path, os.O_RDONLY)
@@ -233,17 +235,17 @@ def _is_held(path: Path) -> bool:
 
 @contextmanager
 def lock(path: Path, what: str) -> Iterator[None]:
-    """Hold `path` as a lock while inside; raises Busy when another process holds it.
+    """Hold the lock file `path` while inside. Raises Busy if another process holds it.
 
-    The lock is the kernel's (flock), so it ends with the process, however that ends.
+    The lock is an flock of the kernel, so it ends with the process.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep_orphans(path.parent)
         path.touch()
     except OSError as e:
-        raise _refused(path, e) from e
-    with _held(path, what):
+        raise _storage_error(path, e) from e
+    with _open_locked(path, what):
         try:
             yield
         finally:
@@ -251,8 +253,8 @@ def lock(path: Path, what: str) -> Iterator[None]:
                 path.unlink()
 
 
-def _held(path: Path, what: str) -> IO[str]:
-    """The file of this name, locked; not one that its last holder removed after it was opened here."""
+def _open_locked(path: Path, what: str) -> IO[str]:
+    """Open and lock the file; retries if its last holder removed it in between. Raises Busy."""
     import fcntl
 
     while True:
@@ -271,18 +273,16 @@ def _held(path: Path, what: str) -> IO[str]:
 
 
 def cache_folder() -> Path:
-    """Where things are kept that can be made again: $MINIKIN_CACHE or the user's cache folder."""
-    own = os.environ.get("MINIKIN_CACHE")
-    if own:
-        return Path(own)
+    """Folder of everything that can be computed again: $MINIKIN_CACHE or the user's cache folder."""
+    if folder := os.environ.get("MINIKIN_CACHE"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minikin"
 
 
 def data_folder() -> Path:
-    """Where the user's concepts and models live: $MINIKIN_HOME or the user's data folder."""
-    own = os.environ.get("MINIKIN_HOME")
-    if own:
-        return Path(own)
+    """Folder of the user's concepts and models: $MINIKIN_HOME or the user's data folder."""
+    if folder := os.environ.get("MINIKIN_HOME"):
+        return Path(folder)
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "minikin"
 
 
@@ -295,7 +295,7 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _refused(path: Path, e: OSError) -> StorageError:
+def _storage_error(path: Path, e: OSError) -> StorageError:
     full = e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return StorageError(_why(path, e), "storage_full" if full else "storage")
 

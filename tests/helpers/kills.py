@@ -106,7 +106,7 @@ class Kills:
         """Temporary files of the killed are recognised as such by whoever comes next (here: of any age)."""
         for folder in [part, *(p for p in part.rglob("*") if p.is_dir())]:
             if folder.is_dir():
-                files.sweep_orphans(folder, settled_s=0)
+                files.sweep_orphans(folder, min_age_s=0)
         self.wrong += [f"{p.name} was left behind" for p in part.rglob(".minikin-*")]
 
 

@@ -92,7 +92,7 @@ def show(path: Path, *, as_json: bool) -> None:
     """Print the recipe in an image, the images it was made from, its mark and its signature."""
     image = metadata.read(path)
     signed = signature(path)
-    used, parents = lineage.concepts_of(image.recipe), lineage.forebears(image.recipe)
+    used, parents = lineage.concepts_of(image.recipe), lineage.ancestors(image.recipe)
     if as_json:
         display.emit({"recipe": image.recipe, "prompt": image.prompt, "negative": image.negative,
                       "settings": image.settings, "source_type": image.source_type,

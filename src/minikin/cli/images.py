@@ -14,17 +14,23 @@ from minikin.cli import display
 from minikin.cli.options import ImageOptions
 from minikin.errors import BadRecipe, Blocked
 from minikin.generation import lineage
-from minikin.generation.canvas import read_mask
 from minikin.generation.content_filter import Filtering, is_blocked, open_filtering, refusal
-from minikin.generation.img2img import Job
-from minikin.generation.output import Names, save_picture
-from minikin.generation.sampler import Painted
-from minikin.generation.source import Source, inherited
+from minikin.generation.image import GeneratedImage
+from minikin.generation.output import Names, save_generated
+from minikin.generation.source import InitImage, SourceImage, inherited
 from minikin.images import metadata
 from minikin.images.encode import Marking, save_image
 from minikin.images.sheet import contact_sheet
 from minikin.recipes import Best, FilterMode, Inpaint, Paint, Refine
 from minikin.studio import Studio
+
+
+_SCORES = ("alignment", "likeness")  # word: keys in image metadata
+
+
+def _event(path: Path | None, seed: int) -> dict[str, Any]:
+    """The JSON output for one image."""
+    return {"event": "picture", "path": str(path) if path else None, "seed": seed}  # word: JSON output of 0.1
 
 
 class Saver:
@@ -43,13 +49,12 @@ class Saver:
         self.images: list[tuple[Image.Image, str]] = []  # with their captions
         self.names: Names | None = None
 
-    def run(self, work: Iterator[events.Event], recipe: Paint, job: Job | None = None, stem: str = "") -> None:
+    def run(self, work: Iterator[events.Event], recipe: Paint, stem: str = "") -> None:
         """Run a command and save each image when it is ready: an interruption loses no finished image."""
         names = self.names = Names(recipe, self.out, stem)
 
         def save(event: events.ImageReady) -> None:
-            facts = self.studio.facts(recipe, job)
-            self._save(Painted(event.image, event.seed or 0, event.verdict), recipe, facts, names)
+            self._save(GeneratedImage(event.image, event.seed or 0, event.verdict, event.record or {}), names)
 
         display.run(work, as_json=self.as_json, on_image=save)
 
@@ -57,36 +62,29 @@ class Saver:
         """Save the best of many images, with their scores, when all are generated."""
         names = self.names = Names(recipe, self.out)
         done = display.run(self.studio.choosing(recipe, best), as_json=self.as_json)
-        drafts = best.drafts(recipe)
         for image in done.result:
-            scores = done.facts["chosen"][image.seed]
-            self._save(image, drafts, {**self.studio.facts(drafts), "chosen": scores}, names, scores)
+            self._save(image, names, image.record["chosen"])
 
-    def _save(
-        self, generated: Painted, recipe: Paint, facts: dict[str, Any], names: Names,
-        scores: dict[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+    def _save(self, generated: GeneratedImage, names: Names, scores: dict[str, Any] | None = None) -> None:
         verdict = generated.verdict
         if is_blocked(verdict):
             self.blocked += 1
             if self.as_json:
-                display.emit({"event": "picture", "path": None, "seed": generated.seed, "filter": verdict})
+                display.emit(_event(None, generated.seed) | {"filter": verdict})
             else:
                 display.warn(f"seed {generated.seed}: blocked by the content filter; no image was written")
             return
-        path = save_picture(
-            generated, recipe, facts, names, metadata=self.options.metadata, marking=self.marking
-        )
+        path = save_generated(generated, names, metadata=self.options.metadata, marking=self.marking)
         self.paths.append(path)
         if names.replaced:
             display.warn(f"{path} existed and was replaced.", as_json=self.as_json)
         text = ""
         if scores:
-            values = (f"{k} {scores[k]:.3f}" for k in ("alignment", "likeness") if k in scores)
+            values = (f"{k} {scores[k]:.3f}" for k in _SCORES if k in scores)
             text = f"  rank {scores['rank']} of {scores['of']}: {', '.join(values)}"
         self.images.append((generated.image, f"seed {generated.seed}{text}"))
         if self.as_json:
-            row = {"event": "picture", "path": str(path), "seed": generated.seed} | (scores or {})
+            row = _event(path, generated.seed) | (scores or {})
             display.emit(row | ({"filter": verdict} if verdict else {}))
         else:
             if verdict:
@@ -103,7 +101,8 @@ class Saver:
             sheet = self.names.sheet()
             save_image(contact_sheet(images, captions), sheet, marking=self.marking)
         if self.as_json:
-            display.emit({"event": "done", "pictures": len(self.paths), "sheet": str(sheet) if sheet else None})
+            n = {"pictures": len(self.paths)}  # word: the JSON output of 0.1
+            display.emit({"event": "done", **n, "sheet": str(sheet) if sheet else None})
         elif sheet:
             display.out.print(f"{sheet}  contact sheet", soft_wrap=True)
         return self.paths
@@ -130,14 +129,14 @@ def refine(
     if out.suffix.lower() == ".png" and len(paths) > 1:
         raise BadRecipe(f"{len(paths)} images cannot all be saved as {out.name}: give --out a folder.")
     marking = options.marking()
-    jobs = [(source, inherited(Refine, source, values)) for source in map(Source.of, paths)]
+    jobs = [(source, inherited(Refine, source, values)) for source in map(SourceImage.of, paths)]
     studios = Studios(options.filter)
     saver = None
     for source, recipe in jobs:
         studio = studios.of(recipe)
         saver = saver or Saver(studio, out, options, marking, as_json)
         saver.studio = studio
-        saver.run(studio.refining(recipe, source), recipe, Job(source), f"{Path(source.file).stem}-refined")
+        saver.run(studio.refining(recipe, source), recipe, f"{Path(source.file).stem}-refined")
     assert saver is not None
     if len(jobs) > 1:
         saver.names = Names(jobs[0][1], out, "refined")
@@ -149,12 +148,11 @@ def inpaint(
 ) -> list[Path]:  # fmt: skip
     """Inpaint one image under its mask."""
     marking = options.marking()
-    source = Source.of(path)
-    job = Job(source, None if mask is None else read_mask(mask, source.image.size))
+    source = SourceImage.of(path)
     recipe = inherited(Inpaint, source, values)
     studio = Studios(options.filter).of(recipe)
     saver = Saver(studio, out, options, marking, as_json)
-    saver.run(studio.inpainting(recipe, source, mask), recipe, job, f"{path.stem}-inpainted")
+    saver.run(studio.inpainting(recipe, source, mask), recipe, f"{path.stem}-inpainted")
     return saver.end()
 
 
@@ -193,34 +191,31 @@ def redo(path: Path, out: Path, options: ImageOptions, *, sources: list[Path], a
     if out.exists():
         display.warn(f"{out} existed and was replaced.", as_json=as_json)
     studios, filters = Studios(), list[Filtering | None]()
-    runs: list[tuple[Paint, Job | None]] = []
 
-    def painter(recipe: Paint, job: Job | None) -> Iterator[events.Event]:
-        runs.append((recipe, job))  # the last is the image itself
+    def generate(recipe: Paint, init: InitImage | None) -> Iterator[events.Event]:
         studio = studios.of(recipe)
         if not filters:  # a filter that is not on this machine is an error before the first image
             filters.append(open_filtering(options.filter, studio.base))
-        return studio.working(recipe, job)
+        return studio.generating(recipe, init)
 
     def work() -> Iterator[events.Event]:
-        repeated = yield from lineage.again(record, painter, (*sources, path.parent))
+        repeated = yield from lineage.replay(record, generate, (*sources, path.parent))
         yield events.Done(repeated, {})
 
-    image: Painted = display.run(work(), as_json=as_json).result
+    image: GeneratedImage = display.run(work(), as_json=as_json).result
     if filters and filters[0]:
         (image,) = filters[0]([image])
     if is_blocked(image.verdict):
         raise Blocked(refusal(1, 1))
-    recipe, job = runs[-1]
-    facts = studios.of(recipe).facts(recipe, job) | {k: record[k] for k in ("chosen",) if k in record}
-    names = Names(recipe.model_copy(update={"n": 1}), out)
+    image.record.update({k: record[k] for k in ("chosen",) if k in record})
+    names = Names(lineage.recipe_of(record).model_copy(update={"n": 1}), out)
     before = np.asarray(Image.open(path).convert("RGB"), np.int16)
-    new_path = save_picture(image, recipe, facts, names, marking=marking)
-    _warn_of_others(record, facts, as_json=as_json)
+    new_path = save_generated(image, names, marking=marking)
+    _warn_of_others(record, image.record, as_json=as_json)
     after = np.asarray(Image.open(new_path).convert("RGB"), np.int16)
     difference = int(np.abs(before - after).max()) if before.shape == after.shape else 255
     if as_json:
-        display.emit({"event": "picture", "path": str(new_path), "seed": image.seed})
+        display.emit(_event(new_path, image.seed))
         display.emit({"event": "redo", "largest_difference": difference})
         return new_path
     action = f"  {image.verdict['action']} by the content filter" if image.verdict else ""

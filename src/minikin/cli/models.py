@@ -122,7 +122,8 @@ def show(name: str, as_json: JsonOnce = False) -> None:
     base = open_base(name, device="cpu")
     facts = {
         "name": base.name, "architecture": base.architecture, "prediction": base.prediction_type,
-        "picture_px": base.size_px, "sites": len(base.layout.layers), "text_width": base.layout.text_width,
+        "picture_px": base.size_px, "sites": len(base.layout.layers),  # word: JSON output of 0.1
+        "text_width": base.layout.text_width,
         "packed_width": base.layout.width, "tokens": base.n_tokens,
         "guidance_embedding": base.has_guidance_embedding,
         "concept_bytes_fp16": 2 * base.layout.n_values, "fingerprint": base.fingerprint,

@@ -1,9 +1,8 @@
-"""Content Credentials (C2PA 2): a signed statement inside an image of which program made it, and how.
+"""Content Credentials (C2PA 2): a signed manifest in an image that names the program and the origin.
 
-An extra, `minikin[c2pa]`: a certificate is the operator's own. Whoever reads the image sees one action,
-`c2pa.created`, with IPTC's source type, and that nothing has changed since. A certificate that is not
-on the reader's list of trusted ones is shown as valid but unknown. Nothing is fetched and no time stamp is
-asked for; the private key is read once, kept in memory and told to nobody.
+Needs the extra `minikin[c2pa]` and a certificate. The manifest has one action, `c2pa.created`,
+with IPTC's source type. Readers show a certificate that is not on their trust list as valid but unknown.
+Nothing is fetched and no time stamp is requested; the private key is read once and stays in memory.
 """
 
 from __future__ import annotations
@@ -20,39 +19,39 @@ from minikin.errors import BadCredentials, extra
 from minikin.images.xmp import CODES, TRAINED
 
 MAX_PEM = 1 << 20  # bytes
-# no thumbnail: it would be larger than the image (449 KB for one of 49), and take 200 ms in place of 4
+# no thumbnail: it took 449 KB for an image of 49 KB, and 200 ms in place of 4
 _SETTINGS = {
     "version": 1,
     "builder": {"thumbnail": {"enabled": False}},
     "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
 }  # fmt: skip
-_HOW = "See docs/provenance.md for a certificate that will do."
+_HOW = "docs/provenance.md describes a suitable certificate."
 
 
 class Signer:
-    """Signs images with one certificate; from any thread.
+    """Signs images with one certificate; thread-safe.
 
     chain  certificates in PEM, the signer's own first, then the issuers' up to, but without, the root
     key    its private key in PEM: EC on P-256, P-384 or P-521, RSA of 2048 bits or more, or Ed25519
-    Raises BadCredentials for what cannot sign: it is tried out at once.
+    Raises BadCredentials if they cannot sign: a small image is signed as a test.
     """
 
     def __init__(self, chain: bytes, key: bytes) -> None:
         import c2pa
 
-        self.expires, algorithm, plain = _checked(chain, key)
+        self.expires, algorithm, plain = _check_pair(chain, key)
         self._lock = threading.Lock()
         self._context = c2pa.Context(c2pa.Settings.from_dict(_SETTINGS))
         self._signer = _try(lambda: c2pa.Signer.from_info(c2pa.C2paSignerInfo(algorithm, chain, plain, None)))
-        self.signed(_smallest(), "PNG", TRAINED)
+        self.signed(_test_image(), "PNG", TRAINED)
 
     @classmethod
     def open(cls, certificate: Path | None, key: Path | None) -> Signer | None:
-        """A signer from two files; None when neither is given. Raises BadCredentials."""
+        """A signer from two files; None without files. Raises BadCredentials."""
         if certificate is None and key is None:
             return None
         if certificate is None or key is None:
-            raise BadCredentials("Content Credentials need both --c2pa-cert and --c2pa-key; only one is given.")
+            raise BadCredentials("Content Credentials need both --c2pa-cert and --c2pa-key.")
         try:
             import c2pa  # noqa: F401
         except ImportError:
@@ -62,7 +61,7 @@ class Signer:
         return cls(_read(certificate, "certificate"), _read(key, "private key"))
 
     def signed(self, data: bytes, format: str, source_type: str) -> bytes:
-        """The file with a manifest inside; `format` is Pillow's name. Raises BadCredentials."""
+        """The image file with a signed manifest; `format` is Pillow's name. Raises BadCredentials."""
         import c2pa
 
         if datetime.now(UTC) > self.expires:
@@ -78,10 +77,10 @@ class Signer:
 
 
 def signature(path: Path) -> dict[str, str] | None:
-    """What an image's Content Credentials say: `state` (Trusted, Valid, Invalid, Unreadable), `by`, `program`.
+    """Content Credentials of an image: `state` (Trusted, Valid, Invalid, Unreadable), `by`, `program`.
 
-    None when it has none, or when the extra is not installed. Nothing is fetched. Trusted are the
-    authorities that the library knows; it comes with none.
+    None if it has none, or if the extra is not installed. Nothing is fetched. The library trusts no
+    authority by default.
     """
     try:
         import c2pa
@@ -97,13 +96,13 @@ def signature(path: Path) -> dict[str, str] | None:
             reader = c2pa.Reader.try_create(kind, f, context=context)
             if reader is None:
                 return None
-            told = json.loads(reader.json())
-        active = told["manifests"][told["active_manifest"]]
+            report = json.loads(reader.json())
+        active = report["manifests"][report["active_manifest"]]
         agent = (active.get("claim_generator_info") or [{}])[0]
         by = active.get("signature_info", {}).get("common_name") or ""
-        state, program = told["validation_state"], f"{agent.get('name', '')} {agent.get('version', '')}"
+        state, program = report["validation_state"], f"{agent.get('name', '')} {agent.get('version', '')}"
     except (c2pa.C2paError, ValueError, LookupError, AttributeError, TypeError):
-        state = by = program = ""  # a stranger's, and not as C2PA has it
+        state = by = program = ""  # malformed
     return {"state": str(state) or "Unreadable", "by": str(by), "program": program.strip()}
 
 
@@ -116,13 +115,13 @@ def _manifest(source_type: str) -> dict[str, Any]:
     }
 
 
-def _checked(chain: bytes, key: bytes) -> tuple[datetime, str, bytes]:
-    """When the certificate ends, C2PA's name of the algorithm, and the key as the library wants it (PKCS 8)."""
+def _check_pair(chain: bytes, key: bytes) -> tuple[datetime, str, bytes]:
+    """Expiry of the certificate, C2PA's name of the algorithm, and the key in PKCS 8. Raises BadCredentials."""
     from cryptography import x509
     from cryptography.hazmat.primitives import serialization
 
     try:
-        own = x509.load_pem_x509_certificates(chain)[0]
+        certificate = x509.load_pem_x509_certificates(chain)[0]
     except ValueError:
         raise BadCredentials(f"The certificate for Content Credentials is not in PEM. {_HOW}") from None
     try:
@@ -132,27 +131,31 @@ def _checked(chain: bytes, key: bytes) -> tuple[datetime, str, bytes]:
             "The private key for Content Credentials is locked with a passphrase. Write it out without one, "
             "readable for you alone: openssl pkey -in KEY -out PLAIN."
         ) from None
-    except Exception:  # what the library says may hold a part of the file
+    except Exception:  # no cause: the message of the library may quote the file
         raise BadCredentials(f"The private key for Content Credentials cannot be read. {_HOW}") from None
     algorithm = _algorithm(private)
-    if private.public_key() != own.public_key():
+    if private.public_key() != certificate.public_key():
         raise BadCredentials(
             "The private key for Content Credentials is not that of the certificate. The signer's own "
             "certificate comes first in its file, before its issuers'."
         )
     now = datetime.now(UTC)
-    if not own.not_valid_before_utc <= now <= own.not_valid_after_utc:
-        when = "ran out on" if now > own.not_valid_after_utc else "is not valid before"
-        date = own.not_valid_after_utc if now > own.not_valid_after_utc else own.not_valid_before_utc
+    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+        when = "ran out on" if now > certificate.not_valid_after_utc else "is not valid before"
+        date = (
+            certificate.not_valid_after_utc
+            if now > certificate.not_valid_after_utc
+            else certificate.not_valid_before_utc
+        )
         raise BadCredentials(f"The certificate for Content Credentials {when} {date:%Y-%m-%d}. Renew it.")
     plain = private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    return own.not_valid_after_utc, algorithm, plain
+    return certificate.not_valid_after_utc, algorithm, plain
 
 
 def _algorithm(private: Any) -> str:
-    """C2PA's name for what a key signs by. Raises BadCredentials for keys that C2PA does not take."""
+    """C2PA's name of the signature algorithm of a key. Raises BadCredentials for unsupported keys."""
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
     curves = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
@@ -169,7 +172,7 @@ def _algorithm(private: Any) -> str:
 
 
 def _try(work: Any) -> Any:
-    """Run a call of the library; raises BadCredentials with what it says of a certificate."""
+    """Run a call of the library; raises BadCredentials with its message."""
     import c2pa
 
     try:
@@ -192,8 +195,8 @@ def _read(path: Path, what: str) -> bytes:
     return data
 
 
-def _smallest() -> bytes:
-    """An image to try a signature on."""
+def _test_image() -> bytes:
+    """A small PNG to test a signature with."""
     from PIL import Image
 
     out = io.BytesIO()

@@ -1,7 +1,7 @@
-"""Images to bytes: the one place where an image becomes a file, so that none leaves without its mark.
+"""Encoding of images. Every image file is written here, so that every one carries the mark.
 
-PNG takes the mark as an iTXt chunk, JPEG in APP1, WebP in its XMP chunk. With a `Signer`, Content
-Credentials (C2PA) are put in besides, last of all, because they sign every other byte.
+The mark is an iTXt chunk in PNG, APP1 in JPEG and the XMP chunk in WebP. With a `Signer`, Content Credentials
+(C2PA) are added last, because they sign every other byte.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 class Marking:
     """How images are marked.
 
-    on      the XMP mark; off only where somebody asked for it
-    signer  signs what is marked; None for no Content Credentials
+    on      write the XMP mark
+    signer  signs marked images; None for no Content Credentials
     """
 
     on: bool = True
@@ -38,44 +38,44 @@ class Marking:
         self, image: Image, format: str = "PNG", *, source_type: str | None = None, info: Any = None,
         **options: Any,
     ) -> bytes:  # fmt: skip
-        """An image of PIL as the bytes of a file.
+        """Encode a Pillow image; returns the bytes of the file.
 
-        source_type  a code of IPTC, NONE for what no model painted; what the image says by default, and
-                     TRAINED when it says nothing: whoever forgets this marks too much, not too little
-        info         PNG's text chunks (PngInfo)
-        options      Pillow's, of the format
-        Raises BadCredentials when it cannot be signed.
+        source_type  IPTC's code, or NONE for an image that no model made; by default the image's, and TRAINED
+                     for an image that has none, so that a caller's omission marks too much, not too little
+        info         text chunks of a PNG (PngInfo)
+        options      Pillow's options of the format
+        Raises BadCredentials if the image cannot be signed.
         """
-        told = source_type_of(image) if source_type is None else source_type
-        told = TRAINED if told is None else told
-        if self.on and told != NONE:
+        code = source_type_of(image) if source_type is None else source_type
+        code = TRAINED if code is None else code
+        if self.on and code != NONE:
             if format == "PNG":
-                info = _with(info, packet(told))
+                info = _with_packet(info, packet(code))
             else:
-                options["xmp"] = packet(told).encode()
+                options["xmp"] = packet(code).encode()
         if info is not None:
             options["pnginfo"] = info
         buffer = io.BytesIO()
         image.save(buffer, format, **options)
-        if self.signer and told != NONE:
-            return self.signer.signed(buffer.getvalue(), format, told)
+        if self.signer and code != NONE:
+            return self.signer.signed(buffer.getvalue(), format, code)
         return buffer.getvalue()
 
     @classmethod
     def of(cls, mark: bool = True, certificate: Path | None = None, key: Path | None = None) -> Marking:
-        """As it is asked for on the command line. Raises BadRecipe, BadCredentials."""
+        """The marking for command-line options. Raises BadRecipe and BadCredentials."""
         from minikin.images.credentials import Signer
 
         signer = Signer.open(certificate, key)
         if signer and not mark:
             raise BadRecipe(
-                "Content Credentials say that an image was made: --no-mark contradicts --c2pa-cert."
+                "Content Credentials mark an image as AI-generated, so --no-mark contradicts --c2pa-cert."
             )
         return cls(mark, signer)
 
     @property
     def unsigned(self) -> Marking:
-        """For what is shown and gone: previews and live images carry the mark alone."""
+        """The same without a signature: for previews and live images."""
         return Marking(self.on)
 
 
@@ -83,10 +83,10 @@ MARKED = Marking()
 
 
 def save_image(image: Image, path: str | Path, marking: Marking = MARKED, **options: Any) -> Path:
-    """Write an image with its mark, atomically; PNG, JPEG or WebP by the file's name. Returns the path.
+    """Write a marked image atomically, as PNG, JPEG or WebP by the suffix; returns the path.
 
-    options  those of `Marking.encode` (`info`, `source_type`), and Pillow's of the format: `quality=90`
-    Raises BadRecipe for another suffix, StorageError.
+    options  of `Marking.encode` (`info`, `source_type`) and of Pillow, for example quality=90
+    Raises BadRecipe for another suffix, and StorageError.
     """
     path = Path(path)
     format = FORMATS.get(path.suffix.lower())
@@ -97,8 +97,8 @@ def save_image(image: Image, path: str | Path, marking: Marking = MARKED, **opti
     return atomic_write(path, marking.encode(image, format, **options))
 
 
-def _with(info: Any, text: str) -> Any:
-    """PNG texts with the packet besides; the caller's own are left as they are."""
+def _with_packet(info: Any, text: str) -> Any:
+    """A copy of the PNG text chunks with the XMP packet added."""
     from PIL.PngImagePlugin import PngInfo
 
     marked = PngInfo()

@@ -1,7 +1,7 @@
-"""Recipes inside images: A1111's `parameters` text that every tool reads, and our JSON.
+"""Metadata of images: A1111's `parameters` text, which many tools read, and Minikin's JSON record.
 
-PNG carries both as text chunks. `read` takes images of A1111, Forge, Fooocus and others too:
-whatever has a `parameters` text.
+A PNG carries both as text chunks. `read` also reads images of A1111, Forge, Fooocus and every other tool that
+writes a `parameters` text.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from minikin.errors import BadPhoto, reason
 from minikin.images.xmp import source_type_of
 
 JSON_KEY = "minikin"
-MAX_TEXT = 100_000  # characters; a stranger's image may hold a megabyte
-# A1111's grammar; a key is bounded and begins after a comma, so that no text takes quadratic time
+MAX_TEXT = 100_000  # characters; a text in a PNG may have megabytes
+# A1111's grammar. Keys have a bounded length and follow a comma, so that matching takes linear time.
 _PAIR = re.compile(r'(?:^|(?<=,))\s*(\w[\w \-/]{1,79}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """What an image says about itself.
+    """Metadata of an image.
 
-    recipe    our JSON, or {} for images of other tools
-    prompt, negative, settings   from the `parameters` text
-    source_type                  IPTC's code of its origin (`images.xmp`); None when it has no mark
+    recipe                      Minikin's JSON record; {} for images of other tools
+    prompt, negative, settings  from the `parameters` text
+    source_type                 IPTC's code of the mark (images/xmp.py); None without a mark
     """
 
     recipe: dict[str, Any]
@@ -68,7 +68,7 @@ def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:
 
 
 def png_info(recipe: dict[str, Any], prompt: str, negative: str, settings: dict[str, Any]) -> PngInfo:
-    """Both texts, ready to be saved with a PNG; what `read` would refuse for its length is left out."""
+    """The text chunks of a PNG, shortened to what `read` accepts."""
     info = PngInfo()
     recipe = bounded({"version": __version__, **recipe})
     info.add_text("parameters", parameters_text(prompt, negative, settings))
@@ -77,33 +77,33 @@ def png_info(recipe: dict[str, Any], prompt: str, negative: str, settings: dict[
 
 
 def bounded(recipe: dict[str, Any], most: int = MAX_TEXT) -> dict[str, Any]:
-    """The record of an image in at most so many characters: without its farthest forebears' records.
+    """The record in at most `most` characters: records of the farthest ancestors are left out.
 
-    The image that they end with keeps its name and hashes, and `left_out` says that it had a record.
+    The last ancestor that is named keeps its name and hashes, and `left_out` marks its missing record.
     """
-    while len(json.dumps(recipe, ensure_ascii=False)) > most and (made := _generations(recipe)) > 0:
-        recipe = _without(recipe, made)
+    while len(json.dumps(recipe, ensure_ascii=False)) > most and (depth := _ancestors(recipe)) > 0:
+        recipe = _without(recipe, depth)
     return recipe
 
 
-def _generations(recipe: dict[str, Any]) -> int:
-    """How many images before this one have their records in it."""
+def _ancestors(recipe: dict[str, Any]) -> int:
+    """Number of ancestors whose records are in this record."""
     n = 0
     while "made" in (parent := recipe.get("parent", {})):
         n, recipe = n + 1, parent["made"]
     return n
 
 
-def _without(recipe: dict[str, Any], generation: int) -> dict[str, Any]:
-    """The record without that of the image so many generations before."""
+def _without(recipe: dict[str, Any], depth: int) -> dict[str, Any]:
+    """The record without that of the ancestor `depth` images before."""
     parent = recipe["parent"]
-    if generation > 1:
-        return {**recipe, "parent": {**parent, "made": _without(parent["made"], generation - 1)}}
+    if depth > 1:
+        return {**recipe, "parent": {**parent, "made": _without(parent["made"], depth - 1)}}
     return {**recipe, "parent": {k: v for k, v in parent.items() if k != "made"} | {"left_out": True}}
 
 
 def read(path: str | Path) -> Recorded:
-    """What an image records; raises BadPhoto when it is no image, or says nothing or too much."""
+    """Metadata of an image file. Raises BadPhoto if it is not an image, or has no metadata or too much."""
     path = Path(path)
     try:
         with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
@@ -117,20 +117,20 @@ def read(path: str | Path) -> Recorded:
 
 
 def texts_of(image: Image.Image) -> dict[str, str]:
-    """An image's texts by key."""
+    """Text chunks of an image by key."""
     return {k: v for k, v in image.info.items() if isinstance(k, str) and isinstance(v, str)}
 
 
 def recorded(texts: dict[str, str], name: str = "The image", source_type: str | None = None) -> Recorded:
-    """The same from an image's texts by key; raises BadPhoto when they say nothing or too much.
+    """Metadata from the text chunks of an image. Raises BadPhoto if there is none, or too much.
 
-    source_type  of its mark; an image that has one and no recipe says that much
+    source_type  of the mark; with one, an image may have no recipe
     """
     longest = max(len(texts.get(k, "")) for k in (JSON_KEY, "parameters"))
     if longest > MAX_TEXT:
         raise BadPhoto(
-            f"{name} carries a recipe of {longest:,} characters; at most {MAX_TEXT:,} are read. It was not "
-            "made by Minikin."
+            f"{name} carries a recipe of {longest:,} characters; at most {MAX_TEXT:,} are read. Minikin "
+            "does not write such images."
         )
     recipe: Any = {}
     with suppress(ValueError, RecursionError):
@@ -139,15 +139,15 @@ def recorded(texts: dict[str, str], name: str = "The image", source_type: str | 
         recipe = {}
     if not recipe and "parameters" not in texts and source_type is None:
         raise BadPhoto(
-            f"{name} carries no recipe. It was made with --no-metadata, by another program, or its "
-            "metadata was removed on the way."
+            f"{name} carries no recipe. It was made with --no-metadata or by another program, or its "
+            "metadata was removed."
         )
     prompt, negative, settings = parse_parameters(texts.get("parameters", ""))
     return Recorded(recipe, prompt, negative, settings, source_type)
 
 
 def _exif_comment(image: Image.Image) -> str:
-    """EXIF UserComment (JPEG, WebP), in any of the encodings tools write."""
+    """EXIF UserComment (JPEG, WebP) in any encoding that tools write."""
     raw = image.getexif().get_ifd(0x8769).get(0x9286, b"")
     if isinstance(raw, str):
         return raw

@@ -1,8 +1,7 @@
-"""The user's photos: found, checked, stripped of everything but their pixels.
+"""Loading of photos with their masks and captions.
 
-Any size and ratio; orientation honoured; metadata dropped by rebuilding the pixels. An alpha
-channel, or a file of the same name in `masks/`, is the subject's mask. `NAME.txt` beside a photo
-is its caption.
+Photos may have any size and aspect ratio; EXIF orientation is applied and all metadata is dropped. The mask
+of the subject is an alpha channel or a file of the same name in `masks/`. The caption is in `NAME.txt`.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ class Photo:
 
 
 def load_photos(where: str | Path) -> list[Photo]:
-    """All photos of a folder, in the order of their names, or one photo file.
+    """All photos of a folder in the order of their names, or one photo.
 
-    Raises BadPhoto for an empty folder or an image that cannot be used; says which and why.
+    Raises BadPhoto for an empty folder, too many photos, or a file that cannot be used.
     """
     where = Path(where)
     if where.is_file():
@@ -58,7 +57,7 @@ def load_photos(where: str | Path) -> list[Photo]:
 
 
 def load_photo(path: Path) -> Photo:
-    """One photo with its mask and caption, if there are any beside it."""
+    """One photo with its mask and caption. Raises BadPhoto."""
     image = open_image(path)
     mask = None
     if "A" in image.getbands():
@@ -75,12 +74,12 @@ def load_photo(path: Path) -> Photo:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Decode an image from an untrusted file: only known formats, one frame, bounded size."""
+    """Decode an untrusted image file: known formats, one frame, bounded size. Raises BadPhoto."""
     return decoded(path, path.name)
 
 
 def decoded(source: Path | bytes, name: str) -> Image.Image:
-    """The same for a file or its bytes; `name` is what messages call it. Raises BadPhoto."""
+    """Decode an untrusted image from a file or bytes; `name` is used in messages. Raises BadPhoto."""
     try:
         size = source.stat().st_size if isinstance(source, Path) else len(source)
         if size > MAX_BYTES:
@@ -116,7 +115,7 @@ def decoded(source: Path | bytes, name: str) -> Image.Image:
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """Without its alpha channel, if it has one."""
+    """The image in RGB, on white where it is transparent."""
     if "A" not in image.getbands():
         return image.convert("RGB")
     white = Image.new("RGBA", image.size, "white")
@@ -133,7 +132,7 @@ def _mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Fit:
-    """A photo as a square: pixels (S, S, 3) uint8; mask (S, S) or None; valid (S, S), 0 in margins."""
+    """A photo as a square: pixels (S, S, 3) uint8, mask (S, S) or None, valid (S, S), 0 in padding."""
 
     pixels: np.ndarray
     mask: np.ndarray | None
@@ -141,7 +140,7 @@ class Fit:
 
 
 def fitted(photo: Photo, side: int) -> Fit:
-    """The photo shrunk or grown to fit a square of `side` pixels: nothing cropped, edges stretched."""
+    """Resize a photo into a square of `side` pixels without cropping; padding repeats its edges."""
     h, w = photo.pixels.shape[:2]
     scale = side / max(h, w)
     size = (max(1, round(w * scale)), max(1, round(h * scale)))

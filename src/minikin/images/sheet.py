@@ -1,4 +1,4 @@
-"""Contact sheets: many images on one, with captions."""
+"""Contact sheets: grids of images with captions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def contact_sheet(
     images: Sequence[Image.Image | None], captions: Sequence[str] | None = None, columns: int | None = None,
     title: str = "",
 ) -> Image.Image:  # fmt: skip
-    """A grid of equally large images, each with a caption under it, on white; None leaves a gap."""
+    """A grid of images of one size with captions below them, on white; None leaves a gap."""
     columns = columns or math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     w, h = next(image.size for image in images if image)
@@ -38,7 +38,7 @@ def contact_sheet(
 
 
 def wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
-    """The words in lines of at most so many pixels; a longer word has a line of its own."""
+    """The text in lines of at most `width` pixels; a longer word gets a line of its own."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
