@@ -40,7 +40,7 @@ STUDENT_TIMES = {"demo": (999, 899, 799, 699)}  # of the demonstration by ADD's 
 class Distill(Recipe):
     """Distil a base into a model that generates images in one to four steps."""
 
-    RENAMED: ClassVar[Mapping[str, str]] = {"rate": "lr", "aux_lr": "aux_lr", "ida": "fake_ema"}
+    RENAMED: ClassVar[Mapping[str, str]] = {"rate": "lr", "side_rate": "aux_lr", "ida": "fake_ema"}
 
     method: Method = Field(description="lcm, lcm-lora, turbo (adversarial) or tdm (distribution matching)")
     data: str = Field(
