@@ -8,8 +8,6 @@ from torch import nn
 
 from minikin.training import muon
 from minikin.training.muon import Muon, matrices, orthogonal
-from minikin.training.plan import Plan
-from minikin.training.run import Run
 
 
 @pytest.mark.parametrize(
@@ -64,26 +62,3 @@ def test_one_move_is_the_formula():
     ahead = gradient.lerp(gradient * (1 - muon.MOMENTUM), muon.MOMENTUM)
     expected = before * (1 - 0.1 * 0.5) - 0.1 * 0.2 * 128**0.5 * orthogonal(ahead)
     assert torch.allclose(w, expected, atol=1e-6)
-
-
-def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
-    x, y = torch.randn(64, 3, 4, 4), torch.randn(64, 5)
-
-    def train(folder, steps):
-        model = small()
-        plan = Plan(steps=12, batch=8, rate=1e-2, optimizer="muon", bf16=False, ema=0.9)
-        run = Run(
-            folder, model, plan.model_copy(update={"steps": steps, "decay": 0.0}), device=torch.device("cpu")
-        )
-
-        def loss(turn, _):
-            at = turn.rng.integers(64, size=turn.size)
-            return {"loss": (model(x[at]) - y[at]).square().mean()}
-
-        list(run.train(loss))
-        return model
-
-    whole = train(tmp_path / "a", 12)
-    train(tmp_path / "b", 5)
-    parts = train(tmp_path / "b", 12)
-    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), parts.parameters(), strict=True))

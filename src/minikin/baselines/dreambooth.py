@@ -2,7 +2,7 @@
 
 Trained: every weight of the U-Net; the text encoder stays (the paper trains it on demand).
 Prompts: "a photo of a sks cat". Prior preservation adds the loss on images of "a photo of a cat" that
-the base itself has painted, so that not every cat becomes this one.
+the base itself has generated, so that not every cat becomes this one.
 File: a U-Net as large as the base's, 3.4 GB for SD 1.5, for `UNet2DConditionModel.from_pretrained`.
 """
 
@@ -11,10 +11,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from minikin.baselines import embedding
-from minikin.baselines.method import Kept, Method
-from minikin.baselines.result import Learned
+from minikin.baselines.method import Method, TrainedTensors
+from minikin.baselines.result import BaselineResult
 from minikin.baselines.sizes import Shapes
-from minikin.baselines.student import Student, twin
+from minikin.baselines.student import Student, partial_copy
 from minikin.errors import BadConceptFile
 from minikin.files import atomic_folder, atomic_write
 from minikin.models.base import Base
@@ -25,26 +25,26 @@ FOLDER, FILE = "unet", "diffusion_pytorch_model.safetensors"
 
 class DreamBooth(Method):
     def student(self, base: Base, recipe: Baseline, word: str) -> Student:
-        return Student(base, twin(base.unet, lambda name: True))
+        return Student(base, partial_copy(base.unet, lambda name: True))
 
-    def kept(self, student: Student) -> Kept:
-        return Kept(weights={n: p.detach().cpu().clone() for n, p in student.unet.named_parameters()})
+    def tensors(self, student: Student) -> TrainedTensors:
+        return TrainedTensors(weights={n: p.detach().cpu().clone() for n, p in student.unet.named_parameters()})
 
-    def write(self, base: Base, learned: Learned, folder: Path) -> list[Path]:
+    def write(self, base: Base, result: BaselineResult, folder: Path) -> list[Path]:
         from safetensors.torch import save
 
         with atomic_folder(folder / FOLDER) as fresh:
             base.unet.save_config(str(fresh))
-            atomic_write(fresh / FILE, save(dict(learned.weights), {"format": "pt"}))
+            atomic_write(fresh / FILE, save(dict(result.weights), {"format": "pt"}))
         return [folder / FOLDER / FILE, folder / FOLDER / "config.json"]
 
-    def read(self, base: Base, folder: Path, name: str) -> Kept:
+    def read(self, base: Base, folder: Path, name: str) -> TrainedTensors:
         path = folder / FOLDER / FILE
-        found = dict(embedding.tensors(path))
-        wanted = {n: p.shape for n, p in base.unet.named_parameters()}
-        if {n: t.shape for n, t in found.items()} != wanted:
+        weights = dict(embedding.tensors(path))
+        shapes = {n: p.shape for n, p in base.unet.named_parameters()}
+        if {n: t.shape for n, t in weights.items()} != shapes:
             raise BadConceptFile(f"{path} is not a U-Net of {base.name}. Open the base it was made for.")
-        return Kept(weights=found)
+        return TrainedTensors(weights=weights)
 
     def count(self, shapes: Shapes, rank: int) -> int:
         from math import prod

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from minikin.baselines.method import Kept, Method
-from minikin.baselines.result import Learned
+from minikin.baselines.method import Method, TrainedTensors
+from minikin.baselines.result import BaselineResult
 from minikin.baselines.sizes import Shapes
-from minikin.baselines.student import Student, twin
+from minikin.baselines.student import Student, partial_copy
 from minikin.distillation.export import LORA_NAME
 from minikin.errors import BadRecipe
 from minikin.files import atomic_write
@@ -36,13 +36,13 @@ class DreamBoothLora(Method):
         from peft import LoraConfig
 
         shapes = {n: tuple(p.shape) for n, p in base.unet.named_parameters()}
-        name, most = min(((n, min(s)) for n, s in _layers(shapes).items()), key=lambda found: found[1])
+        name, most = min(((n, min(s)) for n, s in _layers(shapes).items()), key=lambda layer: layer[1])
         if recipe.rank > most:
             raise BadRecipe(
                 f"A LoRA of rank {recipe.rank} is larger than layer {name} of this base, whose rank is {most}. "
                 f"Use --rank {most} or less."
             )
-        unet: Any = twin(base.unet)
+        unet: Any = partial_copy(base.unet)
         config = LoraConfig(
             r=recipe.rank, lora_alpha=recipe.rank, init_lora_weights="gaussian", target_modules=list(TARGETS)
         )
@@ -54,29 +54,29 @@ class DreamBoothLora(Method):
                 p.data = p.data.float()
         return Student(base, unet)
 
-    def kept(self, student: Student) -> Kept:
+    def tensors(self, student: Student) -> TrainedTensors:
         from peft.utils import get_peft_model_state_dict
 
-        found = get_peft_model_state_dict(student.unet, adapter_name="default")
-        found = {k: v.detach().float().cpu().clone() for k, v in found.items()}
-        layers = [k.removesuffix(".lora_A.weight") for k in found if k.endswith(".lora_A.weight")]
-        return Kept(
-            pairs={n: LowRank(found[f"{n}.lora_A.weight"], found[f"{n}.lora_B.weight"]) for n in layers}
+        state = get_peft_model_state_dict(student.unet, adapter_name="default")
+        state = {k: v.detach().float().cpu().clone() for k, v in state.items()}
+        layers = [k.removesuffix(".lora_A.weight") for k in state if k.endswith(".lora_A.weight")]
+        return TrainedTensors(
+            pairs={n: LowRank(state[f"{n}.lora_A.weight"], state[f"{n}.lora_B.weight"]) for n in layers}
         )
 
-    def write(self, base: Base, learned: Learned, folder: Path) -> list[Path]:
+    def write(self, base: Base, result: BaselineResult, folder: Path) -> list[Path]:
         from safetensors.torch import save
 
         tensors = {
             f"unet.{layer}.lora_{ab}.weight": t
-            for layer, pair in learned.pairs.items()
+            for layer, pair in result.pairs.items()
             for ab, t in zip("AB", pair, strict=True)
         }
         return [atomic_write(folder / LORA_NAME, save(tensors, {"format": "pt"}))]
 
-    def read(self, base: Base, folder: Path, name: str) -> Kept:
-        found = lora_file.load(base, folder / LORA_NAME, name).layers
-        return Kept(pairs={layer: LowRank(*(t.float() for t in p)) for (_, layer), p in found.items()})
+    def read(self, base: Base, folder: Path, name: str) -> TrainedTensors:
+        layers = lora_file.load(base, folder / LORA_NAME, name).layers
+        return TrainedTensors(pairs={n: LowRank(*(t.float() for t in p)) for (_, n), p in layers.items()})
 
     def count(self, shapes: Shapes, rank: int) -> int:
         return sum(rank * (a + b) for a, b in _layers(shapes.unet).values())

@@ -1,4 +1,4 @@
-"""A word's vector, trained and stored: what Textual Inversion is, and a part of Custom Diffusion."""
+"""Files of a trained word vector: the whole of Textual Inversion, and a part of Custom Diffusion."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from minikin.perfusion.export import read_embedding
 
 
 def start(base: Base, text: str) -> tuple[Tensor, ...]:
-    """Per text encoder (1, d_k): the vector of a text's last token, where the new word begins."""
+    """Per text encoder (1, d_k): the vector of a text's last token, the initial value of the new word."""
     return tuple(v[-1:] for v in base.word_vectors(text))
 
 
 def write(base: Base, words: tuple[Tensor, ...], token: str, path: Path) -> Path:
-    """As diffusers' load_textual_inversion reads it: {token: (1, d)}, or clip_l and clip_g for SDXL."""
+    """For diffusers' load_textual_inversion: {token: (1, d)}, or clip_l and clip_g for SDXL."""
     from safetensors.torch import save
 
     keys = ("clip_l", "clip_g") if base.is_xl else (token,)
@@ -27,14 +27,14 @@ def write(base: Base, words: tuple[Tensor, ...], token: str, path: Path) -> Path
 
 
 def read(base: Base, path: Path) -> tuple[Tensor, ...]:
-    """The inverse. Raises BadConceptFile, also when the vectors are of another width."""
-    found = read_embedding(path, len(base.text_encoders))
-    wanted = [(1, m.get_input_embeddings().embedding_dim) for m in base.text_encoders]
-    if [tuple(v.shape) for v in found] != wanted:
+    """The inverse of `write`. Raises BadConceptFile, also for vectors of another width."""
+    vectors = read_embedding(path, len(base.text_encoders))
+    shapes = [(1, m.get_input_embeddings().embedding_dim) for m in base.text_encoders]
+    if [tuple(v.shape) for v in vectors] != shapes:
         raise BadConceptFile(
-            f"{path.name} holds vectors of {[tuple(v.shape) for v in found]}; this base has words of {wanted}."
+            f"{path.name} holds vectors of {[tuple(v.shape) for v in vectors]}; this base needs {shapes}."
         )
-    return tuple(found)
+    return tuple(vectors)
 
 
 def tensors(path: Path) -> Mapping[str, Tensor]:

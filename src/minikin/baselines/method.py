@@ -1,7 +1,8 @@
-"""One method of personalisation, as the shared loop and the judge see it.
+"""Interface of a baseline: one method of personalisation.
 
-A method says what is trained and how, what stands for the concept in a prompt, which files others read,
-and how large they are. Everything else (photos, noise, loop, checkpoints, putting on) is shared.
+A method defines the trained tensors and the loss, the words that stand for the concept in a prompt, and its
+files in the formats of other tools. Everything else (photos, noise, training loop, checkpoints, use on a
+base) is shared.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from minikin.baselines import student as students
-from minikin.baselines.result import Learned
+from minikin.baselines.result import BaselineResult
 from minikin.baselines.sizes import Shapes
 from minikin.baselines.student import Student
 from minikin.models.base import Base
@@ -26,8 +27,8 @@ TO_KV = re.compile(r".*\.attn2\.to_[kv]\.weight")  # keys and values of cross-at
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What of a student is kept; fields as in `Learned`."""
+class TrainedTensors:
+    """The result of training, copied; fields as in `BaselineResult`."""
 
     words: tuple[Tensor, ...] = ()
     weights: dict[str, Tensor] = field(default_factory=dict)
@@ -35,8 +36,10 @@ class Kept:
 
 
 class Method(ABC):
-    """templates  prompts for photos that bring no caption, {} for the concept
-    rare       words of one token that mean nothing; the first that the base has is taken: the published
+    """One method of personalisation.
+
+    templates  prompts for photos without a caption, {} for the concept
+    rare       words of one token without a meaning; the first that the base has is taken: the published
                one, then one for tiny (fragments of "abacus" and "alembic" that no caption shows alone)
     """
 
@@ -44,29 +47,29 @@ class Method(ABC):
     rare: tuple[str, ...] = ("sks", "bacus")
 
     def phrase(self, word: str, category: str) -> str:
-        """What stands for the concept in a prompt; begins with the word."""
+        """The words that stand for the concept in a prompt; they begin with the rare word."""
         return f"{word} {category}"
 
     @abstractmethod
     def student(self, base: Base, recipe: Baseline, word: str) -> Student:
-        """What is trained, as it starts. Raises BadRecipe when the base cannot have it."""
+        """The trained networks and vectors at their initial values. Raises BadRecipe for an unfit base."""
 
     def loss(self, student: Student, photos: Batch, classes: Batch | None, prior: float) -> dict[str, Tensor]:
-        """What is minimised, under "loss", and what else is logged."""
+        """The scalar to minimise under "loss"; other names are only logged."""
         return students.loss(student, photos, classes, prior)
 
     @abstractmethod
-    def kept(self, student: Student) -> Kept:
-        """What has been learned so far, as copies on the CPU in float32."""
+    def tensors(self, student: Student) -> TrainedTensors:
+        """The trained tensors as they are now, as float32 copies on the CPU."""
 
     @abstractmethod
-    def write(self, base: Base, learned: Learned, folder: Path) -> list[Path]:
-        """Write it as other tools read it; returns the files. Raises StorageError."""
+    def write(self, base: Base, result: BaselineResult, folder: Path) -> list[Path]:
+        """Write the files that other tools read, and return them. Raises StorageError."""
 
     @abstractmethod
-    def read(self, base: Base, folder: Path, name: str) -> Kept:
+    def read(self, base: Base, folder: Path, name: str) -> TrainedTensors:
         """The inverse of `write`. Raises BadConceptFile."""
 
     @abstractmethod
     def count(self, shapes: Shapes, rank: int) -> int:
-        """How many numbers its files hold on a base of these shapes."""
+        """How many numbers its files hold, for a base of these shapes."""

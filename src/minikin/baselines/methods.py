@@ -1,4 +1,4 @@
-"""All baselines by name, their results as folders, and how large those are."""
+"""All baselines by name, and their results as folders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minikin.baselines.custom_diffusion import CustomDiffusion
 from minikin.baselines.dreambooth import DreamBooth
 from minikin.baselines.dreambooth_lora import DreamBoothLora
 from minikin.baselines.method import Method
-from minikin.baselines.result import Learned
+from minikin.baselines.result import BaselineResult
 from minikin.baselines.textual_inversion import TextualInversion
 from minikin.errors import BadConceptFile, UnknownName
 from minikin.files import atomic_write
@@ -25,7 +25,8 @@ METHODS: dict[str, Method] = {
     "dreambooth-lora": DreamBoothLora(),
     "custom-diffusion": CustomDiffusion(),
 }
-CARD = "baseline.json"  # beside the files other tools read: what they are
+CARD = "baseline.json"  # method, words and base of the files beside it
+ON_CARD = ("method", "name", "category", "word", "phrase", "facts")
 
 
 def method(name: str) -> Method:
@@ -35,28 +36,26 @@ def method(name: str) -> Method:
     return METHODS[name]
 
 
-def save(base: Base, learned: Learned, folder: Path) -> list[Path]:
+def save(base: Base, result: BaselineResult, folder: Path) -> list[Path]:
     """Write the method's own files and a card; returns the files without it. Raises StorageError."""
-    files = method(learned.method).write(base, learned, folder)
-    keep = ("method", "name", "category", "word", "phrase", "facts")
-    card = {k: getattr(learned, k) for k in keep} | {"origin": asdict(learned.origin)}
+    files = method(result.method).write(base, result, folder)
+    card = {k: getattr(result, k) for k in ON_CARD} | {"origin": asdict(result.origin)}
     card["files"] = [str(f.relative_to(folder)) for f in files]
     atomic_write(folder / CARD, json.dumps(card, indent=1, default=str).encode())
     return files
 
 
-def load(base: Base, folder: Path) -> Learned:
-    """What `save` wrote. Raises BadConceptFile when it is missing, damaged or of another shape."""
+def load(base: Base, folder: Path) -> BaselineResult:
+    """Read what `save` wrote. Raises BadConceptFile for missing or damaged files, or another base."""
     try:
         card = json.loads((folder / CARD).read_text())
-        known = {k: card[k] for k in ("method", "name", "category", "word", "phrase", "facts")}
-        learned = Learned(**known, origin=Origin(**card["origin"]))
+        result = BaselineResult(**{k: card[k] for k in ON_CARD}, origin=Origin(**card["origin"]))
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise BadConceptFile(
             f"{folder} holds no result of `minikin baseline` that can be read ({type(e).__name__}: {e}). Teach "
             "it again."
         ) from e
-    return replace(learned, **vars(method(learned.method).read(base, folder, learned.name)))
+    return replace(result, **vars(method(result.method).read(base, folder, result.name)))
 
 
 def n_bytes(name: str, shapes: sizes.Shapes, rank: int = 4) -> int:

@@ -1,12 +1,12 @@
-"""What a baseline has learned, and a base that has it on.
+"""Result of a baseline, and its use on a base.
 
     with using(base, [(tom, 1.0)]):
         ... paint tom.prompt("a photo of <tom> on the beach") ...
 
-Whatever the method, it comes to three things: new values of some of the U-Net's weights, low-rank
-changes of others, and the vector of one rare word. Inside `using` they are put in place (LoRAs are added
-to the weights), so that every preset, LoRA and engine paints as on a base of its own; outside, the
-base is untouched bit for bit: its own tensors are set aside and put back.
+Every method comes to three things: new values of some of the U-Net's weights, low-rank changes of others,
+and the vector of one rare word. Inside `using` they replace those of the base (LoRAs are added to the
+weights), so that every preset, LoRA and backend works as on an ordinary base; outside, the base has its
+original tensors, bit for bit.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from torch import Tensor
 
 from minikin.errors import BadRecipe, BaseMismatch
 from minikin.models.base import Base
-from minikin.models.identity import Origin, same_text
+from minikin.models.identity import Origin, same_text_encoder
 from minikin.models.lora.lora_file import LowRank
 from minikin.models.prompt import concept_tags, parse
 
 
 @dataclass(frozen=True)
-class Learned:
-    """One concept, taught by a baseline.
+class BaselineResult:
+    """One concept, trained by a baseline.
 
     word     the rare word in prompts, one token of every tokenizer
     phrase   what stands for the concept in a prompt: "sks cat"
     words    per text encoder (1, d_k): the vector of `word`; () where it keeps its own
     weights  parameter of the U-Net -> its new value, float32
     pairs    layer of the U-Net -> a low-rank change of its weight, float32
-    facts    how it was made
+    facts    how it was trained
     """
 
     method: str
@@ -56,16 +56,16 @@ class Learned:
         return 4 * sum(t.numel() for t in (*self.words, *self.weights.values(), *pairs))
 
     def prompt(self, text: str) -> str:
-        """The prompt as the method has learned to read it: <name> becomes "a sks cat".
+        """The prompt in the method's words: <name> becomes "a sks cat".
 
-        Articles are put in as in any prompt; all else stays as it is. Raises BadRecipe for a prompt
-        that does not name the concept.
+        Articles are put in as in any prompt; everything else stays. Raises BadRecipe for a prompt that does
+        not name the concept.
         """
-        known = dict.fromkeys([*concept_tags(text), self.name], self.phrase)
+        phrases = dict.fromkeys([*concept_tags(text), self.name], self.phrase)
         out, last = "", 0
         for m in re.finditer(rf"<(?:concept:)?{re.escape(self.name)}(?::[^<>]*)?>", text):
-            before = parse(text[: m.start()], known).text
-            placed = parse(text[: m.end()], known).text.removeprefix(before)  # with its article
+            before = parse(text[: m.start()], phrases).text
+            placed = parse(text[: m.end()], phrases).text.removeprefix(before)  # with its article
             out += text[last : m.start()] + placed
             last = m.end()
         if not last:
@@ -75,42 +75,42 @@ class Learned:
         return out + text[last:]
 
 
-Wanted = Sequence[tuple[Learned, float]]
+Weighted = Sequence[tuple[BaselineResult, float]]
 
 
 @contextmanager
-def using(base: Base, wanted: Wanted) -> Iterator[None]:
-    """The base with this weighted sum of what was learned on it, while inside.
+def using(base: Base, results: Weighted) -> Iterator[None]:
+    """While inside, the base has the weighted sum of these results.
 
     A weight w scales the change of the U-Net, W + w (W' - W); word vectors are on or off.
-    Raises BaseMismatch when something was taught on another base, BadRecipe when two share their word.
+    Raises BaseMismatch for a result of another base, BadRecipe for two with the same word.
     """
-    _check(base, wanted)
+    _check(base, results)
     _ = base.fingerprint, base.text_hash  # of the plain base: computed once, and kept
     with ExitStack() as stack:
-        stack.enter_context(_words_on(base, [one for one, _ in wanted]))
-        stack.enter_context(_weights_on(base, wanted))
+        stack.enter_context(_replace_words(base, [result for result, _ in results]))
+        stack.enter_context(_replace_weights(base, results))
         yield
 
 
-def _check(base: Base, wanted: Wanted) -> None:
-    seen: dict[str, str] = {}
-    for one, _ in wanted:
+def _check(base: Base, results: Weighted) -> None:
+    by_word: dict[str, str] = {}
+    for result, _ in results:
         # low-rank changes and words also fit fine-tunes with the same text encoder, as all LoRAs do
-        same = one.origin.fingerprint == base.fingerprint or not one.weights
-        text = same_text(one.origin, base.origin)
-        if one.origin.architecture != base.architecture or not text or not same:
+        same = result.origin.fingerprint == base.fingerprint or not result.weights
+        text = same_text_encoder(result.origin, base.origin)
+        if result.origin.architecture != base.architecture or not text or not same:
             raise BaseMismatch(
-                f"'{one.name}' ({one.method}) was taught on {one.origin.architecture} "
-                f"({one.origin.fingerprint[:8]}); the open base is {base.name}, {base.architecture} "
+                f"'{result.name}' ({result.method}) was taught on {result.origin.architecture} "
+                f"({result.origin.fingerprint[:8]}); the open base is {base.name}, {base.architecture} "
                 f"({base.fingerprint[:8]}). Open the base it was made for, or teach it again on this one."
             )
-        if one.word in seen:
+        if result.word in by_word:
             raise BadRecipe(
-                f"'{seen[one.word]}' and '{one.name}' were both taught with the word '{one.word}' and cannot "
-                "be used together. Teach one of them again with another --word."
+                f"'{by_word[result.word]}' and '{result.name}' were both taught with the word '{result.word}' "
+                "and cannot be used together. Teach one of them again with another --word."
             )
-        seen[one.word] = one.name
+        by_word[result.word] = result.name
 
 
 def token_ids(base: Base, word: str) -> tuple[int, ...]:
@@ -128,20 +128,20 @@ def token_ids(base: Base, word: str) -> tuple[int, ...]:
 
 
 @contextmanager
-def _words_on(base: Base, learned: Sequence[Learned]) -> Iterator[None]:
-    """The rare words of these have their learned vectors."""
+def _replace_words(base: Base, results: Sequence[BaselineResult]) -> Iterator[None]:
+    """Inside, the rare words of these results have their trained vectors."""
     handles = []
     for k, model in enumerate(base.text_encoders):
-        rows = {token_ids(base, one.word)[k]: one.words[k][0] for one in learned if one.words}
+        rows = {token_ids(base, result.word)[k]: result.words[k][0] for result in results if result.words}
 
-        def put(_module: Any, inputs: Any, output: Tensor, rows: dict[int, Tensor] = rows) -> Tensor:
+        def replace_rows(_module: Any, inputs: Any, output: Tensor, rows: dict[int, Tensor] = rows) -> Tensor:
             out = output.clone()
             for token, vector in rows.items():
                 out[inputs[0] == token] = vector.to(out)
             return out
 
         if rows:
-            handles.append(model.get_input_embeddings().register_forward_hook(put))
+            handles.append(model.get_input_embeddings().register_forward_hook(replace_rows))
     try:
         yield
     finally:
@@ -150,35 +150,36 @@ def _words_on(base: Base, learned: Sequence[Learned]) -> Iterator[None]:
 
 
 @contextmanager
-def _weights_on(base: Base, wanted: Wanted) -> Iterator[None]:
-    """The U-Net with its changed weights; every other tensor stays where it is."""
+def _replace_weights(base: Base, results: Weighted) -> Iterator[None]:
+    """Inside, the U-Net has the changed weights; every other tensor stays in place."""
     parameters = dict(base.unet.named_parameters())
-    names = {n for one, _ in wanted for n in (*one.weights, *(f"{layer}.weight" for layer in one.pairs))}
-    own = {n: parameters[n].data for n in sorted(names)}
-    hashed = base.__dict__.pop("_weights", None)  # engines name their exports by it
-    before, base.dressed = base.dressed, object()
+    names = {n for result, _ in results for n in result.weights}
+    names |= {f"{layer}.weight" for result, _ in results for layer in result.pairs}
+    originals = {n: parameters[n].data for n in sorted(names)}
+    module_hash = base.__dict__.pop("_weights", None)  # backends name their exports by it
+    before, base.weights_version = base.weights_version, object()
     try:
-        for name, value in own.items():
-            parameters[name].data = _changed(name, value, wanted)
+        for name, value in originals.items():
+            parameters[name].data = _changed(name, value, results)
         yield
     finally:
-        for name, value in own.items():
+        for name, value in originals.items():
             parameters[name].data = value
-        base.dressed = before
+        base.weights_version = before
         base.__dict__.pop("_weights", None)
-        if hashed is not None:
-            base.__dict__["_weights"] = hashed
+        if module_hash is not None:
+            base.__dict__["_weights"] = module_hash
 
 
-def _changed(name: str, value: Tensor, wanted: Wanted) -> Tensor:
-    """W + sum_j w_j (W'_j - W), in float32 until the end; exactly W' for one at weight 1."""
-    new = [(one.weights[name], w) for one, w in wanted if name in one.weights]
+def _changed(name: str, value: Tensor, results: Weighted) -> Tensor:
+    """W + sum_j w_j (W'_j - W), in float32 until the end; exactly W' for a single result at weight 1."""
+    replaced = [(result.weights[name], w) for result, w in results if name in result.weights]
     layer = name.removesuffix(".weight")
-    pairs = [(one.pairs[layer], w) for one, w in wanted if layer in one.pairs]
-    if len(new) == 1 and new[0][1] == 1 and not pairs:
-        return new[0][0].to(value.device, value.dtype, copy=True)
+    pairs = [(result.pairs[layer], w) for result, w in results if layer in result.pairs]
+    if len(replaced) == 1 and replaced[0][1] == 1 and not pairs:
+        return replaced[0][0].to(value.device, value.dtype, copy=True)
     total = value.float()
-    for other, w in new:
+    for other, w in replaced:
         total = total + w * (other.to(total) - value.float())
     for (down, up), w in pairs:
         total = total + w * (up.to(total) @ down.to(total))

@@ -1,4 +1,4 @@
-"""How large a baseline's file is, from the widths of the real layers: any base, SD 1.5, SDXL.
+"""Shapes of a base's parameters, for the size of a baseline's file: any base, SD 1.5, SDXL.
 
 Numbers are counted on U-Nets without weights (PyTorch's meta device), built from the published
 configurations.
@@ -13,11 +13,15 @@ from typing import NamedTuple
 from minikin.models.base import Base
 from minikin.models.loading.architectures import ARCHITECTURES
 
-REAL = {"sd15": "SD 1.5", "sdxl": "SDXL"}  # the sizes that comparisons speak of
+REAL = {"sd15": "SD 1.5", "sdxl": "SDXL"}  # for which comparisons give sizes
 
 
 class Shapes(NamedTuple):
-    """unet: parameter -> its shape; texts: width of each text encoder's words."""
+    """Shapes of the U-Net and widths of the words.
+
+    unet   parameter -> its shape
+    texts  width of each text encoder's word vectors
+    """
 
     unet: Mapping[str, tuple[int, ...]]
     texts: tuple[int, ...]

@@ -1,8 +1,8 @@
-"""What a baseline trains: a U-Net that shares with the base all it does not train, and a word's vector.
+"""The networks a baseline trains: a U-Net that shares all frozen tensors with the base, and a word's vector.
 
-`twin` copies the structure of the U-Net, not its weights: those that are trained become copies in
-float32, the others are the base's own tensors. So the base needs no restoring, and a method takes
-only the memory that it must.
+`partial_copy` copies the structure of the U-Net, not its weights: those that are trained become copies in
+float32, the others are the base's tensors. So the base need not be restored, and a method takes only the
+memory of what it trains.
 """
 
 from __future__ import annotations
@@ -22,73 +22,73 @@ from minikin.perfusion.objective import Batch
 CHECKPOINTING_FROM = 512  # px
 
 
-def nothing(name: str) -> bool:
-    """Of the U-Net's own weights, none is trained."""
+def no_parameter(name: str) -> bool:
+    """Chooses none of the U-Net's parameters for training."""
     return False
 
 
-def twin(unet: Any, trains: Callable[[str], bool] = nothing) -> Any:
-    """A copy of a U-Net in which the parameters of these names are its own, and ask for gradients.
+def partial_copy(unet: Any, trains: Callable[[str], bool] = no_parameter) -> Any:
+    """A copy of a U-Net in which the parameters of these names are copies, and ask for gradients.
 
-    Keep it inside `base.frozen()`, which sees to the shared ones.
+    Use it inside `base.frozen()`, which freezes the shared ones.
     """
-    own = {
+    parameters = {
         id(p): nn.Parameter(p.detach().float().clone()) if trains(name) else p
         for name, p in unet.named_parameters()
     }
-    return deepcopy(unet, own)
+    return deepcopy(unet, parameters)
 
 
 class Student(nn.Module):
-    """A twin and the vectors of one word; `errors` is what all methods minimise.
+    """A U-Net and the vectors of one word, trained together on the error of `errors`.
 
-    words       per text encoder (1, d_k); none where the word keeps its vector
-    hold_first  no gradient through the keys and values of the first token (Custom Diffusion)
+    words               per text encoder (1, d_k); none where the word keeps its vector
+    detach_first_token  no gradient through the keys and values of the first token (Custom Diffusion)
     """
 
     def __init__(
-        self, base: Base, unet: Any, words: Sequence[Tensor] = (), *, hold_first: bool = False
+        self, base: Base, unet: Any, words: Sequence[Tensor] = (), *, detach_first_token: bool = False
     ) -> None:
         super().__init__()
-        self.unet, self.hold_first = unet, hold_first
+        self.unet, self.detach_first_token = unet, detach_first_token
         self.words = nn.ParameterList([nn.Parameter(w.detach().float().clone()) for w in words])
         self._base = base
 
     def condition(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None]:
-        """Packed keys and values (B, N, W) and pooled embedding; a use in a prompt is the word's place."""
+        """Packed keys and values (B, N, W) and pooled embedding; the uses in the prompts are the rare word."""
         words = {u.name: list(self.words) for p in prompts for u in p.uses} if len(self.words) else None
         with torch.set_grad_enabled(words is not None and torch.is_grad_enabled()):
             out = self._base.encode(prompts, words)
         kv = attention.pack(self.unet, out.e, shape=self._base.layout)
-        if self.hold_first:
+        if self.detach_first_token:
             kv = torch.cat([kv[:, :1].detach(), kv[:, 1:]], 1)
         return kv, out.pooled
 
     def errors(self, batch: Batch) -> Tensor:
-        """(B,) mask times squared error, mean over each example's pixels."""
+        """Mask times squared error, mean over each example's pixels, (B,)."""
         base = self._base
         half = base.dtype is not torch.float32
         with torch.autocast(base.device.type, torch.bfloat16, enabled=half):
             kv, pooled = self.condition(batch.prompts)
-            side = (batch.x_t.shape[2] * base.vae_scale_factor, batch.x_t.shape[3] * base.vae_scale_factor)
-            more = base.added_conditions(len(batch.x_t), pooled, side)
-            predicted = self.unet(batch.x_t.to(base.dtype), batch.t, kv, **more).sample
-        error: Tensor = (predicted.float() - batch.target).square() * batch.mask
+            height, width = (n * base.vae_scale_factor for n in batch.x_t.shape[2:])
+            more = base.added_conditions(len(batch.x_t), pooled, (height, width))
+            prediction = self.unet(batch.x_t.to(base.dtype), batch.t, kv, **more).sample
+        error: Tensor = (prediction.float() - batch.target).square() * batch.mask
         return error.flatten(1).mean(1)
 
 
 def loss(student: Student, photos: Batch, classes: Batch | None, prior: float) -> dict[str, Tensor]:
     """Mean error on the photos, plus `prior` times that on images of the category, in one call.
 
-    DreamBooth's prior preservation (arXiv:2208.12242, eq. 2) with images the base has painted.
+    DreamBooth's prior preservation (arXiv:2208.12242, eq. 2) with images the base has generated.
     """
     if classes is None:
         return {"loss": student.errors(photos).mean()}
-    errors = student.errors(_joined(photos, classes))
-    own, others = errors[: len(photos.t)].mean(), errors[len(photos.t) :].mean()
-    return {"loss": own + prior * others, "photos": own, "prior": others}
+    errors = student.errors(_concatenate(photos, classes))
+    on_photos, on_class = errors[: len(photos.t)].mean(), errors[len(photos.t) :].mean()
+    return {"loss": on_photos + prior * on_class, "photos": on_photos, "prior": on_class}
 
 
-def _joined(a: Batch, b: Batch) -> Batch:
+def _concatenate(a: Batch, b: Batch) -> Batch:
     x_t, t, target, mask = (torch.cat([getattr(x, k) for x in (a, b)]) for k in ("x_t", "t", "target", "mask"))
     return Batch(x_t, t, target, mask, [*a.prompts, *b.prompts])

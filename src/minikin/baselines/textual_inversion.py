@@ -10,10 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from minikin.baselines import embedding
-from minikin.baselines.method import Kept, Method
-from minikin.baselines.result import Learned
+from minikin.baselines.method import Method, TrainedTensors
+from minikin.baselines.result import BaselineResult
 from minikin.baselines.sizes import Shapes
-from minikin.baselines.student import Student, twin
+from minikin.baselines.student import Student, partial_copy
 from minikin.models.base import Base
 from minikin.perfusion.key_lock import TEMPLATES
 from minikin.recipes import Baseline
@@ -28,16 +28,16 @@ class TextualInversion(Method):
         return word
 
     def student(self, base: Base, recipe: Baseline, word: str) -> Student:
-        return Student(base, twin(base.unet), embedding.start(base, recipe.category))
+        return Student(base, partial_copy(base.unet), embedding.start(base, recipe.category))
 
-    def kept(self, student: Student) -> Kept:
-        return Kept(words=tuple(w.detach().cpu().clone() for w in student.words))
+    def tensors(self, student: Student) -> TrainedTensors:
+        return TrainedTensors(words=tuple(w.detach().cpu().clone() for w in student.words))
 
-    def write(self, base: Base, learned: Learned, folder: Path) -> list[Path]:
-        return [embedding.write(base, learned.words, f"<{learned.name}>", folder / FILE)]
+    def write(self, base: Base, result: BaselineResult, folder: Path) -> list[Path]:
+        return [embedding.write(base, result.words, f"<{result.name}>", folder / FILE)]
 
-    def read(self, base: Base, folder: Path, name: str) -> Kept:
-        return Kept(words=embedding.read(base, folder / FILE))
+    def read(self, base: Base, folder: Path, name: str) -> TrainedTensors:
+        return TrainedTensors(words=embedding.read(base, folder / FILE))
 
     def count(self, shapes: Shapes, rank: int) -> int:
         return sum(shapes.texts)

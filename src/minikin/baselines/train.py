@@ -1,9 +1,9 @@
-"""Photos to what a baseline makes of them: Minikin's own photos, noise, templates and loop.
+"""Photos to a baseline's result, with the photos, noise, templates and training loop of concepts.
 
     for event in teach(base, photos, Baseline.make(method="dreambooth-lora", ...), Path("out")): ...
 
 Writes below `out`: the files other tools read, baseline.json, log.jsonl and curve.png; and a checkpoint
-while the run is not finished. The loop is `Run`: seeded by step, resumable bit for bit, and Ctrl-C saves.
+while the run is not finished. The loop is `Trainer`: seeded by step, resumable bit for bit, and Ctrl-C saves.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from minikin import events
 from minikin.baselines import methods
-from minikin.baselines.class_images import class_pictures, prompt
+from minikin.baselines.class_images import class_images, prompt
 from minikin.baselines.method import Method
-from minikin.baselines.result import Learned, token_ids
+from minikin.baselines.result import BaselineResult, token_ids
 from minikin.baselines.student import CHECKPOINTING_FROM, Student
-from minikin.distillation.student import Learner, trained
+from minikin.distillation.student import TrainState, trained
 from minikin.errors import BadPhoto, BadRecipe
 from minikin.images.photos import Photo
 from minikin.models.base import Base
@@ -33,88 +33,91 @@ from minikin.perfusion.objective import Batch
 from minikin.perfusion.train import Batches, Prepared, prepare
 from minikin.perfusion.train import check as check_base
 from minikin.recipes import Baseline, Teach
-from minikin.training.plan import Plan, Turn
-from minikin.training.run import Group, Run
+from minikin.training.config import StepContext, TrainingConfig
+from minikin.training.trainer import CHECKPOINT, ParamGroup, Trainer
 
-# of a recipe: what may change between a run and its resumption
-FREE = {"base", "name", "steps", "accumulation", "class_pictures", "save_minutes", "device"}
+# options that may change between a run and its resumption
+FREE = {"base", "name", "steps", "accumulation", "class_images", "save_minutes", "device"}
 
-Look = Callable[[int, Learned], None]
+Snapshot = Callable[[int, BaselineResult], None]
 
 
 def teach(
     base: Base, photos: Sequence[Photo], recipe: Baseline, out: Path, *, resume: bool = False,
-    look: Look | None = None, look_at: Sequence[int] = (),
+    snapshot: Snapshot | None = None, snapshot_steps: Sequence[int] = (),
 ) -> Iterator[events.Event]:  # fmt: skip
-    """Teach by a baseline; the last event is Done with what was `Learned`.
+    """Teach by a baseline; the last event is Done with the `BaselineResult`.
 
-    resume   go on from the checkpoint in `out`; without it a run there is an error
-    look     is called after the steps in `look_at` with the step and what has been learned so far
+    resume    go on from the checkpoint in `out`; without it a run there is an error
+    snapshot  is called after the steps in `snapshot_steps` with the step and the result so far
     Ctrl-C saves a checkpoint, then raises KeyboardInterrupt.
     Raises UnknownName, BadRecipe, BadPhoto, Diverged, OutOfMemory, StorageError.
     """
-    r = recipe.settled(base.architecture == "tiny")
+    r = recipe.resolved(base.architecture == "tiny")
     word = check(base, photos, r)
-    yield from _earlier(out, resume)
+    yield from _check_folder(out, resume)
     method = methods.method(r.method)
-    painted = yield from _class_pictures(base, r)
+    class_photos = yield from _class_images(base, r)
     started = time.monotonic()
     with base.frozen():
         phrase = method.phrase(word, r.category)
-        own = _taught(base, photos, r, method, phrase, word)
-        classes = _of_the_category(base, painted, r) if painted else None
+        prepared = _prepare_photos(base, photos, r, method, phrase, word)
+        classes = _prepare_classes(base, class_photos, r) if class_photos else None
         student = method.student(base, r, word)
-        if own.latents.shape[-1] * base.factor >= CHECKPOINTING_FROM:
+        if prepared.latents.shape[-1] * base.vae_scale_factor >= CHECKPOINTING_FROM:
             student.unet.enable_gradient_checkpointing()
         n_trained = sum(p.numel() for p in trained(student))
         yield events.Note(f"{r.method}: {n_trained:,} numbers, {len(photos)} photos as '{phrase}'.")
 
-        def result(step: int) -> Learned:
+        def result(step: int) -> BaselineResult:
             facts = {**r.model_dump(mode="json", exclude=FREE), "steps": step, "photos": len(photos)}
-            parts = vars(method.kept(student))
-            return Learned(r.method, r.name, r.category, word, phrase, base.origin, facts=facts, **parts)
+            tensors = vars(method.tensors(student))
+            return BaselineResult(
+                r.method, r.name, r.category, word, phrase, base.origin, facts=facts, **tensors
+            )
 
-        def after(turn: Turn) -> None:
-            if look and turn.step + 1 in look_at:
-                look(turn.step + 1, result(turn.step + 1))
+        def after(ctx: StepContext) -> None:
+            if snapshot and ctx.step + 1 in snapshot_steps:
+                snapshot(ctx.step + 1, result(ctx.step + 1))
 
-        run = Run(
-            out, Learner({"student": student}), _plan(r), device=base.device, stage=r.method,
-            groups=[Group(trained(student), r.rate or 0.0, r.clip)],
-            facts=_identity(base, r, word, own, classes),
+        trainer = Trainer(
+            out, TrainState({"student": student}), _config(r), device=base.device, stage=r.method,
+            groups=[ParamGroup(trained(student), r.lr or 0.0, r.clip)],
+            facts=_identity(base, r, word, prepared, classes),
         )  # fmt: skip
-        loss = _loss(base, method, student, own, classes, r)
+        loss = _loss(base, method, student, prepared, classes, r)
         try:
-            yield from run.train(loss, after=after)
+            yield from trainer.train(loss, after=after)
         except KeyboardInterrupt:
-            yield events.Note(f"{r.method}: stopped after step {run.state.step}; go on with --resume.")
+            yield events.Note(f"{r.method}: stopped after step {trainer.state.step}; go on with --resume.")
             raise
-        learned = result(run.state.step)
-    files = methods.save(base, learned, out)
-    run.path.unlink(missing_ok=True)
-    preparing = time.monotonic() - started - run.state.seconds
+        final = result(trainer.state.step)
+    files = methods.save(base, final, out)
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    preparing = time.monotonic() - started - trainer.state.seconds
     yield events.Done(
-        learned, _costs(base, r, run, files) | {"preparing": round(preparing, 2), "trained": n_trained}
+        final, _costs(base, r, trainer, files) | {"preparing": round(preparing, 2), "trained": n_trained}
     )
 
 
-def _class_pictures(base: Base, r: Baseline) -> Generator[events.Event, None, list[Photo]]:
-    """The base's own images of the category, where the method preserves it."""
-    painted: list[Photo] = []
+def _class_images(base: Base, r: Baseline) -> Generator[events.Event, None, list[Photo]]:
+    """Generate the class images, for methods with prior preservation."""
+    photos: list[Photo] = []
     if r.prior:
-        assert r.class_pictures is not None
-        for event in class_pictures(base, r.category, r.class_pictures):
+        assert r.class_images is not None
+        for event in class_images(base, r.category, r.class_images):
             if isinstance(event, events.Done):
-                painted = event.result
+                photos = event.result
             else:
                 yield event
-    return painted
+    return photos
 
 
-def _costs(base: Base, r: Baseline, run: Run, files: Sequence[Path]) -> dict[str, Any]:
-    """What a finished run took, and what it wrote."""
+def _costs(base: Base, r: Baseline, trainer: Trainer, files: Sequence[Path]) -> dict[str, Any]:
+    """Steps, time and files of a finished run."""
+    s = trainer.state
     return {
-        "steps": run.state.step, "seconds": round(run.state.seconds, 2), "skipped": run.state.skipped,
+        "steps": s.step, "seconds": round(s.seconds, 2), "skipped": s.skipped,
         "files": [str(f) for f in files], "bytes": sum(f.stat().st_size for f in files),
         "sizes": methods.size_table(r.method, base, r.rank),
     }  # fmt: skip
@@ -143,12 +146,13 @@ def check(base: Base, photos: Sequence[Photo], recipe: Baseline) -> str:
     )
 
 
-def _earlier(out: Path, resume: bool) -> Iterator[events.Note]:
-    begun = (out / "checkpoint.safetensors").exists()
-    if (begun and not resume) or (out / methods.CARD).exists():
-        how = "Go on with it by --resume, or choose" if begun else "Choose"
-        raise BadRecipe(f"{out} holds an earlier run. {how} another --out to start anew.")
-    if resume and not begun:
+def _check_folder(out: Path, resume: bool) -> Iterator[events.Note]:
+    """Raise BadRecipe when `out` holds an earlier run that is not to be resumed."""
+    exists = (out / CHECKPOINT).exists()
+    if (exists and not resume) or (out / methods.CARD).exists():
+        how = "Go on with it by --resume, or choose" if exists else "Choose"
+        raise BadRecipe(f"{out} holds an earlier trainer. {how} another --out to start anew.")
+    if resume and not exists:
         yield events.Note(f"There is no checkpoint in {out}; starting anew.", warning=True)
 
 
@@ -156,16 +160,16 @@ def _earlier(out: Path, resume: bool) -> Iterator[events.Note]:
 
 
 def _as_teach(r: Baseline, **other: Any) -> Teach:
-    """The part of the recipe that prepares photos and draws batches, in the words of Minikin's own."""
-    keep = ("name", "category", "batch", "mask", "flip", "size", "seed")
-    made: Teach = Teach.make(**{k: getattr(r, k) for k in keep} | other)
-    return made
+    """The options for photos and batches, as a recipe of concept training."""
+    shared = ("name", "category", "batch", "mask", "flip", "size", "seed")
+    recipe: Teach = Teach.make(**{k: getattr(r, k) for k in shared} | other)
+    return recipe
 
 
-def _taught(
+def _prepare_photos(
     base: Base, photos: Sequence[Photo], r: Baseline, method: Method, phrase: str, word: str
 ) -> Prepared:  # fmt: skip
-    """The photos, with the method's phrase where their captions or its templates name the concept."""
+    """The photos; in captions and templates the method's phrase stands for the concept."""
     if r.mask == "none":
         photos = [replace(p, mask=None) for p in photos]
     if not r.captions:
@@ -173,29 +177,32 @@ def _taught(
     prepared = prepare(base, photos, _as_teach(r))
     templates = [t.replace("{}", f"<{r.name}>", 1) for t in method.templates]
     sources = [[ps[0].source] if len(ps) == 1 else templates for ps in prepared.prompts]
-    return replace(prepared, prompts=[[_placed(s, r.name, phrase, word) for s in own] for own in sources])
+    return replace(prepared, prompts=[[_place(s, r.name, phrase, word) for s in group] for group in sources])
 
 
-def _placed(source: str, name: str, phrase: str, word: str) -> Prompt:
+def _place(source: str, name: str, phrase: str, word: str) -> Prompt:
     """The prompt in which the phrase stands for <name>, and the use is the rare word alone."""
-    made = parse(source, {name: phrase})
-    return replace(made, uses=tuple(replace(u, end=u.start + len(word)) for u in made.uses))
+    parsed = parse(source, {name: phrase})
+    return replace(parsed, uses=tuple(replace(u, end=u.start + len(word)) for u in parsed.uses))
 
 
-def _of_the_category(base: Base, painted: Sequence[Photo], r: Baseline) -> Prepared:
-    prepared = prepare(base, painted, _as_teach(r, mask="none"))
-    return replace(prepared, prompts=[[parse(prompt(r.category), {})]] * len(painted))
+def _prepare_classes(base: Base, class_photos: Sequence[Photo], r: Baseline) -> Prepared:
+    prepared = prepare(base, class_photos, _as_teach(r, mask="none"))
+    return replace(prepared, prompts=[[parse(prompt(r.category), {})]] * len(class_photos))
 
 
 def _loss(
-    base: Base, method: Method, student: Student, own: Prepared, classes: Prepared | None, r: Baseline
-) -> Callable[[Turn, Any], dict[str, Tensor]]:  # fmt: skip
-    def loss(turn: Turn, _data: Any) -> dict[str, Tensor]:
-        photos = _rows(Batches(base, own, _as_teach(r, batch=turn.size)).at(turn.step), turn.rows)
-        others = None
-        if classes is not None:  # another seed: not the noise of the photos
-            drawn = Batches(base, classes, _as_teach(r, batch=turn.size, seed=(r.seed + 1) % 2**32))
-            others = _rows(drawn.at(turn.step), turn.rows)
+    base: Base, method: Method, student: Student, prepared: Prepared, classes: Prepared | None, r: Baseline
+) -> Callable[[StepContext, Any], dict[str, Tensor]]:  # fmt: skip
+    """The method's loss on the batch of a step."""
+    batches = Batches(base, prepared, _as_teach(r))
+    # another seed: not the noise of the photos
+    class_batches = classes and Batches(base, classes, _as_teach(r, seed=(r.seed + 1) % 2**32))
+
+    def loss(ctx: StepContext, _data: Any) -> dict[str, Tensor]:
+        size, rollbacks = ctx.batch_size, ctx.rollbacks
+        photos = _rows(batches.at(ctx.step, size, rollbacks), ctx.rows)
+        others = _rows(class_batches.at(ctx.step, size, rollbacks), ctx.rows) if class_batches else None
         return method.loss(student, photos, others, r.prior or 0.0)
 
     return loss
@@ -208,23 +215,25 @@ def _rows(b: Batch, rows: slice) -> Batch:
 # ---- the run --------------------------------------------------------------------------------------
 
 
-def _plan(r: Baseline) -> Plan:
-    plan: Plan = Plan.make(
-        steps=r.steps, batch=r.batch, accumulation=r.accumulation, rate=r.rate, betas=(0.9, 0.999),
+def _config(r: Baseline) -> TrainingConfig:
+    config: TrainingConfig = TrainingConfig.make(
+        steps=r.steps, batch=r.batch, accumulation=r.accumulation, lr=r.lr, betas=(0.9, 0.999),
         weight_decay=r.weight_decay, warmup=0, decay=0.0, ema=0.0, clip=r.clip, bf16=False, seed=r.seed,
         log_steps=10, save_minutes=r.save_minutes,
     )  # fmt: skip
-    return plan
+    return config
 
 
-def _identity(base: Base, r: Baseline, word: str, own: Prepared, classes: Prepared | None) -> dict[str, Any]:
-    """What must be the same for a run to be resumed, besides its plan."""
+def _identity(
+    base: Base, r: Baseline, word: str, prepared: Prepared, classes: Prepared | None
+) -> dict[str, Any]:  # fmt: skip
+    """Facts that must be equal for a run to be resumed, besides its configuration."""
     data = hashlib.sha256()
-    for prepared in (own, classes):
-        if prepared is not None:
-            for t in (prepared.latents, prepared.masks):
+    for part in (prepared, classes):
+        if part is not None:
+            for t in (part.latents, part.masks):
                 data.update(t.cpu().numpy().tobytes())
-            data.update(repr([[p.text for p in ps] for ps in prepared.prompts]).encode())
+            data.update(repr([[p.text for p in ps] for ps in part.prompts]).encode())
     settings = r.model_dump(mode="json", exclude=FREE)
     return {**settings, "word": word, "base": base.fingerprint, "text_encoder": base.text_hash,
             "data": data.hexdigest()}  # fmt: skip

@@ -1,12 +1,12 @@
-"""Teaching a concept: the two edit modes as objectives for the loop.
+"""Training objective of a concept, in both edits: what is trained, and the loss.
 
-What is learned is small: the value differences of all sites (one vector each) and, in mode
-"gated", the word vectors that stand in the prompt. Everything else is frozen, and everything that
-does not change is computed once: latents, masks, the category's encoding, C^-1.
+The trained tensors are few: the value differences of all cross-attention layers (one vector each) and, in
+mode "gated", the word vectors that stand in the prompt. Everything else is frozen, and everything that does
+not change is computed once: latents, masks, the category's encoding, C^-1.
 
     gated   Perfusion: Tewel et al. 2023, arXiv:2305.01644. i* is a running average of the concept's
             encoding, 0.99 i* + 0.01 e, with a straight-through gradient; weight decay 0.
-    row     Keys locked, one value difference on the category's own row, no gate, no C, no word
+    value   Keys locked, one value difference on the category's own row, no gate, no C, no word
             vector (Infusion, arXiv:2404.14007, in the form of docs/measurements.md).
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minikin.models.attention import Addition
 from minikin.models.base import Base
@@ -25,15 +25,17 @@ from minikin.models.prompt import Prompt
 from minikin.perfusion import edit
 from minikin.perfusion.concept import Concept
 from minikin.perfusion.conditioning import unpacked_delta
-from minikin.perfusion.edit import Direction, Gate
+from minikin.perfusion.edit import Direction
+from minikin.perfusion.gate import Gate
 from minikin.recipes import Teach
+from minikin.training.trainer import ParamGroup
 
-AVERAGE = 0.99  # of i*; Perfusion section 4.4
+I_STAR_DECAY = 0.99  # of the running average; Perfusion section 4.4
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images: noisy latents, their targets, masks, prompts."""
+    """The images of one step: noisy latents, their targets, masks, prompts."""
 
     x_t: Tensor  # (B, C, h, w)
     t: Tensor  # (B,)
@@ -42,120 +44,109 @@ class Batch:
     prompts: Sequence[Prompt]
 
 
-class Student:
-    """The learnable part of one concept on one base, and the loss that teaches it."""
+class TrainableConcept(nn.Module):
+    """The trained tensors of one concept on one base, and the loss that trains them.
+
+    delta   (n_values,) value differences of all cross-attention layers, packed; zero at first
+    keys    the same for keys, None where they are locked
+    words   per text encoder (tokens, D), mode gated; the category's at first
+    i_star  (D,) the concept's target input, mode gated; the category's encoding at first
+    """
+
+    i_star: Tensor
 
     def __init__(self, base: Base, recipe: Teach, category: Tensor, c_inv: Tensor | None) -> None:
+        super().__init__()
         self.base, self.recipe = base, recipe
         self.category = category.to(base.device)
         self.gated = recipe.mode == "gated"
-        self.c_inv: Tensor | None = None
         self.gate = Gate(recipe.beta, recipe.tau)
-        self.delta = torch.zeros(base.layout.n_values, device=base.device, requires_grad=True)
-        self.keys = torch.zeros_like(self.delta, requires_grad=True) if recipe.keys == "trained" else None
-        self.words: list[Tensor] = []
-        self.i_star = torch.zeros(base.layout.text_width, device=base.device)
+        self.c_inv: Tensor | None = None
+        zeros = torch.zeros(base.layout.n_values, device=base.device)
+        self.delta = nn.Parameter(zeros)
+        self.keys = nn.Parameter(zeros.clone()) if recipe.keys == "trained" else None
+        words: Sequence[Tensor] = ()
+        i_star = torch.zeros(base.layout.text_width, device=base.device)
         if self.gated:
             assert c_inv is not None
             self.c_inv = c_inv.to(base.device)
-            self.words = [w.requires_grad_() for w in base.word_vectors(recipe.category)]
-            self.i_star = self.category.clone()  # the word starts as the category's
+            words, i_star = base.word_vectors(recipe.category), self.category.clone()
+        self.words = nn.ParameterList([nn.Parameter(w) for w in words])
+        self.register_buffer("i_star", i_star)
 
-    def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups for the optimiser: the only trainable tensors there are."""
-        outputs = [self.delta] if self.keys is None else [self.delta, self.keys]
-        groups: list[dict[str, Any]] = [{"params": outputs, "lr": self.recipe.value_rate}]
-        if self.words:
-            groups.append({"params": self.words, "lr": self.recipe.word_rate})
+    def param_groups(self) -> list[ParamGroup]:
+        """The optimizer's groups; the only trainable tensors there are."""
+        values = [self.delta] if self.keys is None else [self.delta, self.keys]
+        groups = [ParamGroup(values, self.recipe.value_lr, clip=None)]
+        if self.gated:
+            groups.append(ParamGroup(list(self.words), self.recipe.word_lr, clip=None))
         return groups
 
     def condition(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Packed keys and values (B, N, W), pooled, and the concept's mean encoding (D,) or None."""
         if not self.gated:
-            return self._row(prompts)
-        out = self.base.encode(prompts, {p.uses[0].name: self.words for p in prompts})
+            return self._value_only(prompts)
+        out = self.base.encode(prompts, {p.uses[0].name: list(self.words) for p in prompts})
         last = [at[0][-1] for at in out.positions]
         e = out.e.float()
         e_concept = torch.stack([e[b, p] for b, p in enumerate(last)]).mean(0)
         i_star = self.i_star + e_concept - e_concept.detach()  # straight through
         assert self.c_inv is not None
         d = Direction(i_star, self.c_inv @ i_star, self.category)
-        mask = out.opening([[0]] * len(prompts)) if self.recipe.positions == "own" else None
-        done = edit.edit_encodings(e, [d], [self.gate], [mask])
-        kv = self.base.pack(done.encodings, additions=[Addition(done.gates[0], self.delta, self.keys)])
+        mask = out.token_mask([[0]] * len(prompts)) if self.recipe.positions == "own" else None
+        edited = edit.edit_encodings(e, [d], [self.gate], [mask])
+        kv = self.base.pack(edited.encodings, additions=[Addition(edited.gates[0], self.delta, self.keys)])
         return kv, out.pooled, e_concept.detach()
 
-    def _row(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None, None]:
+    def _value_only(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None, None]:
         with torch.no_grad():
             out = self.base.encode(prompts)
-        opening = out.opening([[0]] * len(prompts), last=True)
-        return self.base.pack(out.e, additions=[Addition(opening, self.delta, self.keys)]), out.pooled, None
+        mask = out.token_mask([[0]] * len(prompts), last=True)
+        return self.base.pack(out.e, additions=[Addition(mask, self.delta, self.keys)]), out.pooled, None
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Masked error, mean over all pixels, and the concept's encoding for i*.
+        """Masked squared error, mean over all pixels, and the concept's encoding (D,) for i*.
 
-        With `keep`, the prediction around the subject should be that of the plain category: what a value
-        puts there colours the other thing as soon as two concepts share an image.
+        With `prior_weight`, the prediction around the subject should be that of the plain category: what a
+        value puts there colours the other subject as soon as two concepts share an image.
         """
         kv, pooled, e_concept = self.condition(batch.prompts)
-        predicted = self._predicted(batch, kv, pooled)
-        error = (predicted - batch.target).square() * batch.mask
-        if self.recipe.keep and bool((batch.mask < 1).any()):
+        prediction = self._predict(batch, kv, pooled)
+        error = (prediction - batch.target).square() * batch.mask
+        if self.recipe.prior_weight and bool((batch.mask < 1).any()):
             with torch.no_grad():
                 plain = self.base.encode(batch.prompts)
-                usual = self._predicted(batch, self.base.pack(plain.e), plain.pooled)
-            error = error + self.recipe.keep * (predicted - usual).square() * (1 - batch.mask)
+                prior = self._predict(batch, self.base.pack(plain.e), plain.pooled)
+            error = error + self.recipe.prior_weight * (prediction - prior).square() * (1 - batch.mask)
         return error.mean(), e_concept
 
-    def _predicted(self, batch: Batch, kv: Tensor, pooled: Tensor | None) -> Tensor:
-        """What the U-Net says of the noisy images, (B, C, h, w) float32."""
-        side = (batch.x_t.shape[2] * self.base.factor, batch.x_t.shape[3] * self.base.factor)
-        more = self.base.conditions(len(batch.x_t), pooled, side)
+    def _predict(self, batch: Batch, kv: Tensor, pooled: Tensor | None) -> Tensor:
+        """The U-Net's prediction for the noisy latents, (B, C, h, w) float32."""
+        height, width = (n * self.base.vae_scale_factor for n in batch.x_t.shape[2:])
+        more = self.base.added_conditions(len(batch.x_t), pooled, (height, width))
         out: Tensor = self.base.unet(batch.x_t.to(self.base.dtype), batch.t, kv, **more).sample
         return out.float()
 
     @torch.no_grad()
-    def averaged(self, e_concept: Tensor | None) -> None:
-        """Move i* towards the concept's encoding of this step."""
+    def update_i_star(self, e_concept: Tensor | None) -> None:
+        """Move i* towards the concept's encoding of this step: i* <- 0.99 i* + 0.01 e."""
         if e_concept is not None:
-            self.i_star = AVERAGE * self.i_star + (1 - AVERAGE) * e_concept
+            self.i_star = I_STAR_DECAY * self.i_star + (1 - I_STAR_DECAY) * e_concept
 
-    # ---- state -------------------------------------------------------------------------------
-
-    def state(self) -> dict[str, Tensor]:
-        words = {f"word.{k}": w for k, w in enumerate(self.words)}
-        keys = {} if self.keys is None else {"keys": self.keys}
-        return {
-            k: v.detach().cpu().clone()
-            for k, v in {"delta": self.delta, "i_star": self.i_star, **keys, **words}.items()
-        }
-
-    @torch.no_grad()
-    def restore(self, state: dict[str, Tensor]) -> None:
-        self.delta.copy_(state["delta"])
-        if self.keys is not None:
-            self.keys.copy_(state["keys"])
-        self.i_star = state["i_star"].to(self.base.device)
-        for k, w in enumerate(self.words):
-            w.copy_(state[f"word.{k}"])
-
-    def is_finite(self) -> bool:
-        return all(bool(torch.isfinite(v).all()) for v in self.state().values())
-
-    def concept(self, c_hash: str, facts: dict[str, Any]) -> Concept:
-        """What has been learned so far, as a concept."""
+    def to_concept(self, c_hash: str, record: dict[str, Any]) -> Concept:
+        """The concept as it is now; `record` says how it was trained."""
         start = self.base.word_vectors(self.recipe.category)
-        moved = tuple((w.detach() - s).cpu() for w, s in zip(self.words, start, strict=False))
+        word_deltas = tuple((w.detach() - s).cpu() for w, s in zip(self.words, start, strict=False))
         return Concept(
             name=self.recipe.name,
             category=self.recipe.category,
             mode=self.recipe.mode,
             origin=self.base.origin,
-            word_deltas=moved,
+            word_deltas=word_deltas,
             i_star=self.i_star.detach().cpu().clone(),
             dual=torch.zeros(1) if self.c_inv is None else edit.dual(self.i_star, self.c_inv).cpu(),
             delta=unpacked_delta(self.base, self.delta),
             keys={} if self.keys is None else unpacked_delta(self.base, self.keys),
             c_hash=c_hash if self.gated else "",
-            recipe=facts,
+            recipe=record,
         )

@@ -1,4 +1,9 @@
-"""Photos to a concept: prepares everything that does not change, then runs the loop."""
+"""Photos to a concept: prepare what does not change, then train.
+
+Every step draws its images, noise and timesteps from (seed, step) alone. A fixed evaluation set decides when
+the concept has been learned and which step was best (DVAR: Voronov et al. 2023, arXiv:2302.04841); the loop
+itself is training/trainer.py.
+"""
 
 from __future__ import annotations
 
@@ -17,32 +22,38 @@ from PIL import Image
 from torch import Tensor
 
 from minikin import events
-from minikin.errors import BadRecipe, OutOfMemory
+from minikin.errors import BadRecipe, Diverged, OutOfMemory
 from minikin.images import xmp
 from minikin.images.photos import Fit, Photo, fitted
 from minikin.models.base import Base
 from minikin.models.distilled import refuse_student
-from minikin.models.memory import ran_out
+from minikin.models.memory import is_out_of_memory
 from minikin.models.prompt import Prompt
 from minikin.perfusion import masks as masking
-from minikin.perfusion.category import caution
-from minikin.perfusion.concept import Concept
+from minikin.perfusion.category import unknown_word_warning
+from minikin.perfusion.concept import FILE_MODES, Concept
 from minikin.perfusion.covariance import Covariance
 from minikin.perfusion.key_lock import TEMPLATES, category_encoding, prompt_for
-from minikin.perfusion.loop import Loop
-from minikin.perfusion.objective import Batch, Student
+from minikin.perfusion.objective import Batch, TrainableConcept
 from minikin.recipes import Teach
+from minikin.recipes.teach import MODE_NOTES
+from minikin.training.trainer import StepContext, Trainer, TrainingConfig
 
 EVALUATION = 16  # fixed (photo, noise, timestep) triples
+EVALUATE_STEPS = 10
+PATIENCE = 6  # evaluations
+MIN_GAIN = 0.004  # relative gain of the last PATIENCE evaluations below which training has converged
+FP16_LOSS_SCALE = 2.0**14  # gradients of a mean over 10^5 numbers vanish in float16
+SAVE_STEPS = 25
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the loop needs of the photos, computed once.
+    """Latents, masks and prompts of the photos, computed once.
 
     latents  (P, 2, C, h, w)  as they are, and mirrored
     masks    (P, 2, 1, h, w)
-    prompts  per photo, the prompts it may be shown with
+    prompts  per photo, the prompts it may be trained with
     """
 
     fits: Sequence[Fit]
@@ -52,22 +63,22 @@ class Prepared:
 
 
 def prepare(base: Base, photos: Sequence[Photo], recipe: Teach) -> Prepared:
-    """Encode the photos and find the subject in them."""
+    """Encode the photos and find the subject in them. Raises BadRecipe for a size the base cannot have."""
     side = recipe.size or base.size_px
-    if side % (8 * base.factor) and side % 64:
+    if side % (8 * base.vae_scale_factor) and side % 64:
         raise BadRecipe(f"size must be a multiple of 64 pixels, but it is {side}.")
     fits = [fitted(p, side) for p in photos]
     pixels = torch.stack([torch.from_numpy(f.pixels) for f in fits]).permute(0, 3, 1, 2)
     both = torch.stack([pixels, pixels.flip(-1)], 1).float() / 127.5 - 1  # (P, 2, 3, H, W)
     latents = torch.cat([base.to_latents(x).float() for x in torch.split(both.flatten(0, 1), 2)])
     latents = latents.view(len(fits), 2, *latents.shape[1:])
-    found = masking.subject_masks(base, fits, latents[:, 0], recipe.category, recipe.mask)
-    two = torch.stack([found, found.flip(-1)], 1).unsqueeze(2)
-    return Prepared(fits, latents, two.to(latents), [_prompts(p, recipe) for p in photos])
+    masks = masking.subject_masks(base, fits, latents[:, 0], recipe.category, recipe.mask)
+    masks = torch.stack([masks, masks.flip(-1)], 1).unsqueeze(2)
+    return Prepared(fits, latents, masks.to(latents), [_prompts(p, recipe) for p in photos])
 
 
 def _prompts(photo: Photo, recipe: Teach) -> list[Prompt]:
-    """The photo's own caption with the thing named in it, or else the templates."""
+    """The photo's caption with the concept in the place of its name or category, or else the templates."""
     caption = re.sub(r"[<>()\[\]\\]", " ", photo.caption.replace(f"<{recipe.name}>", "{}"))
     if "{}" not in caption:
         caption = re.sub(rf"\b(an? )?{re.escape(recipe.category)}\b", "{}", caption, count=1)
@@ -77,16 +88,17 @@ def _prompts(photo: Photo, recipe: Teach) -> list[Prompt]:
 
 
 class Batches:
-    """Deterministic batches: what step `k` sees depends on (seed, k) alone."""
+    """Deterministic batches: those of step `k` depend on (seed, k) alone."""
 
     def __init__(self, base: Base, prepared: Prepared, recipe: Teach) -> None:
         self.base, self.p, self.recipe = base, prepared, recipe
-        self.scheduler = base.noise
+        self.scheduler = base.training_scheduler
         self.n_train = int(self.scheduler.config.num_train_timesteps)
 
-    def at(self, step: int) -> Batch:
-        g = torch.Generator().manual_seed((self.recipe.seed << 20) + step + 1)
-        n = self.recipe.batch
+    def at(self, step: int, size: int | None = None, rollbacks: int = 0) -> Batch:
+        """The batch of a step (from 0); after a roll-back it is another one."""
+        g = torch.Generator().manual_seed((self.recipe.seed << 20) + (rollbacks << 18) + step + 1)
+        n = size or self.recipe.batch
         photo = torch.randint(len(self.p.fits), (n,), generator=g)
         mirrored = torch.randint(2, (n,), generator=g) * int(self.recipe.flip)
         # one timestep from each n-th of the range: uniform, with less variance
@@ -95,7 +107,7 @@ class Batches:
         return self._batch(photo, mirrored, t.clamp(max=self.n_train - 1), choice, g)
 
     def evaluation(self) -> list[Batch]:
-        """EVALUATION fixed triples, in batches of the training size."""
+        """The fixed triples of photo, noise and timestep, in batches of the training size."""
         g = torch.Generator().manual_seed(20_23)
         out, size = [], min(self.recipe.batch, EVALUATION)
         times = ((torch.arange(EVALUATION) + 0.5) / EVALUATION * self.n_train).long()
@@ -114,88 +126,119 @@ class Batches:
         eps = torch.randn(x0.shape, generator=g).to(x0)
         t = t.to(x0.device)
         x_t = self.scheduler.add_noise(x0, eps, t)
-        if self.base.prediction == "v_prediction":
+        if self.base.prediction_type == "v_prediction":
             target = self.scheduler.get_velocity(x0, eps, t)
-        elif self.base.prediction == "epsilon":
+        elif self.base.prediction_type == "epsilon":
             target = eps
         else:
-            raise BadRecipe(f"This base predicts '{self.base.prediction}', which is not supported.")
-        own = [self.p.prompts[i] for i in photo.tolist()]
-        prompts = [ps[c % len(ps)] for ps, c in zip(own, choice, strict=True)]
+            raise BadRecipe(f"This base predicts '{self.base.prediction_type}', which is not supported.")
+        choices = [self.p.prompts[i] for i in photo.tolist()]
+        prompts = [ps[c % len(ps)] for ps, c in zip(choices, choice, strict=True)]
         return Batch(x_t, t, target, mask, prompts)
 
 
 def teach(
     base: Base, photos: Sequence[Photo], recipe: Teach, c: Covariance | None, *,
-    checkpoint: Path | None = None, resume: bool = False, save_every: int = 25,
+    checkpoint: Path | None = None, resume: bool = False, save_every: int = SAVE_STEPS,
     stop: Event | None = None, sample: Callable[[Concept], Image.Image] | None = None,
 ) -> Iterator[events.Event]:  # fmt: skip
     """Teach; the last event is `Done` with the Concept. Interrupting leaves a usable concept.
 
-    Yields Note, Progress, and Image for the mask overlay and the samples.
+    Yields Note, Progress, and ImageReady for the mask overlay and the samples.
     checkpoint  where to keep the state of the run; with `resume`, where to go on from
     stop        ends teaching after the step at hand when it is set
     sample      paints an image with the concept as it stands, every `recipe.sample_every` steps
+    Raises BadRecipe, AssetError, Diverged, OutOfMemory, StorageError.
     """
-    with base.frozen(), _frugal(base, recipe):
+    with base.frozen(), _save_memory(base, recipe):
         started = time.monotonic()
         check(base, recipe)
+        yield events.Note(MODE_NOTES[recipe.mode])
         prepared = prepare(base, photos, recipe)
-        own = sum(f.mask is not None for f in prepared.fits)
-        yield events.Note(
-            f"Photos: {len(photos)}, {own} with a mask of their own" + (
-                f"; the others' masks: {recipe.mask}." if own < len(photos) else "."
-            )
+        yield from _about_photos(base, prepared, recipe)
+        concept = TrainableConcept(
+            base, recipe, category_encoding(base, recipe.category), c.inverse if c else None
         )  # fmt: skip
-        if doubt := caution(base, recipe.category):
-            yield events.Note(doubt, warning=True)
-        overlay = masking.overlay_sheet([f.pixels for f in prepared.fits], prepared.masks[:, 0, 0].cpu())
-        yield events.Picture(xmp.made(overlay, xmp.NONE), "masks")
-        student = Student(base, recipe, category_encoding(base, recipe.category), c.inverse if c else None)
-        batches = Batches(base, prepared, recipe)
-        total = recipe.steps or recipe.max_steps
-        loop = Loop(student, batches.at, batches.evaluation(), max_steps=total, fixed=recipe.steps is not None)
-        facts = _facts(recipe, len(photos), c)
-        run = facts | _identity(base, prepared, recipe, c)
-        if resume and checkpoint and checkpoint.exists():
-            loop.resume(checkpoint, run)
-            yield events.Note(f"Going on after step {loop.progress.step}.")
-        elif resume:
+        record = _record(recipe, len(photos), c)
+        trainer = Trainer(
+            None, concept, _config(base, recipe, save_every), device=base.device, stage="teaching",
+            groups=concept.param_groups(), path=checkpoint, resume=resume,
+            facts=Teach.current(record) | _identity(base, prepared, recipe, c),
+        )  # fmt: skip
+        if resume and not trainer.resumed:
             yield events.Note(f"There is no checkpoint at {checkpoint}; starting anew.", warning=True)
-        interrupted = False
         c_hash = c.hash if c else ""
-        for step in loop:
-            if checkpoint and step.step % save_every == 0:
-                loop.save(checkpoint, run)
-            yield events.Progress("teaching", step.step, total, f"loss {step.loss:.4f}")
-            if sample and recipe.sample_every and step.step % recipe.sample_every == 0:
-                image = sample(student.concept(c_hash, facts))
-                yield events.Picture(image, f"step-{step.step:04d}")
-            if stop and stop.is_set():
-                interrupted = True
-                if checkpoint:
-                    loop.save(checkpoint, run)
-                break
-        loop.finish()
-        p = loop.progress
+        for event in _train(trainer, concept, Batches(base, prepared, recipe), stop):
+            yield event
+            step = event.done if isinstance(event, events.Progress) else 0
+            if sample and step and recipe.sample_every and step % recipe.sample_every == 0:
+                yield events.ImageReady(sample(concept.to_concept(c_hash, record)), f"step-{step:04d}")
+        trainer.restore_best()
+        s = trainer.state
         measured = {
-            "steps": p.step, "best_step": p.best_step or p.step, "interrupted": interrupted,
-            "seconds": round(time.monotonic() - started, 2), "evaluation": [round(v, 5) for v in p.history],
-            "skipped": p.skipped,
+            "steps": s.step, "best_step": s.best_step or s.step, "interrupted": trainer.interrupted,
+            "seconds": round(time.monotonic() - started, 2), "evaluation": [round(v, 5) for v in s.history],
+            "skipped": s.skipped,
         }  # fmt: skip
-        yield events.Done(student.concept(c_hash, facts | {"steps": p.step}), measured)
+        yield events.Done(concept.to_concept(c_hash, record | {"steps": s.step}), measured)
+
+
+def _about_photos(base: Base, prepared: Prepared, recipe: Teach) -> Iterator[events.Event]:
+    """Notes on masks and category, and the masks as an image."""
+    n, with_mask = len(prepared.fits), sum(f.mask is not None for f in prepared.fits)
+    others = f"; the others' masks: {recipe.mask}." if with_mask < n else "."
+    yield events.Note(f"Photos: {n}, {with_mask} with a mask of their own{others}")
+    if warning := unknown_word_warning(base, recipe.category):
+        yield events.Note(warning, warning=True)
+    overlay = masking.overlay_sheet([f.pixels for f in prepared.fits], prepared.masks[:, 0, 0].cpu())
+    yield events.ImageReady(xmp.with_source_type(overlay, xmp.NONE), "masks")
+
+
+def _train(
+    trainer: Trainer, concept: TrainableConcept, batches: Batches, stop: Event | None
+) -> Iterator[events.Event]:  # fmt: skip
+    """Run the training loop with the concept's loss."""
+    evaluation = batches.evaluation()
+    encodings: list[Tensor | None] = [None]  # the concept's, of the step at hand
+
+    def loss(ctx: StepContext, _: None) -> dict[str, Tensor]:
+        value, encodings[0] = concept.loss(batches.at(ctx.step, ctx.batch_size, ctx.rollbacks))
+        return {"loss": value}
+
+    def update_i_star(_: StepContext) -> None:
+        concept.update_i_star(encodings[0])
+
+    def evaluate() -> dict[str, float]:
+        return {"loss": sum(float(concept.loss(b)[0]) for b in evaluation) / len(evaluation)}
+
+    try:
+        yield from trainer.train(loss, evaluate=evaluate, after=update_i_star, stop=stop)
+    except Diverged as e:
+        raise Diverged(f"{e} Or try --dtype float32, or other photos.") from e
+
+
+def _config(base: Base, recipe: Teach, save_steps: int) -> TrainingConfig:
+    """AdamW without weight decay at constant rates; early stopping unless the steps are fixed."""
+    fixed = recipe.steps is not None
+    return TrainingConfig(
+        steps=recipe.steps or recipe.max_steps, batch=recipe.batch, lr=recipe.value_lr, betas=(0.9, 0.999),
+        weight_decay=0.0, fused=False, warmup=0, decay=0.0, ema=0.0, clip=None, bf16=False, seed=recipe.seed,
+        loss_scale=FP16_LOSS_SCALE if base.dtype is torch.float16 else 1.0, progress_seconds=0.0,
+        save_steps=save_steps, evaluate_steps=EVALUATE_STEPS, patience=None if fixed else PATIENCE,
+        min_gain=MIN_GAIN, keep_best=not fixed,
+    )  # fmt: skip
 
 
 @contextmanager
-def _frugal(base: Base, recipe: Teach) -> Iterator[None]:
-    """Gradient checkpointing for images of 512 px or more; a full memory becomes a sentence."""
+def _save_memory(base: Base, recipe: Teach) -> Iterator[None]:
+    """Gradient checkpointing for images of 512 px or more. Raises OutOfMemory with advice."""
     ours = (recipe.size or base.size_px) >= 512 and not base.unet.is_gradient_checkpointing
     if ours:
         base.unet.enable_gradient_checkpointing()
     try:
         yield
     except RuntimeError as e:
-        if not ran_out(e):
+        if not is_out_of_memory(e):
             raise
         raise OutOfMemory(
             f"Not enough memory on {base.device} for batch {recipe.batch} at "
@@ -207,7 +250,7 @@ def _frugal(base: Base, recipe: Teach) -> Iterator[None]:
 
 
 def check(base: Base, recipe: Teach) -> None:
-    """Raise BadRecipe when this base cannot be taught this."""
+    """Raise BadRecipe when the base cannot be taught this concept."""
     if base.is_inpainting:
         raise BadRecipe(
             f"'{base.name}' is an inpainting model. Teach on the ordinary model of its family; the concept "
@@ -226,7 +269,7 @@ def check(base: Base, recipe: Teach) -> None:
 
 
 def _identity(base: Base, p: Prepared, recipe: Teach, c: Covariance | None) -> dict[str, Any]:
-    """What must be the same for a run to be resumed, besides its settings."""
+    """Digests that must be equal for a run to be resumed, besides its settings."""
     photos = hashlib.sha256()
     for t in (p.latents, p.masks):
         photos.update(t.cpu().numpy().tobytes())
@@ -236,23 +279,14 @@ def _identity(base: Base, p: Prepared, recipe: Teach, c: Covariance | None) -> d
     }  # fmt: skip
 
 
-def _facts(recipe: Teach, n_photos: int, c: Covariance | None) -> dict[str, Any]:
-    """What goes into the concept file about how it was made: no paths, no names, no captions."""
-    keep = (
-        "mode",
-        "batch",
-        "value_rate",
-        "keep",
-        "word_rate",
-        "beta",
-        "tau",
-        "positions",
-        "mask",
-        "flip",
-        "size",
-        "seed",
-    )
-    out = {k: getattr(recipe, k) for k in keep}
-    if recipe.keys != "locked":
-        out["keys"] = recipe.keys
-    return out | {"photos": n_photos, "captions": c.n_captions if c else 0}
+def _record(recipe: Teach, n_photos: int, c: Covariance | None) -> dict[str, Any]:
+    """How the concept was trained, for its file: no paths, no names, no captions.
+
+    The keys are the file format's, which has the option names of version 0.1.
+    """
+    options = ("batch", "beta", "tau", "positions", "mask", "flip", "size", "seed")
+    record = {k: getattr(recipe, k) for k in options} | {
+        "mode": FILE_MODES[recipe.mode], "value_rate": recipe.value_lr, "word_rate": recipe.word_lr,
+        "keep": recipe.prior_weight, "photos": n_photos, "captions": c.n_captions if c else 0,
+    }  # fmt: skip
+    return record if recipe.keys == "locked" else record | {"keys": recipe.keys}

@@ -4,9 +4,9 @@ Each process computes its own rows of every batch and the gradients are averaged
 the same weights at every step. Started by `torchrun` or `accelerate launch`, which set WORLD_SIZE
 and the rest of PyTorch's environment:
 
-    with joined(device) as ranks: ...
+    with process_group(device) as ranks: ...
 
-The first rank alone writes files.
+Only the first rank writes files.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's number among `count`."""
+    """This process's rank among `count`."""
 
     rank: int = 0
     count: int = 1
     device: torch.device = CPU
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         return self.rank == 0
 
     def average(self, tensors: Sequence[Tensor]) -> None:
@@ -40,50 +40,50 @@ class Ranks:
         if self.count == 1:
             return
         for dtype in {t.dtype for t in tensors}:
-            own = [t for t in tensors if t.dtype == dtype]
-            flat = torch.cat([t.reshape(-1) for t in own])
+            group = [t for t in tensors if t.dtype == dtype]
+            flat = torch.cat([t.reshape(-1) for t in group])
             dist.all_reduce(flat)
             flat /= self.count
-            for t, part in zip(own, torch.split(flat, [t.numel() for t in own]), strict=True):
+            for t, part in zip(group, torch.split(flat, [t.numel() for t in group]), strict=True):
                 t.copy_(part.view(t.shape))
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so."""
-        return flag if self.count == 1 else self._reduced(float(flag), dist.ReduceOp.MAX) > 0
+        """Whether the flag is set on any rank."""
+        return flag if self.count == 1 else self._all_reduce(float(flag), dist.ReduceOp.MAX) > 0
 
-    def agreed(self, value: float) -> float:
-        """The first rank's number, for all."""
+    def of_first(self, value: float) -> float:
+        """The first rank's number, on all ranks."""
         if self.count == 1:
             return value
-        box = torch.tensor([value], dtype=torch.float64, device=self.device)
-        dist.broadcast(box, 0)
-        return float(box)
+        tensor = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.broadcast(tensor, 0)
+        return float(tensor)
 
-    def wait(self) -> None:
-        """Until all ranks have come here."""
+    def barrier(self) -> None:
+        """Wait until all ranks have come here."""
         if self.count > 1:
-            self._reduced(0.0, dist.ReduceOp.MAX)
+            self._all_reduce(0.0, dist.ReduceOp.MAX)
 
-    def _reduced(self, value: float, how: dist.ReduceOp.RedOpType) -> float:
-        box = torch.tensor([value], device=self.device)
-        dist.all_reduce(box, how)
-        return float(box)
+    def _all_reduce(self, value: float, operation: dist.ReduceOp.RedOpType) -> float:
+        tensor = torch.tensor([value], device=self.device)
+        dist.all_reduce(tensor, operation)
+        return float(tensor)
 
 
 def current(device: torch.device = CPU) -> Ranks:
-    """The ranks of the group this process has joined, or one alone."""
+    """The ranks of the group this process has joined, or of one process alone."""
     if dist.is_available() and dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size(), device)
     return Ranks()
 
 
-def here() -> tuple[int, int]:
-    """This process's rank and its number on this machine, as the launcher says; (0, 0) alone."""
+def launcher_ranks() -> tuple[int, int]:
+    """This process's rank, and its rank on this machine, by the launcher's environment; (0, 0) without one."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Ranks]:
+def process_group(device: torch.device) -> Iterator[Ranks]:
     """Inside, this process belongs to the group its launcher has announced, if there is one."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
         yield current(device)

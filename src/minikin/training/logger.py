@@ -1,4 +1,4 @@
-"""What a run says while it trains: means for the log, progress, evaluations, samples and the curve."""
+"""Training logger: mean losses, progress events, evaluations, samples and the learning curve of one run."""
 
 from __future__ import annotations
 
@@ -11,65 +11,82 @@ from torch import Tensor
 
 from minikin import events
 from minikin.images.encode import save_image
-from minikin.training.metrics_log import Journal, curve
-from minikin.training.plan import Plan, State
+from minikin.training.config import TrainerState, TrainingConfig
+from minikin.training.metrics_log import MetricsLog, curve
 
 Losses = Mapping[str, Tensor]
 
 
-class Telling:
-    """Collects the losses of one stage between two lines of its log."""
+class TrainingLogger:
+    """Averages the losses between two lines of the metrics log; `folder` None, or `silent`: writes no file."""
 
-    def __init__(self, stage: str, folder: Path, plan: Plan, journal: Journal) -> None:
-        self.stage, self.folder, self.plan, self.journal = stage, folder, plan, journal
+    def __init__(
+        self, stage: str, folder: Path | None, config: TrainingConfig, *, silent: bool = False
+    ) -> None:  # fmt: skip
+        self.stage, self.folder, self.config = stage, folder, config
+        self.metrics_log = MetricsLog(folder / "log.jsonl" if folder and not silent else None)
         self._sums: dict[str, Tensor] = {}
-        self._since = (0, 0.0)  # seen and seconds at the last line of the log
+        self._last = (0, 0.0)  # examples and seconds at the last line of the log
 
-    def begin(self, s: State) -> None:
-        """Forget what was counted: a line begins here."""
-        self._since, self._sums = (s.seen, s.seconds), {}
+    def begin(self, s: TrainerState, device: str) -> None:
+        """The first line of a run, or of its continuation."""
+        self.rewind(s)
+        self.metrics_log.write(step=s.step, seen=s.seen, device=device)
 
-    def count(self, losses: Losses) -> None:
+    def rewind(self, s: TrainerState) -> None:
+        """Drop the lines after this state: these steps come again."""
+        self.metrics_log.rewind(s.step)
+        self._last, self._sums = (s.seen, s.seconds), {}
+
+    def add(self, losses: Losses) -> None:
+        """Count the losses of one step."""
         for k, v in losses.items():
             self._sums[k] = self._sums.get(k, torch.zeros_like(v)) + v
         self._sums["n"] = self._sums.get("n", torch.zeros(())) + 1
 
-    def write(self, s: State, rate: float) -> None:
-        """The means since the last line, if anything was counted."""
+    def write(self, s: TrainerState, lr: float) -> None:
+        """The means since the last line, if there was a step."""
         if not self._sums:
             return
         n = float(self._sums.pop("n"))
         means = {k: float(f"{float(v) / n:.5g}") for k, v in self._sums.items()}
-        seen, seconds = self._since
-        speed = (s.seen - seen) / max(s.seconds - seconds, 1e-9)
-        self.begin(s)
-        known = {"step": s.step, "seen": s.seen, "seconds": round(s.seconds, 1), "rate": rate}
-        self.journal.write(**known, speed=round(speed, 1), **means)
+        examples, seconds = self._last
+        speed = round((s.seen - examples) / max(s.seconds - seconds, 1e-9), 1)
+        self._last, self._sums = (s.seen, s.seconds), {}
+        self.metrics_log.write(
+            step=s.step, seen=s.seen, seconds=round(s.seconds, 1), lr=lr, speed=speed, **means
+        )  # fmt: skip
 
-    def progress(self, s: State, losses: Losses) -> events.Progress:
-        """Of the budget that is nearer its end."""
-        p = self.plan
+    def progress(self, s: TrainerState, losses: Losses) -> events.Progress:
+        """Progress of the budget, steps or minutes, that is nearer its end."""
+        c = self.config
         info = f"loss {float(losses['loss']):.4f}  {s.seen / max(s.seconds, 1e-9):.0f}/s"
-        if p.steps and (not p.minutes or s.step / p.steps >= s.seconds / (60 * p.minutes)):
-            return events.Progress(self.stage, s.step, p.steps, info)
-        return events.Progress(self.stage, round(s.seconds), round(60 * (p.minutes or 0)), info)
+        if c.steps and (not c.minutes or s.step / c.steps >= s.seconds / (60 * c.minutes)):
+            return events.Progress(self.stage, s.step, c.steps, info)
+        return events.Progress(self.stage, round(s.seconds), round(60 * (c.minutes or 0)), info)
+
+    def evaluation(self, s: TrainerState, values: Mapping[str, float]) -> None:
+        """A line of the log."""
+        self.metrics_log.write(step=s.step, seen=s.seen, evaluation=values)
 
     def report(
-        self, s: State, values: Mapping[str, float], image: Image.Image | None
+        self, s: TrainerState, values: Mapping[str, float], image: Image.Image | None
     ) -> Iterator[events.Event]:
-        """An evaluation and a sample into log and folder; the curve so far."""
+        """An evaluation and a sample, as events and files, and the curve so far."""
         if values:
-            self.journal.write(step=s.step, seen=s.seen, evaluation=values)
-            shown = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
-            yield events.Note(f"{self.stage}: step {s.step}, {s.seconds / 60:.1f} min, {shown}")
+            self.evaluation(s, values)
+            text = ", ".join(f"{k} {v:.4g}" for k, v in values.items())
+            yield events.Note(f"{self.stage}: step {s.step}, {s.seconds / 60:.1f} min, {text}")
         if image:
-            save_image(image, self.folder / "samples" / f"{s.step:07d}.png")
-            yield events.Picture(image, f"{self.stage} at step {s.step}")
-        curve(self.journal.rows(), self.folder / "curve.png", self.stage)
+            if self.folder:
+                save_image(image, self.folder / "samples" / f"{s.step:07d}.png")
+            yield events.ImageReady(image, f"{self.stage} at step {s.step}")
+        if self.folder:
+            curve(self.metrics_log.rows(), self.folder / "curve.png", self.stage)
 
 
-def name_of(device: torch.device) -> str:
-    """What a model card calls the device."""
+def device_name(device: torch.device) -> str:
+    """The device as a model card names it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else device.type

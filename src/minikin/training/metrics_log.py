@@ -1,4 +1,4 @@
-"""What a training run writes down: one JSON object a line, and the learning curve drawn from them."""
+"""Metrics log of a training run, one JSON object per line, and the learning curve drawn from it."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ from typing import Any
 from minikin.errors import StorageError
 from minikin.files import atomic_write
 
+NOT_LOSSES = {"step", "seen", "seconds", "lr", "rate", "speed", "norm", "evaluation", "device"}
 
-class Journal:
-    """An append-only log; torn last lines of a killed run are ignored."""
 
-    def __init__(self, path: Path, *, silent: bool = False) -> None:
-        self.path, self.silent = path, silent
-        self.also: Callable[[Mapping[str, Any]], None] | None = None  # told every line too
+class MetricsLog:
+    """An append-only log; an incomplete last line of a killed run is ignored.
+
+    path    None writes nothing
+    writer  called with every row, too: `tensorboard.writer`
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.writer: Callable[[Mapping[str, Any]], None] | None = None
 
     def write(self, **values: Any) -> None:
-        """Raises StorageError."""
-        if self.silent:
+        """Append a row. Raises StorageError."""
+        if self.path is None:
             return
-        if self.also:
-            self.also(values)
+        if self.writer:
+            self.writer(values)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a") as f:
@@ -34,26 +40,27 @@ class Journal:
             ) from e
 
     def rows(self) -> list[dict[str, Any]]:
-        found = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+        """All complete rows."""
+        rows = []
+        for line in self.path.read_text().splitlines() if self.path and self.path.exists() else []:
             try:
-                found.append(json.loads(line))
+                rows.append(json.loads(line))
             except ValueError:
                 continue
-        return found
+        return rows
 
     def rewind(self, step: int) -> None:
-        """Forget lines after `step`: what a run wrote after its last checkpoint comes again."""
-        rows = [] if self.silent else self.rows()
-        kept = [r for r in rows if r.get("step", 0) <= step]
-        if len(kept) < len(rows):
-            atomic_write(self.path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+        """Drop the rows after `step`: what a run wrote after its last checkpoint comes again."""
+        rows = self.rows()
+        before = [r for r in rows if r.get("step", 0) <= step]
+        if self.path and len(before) < len(rows):
+            atomic_write(self.path, "".join(json.dumps(r) + "\n" for r in before).encode())
 
 
 def curve(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     """Draw every logged loss and every evaluated value over the examples seen, as a PNG.
 
-    Does nothing when matplotlib is not installed: it is wanted for building only.
+    Does nothing when matplotlib is not installed: only those who train tiny need it.
     """
     import io
 
@@ -61,24 +68,23 @@ def curve(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         return
-    skip = {"step", "seen", "seconds", "rate", "speed", "norm", "evaluation", "device"}
-    lines: dict[str, list[tuple[float, float]]] = {}
-    tests: dict[str, list[tuple[float, float]]] = {}
+    losses: dict[str, list[tuple[float, float]]] = {}
+    evaluations: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         for k, v in row.items():
-            if k not in skip:
-                lines.setdefault(k, []).append((row["seen"], v))
+            if k not in NOT_LOSSES:
+                losses.setdefault(k, []).append((row["seen"], v))
         for k, v in row.get("evaluation", {}).items():
-            tests.setdefault(k, []).append((row["seen"], v))
+            evaluations.setdefault(k, []).append((row["seen"], v))
     figure = Figure(figsize=(11, 4), layout="constrained")
-    for axis, group, mark, name in zip(
-        figure.subplots(1, 2), (lines, tests), ("-", "o-"), ("training", "held out"), strict=True
+    for axis, lines, mark, name in zip(
+        figure.subplots(1, 2), (losses, evaluations), ("-", "o-"), ("training", "held out"), strict=True
     ):
-        for k, points in group.items():
+        for k, points in lines.items():
             axis.plot(*zip(*points, strict=True), mark, label=k, linewidth=1, markersize=3)
         axis.set(xlabel="examples seen", title=f"{title}: {name}")
         axis.grid(alpha=0.3)
-        if group:
+        if lines:
             axis.legend(fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)

@@ -64,7 +64,7 @@ def orthogonal(g: Tensor) -> Tensor:
     """U S V^T (m, n) to about U V^T, by a quintic Newton-Schulz iteration, in bfloat16 where that is quick."""
     a, b, c = QUINTIC
     wide = g.shape[0] <= g.shape[1]
-    x = (g if wide else g.T).to(torch.bfloat16 if precision.quick(g.device) else torch.float32)
+    x = (g if wide else g.T).to(torch.bfloat16 if precision.has_fast_bfloat16(g.device) else torch.float32)
     x = (x / (x.norm() + 1e-7)).contiguous()
     for _ in range(ROUNDS):
         gram = x @ x.T
