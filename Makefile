@@ -1,6 +1,6 @@
-# make demo    set everything up, teach two concepts on the embedded model, paint them
-# make test    set everything up, run every test
-# make check   lint, types, dependencies
+# make demo    install the run-time packages, teach two concepts on the embedded model, paint them
+# make test    install the test packages, too, and run every test
+# make check   lint, types, words, dependencies, documentation
 # make soak    the long versions of the tests: hours
 # make audit   dependencies against PyPI's advisories; needs the network
 # Needs Python 3.11+ and make. PYTHON=... chooses the interpreter.
@@ -9,21 +9,29 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+DEV    := $(VENV)/.ready-dev
 TORCH  := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)
 
 .PHONY: setup browser demo test test-fast controls numeric soak check audit bench clean
 
-setup: $(READY)
+setup: $(DEV)
 
-# The tested set of versions. Where there is no GPU, the CPU build of torch comes first, so that
-# no CUDA packages are fetched.
+# Run-time packages, in the tested versions. Where there is no GPU, the CPU build of torch comes first, so that no
+# CUDA packages are fetched.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Minikin needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 " + "$(MAKECMDGOALS)")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	TORCH=$(TORCH) BIN=$(BIN) sh tools/install-torch.sh
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@echo "Installing the run-time packages into $(VENV) (about 1 GB; a minute or two)."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	@TORCH=$(TORCH) BIN=$(BIN) sh tools/install-torch.sh
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	@touch $(READY)
+
+# All extras, the tests' tools and the documentation's.
+$(DEV): $(READY)
+	@echo "Installing the test packages into $(VENV)."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(DEV)
 
 # The page is tried in Debian's Chromium. Where it may not be installed, those tests say that they were skipped.
 browser:
@@ -31,8 +39,8 @@ browser:
 		&& apt-get update -qq >/dev/null 2>&1 && apt-get install -qq -y --no-install-recommends chromium >/dev/null 2>&1; } \
 		|| echo "Chromium is not here and was not installed: the page's browser tests will be skipped."
 
-demo: setup
-	$(BIN)/minikin demo --out demo
+demo: $(READY)
+	@$(BIN)/minikin demo --out demo
 
 # Two workers of one thread each; a whole file goes to one worker.
 test: setup browser
@@ -55,7 +63,9 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/words.py
 	$(BIN)/python tools/audit.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # 2,000,000 damaged concept files, 300 kills, overload and fairness of the server, an hour of fuzzing
 soak: setup
@@ -72,4 +82,4 @@ bench: setup
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) demo out
+	rm -rf $(VENV) demo out site

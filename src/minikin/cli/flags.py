@@ -125,7 +125,7 @@ def _option(recipe: type[Recipe], name: str, f: FieldInfo, old_name: str = "") -
     if name in SHORT and not old_name:
         names.append(SHORT[name])
     text = f.description or ""
-    if not f.is_required() and f.default not in (None, "", ()):
+    if not f.is_required() and f.default not in (None, "", ()) and "default" not in text:
         text += f" [{shown_default(f.default)}]"
     required = f.is_required() and not old_name
     kind: Any = str if _is_list(f.annotation) else f.annotation  # lists and ranges are parsed by the recipe

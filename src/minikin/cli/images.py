@@ -24,7 +24,6 @@ from minikin.images.sheet import contact_sheet
 from minikin.recipes import Best, FilterMode, Inpaint, Paint, Refine
 from minikin.studio import Studio
 
-
 _SCORES = ("alignment", "likeness")  # word: keys in image metadata
 
 

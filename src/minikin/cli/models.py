@@ -16,9 +16,9 @@ app = typer.Typer(no_args_is_help=True, help="List, add, download and inspect ba
 def list_(as_json: JsonOnce = False) -> None:
     """Bases on this machine, and published bases and adapters you can pull."""
     from minikin.cli import display
-    from minikin.models.loading.hub import HELPERS
-    from minikin.models.loading.registry import KNOWN, TINY_LICENCE, entries, models_folder
-    from minikin.models.presets import sources, where
+    from minikin.models.loading.hub import AUXILIARY_MODELS
+    from minikin.models.loading.registry import PUBLISHED, TINY_LICENCE, entries, models_folder
+    from minikin.models.presets import local_file, sources
 
     rows = [{"name": "tiny", "architecture": "tiny", "where": "embedded", "licence": TINY_LICENCE}]
     rows += [
@@ -28,16 +28,16 @@ def list_(as_json: JsonOnce = False) -> None:
     rows += [
         {"name": name, "architecture": k.architecture, "licence": k.licence,
          "where": f"minikin models pull {name} ({k.gb:g} GB)"}
-        for name, k in KNOWN.items()
+        for name, k in PUBLISHED.items()
     ]  # fmt: skip
     rows += [
         {"name": name, "architecture": "-", "licence": h.licence,
          "where": str(here) if (here := models_folder() / name).is_dir() else f"minikin models pull {name}"}
-        for name, h in HELPERS.items()
+        for name, h in AUXILIARY_MODELS.items()
     ]  # fmt: skip
     rows += [
         {"name": name, "architecture": "LoRA", "licence": s.licence or "see its page",
-         "where": str(where(s) or f"minikin models pull {name} ({s.mb} MB)")}
+         "where": str(local_file(s) or f"minikin models pull {name} ({s.mb} MB)")}
         for name, s in sources().items()
     ]  # fmt: skip
     for row in rows:

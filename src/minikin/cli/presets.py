@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from minikin.cli import display
-from minikin.models.presets import PRESETS, Preset, where
+from minikin.models.presets import PRESETS, Preset, local_file
 
 
 def show(*, as_json: bool) -> None:
     """Print each preset with its adapters by architecture; `*` marks the adapters on this machine."""
     for p in PRESETS.values():
-        adapters = {a: where(source) is not None for a, by_steps in p.adapters.items()
+        adapters = {a: local_file(source) is not None for a, by_steps in p.adapters.items()
                  if (source := p.source(a, p.steps)) and by_steps}  # fmt: skip
         if as_json:
             display.emit({"name": p.name, "what": p.what, "steps": p.steps, "least_and_most_steps": _ends(p),
