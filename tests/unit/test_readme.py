@@ -1,4 +1,4 @@
-"""The README's examples run as they stand."""
+"""The examples of README.md and docs/python.md run as they stand."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+def python_blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+
+
 @pytest.mark.slow
-def test_python_examples(tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize(("page", "n"), [("README.md", 1), ("docs/python.md", 3)])
+def test_python_examples(page: str, n: int, tmp_path: Path, monkeypatch: Any) -> None:
     """All Python blocks, in order, in a folder with the checkout's examples and weights in reach."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert len(blocks) == 3
+    blocks = python_blocks(page)
+    assert len(blocks) == n
     for name in ("examples", "src"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
@@ -25,17 +30,8 @@ def test_python_examples(tmp_path: Path, monkeypatch: Any) -> None:
         exec(block.replace("steps=200", "steps=20"), scope)
     assert (tmp_path / "pot.safetensors").stat().st_size < 100_000
     assert (tmp_path / "pot.png").exists()
-    assert scope["picture"].size == (128, 128)
+    assert scope["image"].size == (128, 128)
 
 
-def test_every_path_in_the_tree_exists() -> None:
-    text = (ROOT / "README.md").read_text()
-    for link in re.findall(r"\]\(((?:docs|src|benchmarks)/[^)]+)\)", text):
-        path, _, heading = link.partition("#")
-        assert (ROOT / path).exists(), link
-        if heading:
-            titles = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(), re.M)
-            assert heading in {re.sub(r"[^\w -]", "", t.lower()).replace(" ", "-") for t in titles}, link
-    for folder in ("cli", "perfusion", "models", "training", "generation", "evaluation", "tiny"):
-        assert f"    {folder}/" in text
-        assert (ROOT / "src" / "minikin" / folder).is_dir()
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
