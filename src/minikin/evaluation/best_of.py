@@ -1,10 +1,10 @@
-"""Choosing: the best of many drafts, by what a judge finds.
+"""Best-of-n: the best of many drafts, by an encoder's scores.
 
-    alignment   how well the image fits its prompt, the category in place of <tom>
-    likeness    how much it is like the concept's photos, where there are some
+    text alignment     how well the image fits its prompt, the category in place of <tom>
+    subject fidelity   how similar it is to the concept's photos, where there are some
 
-Both are cosines on scales of their own, so drafts are ranked by the sum of their standard scores among the
-drafts: each says how far an image stands out in its own batch. Equal ones keep the order of their seeds.
+The two cosines have different scales, so drafts are ranked by the sum of their standard scores among the
+drafts. Equal drafts keep the order of their seeds.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ import numpy as np
 from torch import Tensor
 
 from minikin.errors import BadRecipe
-from minikin.evaluation.encoders import Judge
-from minikin.evaluation.scores import plain
-from minikin.evaluation.sweep.task import references, suited
-from minikin.generation.sampler import Painted
+from minikin.evaluation.encoders import Encoder
+from minikin.evaluation.scores import open_references, open_suitable, plain
+from minikin.generation.image import GeneratedImage
 from minikin.models.base import Base
 from minikin.models.prompt import concept_tags
 from minikin.recipes import Best, Paint
 
 
-def ranked(*scores: Sequence[float]) -> list[int]:
-    """Indices, the best first, by the sum of standard scores; a score that is the same for all says nothing."""
+def rank(*scores: Sequence[float]) -> list[int]:
+    """Indices, best first, by the sum of standard scores; a score that is the same for all has no weight."""
     total = np.zeros(len(scores[0]))
     for values in (np.asarray(s, np.float64) for s in scores):
         spread = values.std()
@@ -38,54 +37,61 @@ def ranked(*scores: Sequence[float]) -> list[int]:
 
 @dataclass(frozen=True)
 class Chooser:
-    """A judge, what it looks for, and what it cannot judge.
+    """Chooses among drafts of one prompt.
 
     prompt  the plain one
-    photos  (m, d) of the concept; None where there are none
+    photos  vectors (m, d) of the concept's photos; None without photos
     """
 
-    judge: Judge
+    encoder: Encoder
     prompt: str
     photos: Tensor | None
     warnings: tuple[str, ...] = ()
 
     @classmethod
-    def of(
-        cls, best: Best, base: Base, recipe: Paint, categories: Mapping[str, str], judge: Judge | None = None
+    def open(
+        cls,
+        best: Best,
+        base: Base,
+        recipe: Paint,
+        categories: Mapping[str, str],
+        encoder: Encoder | None = None,
     ) -> Chooser:
-        """Open what is needed, before anything is painted.
+        """Open the encoder and the photos, before anything is generated.
 
-        Raises BadRecipe for a judge of another world or that does not read, BadPhoto, and what
-        `open_judge` raises: NoNetwork when a judge's weights are not on this machine.
+        Raises BadRecipe for an encoder that does not know the base's images or has no text encoder, BadPhoto,
+        and what `open_encoder` raises: NoNetwork when its weights are not on this machine.
         """
         best.drafts(recipe)
-        name = best.judge or ("tiny" if base.architecture == "tiny" else "clip-b32")
-        known = None
+        name = best.encoder or ("tiny" if base.architecture == "tiny" else "clip-b32")
+        photos = None
         if best.photos:
-            judge, _, seen = references(name, base, best.photos, judge, recipe.device)
-            known = seen.photos
-        judge = judge or suited(name, base, recipe.device)
-        if not judge.reads:
+            encoder, _, references = open_references(name, base, best.photos, encoder, recipe.device)
+            photos = references.photos
+        encoder = encoder or open_suitable(name, base, recipe.device)
+        if not encoder.has_text_encoder:
             raise BadRecipe(
-                f"The judge {judge.name} does not read, so it cannot tell what fits the prompt. Use clip-b32."
+                f"The encoder {encoder.name} has no text encoder, so it cannot tell which image fits "
+                "the prompt. Use clip-b32."
             )
-        said: tuple[str, ...] = ()
-        if known is None and concept_tags(recipe.prompt):
-            said = ("Without its photos, likeness to the concept is not judged: --photos FOLDER.",)
-        return cls(judge, plain(recipe.prompt, categories), known, said)
+        warnings: tuple[str, ...] = ()
+        if photos is None and concept_tags(recipe.prompt):
+            warnings = ("Without its photos, subject fidelity is not measured: --photos FOLDER.",)
+        return cls(encoder, plain(recipe.prompt, categories), photos, warnings)
 
-    def best(self, drafts: Sequence[Painted], n: int) -> tuple[list[Painted], dict[int, dict[str, Any]]]:
-        """The n best, the best first, and what was found of each by its seed."""
-        pictures = [one.image for one in drafts]
-        found = {"alignment": (self.judge.images(pictures) @ self.judge.texts([self.prompt]).T)[:, 0].tolist()}
+    def best(
+        self, drafts: Sequence[GeneratedImage], n: int
+    ) -> tuple[list[GeneratedImage], dict[int, dict[str, Any]]]:
+        """The n best drafts, best first, and the scores of all by seed, as image metadata records them."""
+        images = [draft.image for draft in drafts]
+        texts = self.encoder.encode_texts([self.prompt])
+        scores = {"alignment": (self.encoder.encode_images(images) @ texts.T)[:, 0].tolist()}
         if self.photos is not None:
-            found["likeness"] = (self.judge.likeness(pictures) @ self.photos.T).mean(1).tolist()
-        order = ranked(*found.values())
-        scores = {
-            drafts[i].seed: {
-                "rank": rank, "of": len(drafts), "judge": self.judge.name,
-                **{name: round(values[i], 4) for name, values in found.items()},
-            }
-            for rank, i in enumerate(order, 1)
-        }  # fmt: skip
-        return [drafts[i] for i in order[:n]], scores
+            fidelity = (self.encoder.encode_subjects(images) @ self.photos.T).mean(1).tolist()
+            scores["likeness"] = fidelity  # word: key in image metadata
+        order = rank(*scores.values())
+        record = {"of": len(drafts), "judge": self.encoder.name}  # word: key in image metadata
+        return [drafts[i] for i in order[:n]], {
+            drafts[i].seed: {"rank": k, **record, **{name: round(v[i], 4) for name, v in scores.items()}}
+            for k, i in enumerate(order, 1)
+        }

@@ -1,11 +1,11 @@
-"""Judges: networks that say what an image shows, all behind one small interface.
+"""Image and text encoders that evaluation measures with, behind one protocol.
 
-    judge = open_judge("tiny")
-    judge.images(images) @ judge.texts(captions).T   how well each caption fits each image
-    judge.likeness(images, masks) @ judge.likeness(photos).T   whether the same thing is in them
+    encoder = open_encoder("tiny")
+    encoder.encode_images(images) @ encoder.encode_texts(captions).T   how well each caption fits each image
+    encoder.encode_subjects(images, masks) @ encoder.encode_subjects(photos).T   is it the same thing
 
-A judge knows nothing of concepts, prompts or scores; those are in metrics.py and scores.py. Opening
-one never downloads.
+An encoder knows nothing of concepts, prompts or scores; those are in metrics.py and scores.py. Opening one
+never downloads.
 """
 
 from __future__ import annotations
@@ -20,71 +20,80 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from minikin.errors import UnknownName
+from minikin.errors import BadRecipe, UnknownName
 
-Pictures = Sequence[Image.Image] | np.ndarray  # PIL, or (n, h, w, 3) uint8
-Masks = Sequence[np.ndarray | None]  # (h, w) each: above 0.5 where the thing is; None for all of it
+Images = Sequence[Image.Image] | np.ndarray  # PIL, or (n, h, w, 3) uint8
+Masks = Sequence[np.ndarray | None]  # (h, w) each: above 0.5 where the subject is; None for the whole image
 
 
 @dataclass(frozen=True)
-class Card:
-    """Where a judge comes from: what a report says of it."""
+class EncoderCard:
+    """Name, source, licence and weights of an encoder, as reports list them."""
 
     name: str
     source: str  # a repository, or the package itself
     licence: str
-    digest: str  # of its weights, as `digest` makes it
+    digest: str  # of its weights, as `digest` computes it
 
 
-class Judge(Protocol):
-    """What every judge can do. Vectors are unit ones, (n, d) float32 on the CPU."""
+class Encoder(Protocol):
+    """Image encoder, with or without a text encoder. Vectors have length 1: (n, d) float32 on the CPU."""
 
     name: str
-    reads: bool  # whether it has `texts`
+    has_text_encoder: bool
 
     @property
-    def card(self) -> Card:
-        """Where it comes from. Hashes the weights when asked for the first time."""
+    def card(self) -> EncoderCard:
+        """Hashes the weights on first use."""
 
-    def images(self, pictures: Pictures) -> Tensor:
-        """What whole images show."""
+    def encode_images(self, images: Images) -> Tensor:
+        """Vectors of whole images."""
 
-    def texts(self, captions: Sequence[str]) -> Tensor:
-        """What captions say, in the space of `images`. Raises BadRecipe when it does not read."""
+    def encode_texts(self, captions: Sequence[str]) -> Tensor:
+        """Vectors of captions, in the space of `encode_images`. Raises BadRecipe without a text encoder."""
 
-    def likeness(self, pictures: Pictures, masks: Masks | None = None) -> Tensor:
-        """Which thing is in the images; with masks, nothing outside them is seen."""
+    def encode_subjects(self, images: Images, masks: Masks | None = None) -> Tensor:
+        """Vectors of the thing in each image; with masks, of what is inside them alone."""
 
 
 def names() -> list[str]:
-    """The judges there are, the embedded one first."""
-    from minikin.evaluation.image_encoders import TOWERS
+    """Names of all encoders, the embedded one first."""
+    from minikin.evaluation.published_encoders import PUBLISHED
 
-    return ["tiny", *TOWERS]
+    return ["tiny", *PUBLISHED]
 
 
-def open_judge(name: str = "tiny", device: str | None = None) -> Judge:
-    """Open a judge by name.
+def open_encoder(name: str = "tiny", device: str | None = None) -> Encoder:
+    """Open an encoder by name.
 
-    device  cuda, mps, xpu or cpu; the best there is by default
+    device  cuda, mps, xpu or cpu; the best available one by default
     Raises UnknownName; NoNetwork when its weights are not on this machine; BadModelFile or AssetError
-    when they are damaged or another model's.
+    when they are damaged or belong to another model.
     """
-    from minikin.evaluation import image_encoders, tiny_encoders
+    from minikin.evaluation import published_encoders, tiny_encoders
     from minikin.models import device as runtime
 
     where, _ = runtime.resolve(device, "float32")
     if name == "tiny":
         return tiny_encoders.open_embedded(device=where)
-    if name not in image_encoders.TOWERS:
-        raise UnknownName("judge", name, names())
-    return image_encoders.open_tower(name, where)
+    if name not in published_encoders.PUBLISHED:
+        raise UnknownName("encoder", name, names())
+    return published_encoders.open_published(name, where)
+
+
+def require_text_encoder(encoder: Encoder) -> None:
+    """Raises BadRecipe for an encoder of images alone, which cannot measure prompt fidelity."""
+    if not encoder.has_text_encoder:
+        raise BadRecipe(
+            f"The encoder {encoder.name} has no text encoder, so it cannot measure how well prompts are "
+            "followed. Use --encoder clip-b32 or clip-l14, or tiny for the embedded base."
+        )
 
 
 def digest(network: nn.Module) -> str:
-    """SHA-256 over names, shapes and float32 values of all tensors, whatever file they came from.
+    """First 16 hexadecimal digits of SHA-256 over names, shapes and float32 values of all tensors.
 
-    The first 16 hexadecimal digits.
+    It does not depend on the file that the weights came from.
     """
     sha = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):

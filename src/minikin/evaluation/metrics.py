@@ -1,16 +1,16 @@
-"""Scores of images from a judge's unit vectors, each with its 95 % interval.
+"""Metrics of generated images from an encoder's unit vectors, each with its 95 % interval.
 
-    alignment   does the image show what the prompt says    CLIP-T (Gal et al. 2022, arXiv:2208.01618)
-    recognised  does its prompt fit it better than others     R-precision (Xu et al. 2017, arXiv:1711.10485)
-    likeness    is the thing of the photos in the image     CLIP-I, DINO (Ruiz et al. 2022, arXiv:2208.12242)
-    diversity   do images of one prompt differ              as DIV there, by cosine instead of LPIPS
-    drift       did images without the concept change       PEFT's image benchmark
-    deviation   how far is an oracle's confidence from real   CCD (Patel et al. 2023, arXiv:2306.04695)
-    kept        is all outside the subject as it was          after Seg-Cons (PureCC, arXiv:2603.07561)
+    text_alignment           does the image show its prompt                 CLIP-T (arXiv:2208.01618)
+    r_precision              does its own prompt fit best of all            R-precision (arXiv:1711.10485)
+    subject_fidelity         does the image show the thing of the photos    CLIP-I, DINO (arXiv:2208.12242)
+    diversity                do images of one prompt differ                 DIV there, cosine instead of LPIPS
+    drift                    did images without the concept change          PEFT's image benchmark
+    ccd                      how far is confidence below that on photos     CCD (arXiv:2306.04695)
+    background_preservation  did anything outside the subject change        Seg-Cons (arXiv:2603.07561)
 
-Definitions are in docs/judging.md. Vectors are rows (n, d) of length 1, as judges give them. `prompts`
-says which prompt each image was painted for (anything that compares); intervals are a percentile
-bootstrap over prompts, because images of one prompt resemble each other.
+docs/evaluation.md defines each. Vectors are rows (n, d) of length 1, as encoders return them. `prompts` gives
+the prompt of each image (any hashable values). Intervals are a percentile bootstrap over prompts, because
+images of one prompt resemble each other.
 """
 
 from __future__ import annotations
@@ -22,121 +22,130 @@ import torch
 from torch import Tensor
 
 from minikin.errors import BadRecipe
-from minikin.evaluation.intervals import RESAMPLES, Groups, Measured, around, draws, mean
+from minikin.evaluation.intervals import (
+    RESAMPLES,
+    Estimate,
+    Groups,
+    bootstrap_counts,
+    bootstrap_mean,
+    percentile_interval,
+)
 
-KEPT_WITHIN = 0.1  # of the range of a channel: how far a pixel may move and still count as kept
+PIXEL_TOLERANCE = 0.1  # of a channel's range: a pixel that moves less counts as preserved
 
 
-def alignment(pictures: Tensor, texts: Tensor, prompts: Groups, seed: int = 0) -> Measured:
-    """Mean cosine of each image (n, d) with its own plain prompt (n, d), the category in place of <tom>."""
-    _same(pictures, texts, "texts")
-    return mean(_cosines(pictures, texts), seed, prompts)
+def text_alignment(images: Tensor, texts: Tensor, prompts: Groups, seed: int = 0) -> Estimate:
+    """Mean cosine of each image (n, d) with its plain prompt (n, d), the category in place of <tom>: CLIP-T."""
+    _require_same_shape(images, texts, "texts")
+    return bootstrap_mean((images.double() * texts.double()).sum(1).numpy(), seed, prompts)
 
 
-def recognised(pictures: Tensor, texts: Tensor, prompts: Groups, seed: int = 0) -> Measured:
-    """Share of images (n, d) whose own prompt fits best among all of them; chance is 1 in k.
+def r_precision(images: Tensor, texts: Tensor, prompts: Groups, seed: int = 0) -> Estimate:
+    """Share of images (n, d) whose own prompt fits best of all k prompts; chance is 1 / k.
 
     texts    (k, d), of the different prompts in the order in which `prompts` first names them
-    What all prompts have in common, the category, cancels out: this is the part of alignment that does not
-    fall when the thing is unlike others of its category. Raises BadRecipe for a single prompt.
+    The category is in every prompt and cancels out, so this does not fall when the thing is unlike others of
+    its category, as text alignment does. Raises BadRecipe for a single prompt.
     """
     names = list(dict.fromkeys(prompts))
-    if len(names) < 2 or len(names) != len(texts) or len(prompts) != len(pictures):
+    if len(names) < 2 or len(names) != len(texts) or len(prompts) != len(images):
         raise BadRecipe(
-            f"Prompts are told apart among at least two different prompts, with a text each; got {len(names)} "
-            f"different ones in {len(prompts)}, {len(texts)} texts and {len(pictures)} images."
+            f"R-precision needs at least two different prompts, with one text each; got {len(names)} "
+            f"different ones in {len(prompts)}, {len(texts)} texts and {len(images)} images."
         )
-    own = torch.tensor([names.index(p) for p in prompts])
-    best = (pictures.double() @ texts.double().T).argmax(1)
-    return mean((best == own).double().numpy(), seed, prompts)
+    labels = torch.tensor([names.index(p) for p in prompts])
+    best = (images.double() @ texts.double().T).argmax(1)
+    return bootstrap_mean((best == labels).double().numpy(), seed, prompts)
 
 
-def likeness(pictures: Tensor, photos: Tensor, prompts: Groups, seed: int = 0) -> Measured:
-    """Mean cosine over all pairs of an image (n, d) and a photo (m, d).
+def subject_fidelity(subjects: Tensor, photos: Tensor, prompts: Groups, seed: int = 0) -> Estimate:
+    """Mean cosine over all pairs of an image (n, d) and a photo (m, d): CLIP-I or DINO, by the encoder.
 
-    The photos are a given; the interval is that of other prompts. Raises BadRecipe without photos.
+    The photos are taken as given; the interval is over prompts. Raises BadRecipe without photos.
     """
     if not len(photos):
-        raise BadRecipe("Likeness needs photos to compare with; none were given.")
-    return mean((pictures.double() @ photos.double().T).mean(1).numpy(), seed, prompts)
+        raise BadRecipe("Subject fidelity compares with photos; none were given.")
+    return bootstrap_mean((subjects.double() @ photos.double().T).mean(1).numpy(), seed, prompts)
 
 
-def among(photos: Tensor) -> float:
-    """Mean cosine of all pairs of different photos (m, d): what likeness can be expected to reach.
+def real_image_upper_bound(photos: Tensor) -> float:
+    """Mean cosine over all pairs of different photos (m, d): the subject fidelity of real images.
 
-    Raises BadRecipe for fewer than two.
+    DreamBooth, table 1, row "Real Images". Raises BadRecipe for fewer than two photos.
     """
     if len(photos) < 2:
-        raise BadRecipe(f"The likeness of photos among themselves needs two photos, got {len(photos)}.")
+        raise BadRecipe(
+            f"The real-image upper bound compares photos with each other; got {len(photos)} of them."
+        )
     return 1 - _mean_distance(photos)
 
 
-def diversity(pictures: Tensor, prompts: Sequence[object] | np.ndarray, seed: int = 0) -> Measured:
+def diversity(images: Tensor, prompts: Sequence[object] | np.ndarray, seed: int = 0) -> Estimate:
     """Mean cosine distance between two images of one prompt, averaged over prompts.
 
-    Prompts with a single image say nothing and are left out. Raises BadRecipe when all are such.
+    Prompts with a single image are left out. Raises BadRecipe when no prompt has two.
     """
     rows: dict[object, list[int]] = {}
     for i, prompt in enumerate(prompts):
         rows.setdefault(prompt, []).append(i)
-    found = [_mean_distance(pictures[at]) for at in rows.values() if len(at) > 1]
-    if not found:
-        raise BadRecipe("Diversity needs at least two images of one prompt. Paint more of each.")
-    return mean(np.array(found), seed)
+    distances = [_mean_distance(images[indices]) for indices in rows.values() if len(indices) > 1]
+    if not distances:
+        raise BadRecipe("Diversity needs at least two images of one prompt. Generate more of each.")
+    return bootstrap_mean(np.array(distances), seed)
 
 
-def drift(before: Tensor, after: Tensor, prompts: Groups | None = None, seed: int = 0) -> Measured:
-    """(1 - cosine) / 2 of images (n, d) of the same prompts and seeds before and after a change.
+def drift(before: Tensor, after: Tensor, prompts: Groups | None = None, seed: int = 0) -> Estimate:
+    """(1 - cosine) / 2 between images (n, d) of the same prompts and seeds before and after a change.
 
-    0 for the same images, exactly: for unit vectors it is a quarter of the squared distance.
+    Exactly 0 for equal images: for unit vectors it is a quarter of the squared distance.
     """
-    _same(before, after, "pictures")
-    return mean(((before.double() - after.double()).square().sum(1) / 4).numpy(), seed, prompts)
+    _require_same_shape(before, after, "images after the change")
+    return bootstrap_mean(((before.double() - after.double()).square().sum(1) / 4).numpy(), seed, prompts)
 
 
-def deviation(real: np.ndarray, painted: np.ndarray, prompts: Groups | None = None, seed: int = 0) -> Measured:
-    """CCD: an oracle's mean confidence in the true concept, on real images (m,) less on painted ones (n,).
+def ccd(real: np.ndarray, generated: np.ndarray, prompts: Groups | None = None, seed: int = 0) -> Estimate:
+    """Concept confidence deviation: mean confidence in the true concept, real (m,) minus generated (n,).
 
-    0 is as good as real, larger is worse; below 0 the oracle is surer of painted ones. Both sets are
-    drawn again for the interval.
+    0 means as good as real, larger is worse, below 0 the classifier is surer of generated ones. Both sets are
+    resampled for the interval. Raises BadRecipe when one is empty.
     """
-    real, painted = np.asarray(real, np.float64), np.asarray(painted, np.float64)
-    if not (len(real) and len(painted)):
-        raise BadRecipe(f"CCD needs real and painted images, got {len(real)} and {len(painted)}.")
+    real, generated = np.asarray(real, np.float64), np.asarray(generated, np.float64)
+    if not (len(real) and len(generated)):
+        raise BadRecipe(f"CCD needs real and generated images, got {len(real)} and {len(generated)}.")
     rng = np.random.default_rng(seed)
-    a, b = draws(len(real), RESAMPLES, rng), draws(len(painted), RESAMPLES, rng, prompts)
-    again = a @ real / a.sum(1) - b @ painted / b.sum(1)
-    return around(float(real.mean() - painted.mean()), again, len(painted))
+    a = bootstrap_counts(len(real), RESAMPLES, rng)
+    b = bootstrap_counts(len(generated), RESAMPLES, rng, prompts)
+    resampled = a @ real / a.sum(1) - b @ generated / b.sum(1)
+    return percentile_interval(float(real.mean() - generated.mean()), resampled, len(generated))
 
 
-def kept(
-    without: np.ndarray, painted: np.ndarray, masks: Sequence[np.ndarray], prompts: Groups | None = None,
+def background_preservation(
+    without: np.ndarray,
+    generated: np.ndarray,
+    masks: Sequence[np.ndarray],
+    prompts: Groups | None = None,
     seed: int = 0,
-) -> Measured:  # fmt: skip
-    """Share of pixels outside the subject that a concept left as they were.
+) -> Estimate:
+    """Share of pixels outside the subject that the concept left as they were.
 
-    without, painted  (n, h, w, 3) uint8: same prompts (category, concept) and seeds
-    masks             (h, w) each, above 0.5 where the subject is in either of the two
-    A pixel is as it was when no channel moved by more than a tenth of its range. Images that are all
-    subject are left out; raises BadRecipe when all are.
+    without, generated  (n, h, w, 3) uint8: same prompts (with the category, with the concept) and seeds
+    masks               (h, w) each, above 0.5 where the subject is in either of the two images
+    A pixel is preserved when no channel moved by more than a tenth of its range. Images that are all subject
+    are left out; raises BadRecipe when all are.
     """
-    if without.shape != painted.shape or len(masks) != len(painted):
+    if without.shape != generated.shape or len(masks) != len(generated):
         raise BadRecipe(
             f"Images without and with the concept and masks must be as many and of one size; got "
-            f"{without.shape}, {painted.shape} and {len(masks)} masks."
+            f"{without.shape}, {generated.shape} and {len(masks)} masks."
         )
-    same = np.abs(without.astype(np.int16) - painted).max(-1) <= 255 * KEPT_WITHIN  # (n, h, w)
-    around_it = np.stack([np.asarray(m) <= 0.5 for m in masks])
-    use = np.asarray(around_it.any((1, 2)))
-    if not use.any():
+    preserved = np.abs(without.astype(np.int16) - generated).max(-1) <= 255 * PIXEL_TOLERANCE  # (n, h, w)
+    background = np.stack([np.asarray(mask) <= 0.5 for mask in masks])
+    usable = np.asarray(background.any((1, 2)))
+    if not usable.any():
         raise BadRecipe("The masks leave nothing outside the subject to compare.")
-    values = (same & around_it).sum((1, 2))[use] / around_it.sum((1, 2))[use]
-    own = None if prompts is None else [p for p, u in zip(prompts, use, strict=True) if u]
-    return mean(values, seed, own)
-
-
-def _cosines(a: Tensor, b: Tensor) -> np.ndarray:
-    return (a.double() * b.double()).sum(1).numpy()
+    shares = (preserved & background).sum((1, 2))[usable] / background.sum((1, 2))[usable]
+    groups = None if prompts is None else [p for p, use in zip(prompts, usable, strict=True) if use]
+    return bootstrap_mean(shares, seed, groups)
 
 
 def _mean_distance(vectors: Tensor) -> float:
@@ -146,8 +155,8 @@ def _mean_distance(vectors: Tensor) -> float:
     return float(1 - (cosines.sum() - torch.diagonal(cosines).sum()) / (n * (n - 1)))
 
 
-def _same(a: Tensor, b: Tensor, what: str) -> None:
+def _require_same_shape(a: Tensor, b: Tensor, what: str) -> None:
     if a.shape != b.shape:
         raise BadRecipe(
-            f"Expected as many {what} as images, of one judge; got {tuple(b.shape)} for {tuple(a.shape)}."
+            f"Expected as many {what} as images, of one encoder; got {tuple(b.shape)} for {tuple(a.shape)}."
         )

@@ -1,8 +1,7 @@
-"""The trade between likeness and text alignment: its Pareto front, the area under it, its knee.
+"""Trade-off between subject fidelity and prompt fidelity: Pareto front, hypervolume, knee.
 
-Points are (n, 2), both larger better. The reference point of the hypervolume is a stated worst: by
-default (0, 0), no likeness and no alignment, which every cosine of use lies above. Hypervolumes
-compare only by one judge and one reference point.
+Points are (n, 2); larger is better in both. The hypervolume's reference point is (0, 0) by default: no subject
+fidelity and no prompt fidelity. Hypervolumes compare only for one encoder and one reference point.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ REFERENCE = (0.0, 0.0)
 
 
 def pareto(points: np.ndarray) -> np.ndarray:
-    """Indices of the points that no other beats in both, by rising first coordinate.
+    """Indices of the points that no other point dominates, by rising first coordinate.
 
-    Of equal points the first counts. Raises BadRecipe for points that are not finite.
+    Of equal points the first counts. Raises BadRecipe for NaN or Inf.
     """
     points = _checked(points)
     order = np.lexsort((np.arange(len(points)), -points[:, 1], -points[:, 0]))
@@ -30,7 +29,7 @@ def pareto(points: np.ndarray) -> np.ndarray:
 
 
 def hypervolume(points: np.ndarray, reference: tuple[float, float] = REFERENCE) -> float:
-    """Area that is dominated by some point and dominates the reference (Zitzler and Thiele 1999).
+    """Area that some point dominates, above the reference point (Zitzler and Thiele 1999).
 
     Points not above the reference in both coordinates add nothing.
     """
@@ -44,13 +43,14 @@ def hypervolume(points: np.ndarray, reference: tuple[float, float] = REFERENCE) 
 
 
 def knee(points: np.ndarray) -> int:
-    """Index of the front's point farthest above the line between its ends (Das 1999), on axes from 0 to 1.
+    """Index of the front's point farthest above the line between its ends, both axes scaled to 0..1 (Das 1999).
 
-    With two points on the front, the one with the larger sum; with one, that one.
+    With two points on the front, the one with the larger sum; with one, that one. Raises BadRecipe without
+    points.
     """
     points = _checked(points)
     if not len(points):
-        raise BadRecipe("There is no knee without points.")
+        raise BadRecipe("A knee needs at least one point; none were given.")
     front = pareto(points)
     ends = points[front]
     span = ends.max(0) - ends.min(0)
@@ -63,5 +63,5 @@ def knee(points: np.ndarray) -> int:
 def _checked(points: np.ndarray) -> np.ndarray:
     points = np.asarray(points, np.float64).reshape(-1, 2)
     if not np.isfinite(points).all():
-        raise BadRecipe("A point of the front is not a number; every point needs likeness and alignment.")
+        raise BadRecipe("A point of the Pareto front is NaN or Inf; every point needs two finite numbers.")
     return points

@@ -1,6 +1,6 @@
-"""Tiny's own judge behind the common interface: for images of the sticker world and nothing else.
+"""Tiny's own image and text encoder behind the common protocol; it knows the sticker world and nothing else.
 
-Its likeness is a space of its own, trained to find the same drawing again among lookalikes.
+Subjects have a vector space of their own, trained to find the same drawing again among hard negatives.
 """
 
 from __future__ import annotations
@@ -12,35 +12,35 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minikin.evaluation.encoders import Card, Masks, Pictures, digest
-from minikin.tiny.encoders.dual_encoder import Judge
+from minikin.evaluation.encoders import EncoderCard, Images, Masks, digest
+from minikin.tiny.encoders.dual_encoder import DualEncoder
 
 
-class Embedded:
-    """`minikin.tiny.encoders.dual_encoder.Judge`, with a card."""
+class EmbeddedEncoder:
+    """`minikin.tiny.encoders.dual_encoder.DualEncoder` with a card."""
 
     name = "tiny"
-    reads = True
+    has_text_encoder = True
 
-    def __init__(self, judge: Judge) -> None:
-        self.judge = judge
+    def __init__(self, model: DualEncoder) -> None:
+        self.model = model
 
     @cached_property
-    def card(self) -> Card:
-        return Card(self.name, "minikin.tiny.encoders", "Apache-2.0", digest(self.judge.net))
+    def card(self) -> EncoderCard:
+        return EncoderCard(self.name, "minikin.tiny.encoders", "Apache-2.0", digest(self.model.net))
 
-    def images(self, pictures: Pictures) -> Tensor:
-        return self.judge.image(pictures)
+    def encode_images(self, images: Images) -> Tensor:
+        return self.model.encode_images(images)
 
-    def texts(self, captions: Sequence[str]) -> Tensor:
-        return self.judge.text(captions)
+    def encode_texts(self, captions: Sequence[str]) -> Tensor:
+        return self.model.encode_texts(captions)
 
-    def likeness(self, pictures: Pictures, masks: Masks | None = None) -> Tensor:
-        return self.judge.likeness(pictures, masks)
+    def encode_subjects(self, images: Images, masks: Masks | None = None) -> Tensor:
+        return self.model.encode_subjects(images, masks)
 
 
-def open_embedded(path: Path | None = None, device: torch.device | str = "cpu") -> Embedded:
-    """The embedded judge, or one from a file. Raises AssetError when it is missing or damaged."""
-    judge = Judge.open(path)
-    judge.net.to(device)
-    return Embedded(judge)
+def open_embedded(path: Path | None = None, device: torch.device | str = "cpu") -> EmbeddedEncoder:
+    """The embedded encoder, or one from a file. Raises AssetError when it is missing or damaged."""
+    model = DualEncoder.open(path)
+    model.net.to(device)
+    return EmbeddedEncoder(model)

@@ -1,8 +1,8 @@
-"""The methods that are compared: what each is asked for, what it made, and how large that is.
+"""Methods of a comparison: their recipes, their trained results, and the sizes of those.
 
-Perfusion's concepts are read back from their files, which are in half precision, as anybody would use
-them; baselines from theirs, in float32. Teaching is kept by everything it depends on, so that the same
-comparison teaches nothing twice.
+Perfusion's concepts are read back from their files, which are in half precision, as anybody would use them;
+baselines from theirs, in float32. Results are stored under a hash of everything they depend on, so that the
+same comparison trains nothing twice.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 
 from minikin.baselines import methods as baselines
 from minikin.baselines import sizes
-from minikin.baselines.result import Learned
+from minikin.baselines.result import BaselineResult
 from minikin.baselines.train import check as check_baseline
 from minikin.errors import BadRecipe, UnknownName
-from minikin.evaluation.compare.variants import ABLATIONS, check, variant
-from minikin.evaluation.sweep.cache import key
+from minikin.evaluation.cache import key
+from minikin.evaluation.compare.variants import ABLATIONS, check, current_name, variant
 from minikin.events import Done, Event
 from minikin.files import atomic_write
 from minikin.images.photos import Photo
@@ -31,25 +31,26 @@ from minikin.models.base import Base
 from minikin.models.memory import peak
 from minikin.perfusion import concept_file
 from minikin.perfusion.concept import Concept
-from minikin.recipes import BESIDE, Baseline, Compare, Teach
+from minikin.recipes import SECOND_NAME, Baseline, Compare, Teach
 
-PERFUSION = {"perfusion-row": "row", "perfusion-gated": "gated"}  # name -> mode, the default first
-SPARE = ("zwx", "bacus", "embic")  # rare words for a second thing; the last two are of tiny
-ONE_POINT = "textual-inversion"  # a word is there or not: it has no strength
-CARD = "taught.json"
-_FAMILIES = {"sd15": "sd1", "sdxl": "sdxl"}  # name in `architectures` -> a base's architecture
+PERFUSION = {"perfusion-value": "value", "perfusion-gated": "gated"}  # name -> mode, the default first
+RARE_WORDS = ("zwx", "bacus", "embic")  # for a second subject; the last two are in tiny's vocabulary
+WITHOUT_STRENGTH = "textual-inversion"
+COSTS = "taught.json"
+_ARCHITECTURES = {"sd15": "sd1", "sdxl": "sdxl"}  # of `sizes.REAL` -> of a base
 
-Teaching = Callable[[Teach | Baseline, Path, Sequence[Photo]], Iterator[Event]]  # ends with Done(what it made)
+# trains by a recipe into a folder; the last event is Done with the result
+Trainer = Callable[[Teach | Baseline, Path, Sequence[Photo]], Iterator[Event]]
 
 
 @dataclass(frozen=True)
-class Taught:
-    """One method's result.
+class TrainedMethod:
+    """Trained result of a method, with its costs.
 
-    digest   stands for what was learned
+    digest   hash of the trained weights
     sizes    bytes on this base ("own"), and computed for SD 1.5 ("sd15") and SDXL ("sdxl")
-    seconds  of teaching, without what is computed once and kept: C, images of the category
-    memory   bytes at the most, the base included; None where it is not known
+    seconds  of training, without what is computed once and cached: C, images of the category
+    memory   peak in bytes, the base included; None where it is not known
     """
 
     method: str
@@ -66,102 +67,113 @@ def names() -> tuple[str, ...]:
     return (*PERFUSION, *baselines.METHODS)
 
 
-def chosen(asked: str) -> tuple[str, ...]:
-    """The methods or variants named in a list with commas, "all" methods, or the "ablations".
+def parse_methods(text: str) -> tuple[str, ...]:
+    """Methods or variants of a list with commas; "all" stands for all methods, "ablations" for ABLATIONS.
 
     Raises UnknownName, BadRecipe.
     """
     groups = {"all": names(), "ablations": ABLATIONS}
-    listed = [groups.get(part.strip(), (part.strip(),)) for part in asked.split(",")]
-    found = tuple(dict.fromkeys(name for part in listed for name in part))
-    for name in found:
+    parts = [groups.get(part.strip(), (current_name(part.strip()),)) for part in text.split(",")]
+    methods = tuple(dict.fromkeys(name for part in parts for name in part))
+    for name in methods:
         method = variant(name).method
         if method not in names():
             raise UnknownName("method", method, (*groups, *names()))
-        check(name, (Teach if method in PERFUSION else Baseline).model_fields)
-    return found
+        check(name, (Teach if method in PERFUSION else Baseline).option_names())
+    return methods
 
 
 def strengths(method: str, recipe: Compare) -> tuple[float, ...]:
-    """The strengths a method is painted with, 1 (as taught) first."""
-    return (1.0,) if variant(method).method == ONE_POINT else tuple(dict.fromkeys((1.0, *recipe.strengths)))
+    """Strengths at which a method is evaluated, 1 (as trained) first."""
+    has_strength = variant(method).method != WITHOUT_STRENGTH
+    return tuple(dict.fromkeys((1.0, *recipe.strengths))) if has_strength else (1.0,)
 
 
-def asked(method: str, recipe: Compare, tiny: bool) -> Teach | Baseline:
-    """What the method is asked for: its own defaults, with its variant's changes. Raises BadRecipe."""
-    which = variant(method)
-    own: dict[str, Any] = {
+def training_recipe(method: str, recipe: Compare, tiny: bool) -> Teach | Baseline:
+    """The method's own defaults with its variant's changes. Raises BadRecipe."""
+    changed = variant(method)
+    values: dict[str, Any] = {
         "name": recipe.name, "category": recipe.category, "base": recipe.base, "seed": recipe.seed,
         "steps": recipe.teach_steps, "device": recipe.device, "dtype": recipe.dtype,
     }  # fmt: skip
-    made: Teach | Baseline
-    if which.method in PERFUSION:
-        own |= {"mode": PERFUSION[which.method], "sample_every": 0, "preview": False}
-        made = Teach.make(**own | dict(which.recipe))
+    training: Teach | Baseline
+    if changed.method in PERFUSION:
+        values |= {"mode": PERFUSION[changed.method], "sample_every": 0, "preview": False}
+        training = Teach.make(**values | dict(changed.recipe))
     else:
-        made = Baseline.make(**own | {"method": which.method} | dict(which.recipe)).settled(tiny)
-    return made
+        training = Baseline.make(**values | {"method": changed.method} | dict(changed.recipe)).resolved(tiny)
+    return training
 
 
-def teach(
-    base: Base, photos: Sequence[Photo], recipe: Compare, method: str, out: Path, teaching: Teaching
-) -> Generator[Event, None, Taught]:  # fmt: skip
-    """Teach by a method into a folder below `out`, or read what was taught there before.
+def train(
+    base: Base, photos: Sequence[Photo], recipe: Compare, method: str, out: Path, trainer: Trainer
+) -> Generator[Event, None, TrainedMethod]:
+    """Train a method into a folder below `out`, or read the result of an earlier run.
 
-    Raises what teaching does.
+    Raises what training does.
     """
-    wanted, which = asked(method, recipe, base.architecture == "tiny"), variant(method)
-    if recipe.name == BESIDE and isinstance(wanted, Baseline):
-        wanted = wanted.model_copy(update={"word": _spare(base, photos, wanted)})
-    photos = photos[: which.photos]
-    if which.recipe.get("mask") == "none":  # an ablation: without the photos' own masks, too
+    tiny, changed = base.architecture == "tiny", variant(method)
+    training = training_recipe(method, recipe, tiny)
+    if recipe.name == SECOND_NAME and isinstance(training, Baseline):
+        training = training.model_copy(update={"word": _second_word(base, photos, training)})
+    photos = photos[: changed.photos]
+    if changed.recipe.get("mask") == "none":  # an ablation: without the photos' own masks, too
         photos = [replace(p, mask=None) for p in photos]
-    seen = hashlib.sha256(b"".join(p.pixels.tobytes() for p in photos)).hexdigest()
-    settings = wanted.model_dump(mode="json", exclude={"base", "device", "dtype"})
-    folder = (
-        out / f"{which.method}-{key(base.fingerprint, base.text_hash, str(base.dtype), settings, seen)[:8]}"
-    )
-    if not (folder / CARD).is_file():
-        if (folder / baselines.CARD).is_file():
-            shutil.rmtree(folder)  # taught, but killed before its costs were written
-        done: Done | None = None
-        with peak(base.device) as most:
-            for event in teaching(wanted, folder, photos):
-                if isinstance(event, Done):
-                    done = event
-                else:
-                    yield event
-        assert done is not None
-        if isinstance(done.result, Concept):
-            assert isinstance(wanted, Teach)
-            concept_file.save(done.result, folder / f"{recipe.name}.safetensors", int8=wanted.int8)
-        facts = {
-            "seconds": done.facts["seconds"] + done.facts.get("preparing", 0.0), "memory": most.bytes,
-            "steps": done.facts["steps"], "digest": _digest(folder),
-        }  # fmt: skip
-        atomic_write(folder / CARD, json.dumps(facts, indent=1).encode())
-    facts = json.loads((folder / CARD).read_text())
-    result: Concept | Learned
-    if isinstance(wanted, Teach):
+    pixels = hashlib.sha256(b"".join(p.pixels.tobytes() for p in photos)).hexdigest()
+    options = training.model_dump(mode="json", exclude={"base", "device", "dtype"})
+    digest = key(base.fingerprint, base.text_hash, str(base.dtype), options, pixels)
+    folder = out / f"{changed.method}-{digest[:8]}"
+    if not (folder / COSTS).is_file():
+        yield from _train(base, training, folder, photos, trainer)
+    costs = json.loads((folder / COSTS).read_text())
+    result: Concept | BaselineResult
+    if isinstance(training, Teach):
         path = folder / f"{recipe.name}.safetensors"
         result = concept_file.load(path)
-        table = {"own": path.stat().st_size, **{f: concept_bytes(result, f, wanted.int8) for f in sizes.REAL}}
+        n_bytes = {"own": path.stat().st_size}
+        n_bytes |= {family: concept_bytes(result, family, training.int8) for family in sizes.REAL}
     else:
         result = baselines.load(base, folder)
-        table = baselines.size_table(which.method, base, wanted.rank)
-    return Taught(method, result, facts["digest"], table, facts["seconds"], facts["memory"], facts["steps"])
+        n_bytes = baselines.size_table(changed.method, base, training.rank)
+    return TrainedMethod(
+        method, result, costs["digest"], n_bytes, costs["seconds"], costs["memory"], costs["steps"]
+    )
 
 
-def _spare(base: Base, photos: Sequence[Photo], wanted: Baseline) -> str:
-    """Another rare word than the one this method takes first. Raises BadRecipe."""
-    first = check_baseline(base, photos, wanted)
-    for word in SPARE:
+def _train(
+    base: Base, training: Teach | Baseline, folder: Path, photos: Sequence[Photo], trainer: Trainer
+) -> Iterator[Event]:
+    """Train, save, and note the costs last: a folder without them is incomplete."""
+    if (folder / baselines.CARD).is_file():
+        shutil.rmtree(folder)  # trained, but killed before its costs were written
+    done: Done | None = None
+    with peak(base.device) as memory:
+        for event in trainer(training, folder, photos):
+            if isinstance(event, Done):
+                done = event
+            else:
+                yield event
+    assert done is not None
+    if isinstance(done.result, Concept):
+        assert isinstance(training, Teach)
+        concept_file.save(done.result, folder / f"{training.name}.safetensors", int8=training.int8)
+    costs = {
+        "seconds": done.facts["seconds"] + done.facts.get("preparing", 0.0), "memory": memory.bytes,
+        "steps": done.facts["steps"], "digest": _digest(folder),
+    }  # fmt: skip
+    atomic_write(folder / COSTS, json.dumps(costs, indent=1).encode())
+
+
+def _second_word(base: Base, photos: Sequence[Photo], training: Baseline) -> str:
+    """A rare word for the second subject, other than the first one's. Raises BadRecipe."""
+    first = check_baseline(base, photos, training)
+    for word in RARE_WORDS:
         if word != first and all(
             len(t(word, add_special_tokens=False).input_ids) == 1 for t in base.tokenizers
         ):
             return word
     raise BadRecipe(
-        f"None of {', '.join(SPARE)} is one token of '{base.name}': two things cannot be taught on it."
+        f"None of {', '.join(RARE_WORDS)} is one token of '{base.name}': it cannot be trained on two subjects."
     )
 
 
@@ -169,24 +181,29 @@ def concept_bytes(concept: Concept, family: str, int8: bool | None = None) -> in
     """Bytes of the file such a concept has on the real SD 1.5 or SDXL, header included.
 
     family  a name of `sizes.REAL`; the category is taken to be one token
-    int8    value differences in 8 bits; by the family when it is not said
+    int8    value differences in 8 bits; the family's default for None
     """
     shapes = sizes.of_family(family)
     values = {n: s for n, s in shapes.unet.items() if n.endswith(".attn2.to_v.weight")}
     gated = concept.mode == "gated"
     width = sum(shapes.texts) if gated else 1
-    sites = {n.removesuffix(".to_v.weight"): torch.zeros(s[0]) for n, s in values.items()}
-    like = replace(
-        concept, points={}, preview=b"", origin=replace(concept.origin, architecture=_FAMILIES[family]),
+    layers = {n.removesuffix(".to_v.weight"): torch.zeros(s[0]) for n, s in values.items()}
+    same_kind = replace(
+        concept,
+        points={},
+        preview=b"",
+        origin=replace(concept.origin, architecture=_ARCHITECTURES[family]),
         word_deltas=tuple(torch.zeros(1, w) for w in shapes.texts) if gated else (),
-        i_star=torch.ones(width), dual=torch.ones(width),
-        delta=sites, keys=sites if concept.keys else {},
-    )  # fmt: skip
-    return len(concept_file.to_bytes(like, int8=int8))
+        i_star=torch.ones(width),
+        dual=torch.ones(width),
+        delta=layers,
+        keys=layers if concept.keys else {},
+    )
+    return len(concept_file.to_bytes(same_kind, int8=int8))
 
 
 def _digest(folder: Path) -> str:
-    """Of everything that was learned, 16 hexadecimal digits."""
+    """16 hexadecimal digits over all trained weights."""
     sha = hashlib.sha256()
     for path in sorted(folder.rglob("*.safetensors")):
         with open(path, "rb") as f:

@@ -1,4 +1,4 @@
-"""What a comparison writes: the same numbers as JSON, CSV, Markdown and as one HTML page with images."""
+"""Report of a comparison: the same numbers as JSON, CSV, Markdown and one HTML page with images."""
 
 from __future__ import annotations
 
@@ -10,106 +10,109 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minikin.evaluation.compare.method_result import Point, Standing
-from minikin.evaluation.compare.methods import Taught
+from minikin.evaluation import plots
+from minikin.evaluation.compare.methods import TrainedMethod
+from minikin.evaluation.compare.results import MethodResult, StrengthResult
+from minikin.evaluation.report import render, spread, svg
 from minikin.files import atomic_write
 
 if TYPE_CHECKING:
-    from minikin.evaluation.compare.compare import Task
+    from minikin.evaluation.compare.compare import CompareTask
 
-SCORES = ("likeness", "held_out", "recognised", "alignment", "diversity")
-NOT_IN_IT = (
-    "Two things in one image are not part of this comparison; give the photos of a second one with --beside."
+IMAGES, PLAIN_IMAGES = 6, 3  # of a method and a sampler, on the page
+SCORES = ("subject_fidelity", "held_out", "r_precision", "text_alignment", "diversity")
+NO_SECOND_SUBJECT = (
+    "The two-subject test is not part of this comparison; give the photos of a second subject with --beside."
 )
-BOTH = (
-    "Both: share of images of two things, taught apart, in which either half rises more to its own thing "
-    "than to the other, against the plain image of equal words and seed; bleed is how much a half rises to "
-    "the other."
+TWO_SUBJECT_LEGEND = (
+    "Two subjects: share of images of two subjects, trained separately, in which either half rises more to its "
+    "own subject than to the other, against the plain image of equal words and seed; bleed is how much a half "
+    "rises to the other."
 )
-READING = (
+LEGEND = (
     "Sizes of Perfusion are whole files (half precision), those of other methods their numbers in float32; "
-    "for SD 1.5 and SDXL both are computed from the widths of these models. Seconds are of teaching, without "
-    "what is computed once and kept (C, images of the category for prior preservation). Memory is the peak "
-    "with the base in it. Drift is of the plain category's images with the method's result on, equal seeds; "
-    "0 means the same images. Likeness and following are at strength 1, as taught; the front and its "
-    "hypervolume above (0, 0) are over all strengths, of which textual inversion has one."
+    "for SD 1.5 and SDXL both are computed from the widths of these models. Seconds are of training, without "
+    "what is computed once and cached (C, images of the category for prior preservation). Memory is the peak "
+    "with the base in it. Drift is of the plain category's images with the method active, equal seeds; "
+    "0 means the same images. Subject and prompt fidelity are at strength 1, as trained; the Pareto front and "
+    "its hypervolume above (0, 0) are over all strengths, of which textual inversion has one."
 )
-HEAD = (
-    "method", "size here", "SD 1.5", "SDXL", "teaching", "memory", "likeness", "held-out", "follows",
-    "drift", "hypervolume",
+HEADER = (
+    "method", "size here", "SD 1.5", "SDXL", "training", "memory", "subject fidelity", "held-out photos",
+    "prompt fidelity", "drift", "hypervolume",
 )  # fmt: skip
-HEAD_BOTH = ("both", "bleed")
-Table = Sequence[tuple[Taught, Sequence[Standing]]]
+TWO_SUBJECT_HEADER = ("two subjects", "bleed")
+Table = Sequence[tuple[TrainedMethod, Sequence[MethodResult]]]
 
 
-def facts(task: Task, table: Table) -> dict[str, Any]:
-    """All that was measured, as plain data."""
-    r = task.recipe
-    return {
-        "category": r.category, "base": r.base, "judge": asdict(task.judge.card), "axis": task.measure,
-        "photos": len(task.known.photos), "among_photos": task.known.among,
-        "unseen": 0 if task.known.held_out is None else len(task.known.held_out),
-        "prompts": task.prompts, "plain": task.plain, "seeds": [r.seed + k for k in range(r.seeds)],
-        "plain_seeds": [r.seed + k for k in range(r.plain)],
-        "courses": [str(c) for c in task.courses], "skipped": list(task.skipped),
-        "beside": r.beside_category, "duets": [p for p, _ in task.duets()],
-        "not_measured": BOTH if task.beside else NOT_IN_IT,
-        "methods": [_method(taught, standings) for taught, standings in table],
-    }  # fmt: skip
-
-
-def _method(taught: Taught, standings: Sequence[Standing]) -> dict[str, Any]:
-    return {
-        "method": taught.method, "digest": taught.digest, "bytes": dict(taught.sizes), "steps": taught.steps,
-        "seconds": taught.seconds, "memory": taught.memory, "courses": [_course(s) for s in standings],
-    }  # fmt: skip
-
-
-def _course(s: Standing) -> dict[str, Any]:
-    return {
-        "course": s.course, "drift": asdict(s.drift), "plain_same": s.same, "hypervolume": s.hypervolume,
-        "both": None if s.both is None else asdict(s.both), "duets": [p.name for p in s.duets],
-        "front": [s.points[i].strength for i in s.front], "points": [_point(p) for p in s.points],
-    }  # fmt: skip
-
-
-def _point(p: Point) -> dict[str, Any]:
-    found = {name: getattr(p.scores, name) for name in SCORES}
-    named = {"strength": p.strength, "pictures": [path.name for path in p.pictures]}
-    return named | {n: None if m is None else asdict(m) for n, m in found.items()}
-
-
-def write(found: dict[str, Any], table: Table, out: Path) -> Path:
+def write(task: CompareTask, table: Table, out: Path) -> Path:
     """All four files; returns the page. Raises StorageError."""
-    from minikin.evaluation.compare import page
+    facts = as_json(task, table)
+    atomic_write(out / "report.json", json.dumps(facts, indent=1).encode())
+    atomic_write(out / "report.csv", _csv(facts).encode())
+    atomic_write(out / "report.md", _markdown(facts).encode())
+    return atomic_write(out / "report.html", _html(facts, table).encode())
 
-    atomic_write(out / "report.json", json.dumps(found, indent=1).encode())
-    atomic_write(out / "report.csv", _csv(found).encode())
-    atomic_write(out / "report.md", _markdown(found).encode())
-    return atomic_write(out / "report.html", page.write(found, table).encode())
+
+def as_json(task: CompareTask, table: Table) -> dict[str, Any]:
+    """Everything that was measured, as plain data."""
+    r, references = task.recipe, task.references
+    return {
+        "category": r.category, "base": r.base, "encoder": asdict(task.encoder.card),
+        "prompt_fidelity": task.metric, "photos": len(references.photos),
+        "real_image_upper_bound": references.upper_bound,
+        "held_out": 0 if references.held_out is None else len(references.held_out),
+        "prompts": task.prompts, "plain_prompt": task.plain_prompt,
+        "seeds": [r.seed + k for k in range(r.seeds)], "plain_seeds": [r.seed + k for k in range(r.plain)],
+        "samplers": [str(s) for s in task.samplers], "skipped": list(task.skipped),
+        "second_category": r.beside_category, "two_subject_prompts": [p for p, _ in task.two_subject_prompts()],
+        "note": TWO_SUBJECT_LEGEND if task.second_references else NO_SECOND_SUBJECT,
+        "methods": [
+            {
+                "method": trained.method, "digest": trained.digest, "bytes": dict(trained.sizes),
+                "steps": trained.steps, "seconds": trained.seconds, "memory": trained.memory,
+                "samplers": [_result_json(result) for result in results],
+            }
+            for trained, results in table
+        ],
+    }  # fmt: skip
+
+
+def _result_json(r: MethodResult) -> dict[str, Any]:
+    return {
+        "sampler": r.sampler, "drift": asdict(r.drift), "drift_free": r.drift_free,
+        "hypervolume": r.hypervolume,
+        "two_subjects": r.two_subjects and asdict(r.two_subjects),
+        "two_subject_images": [p.name for p in r.two_subject_images],
+        "front": [r.strengths[i].strength for i in r.front],
+        "strengths": [_strength_json(s) for s in r.strengths],
+    }  # fmt: skip
+
+
+def _strength_json(s: StrengthResult) -> dict[str, Any]:
+    estimates = {name: getattr(s.scores, name) for name in SCORES}
+    row = {"strength": s.strength, "images": [path.name for path in s.images]}
+    return row | {name: e and asdict(e) for name, e in estimates.items()}
 
 
 # ---- tables ---------------------------------------------------------------------------------------
 
 
-def _csv(found: dict[str, Any]) -> str:
-    """One line for each method, course and strength."""
+def _csv(facts: dict[str, Any]) -> str:
+    """One line for each method, sampler and strength."""
     lines = []
-    for m in found["methods"]:
-        for c in m["courses"]:
-            sizes = {f"bytes_{family}": n for family, n in m["bytes"].items()}
-            drift = {"drift": c["drift"]["value"], "drift_low": c["drift"]["low"]}
-            own = {"method": m["method"], "course": c["course"], **sizes}
-            own |= {k: m[k] for k in ("steps", "seconds", "memory")} | drift
-            both = c["both"] or {}
-            own |= {n: both[n]["value"] if both else None for n in ("success", "bleed")}
-            own |= {"drift_high": c["drift"]["high"], "hypervolume": c["hypervolume"]}
-            for p in c["points"]:
-                line = own | {"strength": p["strength"], "on_front": p["strength"] in c["front"]}
+    for m in facts["methods"]:
+        costs = {f"bytes_{family}": n for family, n in m["bytes"].items()}
+        costs |= {k: m[k] for k in ("steps", "seconds", "memory")}
+        for r in m["samplers"]:
+            shared = {"method": m["method"], "sampler": r["sampler"], **costs, **_columns("drift", r["drift"])}
+            for name in ("success", "bleed"):
+                shared[name] = r["two_subjects"][name]["value"] if r["two_subjects"] else None
+            shared["hypervolume"] = r["hypervolume"]
+            for s in r["strengths"]:
+                line = shared | {"strength": s["strength"], "on_front": s["strength"] in r["front"]}
                 for name in SCORES:
-                    told = p[name] or {}
-                    line |= {name: told.get("value"), f"{name}_low": told.get("low"),
-                             f"{name}_high": told.get("high")}  # fmt: skip
+                    line |= _columns(name, s[name] or {})
                 lines.append(line)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
@@ -118,62 +121,102 @@ def _csv(found: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-def rows(found: dict[str, Any], course: str) -> list[list[str]]:
-    """The table of one course below HEAD, as texts."""
+def _columns(name: str, estimate: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: estimate.get("value"),
+        f"{name}_low": estimate.get("low"),
+        f"{name}_high": estimate.get("high"),
+    }
+
+
+def header(facts: dict[str, Any]) -> tuple[str, ...]:
+    """Columns of the table."""
+    return (*HEADER, *TWO_SUBJECT_HEADER) if facts["second_category"] else HEADER
+
+
+def rows(facts: dict[str, Any], sampler: str) -> list[list[str]]:
+    """Rows of one sampler's table below `header`, as text."""
     out = []
-    for m in found["methods"]:
-        (c,) = (c for c in m["courses"] if c["course"] == course)
-        usual, b = c["points"][0], m["bytes"]
-        scores = [usual["likeness"], usual["held_out"], usual[found["axis"]]]
+    for m in facts["methods"]:
+        (r,) = (r for r in m["samplers"] if r["sampler"] == sampler)
+        trained, n_bytes = r["strengths"][0], m["bytes"]
+        names = ("subject_fidelity", "held_out", facts["prompt_fidelity"])
+        both = r["two_subjects"]
         out.append([
-            m["method"], size(b["own"]), size(b["sd15"]), size(b["sdxl"]), f"{m['seconds']:.0f} s",
-            "" if m["memory"] is None else size(m["memory"]), *(_told(s) for s in scores),
-            "0, the same images" if c["plain_same"] else _told(c["drift"]), f"{c['hypervolume']:.4f}",
-            *([_told(c["both"]["success"]), _told(c["both"]["bleed"])] if c["both"] else []),
+            m["method"], *(size(n_bytes[f]) for f in ("own", "sd15", "sdxl")), f"{m['seconds']:.0f} s",
+            "" if m["memory"] is None else size(m["memory"]), *(_text(trained[name]) for name in names),
+            "0, the same images" if r["drift_free"] else _text(r["drift"]), f"{r['hypervolume']:.4f}",
+            *([_text(both["success"]), _text(both["bleed"])] if both else []),
         ])  # fmt: skip
     return out
 
 
-def head(found: dict[str, Any]) -> tuple[str, ...]:
-    """The table's columns."""
-    return (*HEAD, *HEAD_BOTH) if found["beside"] else HEAD
+def title(facts: dict[str, Any]) -> str:
+    return f"Methods compared: a {facts['category']} on {facts['base']}, {facts['photos']} photos"
 
 
-def heading(found: dict[str, Any]) -> str:
-    """What is compared, in one line."""
-    return f"Methods compared: a {found['category']} on {found['base']}, {found['photos']} photos"
-
-
-def whence(found: dict[str, Any]) -> str:
-    """Judge, prompts and photos, in a few sentences."""
-    judge, among = found["judge"], found["among_photos"]
-    near = "" if among is None else f" The photos' likeness among themselves is {among:.3f}."
-    unseen = f"{found['unseen']} held-out photos" if found["unseen"] else "no held-out photos"
+def setup(facts: dict[str, Any]) -> str:
+    """Encoder, prompts and photos, in a few sentences."""
+    encoder, bound = facts["encoder"], facts["real_image_upper_bound"]
+    upper = "" if bound is None else f" The real-image upper bound of subject fidelity is {bound:.3f}."
+    held_out = f"{facts['held_out']} held-out photos" if facts["held_out"] else "no held-out photos"
+    metric = {"r_precision": "R-precision", "text_alignment": "text alignment (CLIP-T)"}[
+        facts["prompt_fidelity"]
+    ]
     return (
-        f"{len(found['prompts'])} prompts with {len(found['seeds'])} images each; {unseen}.{near} "
-        f"Intervals are 95 % over prompts. 'follows' is {found['axis']}. Judge: {judge['name']} "
-        f"({judge['source']}, {judge['licence']}, {judge['digest']}); numbers of two judges do not compare."
+        f"{len(facts['prompts'])} prompts with {len(facts['seeds'])} images each; {held_out}.{upper} "
+        f"Intervals are 95 % over prompts. Prompt fidelity is {metric}. Encoder: {encoder['name']} "
+        f"({encoder['source']}, {encoder['licence']}, {encoder['digest']}); numbers of two encoders do "
+        "not compare."
     )
 
 
-def _markdown(found: dict[str, Any]) -> str:
-    parts = [f"# {heading(found)}", whence(found)]
-    for course in found["courses"]:
-        lines = [head(found), ["---"] * len(head(found)), *rows(found, course)]
-        parts += [f"## {course}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
-    prompts = "\n".join(f"1. `{p}`" for p in found["prompts"])
-    return (
-        "\n\n".join([*parts, *found["skipped"], READING, found["not_measured"], "## Prompts", prompts]) + "\n"
+def _markdown(facts: dict[str, Any]) -> str:
+    parts = [f"# {title(facts)}", setup(facts)]
+    columns = header(facts)
+    for sampler in facts["samplers"]:
+        lines = [columns, ["---"] * len(columns), *rows(facts, sampler)]
+        parts += [f"## {sampler}", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    prompts = "\n".join(f"1. `{p}`" for p in facts["prompts"])
+    return "\n\n".join([*parts, *facts["skipped"], LEGEND, facts["note"], "## Prompts", prompts]) + "\n"
+
+
+def _html(facts: dict[str, Any], table: Table) -> str:
+    sections = []
+    for k, sampler in enumerate(facts["samplers"]):
+        results = {trained.method: results[k] for trained, results in table}
+        drawing = plots.draw_methods(results, facts["prompt_fidelity"], facts["real_image_upper_bound"])
+        methods = [
+            {"name": name, "images": spread(r.strengths[0].images, IMAGES), "after": r.after[:PLAIN_IMAGES]}
+            for name, r in results.items()
+        ]
+        before = next(iter(results.values())).before[:PLAIN_IMAGES]
+        sections.append({
+            "name": sampler, "drawing": svg(drawing), "rows": rows(facts, sampler), "before": before,
+            "methods": methods,
+        })  # fmt: skip
+    return render(
+        "compare.html",
+        title=title(facts),
+        setup=setup(facts),
+        sections=sections,
+        header=header(facts),
+        plain_prompt=facts["plain_prompt"],
+        notes=[*facts["skipped"], facts["note"]],
+        legend=LEGEND,
+        prompts=facts["prompts"],
     )
 
 
-def _told(m: dict[str, Any] | None) -> str:
-    return "" if m is None else f"{m['value']:.3f} [{m['low']:.3f}, {m['high']:.3f}]"
+def _text(estimate: dict[str, Any] | None) -> str:
+    return (
+        "" if estimate is None else f"{estimate['value']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
+    )
 
 
 def size(n: int) -> str:
-    """Bytes as people say them."""
-    for unit, whole in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
-        if n >= whole:
-            return f"{n / whole:.3g} {unit}"
+    """Bytes in the largest unit that fits."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if n >= factor:
+            return f"{n / factor:.3g} {unit}"
     return f"{n} bytes"
