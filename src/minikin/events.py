@@ -1,4 +1,4 @@
-"""What long work tells while it runs. Every verb is a generator of these; faces show them."""
+"""Events of long work. Every command is a generator of them, and front ends display them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Note:
-    """Something a person should read; `warning` when it may not be what they wanted."""
+    """A sentence for a person; `warning` when the result may differ from what they asked for."""
 
     text: str
     warning: bool = False
@@ -17,42 +17,45 @@ class Note:
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units of `stage`, with what there is to say about it (loss, ...).
+    """`done` of `total` units of `stage`.
 
-    look  the image as it is now, for who wants to see it: it costs nothing until it is called. None,
-          or a call that gives None, where there is nothing to see
+    info     further values to display (loss, ...)
+    preview  makes an image of the present state when it is called; None, or a call that returns None, where
+             there is none
     """
 
     stage: str
     done: int
     total: int
     info: str = ""
-    look: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
+    preview: Callable[[], Any] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image was made: a sample, a preview or a result.
+class ImageReady:
+    """An image: a sample, a preview or a result.
 
-    verdict  what the content filter found (`generation.content_filter`); None for nothing
+    verdict  of the content filter (`generation.content_filter`); None where it has no objection
+    record   how a result was generated, for its metadata (`generation.request`); None for other images
     """
 
     image: Any
     caption: str = ""
     seed: int | None = None
     verdict: dict[str, Any] | None = None
+    record: dict[str, Any] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class Done:
-    """The end: the result, and facts about the run."""
+    """The end of the work: its result, and facts about the run."""
 
     result: Any
     facts: dict[str, Any]
 
 
 class Cancelled(Exception):
-    """Raised inside work when nobody wants its result any more."""
+    """Raised inside work whose result is no longer needed."""
 
 
-Event = Note | Progress | Picture | Done
+Event = Note | Progress | ImageReady | Done

@@ -1,10 +1,10 @@
-"""Canvases: which pixels of an image are painted over, at which size, and how they come back into it.
+"""Pixel geometry of img2img and inpainting: which pixels are generated, at which size, and the paste back.
 
-    extended and padded   pixels that are not there yet repeat those at the edge
-    cut out and enlarged  a part of the image, painted at the base's own size
-    pasted                painted pixels blend in over `feather` px inside the mask; outside it no byte moves
+    extend and pad    pixels that do not exist yet repeat those at the edge
+    crop and enlarge  a part of the image, generated at the base's training size
+    paste back        generated pixels blend in over `feather` px inside the mask; outside it no byte changes
 
-Masks are (H, W) bool arrays: True is painted.
+Masks are (H, W) bool arrays: True is generated.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ MaskLike = str | Path | Image.Image | np.ndarray
 
 @dataclass(frozen=True)
 class Canvas:
-    """An image, the part of it that is painted, and where in it.
+    """An image and the part of it that is generated.
 
-    image  RGB, extended
-    mask     (H, W) of the image; None for all of it
-    part     the corners of what is painted
-    size     (width, height) it is painted at, before padding
-    grid     what sides are padded to multiples of
-    offset   padding at the left and the top, so that what is added there ends with a latent position
+    image   RGB, extended
+    mask    (H, W) of the image; None for all of it
+    part    the corners of the part that the model sees
+    size    (width, height) at which the part is generated, before padding
+    grid    sides are padded to multiples of this, pixels
+    offset  padding at the left and the top, so that extensions there end with a latent position
     """
 
-    picture: Image.Image
+    image: Image.Image
     mask: np.ndarray | None
     part: Corners
     size: tuple[int, int]
@@ -48,7 +48,7 @@ class Canvas:
 
     @property
     def padded(self) -> tuple[int, int]:
-        """(width, height) of what the model paints."""
+        """(width, height) that the model generates."""
         sides = zip(self.size, self.offset, strict=True)
         width, height = (-(-(side + more) // self.grid) * self.grid for side, more in sides)
         return width, height
@@ -60,73 +60,76 @@ class Canvas:
 
     @property
     def view(self) -> Box:
-        """What the model paints, in shares of the image; padding lies beyond it."""
+        """The part with its padding, in shares of the image; padding at its edges lies beyond 0 or 1."""
         left, top, right, bottom = self.part
-        (w, h), (across, down) = self.picture.size, self.padded
+        (w, h), (across, down) = self.image.size, self.padded
         wide, high = (right - left) / self.size[0], (bottom - top) / self.size[1]  # pixels of the image
         x, y = left - self.offset[0] * wide, top - self.offset[1] * high
         return Box(x / w, y / h, (x + across * wide) / w, (y + down * high) / h)
 
-    def ground(self) -> Image.Image:
-        """The part to be painted, of the padded size."""
-        shown = self.picture.crop(self.part)
-        shown = shown if shown.size == self.size else shown.resize(self.size, LANCZOS)
-        return _repeated(shown, self._padding)
+    def init_image(self) -> Image.Image:
+        """The pixels of the part, at the padded size."""
+        part = self.image.crop(self.part)
+        part = part if part.size == self.size else part.resize(self.size, LANCZOS)
+        return _extend(part, self._padding)
 
-    def ground_mask(self) -> np.ndarray | None:
-        """The mask of that part, of the padded size."""
+    def init_mask(self) -> np.ndarray | None:
+        """The mask of the part, at the padded size."""
         if self.mask is None:
             return None
-        shown = Image.fromarray(self.mask.astype(np.uint8) * 255).crop(self.part)
-        bigger = np.asarray(shown.resize(self.size, Image.Resampling.NEAREST)) > 127
+        part = Image.fromarray(self.mask.astype(np.uint8) * 255).crop(self.part)
+        resized = np.asarray(part.resize(self.size, Image.Resampling.NEAREST)) > 127
         left, right, up, down = self._padding
-        return np.pad(bigger, ((up, down), (left, right)), mode="edge")
+        return np.pad(resized, ((up, down), (left, right)), mode="edge")
 
-    def finished(self, painted: Image.Image, feather: int) -> Image.Image:
-        """The image with what was painted in its place."""
+    def paste_back(self, generated: Image.Image, feather: int) -> Image.Image:
+        """The whole image, with the generated part (of the padded size) in its place."""
         (x, y), (w, h) = self.offset, self.size
-        inner = painted.crop((x, y, x + w, y + h))
+        part = generated.crop((x, y, x + w, y + h))
         left, top, right, bottom = self.part
-        inner = inner if inner.size == (right - left, bottom - top) else inner.resize(
-            (right - left, bottom - top), LANCZOS
-        )  # fmt: skip
-        whole = self.picture.copy()
-        whole.paste(inner, (left, top))
+        size = (right - left, bottom - top)
+        part = part if part.size == size else part.resize(size, LANCZOS)
+        whole = self.image.copy()
+        whole.paste(part, (left, top))
         if self.mask is None:
             return whole
-        opacity = Image.fromarray(faded(self.mask, feather))
-        return Image.composite(whole, self.picture, opacity)
+        return Image.composite(whole, self.image, Image.fromarray(blend_opacity(self.mask, feather)))
 
 
-def refining(picture: Image.Image, size: tuple[int, int], grid: int) -> Canvas:
-    """All of an image, at another size."""
-    resized = picture if picture.size == size else picture.resize(size, LANCZOS)
+def resize_canvas(image: Image.Image, size: tuple[int, int], grid: int) -> Canvas:
+    """The canvas of img2img: all of an image, at another size (width, height)."""
+    resized = image if image.size == size else image.resize(size, LANCZOS)
     return Canvas(resized, None, (0, 0, *size), size, grid)
 
 
-def inpainting(
-    picture: Image.Image, mask: np.ndarray | None, margins: Margins, grid: int, factor: int = 1,
-    around: int | None = None, side: int = 0,
-) -> Canvas:  # fmt: skip
-    """What is under the mask and in the margins.
+def inpaint_canvas(
+    image: Image.Image,
+    mask: np.ndarray | None,
+    margins: Margins,
+    grid: int,
+    factor: int = 1,
+    around: int | None = None,
+    side: int = 0,
+) -> Canvas:
+    """The canvas of inpainting: pixels under the mask and in the margins are generated.
 
     factor  pixels of a latent position
-    around  paint nothing but the mask with so many pixels around it, enlarged to `side`; None for all
-    Raises BadPhoto when there is nothing to paint.
+    around  let the model see only the mask with so many pixels around it, enlarged to `side`; None for all
+    Raises BadPhoto when nothing is left to generate.
     """
     left, right, up, down = margins
-    known = np.zeros((picture.height, picture.width), bool) if mask is None else mask
-    whole = np.pad(known, ((up, down), (left, right)), constant_values=True)
+    inner = np.zeros((image.height, image.width), bool) if mask is None else mask
+    whole = np.pad(inner, ((up, down), (left, right)), constant_values=True)
     if not whole.any():
         raise BadPhoto("The mask is black everywhere, so nothing would be painted. White (or transparent) is.")
-    bigger = _repeated(picture, margins)
+    extended = _extend(image, margins)
     if around is None:
         offset = (-left % factor, -up % factor)
-        return Canvas(bigger, whole, (0, 0, *bigger.size), bigger.size, grid, offset)
+        return Canvas(extended, whole, (0, 0, *extended.size), extended.size, grid, offset)
     part = _surroundings(whole, around)
     width, height = part[2] - part[0], part[3] - part[1]
-    times = max(1.0, side / max(width, height))  # never smaller: that would lose what is there
-    return Canvas(bigger, whole, part, (round(width * times), round(height * times)), grid)
+    scale = max(1.0, side / max(width, height))  # never smaller: that would lose detail
+    return Canvas(extended, whole, part, (round(width * scale), round(height * scale)), grid)
 
 
 def _surroundings(mask: np.ndarray, around: int) -> Corners:
@@ -149,15 +152,16 @@ def _within(a: int, b: int, length: int, most: int) -> tuple[int, int]:
     return begin, begin + length
 
 
-def _repeated(picture: Image.Image, margins: Margins) -> Image.Image:
+def _extend(image: Image.Image, margins: Margins) -> Image.Image:
+    """The image with margins that repeat the pixels at its edges."""
     left, right, up, down = margins
     if not any(margins):
-        return picture
-    return Image.fromarray(np.pad(np.asarray(picture), ((up, down), (left, right), (0, 0)), mode="edge"))
+        return image
+    return Image.fromarray(np.pad(np.asarray(image), ((up, down), (left, right), (0, 0)), mode="edge"))
 
 
-def eroded(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """The mask (H, W) bool without what is nearer than so many pixels to its border; the frame is no border.
+def erode(mask: np.ndarray, pixels: int) -> np.ndarray:
+    """The mask (H, W) bool without the pixels nearer than this to its border; the frame is no border.
 
     Not by Pillow's MinFilter: 12.3 ends the whole process there (a division by zero) for some small images.
     """
@@ -168,14 +172,14 @@ def eroded(mask: np.ndarray, pixels: int) -> np.ndarray:
     return mask
 
 
-def faded(mask: np.ndarray, feather: int) -> np.ndarray:
-    """How much of what was painted is seen (H, W) uint8: 0 outside, rising inside over `feather` pixels.
+def blend_opacity(mask: np.ndarray, feather: int) -> np.ndarray:
+    """Opacity (H, W) uint8 of generated pixels: 0 outside the mask, rising inside over `feather` pixels.
 
     Where a mask is too thin for that, the blend is narrower.
     """
     smaller, width = mask, feather
     while width > 1:  # half the blend inwards, then both ways from there
-        smaller = eroded(mask, width // 2)
+        smaller = erode(mask, width // 2)
         if smaller.any():
             break
         width //= 2
@@ -193,8 +197,8 @@ def faded(mask: np.ndarray, feather: int) -> np.ndarray:
 def read_mask(mask: MaskLike, size: tuple[int, int]) -> np.ndarray:
     """A mask of an image of this size; raises BadPhoto.
 
-    White is painted. Of a mask with an alpha channel that is not opaque everywhere, what is
-    transparent is painted, as in OpenAI's interface.
+    White is generated. Of a mask with an alpha channel that is not opaque everywhere, transparent pixels
+    are, as in OpenAI's interface.
     """
     if isinstance(mask, str | Path):
         try:
@@ -215,13 +219,13 @@ def read_mask(mask: MaskLike, size: tuple[int, int]) -> np.ndarray:
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         alpha = image.convert("RGBA").getchannel("A")
         if alpha.getextrema() != (255, 255):
-            return _lit(ImageChops.invert(alpha))
-    return _lit(image.convert("L"))
+            return _is_white(ImageChops.invert(alpha))
+    return _is_white(image.convert("L"))
 
 
-def _lit(grey: Image.Image) -> np.ndarray:
-    lit: np.ndarray = np.asarray(grey) > 127
-    return lit
+def _is_white(grey: Image.Image) -> np.ndarray:
+    white: np.ndarray = np.asarray(grey) > 127
+    return white
 
 
 def mask_text(mask: np.ndarray) -> str:

@@ -1,139 +1,175 @@
-"""The course of an image: what the U-Net is given at every step.
+"""Conditioning schedule: packed prompts and guidance of every step.
 
-Two things may change on the way, at no cost per step, because all prompts are packed before the first:
+Two things may change during sampling, at no cost per step, because all prompts are packed before the first:
 
-    switch     the plain category goes first and lays out the image, the concept comes in later
-               (as Concept Sliders start late; Gandikota et al. 2023, arXiv:2311.12092)
-    interval   guidance in some steps only; a step without it costs half
-               (Kynkaanniemi et al. 2024, arXiv:2404.07724, in noise levels; here in shares of the steps)
-
-diffusers' pipelines let the callback at the end of a step replace the embeddings of the next, and read
-their guidance scale anew in every step.
+    concept start  the plain category lays out the image, the concept comes in later
+                   (as Concept Sliders start late; Gandikota et al. 2023, arXiv:2311.12092)
+    interval       classifier-free guidance in some steps only; a step without it costs half
+                   (Kynkaanniemi et al. 2024, arXiv:2404.07724, in noise levels; here in shares of the steps)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from minikin.generation import resolve
-from minikin.generation.plan import Plan
+from minikin.generation.request import ImageRequest
 from minikin.models.base import Base
-from minikin.models.prompt import Prompt, parse
-from minikin.perfusion.conditioning import Condition, Loaded, condition
-from minikin.perfusion.edit import Gate
+from minikin.models.prompt import Prompt
+from minikin.models.regions import Region
+from minikin.perfusion.conditioning import Conditioning, PreparedConcept, condition
+from minikin.perfusion.gate import Gate
 from minikin.recipes import WHOLE, Paint
 
 
-@dataclass(frozen=True)
-class Course:
-    """Packed prompts, and from which step on each of them counts.
+class StepConditioning(NamedTuple):
+    """The U-Net's conditioning in one step.
 
-    begins    step at which each stage of the prompt begins, rising, the first at 0
-    stages    the packed prompt of each, for all images of the batch
-    negative  the packed negative prompt; None where there is no guidance at all
-    guided    the steps with guidance
-    guidance  its scale in them
+    kv        (B, N, W), or (2B, N, W) with guidance: unconditional rows first
+    pooled    SDXL's pooled embeddings of the same rows, else None
+    guidance  the scale; None for a step without classifier-free guidance
     """
 
-    begins: tuple[int, ...]
-    stages: tuple[Condition, ...]
-    negative: Condition | None
+    kv: Tensor
+    pooled: Tensor | None
+    guidance: float | None
+
+
+@dataclass(frozen=True)
+class ConditioningSchedule:
+    """Packed prompts, and from which step on each of them counts.
+
+    starts     step at which each conditioning starts, rising, the first at 0
+    positive   the packed prompt from each of these steps, for all images of the batch
+    negative   the packed negative prompt; None where no step is guided
+    guided     the steps with classifier-free guidance
+    guidance   its scale in them
+    """
+
+    starts: tuple[int, ...]
+    positive: tuple[Conditioning, ...]
+    negative: Conditioning | None
     guided: range
     guidance: float
 
-    def start(self, base: Base) -> dict[str, Any]:
-        """What a pipeline is called with: the embeddings and guidance of the first step."""
-        yes, no = self._given(0)
-        given: dict[str, Any] = {"prompt_embeds": yes.kv, "guidance_scale": self._scale(0)}
-        if no is not None:
-            given["negative_prompt_embeds"] = no.kv
-        if base.is_xl:
-            given["pooled_prompt_embeds"] = yes.pooled
-            given["callback_on_step_end_tensor_inputs"] = ["latents", "add_time_ids"]
-            if no is not None:
-                given["negative_pooled_prompt_embeds"] = no.pooled
-        return given
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        """Of the whole prompt: they hold while the category stands in for a concept, too."""
+        return self.positive[-1].regions
 
-    def after(self, base: Base, pipe: Any, done: int, state: dict[str, Any]) -> dict[str, Any]:
-        """A callback's answer after `done` steps; sets the pipeline's guidance for the next."""
-        if done >= pipe.num_timesteps or self._at(done) == self._at(done - 1):
-            return state
-        yes, no = self._given(done)
-        rows = [yes] if no is None else [no, yes]
-        pipe._guidance_scale = self._scale(done)  # as diffusers' own guide to callbacks does
-        given = {**state, "prompt_embeds": torch.cat([c.kv for c in rows]).to(base.device, base.dtype)}
-        if base.is_xl:
-            pooled = torch.cat([c.pooled for c in rows if c.pooled is not None])
-            given["add_text_embeds"] = pooled.to(base.device, base.dtype)
-            given["add_time_ids"] = state["add_time_ids"][:1].expand(len(pooled), -1)  # rows are all equal
-        return given
+    def steps(self, base: Base, total: int) -> Iterator[StepConditioning]:
+        """The conditioning of each of `total` steps, on the base's device; equal ones are one object."""
+        embedded = base.unet.config.time_cond_proj_dim is not None  # guidance is an input: one pass
+        before, conditioning = None, None
+        for step in range(total):
+            stage = self.stage(step)
+            guided = self.negative is not None and step in self.guided and not embedded
+            if conditioning is None or (stage, guided) != before:
+                before, conditioning = (stage, guided), self._step(base, stage, guided)
+            yield conditioning
 
-    def _at(self, step: int) -> tuple[int, bool]:
-        """Number of the stage, and whether there is guidance."""
-        stage = sum(begin <= step for begin in self.begins) - 1
-        return stage, self.negative is not None and step in self.guided
+    def stage(self, step: int) -> int:
+        """The number of the prompt that counts in this step."""
+        return sum(start <= step for start in self.starts) - 1
 
-    def _given(self, step: int) -> tuple[Condition, Condition | None]:
-        stage, guided = self._at(step)
-        return self.stages[stage], self.negative if guided else None
-
-    def _scale(self, step: int) -> float:
-        """1 switches guidance off; a base without it may still want its scale (full LCM's, as an input)."""
-        return self.guidance if self.negative is None or step in self.guided else 1.0
+    def _step(self, base: Base, stage: int, guided: bool) -> StepConditioning:
+        rows = [self.positive[stage]]
+        if guided and self.negative is not None:
+            rows.insert(0, self.negative)
+        kv = torch.cat([row.kv for row in rows]).to(base.device, base.dtype)
+        pooled = [row.pooled for row in rows if row.pooled is not None]
+        return StepConditioning(
+            kv,
+            torch.cat(pooled).to(base.device, base.dtype) if pooled else None,
+            self.guidance if guided else None,
+        )
 
 
-def course(
-    base: Base, decided: Plan, prompt: Prompt, loaded: Mapping[str, Loaded], copies: int, total: int,
-    skipped: int = 0,
-) -> Course:  # fmt: skip
-    """The course of `copies` images in `total` steps.
+def conditioning_schedule(
+    base: Base, request: ImageRequest, copies: int, total: int, skipped: int = 0
+) -> ConditioningSchedule:
+    """The schedule of `copies` images in `total` steps.
 
-    skipped  steps of a whole image that lie before these, where painting begins below pure noise: shares
-             are of a whole image, because what they are about, its layout and its noise, is
+    skipped  steps of a whole image that lie before these, where sampling starts below pure noise: shares are
+             of a whole image, because layout and noise, which they are about, are
     """
-    recipe = decided.recipe
-    whole = total + skipped
-    shares = resolve.shares(recipe, prompt.names)
-    late = {n: max(0, nearest(s, whole) - skipped) for n, s in shares.items()}
-    begins = tuple(sorted({0, *(k for k in late.values() if k < total)}))
-    prompts = [replace(prompt, uses=tuple(u for u in prompt.uses if late[u.name] <= b)) for b in begins]
-    stages, negative = conditions(base, decided, prompts, loaded, copies)
+    recipe, prompt, whole = request.recipe, request.prompt, total + skipped
+    late = {n: max(0, nearest(s, whole) - skipped) for n, s in concept_starts(recipe, prompt.names).items()}
+    starts = tuple(sorted({0, *(step for step in late.values() if step < total)}))
+    prompts = [
+        replace(prompt, uses=tuple(use for use in prompt.uses if late[use.name] <= start)) for start in starts
+    ]
+    positive, negative = conditionings(base, request, prompts, copies)
     low, high = recipe.interval or WHOLE
     guided = range(max(0, nearest(low, whole) - skipped), max(0, nearest(high, whole) - skipped))
-    return Course(begins, stages, negative, guided, decided.guidance)
+    return ConditioningSchedule(starts, positive, negative, guided, request.guidance)
 
 
-def conditions(
-    base: Base, decided: Plan, prompts: list[Prompt], loaded: Mapping[str, Loaded], copies: int
-) -> tuple[tuple[Condition, ...], Condition | None]:
-    """Packed prompts and, where guidance needs it, packed negative prompt, for `copies` images."""
-    recipe = decided.recipe
-    known = recipe.points or {}
-    wanted: list[Prompt | None] = [resolve.tuned(p, known) for p in prompts]
-    guided = decided.guidance > 1 and not decided.preset.embedded
+def conditionings(
+    base: Base, request: ImageRequest, prompts: Sequence[Prompt], copies: int
+) -> tuple[tuple[Conditioning, ...], Conditioning | None]:
+    """Packed prompts and, where guidance needs it, the packed negative prompt, for `copies` images."""
+    recipe = request.recipe
+    packed: list[Prompt | None] = list(prompts)
+    guided = request.guidance > 1 and not request.preset.embedded
     if guided:
-        categories = {n: one.concept.category for n, one in loaded.items()}
-        empty = base.zeros_for_empty and not recipe.negative
-        negative = resolve.tuned(parse(recipe.negative, categories), known)
-        wanted.insert(0, None if empty else negative)
-    softened = resolve.softened(loaded, known)
-    made = condition(base, wanted, softened, lock=recipe.lock, gate=_gate_of(recipe), copies=copies)
-    return tuple(made[1:] if guided else made), made[0] if guided else None
+        packed.insert(0, None if base.zeros_for_empty and not recipe.negative else request.negative)
+    concepts = _with_point_gates(request.concepts, recipe)
+    rows = condition(base, packed, concepts, lock=recipe.lock, gate=_gate_override(recipe), copies=copies)
+    return tuple(rows[1:] if guided else rows), rows[0] if guided else None
+
+
+def merge_schedules(schedules: Sequence[ConditioningSchedule]) -> ConditioningSchedule:
+    """One schedule for images of one batch; where one image changes its prompt, the others keep theirs."""
+    starts = tuple(sorted({start for schedule in schedules for start in schedule.starts}))
+    positive = tuple(_stack([s.positive[s.stage(start)] for s in schedules]) for start in starts)
+    negatives = [s.negative for s in schedules if s.negative is not None]
+    first = schedules[0]
+    return ConditioningSchedule(
+        starts, positive, _stack(negatives) if negatives else None, first.guided, first.guidance
+    )
+
+
+def _stack(rows: Sequence[Conditioning]) -> Conditioning:
+    """Rows one below the other. Regions are the first row's: a batch with regions has equal rows."""
+    pooled = [row.pooled for row in rows if row.pooled is not None]
+    return Conditioning(
+        torch.cat([row.kv for row in rows]), torch.cat(pooled) if pooled else None, rows[0].regions
+    )
+
+
+def concept_starts(recipe: Paint, names: Sequence[str]) -> dict[str, float]:
+    """For each concept the share of the steps in which its category stands in for it."""
+    if recipe.concept_start is not None:
+        return dict.fromkeys(names, recipe.concept_start)
+    points = recipe.points or {}
+    return {name: points[name].concept_start if name in points else 0.0 for name in names}
 
 
 def nearest(share: float, total: int) -> int:
-    """So many of `total` steps are this share of them; a half counts as one."""
+    """The number of steps, of `total`, that is nearest to this share of them; a half counts as one."""
     return int(share * total + 0.5)
 
 
-def _gate_of(recipe: Paint) -> Callable[[Gate], Gate] | None:
-    """--beta and --tau replace what they name and leave the rest of a concept's own gate."""
+def _with_point_gates(concepts: Mapping[str, PreparedConcept], recipe: Paint) -> Mapping[str, PreparedConcept]:
+    """The concepts with the gate temperatures of their operating points."""
+    changed = dict(concepts)
+    for name, point in (recipe.points or {}).items():
+        if name in changed and point.tau is not None:
+            concept = changed[name].concept
+            gate = Gate(concept.gate.beta, point.tau)
+            changed[name] = replace(changed[name], concept=replace(concept, gate=gate))
+    return changed
+
+
+def _gate_override(recipe: Paint) -> Callable[[Gate], Gate] | None:
+    """--beta and --tau replace one number each; the other stays the concept's."""
     if recipe.beta is None and recipe.tau is None:
         return None
-    return lambda own: Gate(
-        own.beta if recipe.beta is None else recipe.beta, own.tau if recipe.tau is None else recipe.tau
+    return lambda gate: Gate(
+        gate.beta if recipe.beta is None else recipe.beta, gate.tau if recipe.tau is None else recipe.tau
     )

@@ -1,19 +1,16 @@
-"""The ground an image is painted on: what is there already, and what of it stays.
+"""Latents that sampling starts from: noise for text-to-image, a noised image for img2img and inpainting.
 
-The stock text-to-image pipeline paints on a ground too, when it is given the latents to begin with, a
-scheduler that begins at their noise level, and what to put back after every step. So presets, concepts,
-regions, engines and the course of guidance are the same code as for an image from nothing, and at
-strength 1 without a mask it is the same image.
+Inpainting keeps what lies outside the mask in one of two ways:
 
-    ordinary U-Nets    outside the mask, the ground with its own noise is put back after every step
-                       (RePaint's replacement; Lugmayr et al. 2022, arXiv:2201.09865)
-    inpainting U-Nets  9 channels: the mask and the ground without what is under it are inputs
+    ordinary U-Nets    after every step, latents outside the mask are replaced by the image's own latents with
+                       the noise of the next timestep (RePaint; Lugmayr et al. 2022, arXiv:2201.09865)
+    inpainting U-Nets  mask and masked image are inputs, 9 channels in all (`unet_wrappers`)
+
+At strength 1 without a mask, img2img is text-to-image, bit for bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +18,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from minikin.generation.start_step import Beginning
-from minikin.models.backends import behind
+from minikin.generation.start_step import StartStep
 from minikin.models.base import Base
 from minikin.models.regions import Box
 
@@ -30,22 +26,22 @@ EVERYTHING = Box(0, 0, 1, 1)
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What is painted on, in latents of one image.
+class InitialLatents:
+    """An encoded image to start from.
 
-    latents   (1, C, h, w) of the image
-    strength  (0, 1]: how much noise painting begins with
-    mask      (1, 1, h, w): 1 where it is painted, 0 where the ground stays; None for everywhere
-    bare      (1, C, h, w) of the image without what is under the mask, for inpainting U-Nets
-    side      of the windows the U-Net looks through, latent positions; None for one look at all
-    view      the part of the image that this is: regions in prompts are of the whole image
+    latents         (1, C, h, w) of the image
+    strength        (0, 1]: share of the noise that sampling starts with
+    mask            (1, 1, h, w): 1 where latents are generated, 0 where they stay; None for 1 everywhere
+    masked_latents  (1, C, h, w) of the image without what is under the mask, for inpainting U-Nets
+    tile            side of the tiles of tiled diffusion, latent positions; None for the whole at once
+    view            the part of the image that this is: regions in prompts refer to the whole image
     """
 
     latents: Tensor
     strength: float
     mask: Tensor | None = None
-    bare: Tensor | None = None
-    side: int | None = None
+    masked_latents: Tensor | None = None
+    tile: int | None = None
     view: Box = EVERYTHING
 
     @property
@@ -54,61 +50,46 @@ class Ground:
         return self.latents.shape[-2], self.latents.shape[-1]
 
 
-class Overpainting:
-    """One batch on its way from the ground to images.
+class LatentBatch:
+    """Noise and known latents of one batch, and how they enter sampling.
 
-    latents  (B, C, h, w): as they are now; at the end, those of the images
+    noise  (B, C, h, w), drawn as the stock pipelines draw it: one CPU generator for each image
+    x0     (B, C, h, w), the image's latents; None for text-to-image
     """
 
     def __init__(
-        self, ground: Ground, base: Base, scheduler: Any, beginning: Beginning,
+        self,
+        base: Base,
+        scheduler: Any,
         generators: list[torch.Generator],
-    ) -> None:  # fmt: skip
-        self.ground, self.base, self.scheduler = ground, base, scheduler
-        shape = (len(generators), *ground.latents.shape[1:])
-        # drawn first and in this way, as the stock pipeline does: images from nothing are then the same
+        size: tuple[int, int],
+        initial: InitialLatents | None,
+    ) -> None:
+        self.scheduler, self.initial = scheduler, initial
+        shape = (len(generators), int(base.vae.config.latent_channels), *size)
         self.noise = randn_tensor(shape, generator=generators, device=base.device, dtype=base.dtype)
-        self.x0 = ground.latents.to(base.device, base.dtype).expand(shape)
-        if beginning.pinned:
-            scheduler.set_timesteps(timesteps=list(beginning.pinned), device=base.device)
-        else:
-            scheduler.set_timesteps(beginning.steps, device=base.device)
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(0)
-        self.latents = self.noise
-        if beginning.levels is not None:
-            self.latents = self._noised(scheduler.timesteps[:1]) / scheduler.init_noise_sigma
+        self.x0 = initial.latents.to(base.device, base.dtype).expand(shape) if initial else None
+        # inpainting U-Nets see mask and image themselves
+        self.mask = None if base.is_inpainting or initial is None else initial.mask
 
-    def _noised(self, t: Tensor) -> Tensor:
-        made: Tensor = self.scheduler.add_noise(self.x0, self.noise, t.expand(len(self.noise)))
-        return made
+    def start(self, start: StartStep) -> Tensor:
+        """The latents of the first step, in the scheduler's scale."""
+        latents = self.noise
+        if self.x0 is not None and start.levels is not None:
+            # divided and multiplied again, as stock pipelines scale every latents they are given
+            latents = self._noised_image(self.scheduler.timesteps[:1]) / self.scheduler.init_noise_sigma
+        scaled: Tensor = latents * self.scheduler.init_noise_sigma
+        return scaled
 
-    def after(self, done: int, state: dict[str, Any]) -> dict[str, Any]:
-        """A callback's answer after `done` steps: what lies outside the mask is the ground again."""
-        self.latents = state["latents"]
-        if self.ground.mask is None or self.base.is_inpainting:
-            return state
-        mask = self.ground.mask.to(self.latents)
-        times = self.scheduler.timesteps
-        there = self._noised(times[done : done + 1]) if done < len(times) else self.x0
-        self.latents = mask * self.latents + (1 - mask) * there
-        return {**state, "latents": self.latents}
+    def paste_back(self, latents: Tensor, done: int) -> Tensor:
+        """The latents after `done` steps, with the image's own outside the mask."""
+        if self.mask is None or self.x0 is None:
+            return latents
+        timesteps = self.scheduler.timesteps
+        image_latents = self._noised_image(timesteps[done : done + 1]) if done < len(timesteps) else self.x0
+        mask = self.mask.to(latents)
+        return mask * latents + (1 - mask) * image_latents
 
-    @contextmanager
-    def seen(self) -> Iterator[None]:
-        """Inside, an inpainting U-Net is given mask and bare ground besides the latents; others nothing."""
-        if not self.base.is_inpainting:
-            yield
-            return
-        ground, like = self.ground, self.latents
-        assert ground.bare is not None
-        mask = like.new_ones(1, 1, *ground.size) if ground.mask is None else ground.mask.to(like)
-        more = torch.cat([mask, ground.bare.to(like)], 1)
-        plain: Callable[..., Any] = self.base.unet.forward
-
-        def forward(sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-            inputs = more.expand(len(sample), -1, -1, -1).to(sample)
-            return plain(torch.cat([sample, inputs], 1), *args, **kwargs)
-
-        with behind(self.base.unet, forward):
-            yield
+    def _noised_image(self, t: Tensor) -> Tensor:
+        noised: Tensor = self.scheduler.add_noise(self.x0, self.noise, t.expand(len(self.noise)))
+        return noised

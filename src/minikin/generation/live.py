@@ -1,15 +1,15 @@
-"""Live painting: what a person types and drags, painted as it changes; the latest wish wins.
+"""Live generation: prompt and strengths change while images are generated; the newest request wins.
 
     with studio.live(preset="turbo", steps=1) as live:
         live.change(prompt="a photo of <tom> on the beach")      # from any thread
         live.change(strengths={"tom": 0.6})
-        for shown in live:                                       # in one thread, until close()
+        for result in live:                                      # in one thread, until close()
             ...
 
-A wish that a newer one replaces before its image is begun is never painted; one that is replaced
-while it is painted is left within one step. A finished image is always shown, even when a newer
-wish waits: somebody who goes on typing would see nothing otherwise. What is wrong with a wish (a
-concept's name half typed) is shown as a sentence, and painting goes on with the next.
+A request that a newer one replaces before it is started is never started; one that is replaced while it runs is
+abandoned within one step. A finished image is always given out, even when a newer request waits: somebody who
+goes on typing would see nothing otherwise. An error in a request (a concept's name half typed) is given out as
+a sentence, and generation goes on with the next.
 """
 
 from __future__ import annotations
@@ -30,59 +30,59 @@ from minikin.recipes import Paint
 
 log = logging.getLogger(__name__)
 
-Verb = Callable[[Paint], Iterator[events.Event]]
+Generate = Callable[[Paint], Iterator[events.Event]]
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What was asked for, as the `number`th change, at time `asked` (time.perf_counter, seconds)."""
+class LiveRequest:
+    """The `number`th change, at `time` (time.perf_counter, seconds)."""
 
     number: int
     recipe: Paint
-    asked: float
+    time: float
 
 
 @dataclass(frozen=True)
-class Shown:
-    """The image of a wish, or the `problem` that it has; `seconds` since it was asked for."""
+class LiveResult:
+    """The image of a request, or the `problem` with it; `seconds` since the request."""
 
     image: Image.Image | None
-    wish: Wish
+    request: LiveRequest
     seconds: float
     problem: str = ""
 
 
 class Live:
-    """One live painting; `change` in any thread, iterate in one, `close` ends the iteration.
+    """One live session: call `change` in any thread, iterate in one; `close` ends the iteration.
 
-    verb     paints a recipe; yields progress after every step and a Image (`Studio.painting`)
-    recipe   what is painted until it is changed; nothing is painted while its prompt is empty
+    generate  runs a recipe; yields progress after every step and an ImageReady (`Studio.painting`)
+    recipe    of the first request; nothing is generated while its prompt is empty
     """
 
-    def __init__(self, verb: Verb, recipe: Paint) -> None:
-        self._verb = verb
+    def __init__(self, generate: Generate, recipe: Paint) -> None:
+        self._generate = generate
         self._changed = threading.Condition()
         self._recipe = recipe.model_copy(update={"n": 1, "batch": 1})
         self._strengths: dict[str, float] = {}
-        self._newest: Wish | None = None
-        self._begun = 0  # number of the newest wish that painting was begun for
+        self._newest: LiveRequest | None = None
+        self._started = 0  # number of the newest request that was started
         self._closed = False
         if recipe.prompt.strip():
             self.change()
 
     def change(self, strengths: Mapping[str, float] | None = None, **changes: Any) -> int:
-        """Wish for something else: `strengths` by concept, and fields of `recipes.Paint`.
+        """Request an image with these changes: `strengths` by concept, and fields of `recipes.Paint`.
 
-        A strength replaces the one in the prompt for as long as this painting lives. Returns the
-        number of the wish. Raises BadRecipe; the wish before it then stays.
+        A strength replaces the one in the prompt for the rest of the session. Returns the request's number.
+        Raises BadRecipe; the request before it then stays.
         """
         with self._changed:
-            changed: Paint = Paint.make(**{**self._recipe.model_dump(), **changes, "n": 1, "batch": 1})
+            self._recipe = Paint.make(**{**self._recipe.model_dump(), **changes, "n": 1, "batch": 1})
             self._strengths |= strengths or {}
             number = self._newest.number + 1 if self._newest else 1
-            told = changed.model_copy(update={"prompt": with_strengths(changed.prompt, self._strengths)})
-            self._recipe = changed
-            self._newest = Wish(number, told, time.perf_counter())
+            prompt = with_strengths(self._recipe.prompt, self._strengths)
+            recipe = self._recipe.model_copy(update={"prompt": prompt})
+            self._newest = LiveRequest(number, recipe, time.perf_counter())
             self._changed.notify_all()
         return number
 
@@ -98,50 +98,50 @@ class Live:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def __iter__(self) -> Iterator[Shown]:
-        while (wish := self._next()) is not None:
-            yield from self._paint(wish)
+    def __iter__(self) -> Iterator[LiveResult]:
+        while (request := self._next()) is not None:
+            yield from self._run(request)
 
-    def _next(self) -> Wish | None:
-        """The newest wish once there is one that was not begun; None when closed."""
+    def _next(self) -> LiveRequest | None:
+        """The newest request once there is one that was not started; None when closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._wanted())
+            self._changed.wait_for(lambda: self._closed or self._has_newer())
             if self._closed or self._newest is None:
                 return None
-            self._begun = self._newest.number
+            self._started = self._newest.number
             return self._newest
 
-    def _wanted(self) -> bool:
+    def _has_newer(self) -> bool:
         newest = self._newest
-        return newest is not None and newest.number > self._begun and bool(newest.recipe.prompt.strip())
+        return newest is not None and newest.number > self._started and bool(newest.recipe.prompt.strip())
 
-    def _outdated(self) -> bool:
+    def _is_outdated(self) -> bool:
         with self._changed:
-            return self._closed or self._wanted()
+            return self._closed or self._has_newer()
 
-    def _paint(self, wish: Wish) -> Generator[Shown, None, None]:
+    def _run(self, request: LiveRequest) -> Generator[LiveResult, None, None]:
         try:
-            picture = self._picture(wish)
+            image = self._image(request)
         except MinikinError as e:
-            yield Shown(None, wish, time.perf_counter() - wish.asked, str(e))
+            yield LiveResult(None, request, time.perf_counter() - request.time, str(e))
             return
-        except Exception:  # whatever it is, the next wish is painted
-            log.exception("painting live")
-            said = "Something unexpected went wrong with this image; the log says what."
-            yield Shown(None, wish, time.perf_counter() - wish.asked, said)
+        except Exception:  # whatever it is, the next request is generated
+            log.exception("live generation")
+            problem = "Something unexpected went wrong with this image; the log says what."
+            yield LiveResult(None, request, time.perf_counter() - request.time, problem)
             return
-        if picture is not None:
-            yield Shown(picture, wish, time.perf_counter() - wish.asked)
+        if image is not None:
+            yield LiveResult(image, request, time.perf_counter() - request.time)
 
-    def _picture(self, wish: Wish) -> Image.Image | None:
-        """The image, or None when it was left for a newer wish."""
-        run = self._verb(wish.recipe)
+    def _image(self, request: LiveRequest) -> Image.Image | None:
+        """The image, or None when it was abandoned for a newer request."""
+        run = self._generate(request.recipe)
         try:
             for event in run:
-                if isinstance(event, events.Picture):
+                if isinstance(event, events.ImageReady):
                     image: Image.Image = event.image
                     return image
-                if self._outdated():
+                if self._is_outdated():
                     return None
         finally:
             run.close()  # type: ignore[attr-defined]  # a generator; waits until its worker has stopped

@@ -1,4 +1,4 @@
-"""Painted images to files: names that do not collide, recipes inside."""
+"""Generated images to files: names that do not collide, and the record inside."""
 
 from __future__ import annotations
 
@@ -6,39 +6,46 @@ import base64
 import hashlib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL.PngImagePlugin import PngInfo
 
 from minikin import __version__
 from minikin.errors import BadRecipe
 from minikin.files import atomic_write
+from minikin.generation.image import GeneratedImage
 from minikin.images import xmp
 from minikin.images.encode import MARKED, Marking, save_image
 from minikin.images.metadata import png_info
 from minikin.recipes import Paint
 
-if TYPE_CHECKING:
-    from minikin.generation.sampler import Painted
-
 LARGEST_MASK = 30_000  # characters of base64 inside an image; a brush of 1024 px takes about a tenth
+UNSUPPORTED = (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
-def settings(facts: dict[str, Any], seed: int, size: tuple[int, int]) -> dict[str, Any]:
-    """The `Key: value` pairs of A1111's infotext for one image of this (width, height)."""
+def parameters(record: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """The `Key: value` pairs of A1111's infotext for one image of this record and (width, height)."""
     return {
-        "Steps": facts["recipe"]["steps"],
-        "Sampler": facts["sampler"],
-        "CFG scale": f"{facts['guidance']:g}",
-        "Seed": seed,
-        "Denoising strength": facts["recipe"].get("strength"),
+        "Steps": record["recipe"]["steps"],
+        "Sampler": record["sampler"],
+        "CFG scale": f"{record['guidance']:g}",
+        "Seed": record["seed"],
+        "Denoising strength": record["recipe"].get("strength"),
         "Size": f"{size[0]}x{size[1]}",
-        "Model hash": facts["base"]["fingerprint"][:10],
-        "Model": facts["base"]["name"],
+        "Model hash": record["base"]["fingerprint"][:10],
+        "Model": record["base"]["name"],
         "RNG": "CPU",
-        "Preset": facts["preset"],
-        "Lora hashes": ", ".join(f"{n}: {a['sha256'][:10]}" for n, a in facts["adapters"].items()),
-        "Content filter": facts.get("filter", {}).get("action"),
+        "Preset": record["preset"],
+        "Lora hashes": ", ".join(f"{n}: {a['sha256'][:10]}" for n, a in record["adapters"].items()),
+        "Content filter": record.get("filter", {}).get("action"),
         "Version": f"minikin {__version__}",
     }
+
+
+def png_texts(record: dict[str, Any], size: tuple[int, int]) -> PngInfo:
+    """The texts of a PNG: our JSON record, and A1111's infotext."""
+    recipe = record["recipe"]
+    return png_info(record, recipe["prompt"], recipe["negative"], parameters(record, size))
 
 
 class Names:
@@ -49,17 +56,18 @@ class Names:
     """
 
     def __init__(self, recipe: Paint, out: Path, stem: str = "") -> None:
-        if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"):
+        if out.suffix.lower() in UNSUPPORTED:
             raise BadRecipe(f"Images are written as PNG: give --out a folder or NAME.png, not {out.name}.")
         words = re.findall(r"[a-z0-9]+", recipe.prompt.lower())
-        self.single = out if out.suffix.lower() == ".png" and recipe.n == 1 else None
-        named = out.suffix.lower() == ".png"
-        self.folder = out.parent if named else out
+        is_file = out.suffix.lower() == ".png"
+        self.single = out if is_file and recipe.n == 1 else None
+        self.folder = out.parent if is_file else out
         self.replaced = self.single is not None and self.single.exists()
-        self.stem = out.stem if named else stem or "-".join(words)[:40].strip("-") or "picture"
-        self.taken = {p.name for p in self.folder.glob(f"{self.stem}-*")} if self.folder.is_dir() else set()
+        default = "-".join(words)[:40].strip("-") or "picture"  # word: names of files stay
+        self.stem = out.stem if is_file else stem or default
+        self.used = {p.name for p in self.folder.glob(f"{self.stem}-*")} if self.folder.is_dir() else set()
 
-    def picture(self, seed: int) -> Path:
+    def image(self, seed: int) -> Path:
         return self.single or self._free(str(seed))
 
     def sheet(self) -> Path:
@@ -67,37 +75,26 @@ class Names:
 
     def _free(self, tail: str) -> Path:
         name, k = f"{self.stem}-{tail}.png", 2
-        while name in self.taken:
+        while name in self.used:
             name, k = f"{self.stem}-{tail}.{k}.png", k + 1
-        self.taken.add(name)
+        self.used.add(name)
         return self.folder / name
 
 
-def save_picture(
-    one: Painted, recipe: Paint, facts: dict[str, Any], names: Names, *, metadata: bool = True,
-    marking: Marking = MARKED,
-) -> Path:  # fmt: skip
-    """Write one PNG with its mark and, with `metadata`, its recipe inside; returns its path."""
-    path = names.picture(one.seed)
-    if one.verdict:
-        facts = {**facts, "filter": one.verdict}
-    if metadata:
-        facts = _mask_beside(facts, path)
-    info = _info(recipe, facts, one) if metadata else None
-    return save_image(one.image, path, marking, info=info, source_type=facts[xmp.KEY])
+def save_generated(
+    generated: GeneratedImage, names: Names, *, metadata: bool = True, marking: Marking = MARKED
+) -> Path:
+    """Write one PNG with its mark and, with `metadata`, its record inside; returns its path."""
+    path, record = names.image(generated.seed), generated.record
+    info = png_texts(_with_mask_file(record, path), generated.image.size) if metadata else None
+    return save_image(generated.image, path, marking, info=info, source_type=record[xmp.KEY])
 
 
-def _mask_beside(facts: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The facts with a mask that is too large for an image's record in a file of its own."""
-    text = facts.get("mask", {}).get("png", "")
+def _with_mask_file(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The record; a mask that is too large for it goes into a file beside the image."""
+    text = record.get("mask", {}).get("png", "")
     if len(text) <= LARGEST_MASK:
-        return facts
+        return record
     data = base64.b64decode(text)
-    beside = atomic_write(path.with_suffix(".mask.png"), data)
-    return {**facts, "mask": {"file": beside.name, "sha256": hashlib.sha256(data).hexdigest()}}
-
-
-def _info(recipe: Paint, facts: dict[str, Any], one: Painted) -> Any:
-    batch = recipe.together(one.seed)  # processors round differently for batches of other sizes
-    own = {**facts, "seed": one.seed, "batch": {"seed": batch[0], "n": len(batch)}}
-    return png_info(own, recipe.prompt, recipe.negative, settings(facts, one.seed, one.image.size))
+    mask_file = atomic_write(path.with_suffix(".mask.png"), data)
+    return {**record, "mask": {"file": mask_file.name, "sha256": hashlib.sha256(data).hexdigest()}}

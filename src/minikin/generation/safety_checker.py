@@ -1,8 +1,8 @@
 """The safety checker that was published with Stable Diffusion 1, as diffusers has it.
 
-CLIP ViT-L/14 and 17 + 3 hidden concepts, all of them sexual (Rando et al. 2022, arXiv:2210.04610, found
-out which; violence and gore pass). It gives a yes or no and nothing else: its thresholds are its weights.
-diffusers' own pipelines blacken what it finds; here the verdict alone is taken.
+CLIP ViT-L/14 and 17 + 3 hidden concepts, all of them sexual (Rando et al. 2022, arXiv:2210.04610; violence and
+gore pass). Its answer is yes or no: its thresholds are part of its weights. diffusers' pipelines blacken images
+it objects to; here only the verdict is used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 from minikin.errors import NoNetwork
 from minikin.generation.content_filter import Verdict
 from minikin.models.base import Base
-from minikin.models.image_processor import CLIP_PIXELS, processor
+from minikin.models.image_processor import CLIP_PREPROCESSING, processor
 from minikin.models.loading import published
 from minikin.models.loading.registry import models_folder
 
@@ -27,17 +27,17 @@ NAME = "safety-checker"
 
 
 class SafetyChecker:
-    """See `filtering.ContentFilter`."""
+    """See `content_filter.ContentFilter`."""
 
     name = NAME
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._prepare = processor(CLIP_PIXELS)
+        self._prepare = processor(CLIP_PREPROCESSING)
 
     @classmethod
     def of(cls, base: Base | None) -> Self:
-        """The base's own, where its folder brings one as safetensors; else the one that was pulled.
+        """Open the base's own checker, where its folder has one as safetensors; else the pulled one.
 
         Raises NoNetwork when there is none, BadModelFile when it is not whole.
         """
@@ -57,15 +57,15 @@ class SafetyChecker:
     def __call__(self, images: Sequence[Image.Image]) -> list[Verdict]:
         pixels = self._prepare([i.convert("RGB") for i in images], return_tensors="pt")["pixel_values"]
         weights = next(self._model.parameters())
-        none = [np.zeros(1) for _ in images]  # what it would blacken
-        _, found = self._model(clip_input=pixels.to(weights.device, weights.dtype), images=none)
-        return [Verdict(bool(one), ("sexual",) if one else ()) for one in found]
+        blank = [np.zeros(1) for _ in images]  # the pixels it would blacken
+        _, flags = self._model(clip_input=pixels.to(weights.device, weights.dtype), images=blank)
+        return [Verdict(bool(flag), ("sexual",) if flag else ()) for flag in flags]
 
 
 def _opened(folder: Path) -> Any:
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 
-    # it warns of black images, which are not made here
+    # it warns of black images; here it blackens none
     logging.getLogger("diffusers.pipelines.stable_diffusion.safety_checker").setLevel(logging.ERROR)
     what = f"The weights of the content filter in {folder}"
     return published.network(StableDiffusionSafetyChecker, str(folder), what)

@@ -33,8 +33,8 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "TCD": ("TCDScheduler", {}),
 }  # fmt: skip
 
-# these step on every 20th timestep, as their students were trained to
-LATTICED, LATTICE = ("LCMScheduler", "TCDScheduler"), 20
+# these step on every 20th timestep, the grid that their students were trained on
+LCM_GRID_SCHEDULERS, LCM_GRID = ("LCMScheduler", "TCDScheduler"), 20
 
 _ALIASES = {
     "k_euler": "Euler", "euler_ancestral": "Euler a", "k_euler_a": "Euler a", "eulera": "Euler a",
@@ -57,46 +57,46 @@ _BY_KEY = {
 
 def scheduler_name(name: str) -> str:
     """The shown name for any spelling of it; raises UnknownName with the nearest ones."""
-    found = _BY_KEY.get(_key(name))
-    if found is None:
+    canonical = _BY_KEY.get(_key(name))
+    if canonical is None:
         raise UnknownName("scheduler", name, SCHEDULERS)
-    return found
+    return canonical
 
 
-def own(base_scheduler: Any, levels: int | None = None) -> Any:
-    """A fresh copy of the base's own scheduler; see `build` for levels."""
-    kind = type(base_scheduler)
+def copy_of(base_scheduler: Any, levels: int | None = None) -> Any:
+    """A fresh copy of the base's scheduler; see `build` for levels."""
+    cls = type(base_scheduler)
     if not levels:
-        return kind.from_config(base_scheduler.config)
+        return cls.from_config(base_scheduler.config)
     config = {k: v for k, v in base_scheduler.config.items() if not k.startswith("_")}
-    return kind.from_config(config | _lowered(base_scheduler, levels, kind.__name__))
+    return cls.from_config(config | _first_levels(base_scheduler, levels, cls.__name__))
 
 
-def _lowered(base_scheduler: Any, levels: int, cls: str) -> dict[str, Any]:
-    """Configuration of a scheduler that knows the first `levels` of the base's noise levels alone.
+def _first_levels(base_scheduler: Any, levels: int, cls: str) -> dict[str, Any]:
+    """Configuration of a scheduler that has only the lowest `levels` of the base's noise levels.
 
-    Its whole range is then what lies below timestep `levels`, whatever its spacing, and it begins at
-    the uppermost (trailing spacing; Lin et al. 2023, arXiv:2305.08891, table 2).
+    Its whole range then lies below timestep `levels`, whatever its spacing, and it starts at the uppermost
+    (trailing spacing; Lin et al. 2023, arXiv:2305.08891, table 2).
     """
     changes = {
         "trained_betas": base_scheduler.betas[:levels].tolist(), "num_train_timesteps": levels,
         "rescale_betas_zero_snr": False, "timestep_spacing": "trailing",
     }  # fmt: skip
-    return changes | ({"original_inference_steps": levels // LATTICE} if cls in LATTICED else {})
+    return changes | ({"original_inference_steps": levels // LCM_GRID} if cls in LCM_GRID_SCHEDULERS else {})
 
 
 def build(
-    name: str, base_scheduler: Any, wanted: Mapping[str, Any] | None = None, levels: int | None = None
-) -> Any:  # fmt: skip
+    name: str, base_scheduler: Any, overrides: Mapping[str, Any] | None = None, levels: int | None = None
+) -> Any:
     """A scheduler with the base's noise schedule and prediction type.
 
-    wanted  what its configuration must say besides (a preset's timestep spacing)
-    levels  of noise that there are, counted from below; all by default
+    overrides  of its configuration (a preset's timestep spacing)
+    levels     number of noise levels, counted from the lowest; all by default
     """
     import diffusers
 
     cls, extra = SCHEDULERS[scheduler_name(name)]
-    extra = extra | dict(wanted or {})
+    extra = extra | dict(overrides or {})
     config = {k: v for k, v in base_scheduler.config.items() if not k.startswith("_")}
     if config.get("rescale_betas_zero_snr") and cls in (
         "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler",
@@ -104,27 +104,27 @@ def build(
     ):  # fmt: skip
         extra = extra | {"final_sigmas_type": "zero"}
     if levels:
-        extra = extra | _lowered(base_scheduler, levels, cls)
+        extra = extra | _first_levels(base_scheduler, levels, cls)
     if cls == "EulerAncestralDiscreteScheduler":
-        from minikin.generation.lcm_timesteps import PinnedEulerAncestral
+        from minikin.generation.custom_timesteps import EulerAncestralCustomTimesteps
 
-        return PinnedEulerAncestral.from_config(config | extra)
-    return _from_the_first(getattr(diffusers, cls).from_config(config | extra))
+        return EulerAncestralCustomTimesteps.from_config(config | extra)
+    return _with_begin_index(getattr(diffusers, cls).from_config(config | extra))
 
 
 def order(cls: str) -> int:
-    """How often a scheduler of this class of diffusers' looks at the model in a step."""
+    """How often a scheduler of this class of diffusers calls the model in a step."""
     import diffusers
 
-    found: int = getattr(diffusers, cls).order
-    return found
+    calls: int = getattr(diffusers, cls).order
+    return calls
 
 
-def _from_the_first(scheduler: Any) -> Any:
-    """Make it begin with its first timestep.
+def _with_begin_index(scheduler: Any) -> Any:
+    """Make the scheduler start with its first timestep.
 
-    Karras spacing rounds the highest noise levels to one timestep; asked where that lies, diffusers
-    answers with the second place it finds, and runs out of noise levels at the end.
+    Karras spacing rounds the highest noise levels to one timestep; when a step looks up the index of that
+    timestep, diffusers takes the second one and runs out of noise levels at the end.
     """
     if not hasattr(scheduler, "set_begin_index"):
         return scheduler

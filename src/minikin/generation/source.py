@@ -1,7 +1,7 @@
-"""Sources: the images that are painted over, and what they say of themselves.
+"""Images to start from: pixels, mask, and what they record about themselves.
 
-What an image records goes into the record of what is made of it, under `parent`: so a refined image
-knows its draft, and `chain.again` can repeat both.
+The record of an image goes into the record of every image made from it, under `parent`: so a refined image
+knows its draft, and `lineage.replay` can repeat both.
 """
 
 from __future__ import annotations
@@ -14,52 +14,54 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
 from minikin.errors import BadPhoto, BadRecipe, reason
+from minikin.generation.canvas import mask_text
 from minikin.images import metadata, xmp
-from minikin.recipes import OF_PRESET, Paint, Rework
+from minikin.recipes import PRESET_OPTIONS, Img2Img, Paint
 
-PictureLike = str | Path | Image.Image
-R = TypeVar("R", bound=Rework)
-_OF_THE_RUN = ("n", "batch", "device", "dtype", "engine", "size", "width", "height")
+ImageLike = str | Path | Image.Image
+R = TypeVar("R", bound=Img2Img)
+NOT_INHERITED = ("n", "batch", "device", "dtype", "backend", "size", "width", "height")
 
 
 @dataclass(frozen=True)
-class Source:
-    """An image to paint over.
+class SourceImage:
+    """An image and what it records.
 
-    image   RGB, upright
-    file    its name, and sha256 its file's hash; "" for an image that is no file
-    made    what it records of how it was made; {} when it is not Minikin's own
-    said    prompt, negative and seed that another program wrote into it
-    origin  what it says of its origin, a code of IPTC; None when it says nothing
+    image     RGB, upright
+    file      its name, and sha256 its file's hash; "" for an image that is no file
+    record    how Minikin generated it; {} for an image of another origin
+    settings  prompt, negative and seed that another program wrote into it
+    origin    IPTC's code of its origin; None when it states none
     """
 
     image: Image.Image
     file: str = ""
     sha256: str = ""
-    made: dict[str, Any] = field(default_factory=dict)
-    said: dict[str, Any] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
     origin: str | None = None
 
     @classmethod
-    def of(cls, picture: PictureLike | Source) -> Source:
-        """Read an image; raises BadPhoto. One that is no file records what its `info` says."""
-        if isinstance(picture, Source):
-            return picture
-        if isinstance(picture, Image.Image):
-            told = _said(lambda: metadata.recorded(metadata.texts_of(picture)))
-            return cls(plain(picture), **told, origin=xmp.source_type_of(picture))
-        path = Path(picture)
+    def of(cls, image: ImageLike | SourceImage) -> SourceImage:
+        """Read an image; raises BadPhoto. For one that is no file, the texts in its `info` are read."""
+        if isinstance(image, SourceImage):
+            return image
+        if isinstance(image, Image.Image):
+            texts = _recorded(lambda: metadata.recorded(metadata.texts_of(image)))
+            return cls(plain(image), **texts, origin=xmp.source_type_of(image))
+        path = Path(image)
         try:
             data = path.read_bytes()
             with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as opened:
-                image, origin = plain(ImageOps.exif_transpose(opened)), xmp.source_type_of(opened)
+                rgb, origin = plain(ImageOps.exif_transpose(opened)), xmp.source_type_of(opened)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
             raise BadPhoto(f"{path} cannot be read as an image: {reason(e)}.") from e
-        told = _said(lambda: metadata.read(path))
-        return cls(image, path.name, hashlib.sha256(data).hexdigest(), **told, origin=origin)
+        texts = _recorded(lambda: metadata.read(path))
+        return cls(rgb, path.name, hashlib.sha256(data).hexdigest(), **texts, origin=origin)
 
     @property
     def pixels(self) -> str:
@@ -68,42 +70,56 @@ class Source:
 
     @property
     def source_type(self) -> str:
-        """IPTC's code of what is painted on it: made throughout only where this image was, and says so."""
-        if self.origin is None and self.made and "parent" not in self.made:
-            return xmp.TRAINED  # its record says that it was painted from nothing
-        told = self.origin or self.made.get(xmp.KEY)
-        return xmp.TRAINED if told == xmp.TRAINED else xmp.COMPOSITE
+        """IPTC's code for an image made from this one: wholly generated only where this image says it is."""
+        if self.origin is None and self.record and "parent" not in self.record:
+            return xmp.TRAINED  # by its record, it was generated from noise
+        source_type = self.origin or self.record.get(xmp.KEY)
+        return xmp.TRAINED if source_type == xmp.TRAINED else xmp.COMPOSITE
 
     def parent(self) -> dict[str, Any]:
-        """What an image made of this one records of it."""
-        facts: dict[str, Any] = {"pixels": self.pixels, "size": list(self.image.size)}
+        """The entry `parent` in the record of an image made from this one."""
+        parent: dict[str, Any] = {"pixels": self.pixels, "size": list(self.image.size)}
         if self.file:
-            facts |= {"file": self.file, "sha256": self.sha256}
-        return facts | ({"made": self.made} if self.made else {})
+            parent |= {"file": self.file, "sha256": self.sha256}
+        return parent | ({"made": self.record} if self.record else {})
+
+
+@dataclass(frozen=True)
+class InitImage:
+    """The image that sampling starts from and, for inpainting, the mask (H, W) bool of what is generated."""
+
+    source: SourceImage
+    mask: np.ndarray | None = None
+
+    def record(self) -> dict[str, Any]:
+        """The part of the new image's record that repeats this one."""
+        record: dict[str, Any] = {"parent": self.source.parent(), xmp.KEY: self.source.source_type}
+        return record if self.mask is None else record | {"mask": {"png": mask_text(self.mask)}}
 
 
 def plain(image: Image.Image) -> Image.Image:
-    """RGB in sRGB, which is what models paint in, and nothing but its pixels: no profile, no colour key."""
+    """RGB in sRGB, which models are trained on, and nothing but its pixels: no profile, no colour key."""
     profile, rgb = image.info.get("icc_profile"), image.convert("RGB")
-    named = profile.replace(b"\0", b"").lower() if isinstance(profile, bytes) else b""
-    if isinstance(profile, bytes) and (b"srgb" not in named or b"linear" in named):
+    profile_text = profile.replace(b"\0", b"").lower() if isinstance(profile, bytes) else b""
+    if isinstance(profile, bytes) and (b"srgb" not in profile_text or b"linear" in profile_text):
         with suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            of = image if image.mode in ("RGB", "CMYK", "L") else rgb
-            own = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            rgb = ImageCms.profileToProfile(of, own, ImageCms.createProfile("sRGB"), outputMode="RGB") or rgb
+            source = image if image.mode in ("RGB", "CMYK", "L") else rgb
+            from_profile = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            srgb = ImageCms.createProfile("sRGB")
+            rgb = ImageCms.profileToProfile(source, from_profile, srgb, outputMode="RGB") or rgb
     return Image.frombytes("RGB", rgb.size, rgb.tobytes())
 
 
-def _said(read: Callable[[], metadata.Recorded]) -> dict[str, Any]:
-    """`made` and `said` of what an image records."""
+def _recorded(read: Callable[[], metadata.Recorded]) -> dict[str, Any]:
+    """`record` and `settings` of an image's texts."""
     try:
-        found = read()
+        texts = read()
     except BadPhoto:  # it says nothing of itself
-        found = metadata.Recorded({})
-    made = found.recipe if isinstance(found.recipe.get("recipe"), dict) else {}
-    seed = found.settings.get("Seed", "")
-    said = {"prompt": found.prompt, "negative": found.negative} | ({"seed": seed} if seed.isdigit() else {})
-    return {"made": made, "said": {} if made else said}
+        texts = metadata.Recorded({})
+    record = texts.recipe if isinstance(texts.recipe.get("recipe"), dict) else {}
+    seed = texts.settings.get("Seed", "")
+    settings = {"prompt": texts.prompt, "negative": texts.negative} | ({"seed": seed} if seed.isdigit() else {})
+    return {"record": record, "settings": {} if record else settings}
 
 
 def pixels_hash(image: Image.Image) -> str:
@@ -112,24 +128,24 @@ def pixels_hash(image: Image.Image) -> str:
     return hashlib.sha256(size + image.convert("RGB").tobytes()).hexdigest()
 
 
-def inherited(kind: type[R], source: Source, given: dict[str, Any]) -> R:
-    """A recipe from what is asked for and, where nothing is, from the image's own.
+def inherited(kind: type[R], source: SourceImage, values: dict[str, Any]) -> R:
+    """A recipe from these values and, where they say nothing, from the image's own record.
 
     Another preset or base than the image's brings its own steps, guidance, scheduler and points.
-    given  fields of the recipe; None is not given
-    Raises BadRecipe; also when there is no prompt to be found.
+    values  fields of the recipe; None is not given
+    Raises BadRecipe; also when neither has a prompt.
     """
-    asked = {k: v for k, v in given.items() if v is not None}
-    told = source.made.get("recipe", source.said)
-    own = {k: v for k, v in told.items() if k in Paint.model_fields and v not in (None, "")}
-    if "seed" in source.made:
-        own["seed"] = source.made["seed"]
-    dropped = set(_OF_THE_RUN)
-    if any(asked.get(k) not in (None, own.get(k)) for k in ("preset", "base")):
-        dropped |= set(OF_PRESET)
-    made: R = kind.make(**{k: v for k, v in own.items() if k not in dropped} | asked)
-    if not made.prompt.strip():
+    values = {k: v for k, v in values.items() if v is not None}
+    recorded = Paint.current(source.record.get("recipe", source.settings))
+    old = {k: v for k, v in recorded.items() if k in Paint.model_fields and v not in (None, "")}
+    if "seed" in source.record:
+        old["seed"] = source.record["seed"]
+    dropped = set(NOT_INHERITED)
+    if any(values.get(k) not in (None, old.get(k)) for k in ("preset", "base")):
+        dropped |= set(PRESET_OPTIONS)
+    recipe: R = kind.make(**{k: v for k, v in old.items() if k not in dropped} | values)
+    if not recipe.prompt.strip():
         raise BadRecipe(
-            f'{source.file or "The picture"} carries no prompt, so say what it shows: --prompt "...".'
+            f'{source.file or "The image"} carries no prompt, so say what it shows: --prompt "...".'
         )
-    return made
+    return recipe

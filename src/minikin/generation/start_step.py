@@ -1,62 +1,62 @@
-"""Strength: at which noise level painting over an image begins, and how many steps are left from there.
+"""Strength of img2img: at which noise level sampling starts, and how many steps are left from there.
 
-The stock rule of image-to-image, int(steps * strength) of the last steps, gives none at 4 steps and
-strength 0.2, and moves the first noise level about. Here strength alone chooses the level:
+The stock rule of image-to-image, the last int(steps * strength) steps, gives none at 4 steps and strength 0.2,
+and moves the first noise level about. Here strength alone chooses the level:
 
-    begin at timestep t0 = 1000 * strength - 1, run ceil(steps * strength) steps from it
+    start at timestep t0 = 1000 * strength - 1, run ceil(steps * strength) steps from it
 
-so at least one step always runs, none is longer than those of a whole image, and the same strength
-means the same noise for any number of steps. At strength 1 nothing of the image is left: that is
-painting from noise, step for step. A student that keeps to timesteps of its own begins at t0 and goes on
-with its own ones below; latent consistency models begin at the next of their every 20th timestep.
+so at least one step always runs, none is longer than those of a whole image, and the same strength means the
+same noise for any number of steps. At strength 1 nothing of the image is left: that is text-to-image, step for
+step. A student with custom timesteps starts at t0 and goes on with its own ones below; latent consistency
+models start at the next timestep of their grid (every 20th).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from minikin.errors import BadRecipe
 from minikin.generation import schedulers
-from minikin.generation.plan import Plan
 from minikin.recipes import N_TRAIN
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """Where painting begins.
+class StartStep:
+    """Where sampling starts.
 
-    steps    that run
-    levels   of noise the scheduler knows, t0 + 1; None for all of them: begin with nothing but noise
-    pinned   the timesteps, where they are not what the scheduler comes to by itself
-    skipped  steps of a whole image that lie above t0
+    steps      that run
+    levels     number of noise levels of the scheduler, t0 + 1; None for all of them: start with noise alone
+    timesteps  custom ones; None where the scheduler computes them
+    skipped    steps of a whole image that lie above t0
     """
 
     steps: int
     levels: int | None = None
-    pinned: tuple[int, ...] | None = None
+    timesteps: tuple[int, ...] | None = None
     skipped: int = 0
 
 
-def begin(decided: Plan, scheduler: str | None, strength: float = 1.0) -> Beginning:
-    """Where a plan begins at this strength, in (0, 1].
+def start_step(n: int, scheduler: str, strength: float = 1.0, custom: Sequence[int] | None = None) -> StartStep:
+    """Where sampling in n steps starts at this strength, in (0, 1].
 
-    scheduler  diffusers' class name of what will paint
+    scheduler  diffusers' class name
+    custom     timesteps of a student that does not keep to the scheduler's
+    Raises BadRecipe for more steps than the scheduler has timesteps.
     """
-    pinned = decided.pinned
-    finest = N_TRAIN // schedulers.LATTICE if scheduler in schedulers.LATTICED and not pinned else N_TRAIN
-    if decided.steps > finest:
-        raise BadRecipe(
-            f"This scheduler paints in at most {finest} steps, not {decided.steps}. Use fewer, or another one."
-        )
+    on_grid = scheduler in schedulers.LCM_GRID_SCHEDULERS
+    most = N_TRAIN // schedulers.LCM_GRID if on_grid and not custom else N_TRAIN
+    if n > most:
+        raise BadRecipe(f"This scheduler paints in at most {most} steps, not {n}. Use fewer, or another one.")
     if strength >= 1:
-        return Beginning(decided.steps, pinned=tuple(pinned) if pinned else None)
+        return StartStep(n, timesteps=tuple(custom) if custom else None)
     levels = max(1, round(strength * N_TRAIN))
-    if pinned:
-        left = (levels - 1, *(t for t in pinned if t < levels - 1))
-        return Beginning(len(left), levels, left, max(0, len(pinned) - len(left)))
-    steps = math.ceil(decided.steps * strength - 1e-9)  # 10 of 25 steps at 0.4, whatever floats make of it
-    if scheduler in schedulers.LATTICED:
-        levels = schedulers.LATTICE * math.ceil(levels / schedulers.LATTICE)
-        steps = min(steps, levels // schedulers.LATTICE)
-    return Beginning(min(steps, levels), levels, skipped=decided.steps - steps)
+    if custom:
+        left = (levels - 1, *(t for t in custom if t < levels - 1))
+        return StartStep(len(left), levels, left, max(0, len(custom) - len(left)))
+    steps = math.ceil(n * strength - 1e-9)  # 10 of 25 steps at 0.4, despite rounding
+    if on_grid:
+        levels = schedulers.LCM_GRID * math.ceil(levels / schedulers.LCM_GRID)
+        steps = min(steps, levels // schedulers.LCM_GRID)
+    return StartStep(min(steps, levels), levels, skipped=n - steps)

@@ -1,10 +1,10 @@
-"""Windows: an image larger than the base was trained for, in overlapping parts without seams.
+"""Tiled diffusion: an image larger than the base was trained for, in overlapping tiles without seams.
 
-At every step the U-Net looks at overlapping windows of its own size, and its predictions are blended into
-one for the whole image, which then takes one common step (MultiDiffusion; Bar-Tal et al. 2023,
-arXiv:2302.08113; weights that fall smoothly towards a window's border as in Mixture of Diffusers,
-Jimenez 2023, arXiv:2302.02412). Blending predictions rather than stepped latents gives the same for
-deterministic samplers, and lets the others draw one noise for all windows.
+In every step the U-Net sees overlapping tiles of its training size, and its predictions are blended into one
+for the whole image, which then takes one common step (MultiDiffusion; Bar-Tal et al. 2023, arXiv:2302.08113;
+weights that fall smoothly towards a tile's border as in Mixture of Diffusers, Jimenez 2023, arXiv:2302.02412).
+Blending predictions rather than stepped latents gives the same for deterministic samplers, and lets the others
+draw one noise for all tiles.
 
 The autoencoder's own tiles, which diffusers blends, are switched on for large images only.
 """
@@ -19,103 +19,98 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minikin.models.backends import behind
 from minikin.models.base import Base
-from minikin.models.regions import Box, Placed, Steering, steered, within
+from minikin.models.regions import Box, Region, RegionBias, in_view, region_bias_applied
 
 LARGEST = 1024  # px of a side that the autoencoder takes as a whole
 
 
-def starts(length: int, side: int) -> list[int]:
-    """Where windows of this side begin along a length: evenly, each covered half by the next."""
+def tile_starts(length: int, side: int) -> list[int]:
+    """Where tiles of this side start along a length: evenly, each half covered by the next."""
     if length <= side:
         return [0]
     n = math.ceil((length - side) / (side / 2)) + 1
     return [round(i * (length - side) / (n - 1)) for i in range(n)]
 
 
-def bump(height: int, width: int) -> Tensor:
-    """(1, 1, height, width) weights, sin^2: near 0 at the border, 1 in the middle."""
+def tile_weight(height: int, width: int) -> Tensor:
+    """Blending weights (1, 1, height, width), sin^2: near 0 at the border, 1 in the middle."""
     down, across = (torch.sin(math.pi * (torch.arange(n) + 0.5) / n).square() for n in (height, width))
     return (down[:, None] * across[None])[None, None]
 
 
-class Window(NamedTuple):
-    """A part of the latents, and the regions as seen from it."""
+class Tile(NamedTuple):
+    """A part of the latents, and the regions relative to it."""
 
     top: int
     left: int
-    steering: Steering | None
+    region_bias: RegionBias | None
 
 
-class Windows:
-    """The windows of one batch.
+class TiledDiffusion:
+    """The tiles of one batch.
 
-    size    (h, w) of the latents
-    side    of a window, latent positions; a larger `size` is cut, a smaller one is not
-    placed  regions, in shares of the whole
+    size     (h, w) of the latents
+    side     of a tile, latent positions; a smaller image is one tile
+    regions  in shares of the whole image
+    copies   images of the batch
     """
 
     def __init__(
-        self, size: tuple[int, int], side: int, placed: Sequence[Placed] = (), copies: int = 1
+        self, size: tuple[int, int], side: int, regions: Sequence[Region] = (), copies: int = 1
     ) -> None:
         self.size, (self.h, self.w) = size, (min(side, size[0]), min(side, size[1]))
-        self.parts = [
-            Window(top, left, self._steering(top, left, placed, copies))
-            for top in starts(size[0], self.h)
-            for left in starts(size[1], self.w)
+        self.tiles = [
+            Tile(top, left, self._region_bias(top, left, regions, copies))
+            for top in tile_starts(size[0], self.h)
+            for left in tile_starts(size[1], self.w)
         ]
-        self.weight = bump(self.h, self.w)
+        self.weight = tile_weight(self.h, self.w)
 
-    def _steering(self, top: int, left: int, placed: Sequence[Placed], copies: int) -> Steering | None:
-        if not placed:
+    def _region_bias(self, top: int, left: int, regions: Sequence[Region], copies: int) -> RegionBias | None:
+        if not regions:
             return None
-        (h, w), (y, x) = self.size, (top + self.h, left + self.w)
-        view = Box(left / w, top / h, x / w, y / h)
-        own = [Placed(within(p.box, view), p.tokens) for p in placed]
-        return Steering(own, copies, (self.h, self.w))
+        (h, w), (bottom, right) = self.size, (top + self.h, left + self.w)
+        view = Box(left / w, top / h, right / w, bottom / h)
+        return RegionBias([Region(in_view(r.box, view), r.tokens) for r in regions], copies, (self.h, self.w))
 
-    def at(self, share: float) -> None:
-        """Tell the regions what share of the steps is done."""
-        for part in self.parts:
-            if part.steering:
-                part.steering.share = share
+    def set_share(self, share: float) -> None:
+        """Set the share of the steps that are done: regions fade out."""
+        for tile in self.tiles:
+            if tile.region_bias:
+                tile.region_bias.share = share
 
-    @contextmanager
-    def on(self, base: Base) -> Iterator[None]:
-        """Inside, the U-Net looks through the windows."""
-        with behind(base.unet, self._through(base, base.unet.forward)):
-            yield
+    def wrap(self, base: Base, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """A U-Net's forward that calls `forward` for each tile and blends the predictions."""
 
-    def _through(self, base: Base, plain: Callable[..., Any]) -> Callable[..., Any]:
-        def forward(sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def tiled(sample: Tensor, *args: Any, **kwargs: Any) -> Any:
             total = torch.zeros_like(sample[:, : base.unet.config.out_channels], dtype=torch.float32)
             weights = torch.zeros(1, 1, *self.size, device=sample.device)
             weight = self.weight.to(sample.device)
-            given = {**kwargs, "return_dict": False} | self._sizes(base, kwargs)
-            for top, left, steering in self.parts:
+            for_tile = {**kwargs, "return_dict": False} | self._size_conditioning(base, kwargs)
+            for top, left, region_bias in self.tiles:
                 part = (..., slice(top, top + self.h), slice(left, left + self.w))
-                with steered(base.unet, steering):
-                    (made,) = plain(sample[part].contiguous(), *args, **given)
-                total[part] += weight * made.float()
+                with region_bias_applied(base.unet, region_bias):
+                    (prediction,) = forward(sample[part].contiguous(), *args, **for_tile)
+                total[part] += weight * prediction.float()
                 weights[part] += weight
-            out = (total / weights).to(sample.dtype)
+            blended = (total / weights).to(sample.dtype)
             if not kwargs.get("return_dict", True):
-                return (out,)
+                return (blended,)
             from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 
-            return UNet2DConditionOutput(sample=out)
+            return UNet2DConditionOutput(sample=blended)
 
-        return forward
+        return tiled
 
-    def _sizes(self, base: Base, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """SDXL is told the size of its window, which is the size it knows, not that of the whole."""
-        more = kwargs.get("added_cond_kwargs") or {}
-        if "time_ids" not in more:
+    def _size_conditioning(self, base: Base, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """SDXL's size conditioning gets the size of a tile, which the U-Net knows, not that of the whole."""
+        added = kwargs.get("added_cond_kwargs") or {}
+        if "time_ids" not in added:
             return {}
-        h, w = self.h * base.factor, self.w * base.factor
-        ids = more["time_ids"].new_tensor([h, w, 0, 0, h, w]).expand(len(more["time_ids"]), -1)
-        return {"added_cond_kwargs": {**more, "time_ids": ids}}
+        h, w = self.h * base.vae_scale_factor, self.w * base.vae_scale_factor
+        ids = added["time_ids"].new_tensor([h, w, 0, 0, h, w]).expand(len(added["time_ids"]), -1)
+        return {"added_cond_kwargs": {**added, "time_ids": ids}}
 
 
 @contextmanager
@@ -125,7 +120,7 @@ def tiled_autoencoder(base: Base, largest: int = LARGEST) -> Iterator[None]:
     names = ("use_tiling", "tile_sample_min_size", "tile_latent_min_size", "tile_overlap_factor")
     before = {name: getattr(vae, name) for name in names}
     vae.use_tiling, vae.tile_sample_min_size = True, largest
-    vae.tile_latent_min_size, vae.tile_overlap_factor = largest // base.factor, 0.5
+    vae.tile_latent_min_size, vae.tile_overlap_factor = largest // base.vae_scale_factor, 0.5
     try:
         yield
     finally:

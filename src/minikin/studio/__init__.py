@@ -1,4 +1,4 @@
-"""Studio: one base, its concepts, one lock. Verbs are generators of events, with simple calls on top."""
+"""Studio: one base, its concepts, one lock. Commands are generators of events, with short forms on top."""
 
 from minikin.studio.studio import Studio
 

@@ -1,4 +1,4 @@
-"""The Studio's painting: images from nothing, from other images, and the best of many."""
+"""The Studio's image commands: text-to-image, img2img, inpainting, and the best of many."""
 
 from __future__ import annotations
 
@@ -10,245 +10,218 @@ from PIL import Image
 from torch import Tensor
 
 from minikin import events
-from minikin.errors import BadRecipe
-from minikin.generation import content_filter, img2img, lineage
-from minikin.generation import sampler as painting
+from minikin.generation import content_filter, img2img, sampler
 from minikin.generation.canvas import MaskLike, read_mask
-from minikin.generation.img2img import Job
+from minikin.generation.image import GeneratedImage
+from minikin.generation.initial_latents import InitialLatents
 from minikin.generation.live import Live
-from minikin.generation.plan import Plan
-from minikin.generation.plan import plan as plan_for
-from minikin.generation.resolve import settle
-from minikin.generation.sampler import Painted
-from minikin.generation.source import PictureLike, Source, inherited
+from minikin.generation.request import ImageRequest, resolve
+from minikin.generation.source import ImageLike, InitImage, SourceImage, inherited
 from minikin.images import xmp
 from minikin.models import presets
-from minikin.models.lora import adapters
-from minikin.models.lora.lora_file import Adapter
-from minikin.models.prompt import Prompt, concept_tags, parse
-from minikin.recipes import Best, Inpaint, Paint, Refine, Rework
+from minikin.recipes import Best, Img2Img, Inpaint, Paint, Refine
 from minikin.stream import stream
-from minikin.studio.session import Opened
+from minikin.studio.session import Session
 
 if TYPE_CHECKING:
-    from minikin.evaluation.encoders import Judge
+    from minikin.evaluation.encoders import Encoder
 
 
-class Painting(Opened):
-    """The verbs that make images; all are `working` on one recipe and at most one image."""
+class ImageCommands(Session):
+    """The commands that make images. Each resolves its recipe once (`resolve`) and generates (`_generate`)."""
 
     def painting(self, recipe: Paint) -> Iterator[events.Event]:
-        """Paint; yields a Image for each as it is ready, then Done with all of them."""
-        return self.working(recipe)
+        """Text-to-image; yields an ImageReady for each as it is ready, then Done with all of them."""
+        return self.generating(recipe)
 
-    def refining(self, recipe: Refine, picture: PictureLike | Source) -> Iterator[events.Event]:
-        """Paint an image again from itself; events as `painting` has them.
+    def refining(self, recipe: Refine, image: ImageLike | SourceImage) -> Iterator[events.Event]:
+        """Img2img: generate an image again from itself; events as of `painting`.
 
         The recipe says everything: `generation.source.inherited` makes one from the image's own.
         Raises BadPhoto, BadRecipe.
         """
-        return self.working(recipe, Job(Source.of(picture)))
+        return self.generating(recipe, InitImage(SourceImage.of(image)))
 
     def inpainting(
-        self, recipe: Inpaint, picture: PictureLike | Source, mask: MaskLike | None = None
+        self, recipe: Inpaint, image: ImageLike | SourceImage, mask: MaskLike | None = None
     ) -> Iterator[events.Event]:
-        """Paint what is under the mask, white or transparent, and what `recipe.extend` adds.
+        """Generate the pixels under the mask, white or transparent, and those that `recipe.extend` adds.
 
-        Events as `painting` has them. Raises BadPhoto, BadRecipe.
+        Events as of `painting`. Raises BadPhoto, BadRecipe.
         """
-        source = Source.of(picture)
-        return self.working(recipe, Job(source, None if mask is None else read_mask(mask, source.image.size)))
+        source = SourceImage.of(image)
+        pixels = None if mask is None else read_mask(mask, source.image.size)
+        return self.generating(recipe, InitImage(source, pixels))
 
-    def working(self, recipe: Paint, job: Job | None = None) -> Iterator[events.Event]:
-        """Paint a recipe, on an image if it is a `Rework`; what painting, refining and inpainting share."""
+    def generating(self, recipe: Paint, init: InitImage | None = None) -> Iterator[events.Event]:
+        """Run a recipe, on an image where it is an `Img2Img`; painting, refining and inpainting call this."""
         with self._lock:  # from the first look at the concepts: another thread may replace one
-            self._need(recipe.prompt)
-            self._need(recipe.negative)
-            prompt = parse(recipe.prompt, self.concepts.categories)
-            painting.check(self.base, recipe)
-            plan, wanted = self.prepared(recipe, prompt)
-            for text in (
-                *plan.warnings,
-                *painting.cautions(self.base, plan.recipe, prompt, self.concepts.loaded),
-            ):
-                yield events.Note(text, warning=True)
-            work = img2img.begun(self.base, recipe, job)
-            made: list[Painted] = []
-            facts = self.facts(recipe, job)
-            steps = painting.steps(self.base, plan, recipe.strength if isinstance(recipe, Rework) else 1.0)
-            for i in range(0, recipe.n, recipe.batch):
-                seeds = list(recipe.together(recipe.seed + i))
-                some = yield from self._batch(plan, prompt, wanted, seeds, (i * steps, recipe.n * steps), work)
-                for one in self.filtering(some) if self.filtering else some:
-                    if not content_filter.is_blocked(one.verdict):
-                        xmp.made(one.image, facts[xmp.KEY])
-                    made.append(one)
-                    yield events.Picture(one.image, recipe.prompt, one.seed, one.verdict)
-            yield events.Done(made, facts)
+            yield from self._generate(self._resolve(recipe, init))
 
-    def prepared(self, recipe: Paint, prompt: Prompt) -> tuple[Plan, list[tuple[Adapter, float]]]:
-        """How the recipe is painted, and the LoRAs it needs with their weights: the preset's, the prompt's."""
-        negative = parse(recipe.negative, self.concepts.categories)
-        if negative.loras:
-            raise BadRecipe("A LoRA works on the whole image: move <lora:...> to the prompt.")
-        if "<lora:" in prompt.text:
-            raise BadRecipe("A LoRA is written <lora:name> or <lora:name:0.8>, with one weight.")
-        wanted = [(self.adapters.get(adapters.find(name)), weight) for name, weight in prompt.loras]
-        students = [a.metadata for a, _ in wanted if "minikin.preset" in a.metadata]
-        student = students[0] if students else None
-        plan = plan_for(self.base, recipe, student)
-        if plan.source:
-            own = self.adapters.get(presets.locate(plan.preset, plan.source), plan.source.name)
-            wanted.insert(0, (own, 1.0))
-            student = {**own.metadata, "minikin.preset": plan.preset.name}
-        concepts = {n: one.concept for n, one in self.concepts.loaded.items()}
-        settled = settle(recipe, prompt, negative, concepts, plan.preset.name, plan.steps)
-        return plan_for(self.base, settled, student), wanted
+    # ---- resolve, then generate ----------------------------------------------------------------
+
+    def resolve(self, recipe: Paint, init: InitImage | None = None) -> ImageRequest:
+        """Resolve a recipe on this base with the concepts in use; see `generation.request`."""
+        with self._lock:
+            return self._resolve(recipe, init)
+
+    def record(self, recipe: Paint) -> dict[str, Any]:
+        """The metadata record of the recipe's images, but for seed and batch."""
+        return self.resolve(recipe).record
+
+    def _resolve(self, recipe: Paint, init: InitImage | None) -> ImageRequest:
+        self._need(recipe.prompt)
+        self._need(recipe.negative)
+        return resolve(self.base, recipe, self.concepts.loaded, self.adapters, init)
+
+    def _generate(self, request: ImageRequest) -> Iterator[events.Event]:
+        """Generate a request's images batch by batch; the caller holds the lock."""
+        for text in request.warnings:
+            yield events.Note(text, warning=True)
+        steps = sampler.steps_at(self.base, request, request.strength)
+        images: list[GeneratedImage] = []
+        initial: list[InitialLatents] = []  # encoded by the worker's thread, once for all batches
+        for seeds in request.batches():
+            before, total = len(images) * steps, len(request.seeds) * steps
+            batch = yield from self._batch(request, seeds, initial, before, total)
+            for generated in self.filtering(batch) if self.filtering else batch:
+                if not content_filter.is_blocked(generated.verdict):
+                    xmp.with_source_type(generated.image, request.record[xmp.KEY])
+                images.append(generated)
+                yield _ready(generated, request.recipe)
+        yield events.Done(images, request.record)
 
     def _batch(
-        self, plan: Plan, prompt: Prompt, wanted: adapters.Wanted, seeds: list[int], count: tuple[int, int],
-        work: img2img.Begun | None,
-    ) -> Generator[events.Event, None, list[Painted]]:  # fmt: skip
-        before, total = count
+        self,
+        request: ImageRequest,
+        seeds: tuple[int, ...],
+        initial: list[InitialLatents],
+        before: int,
+        total: int,
+    ) -> Generator[events.Event, None, list[GeneratedImage]]:
+        """Generate one batch in the worker's thread.
 
-        def run(emit: Callable[[events.Event], None]) -> list[Painted]:
-            def step(done: int, latents: Tensor) -> None:
-                now = partial(self._now, latents[0], work)
-                emit(events.Progress("painting", before + done * len(seeds), total, look=now))
+        before, total  steps of the images before these, and of all
+        """
 
-            with self.adapters.using(wanted):  # on within a batch only: nothing else ever meets them
-                some = painting.paint_batch(
-                    self.base, plan, prompt, self.concepts.loaded, seeds, on_step=step,
-                    tell=lambda text: emit(events.Note(text, warning=True)),
-                    ground=work.ground if work else None,
-                )  # fmt: skip
-            return [work.finished(one) for one in some] if work else some
+        def run(emit: Callable[[events.Event], None]) -> list[GeneratedImage]:
+            def on_step(done: int, latents: Tensor) -> None:
+                preview = partial(self._preview, request, latents[0])
+                emit(events.Progress("painting", before + done * len(seeds), total, preview=preview))
 
-        painted: list[Painted] = yield from stream(run, self._worker)
-        return painted
+            with self.adapters.using(request.adapters):  # on within a batch only: nothing else meets them
+                if request.canvas and not initial:
+                    assert isinstance(request.recipe, Img2Img)
+                    initial.append(img2img.encode(self.base, request.recipe, request.canvas))
+                return sampler.generate(
+                    self.base,
+                    request,
+                    seeds,
+                    initial=initial[0] if initial else None,
+                    on_step=on_step,
+                    warn=lambda text: emit(events.Note(text, warning=True)),
+                )
 
-    def _now(self, latents: Tensor, work: img2img.Begun | None) -> Image.Image | None:
-        """What latents (C, h, w) look like, and on what they are painted."""
+        images: list[GeneratedImage] = yield from stream(run, self._worker)
+        return images
+
+    def _preview(self, request: ImageRequest, latents: Tensor) -> Image.Image | None:
+        """A preview of latents (C, h, w), pasted into the image they belong to."""
         h, w = latents.shape[-2:]
-        image = self.colours.show(latents, (w * self.base.factor, h * self.base.factor))
-        return work.finished(Painted(image, 0)).image if work and image else image
+        factor = self.base.vae_scale_factor
+        image = self.preview.image(latents, (w * factor, h * factor))
+        return image and request.paste_back(image)
+
+    # ---- short forms ---------------------------------------------------------------------------
 
     def paint(self, prompt: str, **recipe: Any) -> list[Image.Image]:
-        """Paint images and return them; keyword arguments are those of `recipes.Paint`.
+        """Text-to-image; keyword arguments are those of `recipes.Paint`.
 
-        Raises Blocked when the content filter blocks one of them; `painting` gives the others.
+        Raises Blocked when the content filter blocks an image; `painting` gives the others.
         """
-        wanted = Paint.make(**{"prompt": prompt, "base": self.base.name, **recipe})
-        return self._painted(wanted)
+        return self._paint_recipe(Paint.make(**{"prompt": prompt, "base": self.base.name, **recipe}))
 
-    def refine(self, picture: PictureLike | Source, **recipe: Any) -> list[Image.Image]:
-        """Paint an image again from itself; keyword arguments are those of `recipes.Refine`.
+    def refine(self, image: ImageLike | SourceImage, **recipe: Any) -> list[Image.Image]:
+        """Img2img; keyword arguments are those of `recipes.Refine`.
 
-        What is not given is the image's own, where it is a file that records it.
+        Options that are not given are the image's own, where it records them.
         """
-        source = Source.of(picture)
-        wanted = inherited(Refine, source, {"base": self.base.name, **recipe})
-        return _images(self.refining(wanted, source))
+        source = SourceImage.of(image)
+        complete = inherited(Refine, source, {"base": self.base.name, **recipe})
+        return _images(self.refining(complete, source))
 
     def inpaint(
-        self, picture: PictureLike | Source, mask: MaskLike | None = None, prompt: str | None = None,
+        self,
+        image: ImageLike | SourceImage,
+        mask: MaskLike | None = None,
+        prompt: str | None = None,
         **recipe: Any,
-    ) -> list[Image.Image]:  # fmt: skip
-        """Paint what is under the mask; keyword arguments are those of `recipes.Inpaint`.
+    ) -> list[Image.Image]:
+        """Generate the pixels under the mask; keyword arguments are those of `recipes.Inpaint`.
 
-        What is not given is the image's own, where it is a file that records it.
+        Options that are not given are the image's own, where it records them.
         """
-        source = Source.of(picture)
-        wanted = inherited(Inpaint, source, {"base": self.base.name, "prompt": prompt, **recipe})
-        return _images(self.inpainting(wanted, source, mask))
+        source = SourceImage.of(image)
+        complete = inherited(Inpaint, source, {"base": self.base.name, "prompt": prompt, **recipe})
+        return _images(self.inpainting(complete, source, mask))
 
-    def _painted(self, recipe: Paint) -> list[Image.Image]:
+    def _paint_recipe(self, recipe: Paint) -> list[Image.Image]:
         return _images(self.painting(recipe))
 
-    # ---- the best of many --------------------------------------------------------------------
+    # ---- the best of many ----------------------------------------------------------------------
 
-    def choosing(self, recipe: Paint, best: Best, *, judge: Judge | None = None) -> Iterator[events.Event]:
-        """Paint `best.of` images and keep the `recipe.n` best; yields those as Images, the best first.
+    def choosing(self, recipe: Paint, best: Best, *, encoder: Encoder | None = None) -> Iterator[events.Event]:
+        """Generate `best.of` images and keep the `recipe.n` best; yields those as ImageReady, the best first.
 
-        Done has them in that order, with what the judge found under `chosen`, by seed. See
-        `evaluation.best_of`.
-        judge  opened by the caller; by its name otherwise
+        Done has them in that order, with their scores under `chosen`, by seed. See `evaluation.best_of`.
+        encoder  an opened one; by its name otherwise
         """
         from minikin.evaluation.best_of import Chooser
 
         with self._lock:
             self._need(recipe.prompt)
-            chooser = Chooser.of(best, self.base, recipe, self.concepts.categories, judge)
+            chooser = Chooser.open(best, self.base, recipe, self.concepts.categories, encoder)
             for text in chooser.warnings:
                 yield events.Note(text, warning=True)
             for event in self.painting(best.drafts(recipe)):
                 if isinstance(event, events.Done):
-                    kept, found = chooser.best(content_filter.passed(event.result), recipe.n)
-                    for one in kept:
-                        yield events.Picture(one.image, recipe.prompt, one.seed, one.verdict)
-                    event = events.Done(kept, {**event.facts, "chosen": found})
-                elif isinstance(event, events.Picture):
+                    best_images, scores = chooser.best(content_filter.without_blocked(event.result), recipe.n)
+                    for generated in best_images:
+                        generated.record["chosen"] = scores[generated.seed]
+                        yield _ready(generated, recipe)
+                    event = events.Done(best_images, {**event.facts, "chosen": scores})
+                elif isinstance(event, events.ImageReady):
                     continue
                 yield event
 
-    # ---- around it ---------------------------------------------------------------------------
+    # ---- around it -----------------------------------------------------------------------------
 
     def live(self, prompt: str = "", **recipe: Any) -> Live:
-        """Paint as prompt, strengths and seed change; see `generation.live`. Arguments as for `paint`."""
+        """Generate while prompt, strengths and seed change; see `generation.live`. Arguments as for `paint`."""
         return Live(self.painting, Paint.make(**{"prompt": prompt, "base": self.base.name, **recipe}))
 
     def presets(self) -> list[dict[str, Any]]:
-        """The presets this base can be painted with: name, what it is, steps, guidance, adapter, ready."""
-        made_for = presets.recognise(self.base).name
-        known = dict.fromkeys([made_for, *presets.for_architecture(self.base.architecture)])
+        """The presets of this base: name, description, steps, guidance, adapter, and whether it is ready."""
+        recognised = presets.recognise(self.base).name
+        names = dict.fromkeys([recognised, *presets.for_architecture(self.base.architecture)])
         if self.base.has_guidance_embedding:
-            known = {made_for: None}
-        return [presets.describe(presets.PRESETS[n], self.base.architecture, n == made_for) for n in known]
+            names = {recognised: None}
+        architecture = self.base.architecture
+        return [presets.describe(presets.PRESETS[n], architecture, n == recognised) for n in names]
 
-    def facts(self, recipe: Paint, job: Job | None = None) -> dict[str, Any]:
-        """What an image should know about how it was made; `recipe` in it repeats the image.
 
-        job  what it was painted on
-        """
-        with self._lock:
-            return self.facts_now(recipe, job)
-
-    def facts_now(self, recipe: Paint, job: Job | None = None) -> dict[str, Any]:
-        """The same without waiting for a turn: for a Studio whose concepts nobody else changes."""
-        if job and isinstance(recipe, Refine):
-            recipe = recipe.sized(job.source.image.size)
-        tags = concept_tags(f"{recipe.prompt} {recipe.negative}")
-        plan, wanted = self.prepared(recipe, parse(recipe.prompt, self.concepts.categories))
-        concepts = {
-            n: {"category": self.concepts.loaded[n].concept.category, "sha256": self.concepts.digest(n)}
-            for n in tags if n in self.concepts.loaded
-        }  # fmt: skip
-        usual = recipe.preset is None and plan.preset.name == "quality"  # what suits the base is left to it
-        repeat = plan.recipe
-        if usual:
-            update = {k: getattr(plan.recipe, k) for k in ("steps", "points", "interval")}
-            if plan.recipe.points and recipe.points is None:
-                update["guidance"] = plan.guidance
-            repeat = recipe.model_copy(update=update)
-        return {
-            "work": lineage.work_of(recipe),
-            xmp.KEY: xmp.TRAINED,
-            "recipe": repeat.model_dump(exclude={"device", "dtype", "batch", "n"}),
-            "base": {"name": self.base.name, "fingerprint": self.base.fingerprint},
-            "concepts": concepts,
-            "preset": plan.preset.name,
-            "sampler": plan.recipe.scheduler or "base default",
-            "guidance": plan.guidance,
-            "adapters": {a.name: {"weight": weight, "sha256": a.sha256} for a, weight in wanted},
-            **(job.record() if job else {}),
-        }  # fmt: skip
+def _ready(generated: GeneratedImage, recipe: Paint) -> events.ImageReady:
+    return events.ImageReady(
+        generated.image, recipe.prompt, generated.seed, generated.verdict, generated.record
+    )
 
 
 def _images(run: Iterator[events.Event]) -> list[Image.Image]:
-    return [one.image for one in content_filter.passed(last(run).result, all_of_them=True)]
+    return [generated.image for generated in content_filter.without_blocked(last(run).result, strict=True)]
 
 
 def last(run: Iterator[events.Event]) -> events.Done:
+    """Run a command to its end; its last event."""
     done = None
     for event in run:
         done = event

@@ -1,4 +1,4 @@
-"""One open base: its concepts, its LoRAs, and the lock that everything on it takes turns with."""
+"""One open base: its concepts, its LoRAs, and the lock that all work on it takes turns with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from minikin.errors import UnknownName
 from minikin.generation.content_filter import Filtering, open_filtering
-from minikin.generation.previews import Colours
+from minikin.generation.previews import LatentPreview
 from minikin.models.base import Base
 from minikin.models.loading.registry import open_base
 from minikin.models.lora.adapters import Adapters
@@ -20,10 +20,10 @@ from minikin.models.prompt import UNKNOWN_HINT, concept_tags
 from minikin.perfusion import library
 from minikin.perfusion.attach import Concepts
 from minikin.perfusion.concept import Concept
-from minikin.recipes import Mode
+from minikin.recipes import FilterMode
 
 
-class Opened:
+class Session:
     """A base with the concepts in use on it."""
 
     def __init__(self, base: Base, filtering: Filtering | None = None) -> None:
@@ -31,28 +31,28 @@ class Opened:
         self.filtering = filtering
         self.concepts = Concepts(base)
         self.adapters = Adapters(base)
-        self.colours = Colours()  # of this base; who wants previews lets it learn
+        self.preview = LatentPreview()  # fitted by callers who display previews
         self._lock = threading.RLock()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="minikin")
 
     @classmethod
-    def open(cls, base: str = "tiny", *, filter: Mode | None = None, **how: Any) -> Self:
+    def open(cls, base: str = "tiny", *, filter: FilterMode | None = None, **how: Any) -> Self:
         """Open a base by name, folder, file or hub id; see `models.loading.registry.open_base`.
 
-        filter  flag, blur or block what the content filter finds; see `generation.content_filter`
+        filter  flag, blur or block images that the content filter objects to; see `generation.content_filter`
         """
         opened = open_base(base, **how)
         return cls(opened, open_filtering(filter, opened))
 
     def beside(self) -> Self:
-        """The same base, adapters and turns, with no concepts in use yet: names of somebody else's own."""
+        """The same base, LoRAs and lock with no concepts in use yet: a name space for somebody else."""
         other = copy(self)
         other.concepts = Concepts(self.base)
         return other
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Inside, the base is the caller's alone."""
+        """Hold the lock: inside, the base is the caller's alone."""
         with self._lock:
             yield
 

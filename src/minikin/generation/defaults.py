@@ -1,0 +1,270 @@
+"""Defaults: values that a recipe leaves open, filled in from preset, operating points and base.
+
+A recipe may name a preset, or the opened checkpoint may be made for one (`presets.recognise`); it decides
+steps, guidance, scheduler and size. Steps, guidance or a scheduler that the student was not trained for are
+replaced by the nearest that it was, with a warning, unless the recipe says force.
+
+Operating points are settings that a sweep has measured. `<tom>` stands for tom's balanced point of the preset
+in use, `<tom:faithful>` for another one. A strength in the prompt and --tau, --concept-start, --guidance and
+--interval win over the point's values. Guidance and its interval concern the whole image: they are those of
+the first concept in the prompt that has a point. A concept without points keeps the settings of its training.
+
+Resolving a resolved recipe changes nothing and warns of nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from minikin.errors import BadRecipe
+from minikin.generation import schedulers
+from minikin.models import presets
+from minikin.models.base import Base
+from minikin.models.presets import Preset, Source
+from minikin.models.prompt import ConceptUse, Prompt
+from minikin.perfusion import operating_points
+from minikin.perfusion.conditioning import PreparedConcept
+from minikin.perfusion.operating_points import Point
+from minikin.recipes import WHOLE, ConceptSettings, Img2Img, Paint
+
+TINY_GUIDANCE, GUIDANCE = 3.0, 6.0
+LARGE = 1.6  # times the base's training size: from there on subjects repeat
+
+
+# ---- preset ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PresetChoice:
+    """The preset of a recipe.
+
+    recognised  the preset that the base's own weights were made for
+    source      where the preset's LoRA is published; None where none is needed
+    """
+
+    preset: Preset
+    recognised: Preset
+    source: Source | None
+
+    def with_student(self, header: Mapping[str, str]) -> PresetChoice:
+        """The preset as the header of its LoRA states it."""
+        return replace(self, preset=presets.for_student(self.preset, header))
+
+    @property
+    def steps(self) -> int:
+        return self.preset.steps
+
+
+def choose_preset(base: Base, recipe: Paint, header: Mapping[str, str]) -> PresetChoice:
+    """Choose the preset: the recipe's, that of a LoRA in the prompt, or the one the base was made for.
+
+    header  metadata of a few-step LoRA in the prompt; {} for none
+    Raises UnknownName for an unknown preset, BadRecipe for one that this base cannot have.
+    """
+    recognised = presets.recognise(base)
+    stated = presets.PRESETS.get(header.get("minikin.preset", ""))
+    preset = presets.preset(recipe.preset) if recipe.preset else stated or recognised
+    ready = {recognised.name, stated.name if stated else recognised.name}
+    if preset.name in ready:
+        _check_preset(base, preset, ready, None)
+        facts = base.metadata if preset.name == recognised.name else header
+        return PresetChoice(presets.for_student(preset, facts), recognised, None)
+    source = preset.source(base.architecture, recipe.steps or preset.steps)
+    _check_preset(base, preset, ready, source)
+    return PresetChoice(preset, recognised, source)
+
+
+def _check_preset(base: Base, preset: Preset, ready: set[str], source: Source | None) -> None:
+    if base.has_guidance_embedding and preset.name != "lcm":
+        raise BadRecipe(
+            f"'{base.name}' is a full latent consistency model and paints with preset lcm only, not "
+            f"'{preset.name}'. Leave --preset out."
+        )
+    if preset.name in {"quality", *ready} or source is not None:
+        return
+    if preset.name == "lcm":
+        raise BadRecipe(
+            f"Preset 'lcm' is for full latent consistency models, whose U-Net takes guidance as an input; "
+            f"'{base.name}' is none. Use --preset lcm-lora, or a base such as lcm-dreamshaper."
+        )
+    available = ", ".join(presets.for_architecture(base.architecture))
+    raise BadRecipe(
+        f"There is no adapter of preset '{preset.name}' for '{base.name}' ({base.architecture}). Presets for "
+        f"{base.architecture}: {available}."
+    )
+
+
+# ---- operating points -----------------------------------------------------------------------------
+
+
+def with_operating_points(
+    recipe: Paint,
+    prompt: Prompt,
+    negative: Prompt,
+    concepts: Mapping[str, PreparedConcept],
+    choice: PresetChoice,
+) -> Paint:
+    """The recipe with the operating points of all its concepts; unchanged when it has points already.
+
+    Raises BadRecipe for a point by name that was not measured for this preset.
+    """
+    if recipe.points is not None:
+        return recipe
+    preset, steps = choice.preset, recipe.steps or choice.steps
+    if not recipe.force and steps not in preset.allowed:
+        steps = preset.nearest_steps(steps)
+    points: dict[str, Point] = {}
+    for use in (*prompt.uses, *negative.uses):
+        measured = operating_points.of(concepts[use.name].concept.points, preset.name, steps)
+        if use.point and use.point not in measured:
+            raise BadRecipe(_not_measured(use, preset.name))
+        if measured and use.name not in points:
+            points[use.name] = measured[use.point or operating_points.DEFAULT]
+    if not points:
+        return recipe
+    values: dict[str, Any] = {
+        "points": {
+            name: ConceptSettings(strength=p.strength, tau=p.tau, concept_start=p.concept_start)
+            for name, p in points.items()
+        }
+    }
+    first = next((points[name] for name in prompt.names if name in points), None)
+    if first and recipe.guidance is None:
+        values["guidance"] = first.guidance
+    if first and recipe.interval is None:
+        values["interval"] = first.interval
+    return recipe.model_copy(update=values)
+
+
+def with_point_strengths(prompt: Prompt, points: Mapping[str, ConceptSettings]) -> Prompt:
+    """The prompt with the points' strengths, where none is written down."""
+    if not points:
+        return prompt
+    uses = (
+        replace(use, strength=points[use.name].strength) if use.name in points and not use.has_strength else use
+        for use in prompt.uses
+    )
+    return replace(prompt, uses=tuple(uses))
+
+
+def _not_measured(use: ConceptUse, preset: str) -> str:
+    return (
+        f"Concept '{use.name}' has no operating point '{use.point}' for preset {preset}. Measure it with "
+        f"`minikin sweep {use.name} --preset {preset}`, or write <{use.name}> or a strength, <{use.name}:0.8>."
+    )
+
+
+# ---- values ---------------------------------------------------------------------------------------
+
+
+def fill_in(base: Base, recipe: Paint, choice: PresetChoice) -> tuple[Paint, list[str]]:
+    """The recipe with every value filled in, and a sentence for each that was changed."""
+    preset, name = choice.preset, recipe.scheduler and schedulers.scheduler_name(recipe.scheduler)
+    values: dict[str, Any] = {
+        "preset": preset.name,
+        "steps": recipe.steps or preset.steps,
+        "guidance": _guidance(base, preset) if recipe.guidance is None else recipe.guidance,
+        "scheduler": name or preset.scheduler,
+    }
+    has_size = recipe.width or recipe.height or isinstance(recipe, Img2Img)  # which keeps the image's size
+    if not has_size and (side := preset.sizes.get(base.architecture)):
+        values |= {"width": side, "height": side}
+    warnings = []
+    if choice.recognised.name not in ("quality", preset.name):
+        warnings.append(
+            f"'{base.name}' looks as if it was made for preset {choice.recognised.name}; painting it with "
+            f"{preset.name} as asked."
+        )
+    if not recipe.force:
+        warnings += _correct(preset, values)
+    if recipe.negative and (values["guidance"] <= 1 or preset.embedded):
+        warnings.append(
+            f"The negative prompt has no effect with preset {preset.name} at guidance {values['guidance']:g}."
+        )
+    return recipe.model_copy(update=values), warnings
+
+
+def _guidance(base: Base, preset: Preset) -> float:
+    if preset.guidance is not None:
+        return preset.guidance
+    return TINY_GUIDANCE if base.architecture == "tiny" else GUIDANCE
+
+
+def _correct(p: Preset, values: dict[str, Any]) -> list[str]:
+    """Move values into the preset's range, in place; a sentence for each that was outside."""
+    warnings = []
+    steps, guidance, scheduler = values["steps"], values["guidance"], values["scheduler"]
+    if steps not in p.allowed:
+        values["steps"] = p.nearest_steps(steps)
+        warnings.append(
+            f"Preset {p.name} is made for {p.counts} steps, not {steps}; using {values['steps']}. "
+            f"--force keeps {steps}."
+        )
+    if not p.low <= guidance <= p.high:
+        values["guidance"] = min(max(guidance, p.low), p.high)
+        warnings.append(
+            f"Guidance {guidance:g} with preset {p.name} spoils images ({p.low:g} to {p.high:g} is "
+            f"right); using {values['guidance']:g}. --force keeps {guidance:g}."
+        )
+    if p.scheduler and scheduler != p.scheduler:
+        values["scheduler"] = p.scheduler
+        warnings.append(
+            f"Preset {p.name} paints with scheduler {p.scheduler}, not {scheduler}; using "
+            f"{p.scheduler}. --force keeps {scheduler}."
+        )
+    return warnings
+
+
+# ---- checks ---------------------------------------------------------------------------------------
+
+
+def check_supported(base: Base, recipe: Paint) -> None:
+    """Raise BadRecipe when the base cannot generate images of this size or with this scheduler."""
+    name = schedulers.scheduler_name(recipe.scheduler) if recipe.scheduler else ""
+    if base.has_guidance_embedding and name not in ("", "LCM"):
+        raise BadRecipe(
+            f"'{base.name}' is a latent consistency model and paints with the LCM scheduler only, not "
+            f"'{recipe.scheduler}'. Leave --scheduler out."
+        )
+    if isinstance(recipe, Img2Img):  # any size, on any U-Net
+        return
+    if base.is_inpainting:
+        raise BadRecipe(
+            f"'{base.name}' is an inpainting model: it fills masked parts of an image and paints nothing "
+            "from a prompt alone. Use the ordinary model of its family, or `minikin inpaint`."
+        )
+    for side in ("width", "height"):
+        value = getattr(recipe, side)
+        if value is not None and value % base.size_multiple:
+            near = base.size_multiple * max(1, round(value / base.size_multiple))
+            raise BadRecipe(
+                f"{side} must be a multiple of {base.size_multiple} for this base, but it is {value}; "
+                f"use {near}."
+            )
+
+
+def cautions(base: Base, recipe: Paint, prompt: Prompt, concepts: Mapping[str, PreparedConcept]) -> list[str]:
+    """Settings that are possible and seldom meant; one sentence each."""
+    sentences = []
+    n, limit = base.count_tokens(prompt.text), base.n_tokens - 2
+    if n > limit:
+        sentences.append(
+            f"The prompt has {n} tokens; this base reads the first {limit} and leaves out the rest."
+        )
+    w, h = recipe.width or base.size_px, recipe.height or base.size_px
+    if not isinstance(recipe, Img2Img) and max(w, h) > LARGE * base.size_px:
+        sentences.append(
+            f"This base was trained on images of {base.size_px} px; at {w}x{h} it tends to repeat the subject."
+        )
+    gates = [f"--{k}" for k in ("beta", "tau") if getattr(recipe, k) is not None]
+    gates += ["--lock global"] * (recipe.lock == "global")
+    if gates and all(concepts[use.name].concept.mode == "value" for use in prompt.uses):
+        sentences.append(f"No effect of {', '.join(gates)}: no concept of the prompt has a gate (mode gated).")
+    embedded = presets.PRESETS[recipe.preset].embedded if recipe.preset else base.has_guidance_embedding
+    if recipe.interval not in (None, WHOLE) and ((recipe.guidance or 0) <= 1 or embedded):
+        sentences.append(
+            "The guidance interval has no effect: no step of this image is guided by a second pass."
+        )
+    return sentences

@@ -1,0 +1,213 @@
+"""A request for images, resolved once: everything that sampling, saving and replaying need to know.
+
+`resolve` reads a recipe on an opened base and returns one frozen `ImageRequest`: the recipe with every default
+filled in, parsed prompts, preset, LoRAs, seeds, warnings, and the record that goes into the images' metadata.
+Whatever happens afterwards reads this value; nothing parses the prompt or looks up the preset again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+from PIL import Image
+
+from minikin.errors import BadRecipe
+from minikin.generation import defaults, img2img, schedulers
+from minikin.generation.canvas import Canvas
+from minikin.generation.lineage import task_name
+from minikin.generation.source import InitImage
+from minikin.images import xmp
+from minikin.models import presets
+from minikin.models.base import Base
+from minikin.models.lora import adapters as loras
+from minikin.models.lora.adapters import Adapters
+from minikin.models.lora.lora_file import Adapter
+from minikin.models.presets import Preset, Source
+from minikin.models.prompt import Prompt, parse
+from minikin.perfusion import concept_file
+from minikin.perfusion.conditioning import PreparedConcept
+from minikin.recipes import Img2Img, Paint, Refine
+
+NO_CONCEPTS: Mapping[str, PreparedConcept] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """A recipe on one base with nothing left open.
+
+    recipe            with the defaults of its preset, base and operating points filled in
+    prompt, negative  parsed, with the strengths of operating points
+    concepts          that the prompts name, prepared for the base
+    preset            with the values that the student's header states
+    adapters          LoRAs with their weights: the preset's, then the prompt's
+    adapter_source    where the preset's LoRA is published; None where the base's own weights are the student
+    seeds             one for each image
+    warnings          about settings that were changed, or that are seldom meant; one sentence each
+    record            of the images' metadata, but for seed and batch (`record_of`)
+    init, canvas      the image to start from, and which of its pixels are generated; None for text-to-image
+    feather           width of the blend at the mask's border, pixels
+    """
+
+    recipe: Paint
+    prompt: Prompt
+    negative: Prompt
+    concepts: Mapping[str, PreparedConcept]
+    preset: Preset
+    adapters: tuple[tuple[Adapter, float], ...]
+    adapter_source: Source | None
+    seeds: tuple[int, ...]
+    warnings: tuple[str, ...]
+    record: dict[str, Any] = field(compare=False)
+    init: InitImage | None = None
+    canvas: Canvas | None = None
+    feather: int = 0
+
+    @property
+    def steps(self) -> int:
+        assert self.recipe.steps is not None
+        return self.recipe.steps
+
+    @property
+    def guidance(self) -> float:
+        """Classifier-free guidance scale."""
+        assert self.recipe.guidance is not None
+        return self.recipe.guidance
+
+    @property
+    def strength(self) -> float:
+        """Share of the noise that sampling starts with; 1 for text-to-image."""
+        return self.recipe.strength if self.init and isinstance(self.recipe, Img2Img) else 1.0
+
+    @property
+    def timesteps(self) -> tuple[int, ...] | None:
+        """The timesteps that the student was trained for; None where the scheduler is free to choose."""
+        if self.recipe.scheduler is None or self.recipe.scheduler != self.preset.scheduler:
+            return None
+        if self.preset.times and len(self.preset.times) == self.steps:
+            return self.preset.times
+        convention = presets.CONVENTIONS.get(self.preset.convention)
+        return convention(self.steps) if convention else None
+
+    @property
+    def custom_timesteps(self) -> list[int] | None:
+        """The timesteps to pass to the scheduler, where they differ from the ones it computes itself."""
+        computed = "lcm" if self.preset.scheduler == "LCM" else "trailing"
+        if self.timesteps is None or self.preset.convention == computed:
+            return None
+        return list(self.timesteps)
+
+    def scheduler_class(self, base: Base) -> str:
+        """The name of diffusers' scheduler class."""
+        name = self.recipe.scheduler
+        return schedulers.SCHEDULERS[name][0] if name else type(base.pipe.scheduler).__name__
+
+    def batches(self) -> Iterator[tuple[int, ...]]:
+        """The seeds in batches of `recipe.batch`."""
+        for i in range(0, len(self.seeds), self.recipe.batch):
+            yield self.seeds[i : i + self.recipe.batch]
+
+    def record_of(self, seed: int, batch: Sequence[int]) -> dict[str, Any]:
+        """The metadata record of the image of this seed.
+
+        batch  the seeds it is computed with: processors round differently for batches of other sizes
+        """
+        return {**self.record, "seed": seed, "batch": {"seed": batch[0], "n": len(batch)}}
+
+    def paste_back(self, image: Image.Image) -> Image.Image:
+        """The whole image, with the generated part in its place; text-to-image needs no pasting."""
+        return self.canvas.paste_back(image, self.feather) if self.canvas else image
+
+    def with_concepts(self, concepts: Mapping[str, PreparedConcept]) -> ImageRequest:
+        """The same request with these prepared tensors of its concepts."""
+        return replace(self, concepts=concepts)
+
+
+def resolve(
+    base: Base,
+    recipe: Paint,
+    concepts: Mapping[str, PreparedConcept] = NO_CONCEPTS,
+    adapters: Adapters | None = None,
+    init: InitImage | None = None,
+) -> ImageRequest:
+    """Resolve a recipe on a base.
+
+    concepts  in use, by name; prompts may name them
+    adapters  loads the LoRAs of prompt and preset. None: whatever LoRA is on the base stays, none is looked up
+    init      the image to start from, for Refine and Inpaint
+    Raises BadRecipe, UnknownName (concept, LoRA, preset or scheduler), NoNetwork and AssetError for a preset's
+    adapter that is not on this machine, and BadPhoto for a mask that leaves nothing to generate.
+    """
+    categories = {name: concept.concept.category for name, concept in concepts.items()}
+    prompt = parse(recipe.prompt, categories)
+    defaults.check_supported(base, recipe)
+    negative = parse(recipe.negative, categories)
+    if negative.loras:
+        raise BadRecipe("A LoRA works on the whole image: move <lora:...> to the prompt.")
+    if "<lora:" in prompt.text:
+        raise BadRecipe("A LoRA is written <lora:name> or <lora:name:0.8>, with one weight.")
+    if init and not isinstance(recipe, Img2Img):
+        raise BadRecipe("An image is refined or inpainted; `paint` starts from noise.")
+    if init and isinstance(recipe, Refine):
+        recipe = recipe.with_size(init.source.image.size)
+
+    weighted = [(adapters.get(loras.find(n)), weight) for n, weight in prompt.loras] if adapters else []
+    header = next((a.metadata for a, _ in weighted if "minikin.preset" in a.metadata), {})
+    choice = defaults.choose_preset(base, recipe, header)
+    if choice.source and adapters:
+        adapter = adapters.get(presets.locate(choice.preset, choice.source), choice.source.name)
+        weighted.insert(0, (adapter, 1.0))
+        choice = choice.with_student(adapter.metadata)
+    in_use = {n: concepts[n] for n in dict.fromkeys((*prompt.names, *negative.names))}
+    with_points = defaults.with_operating_points(recipe, prompt, negative, in_use, choice)
+    resolved, warnings = defaults.fill_in(base, with_points, choice)
+    prompt, negative = (defaults.with_point_strengths(p, resolved.points or {}) for p in (prompt, negative))
+    record = _record(base, recipe, resolved, choice.preset, in_use, weighted)
+    return ImageRequest(
+        recipe=resolved,
+        prompt=prompt,
+        negative=negative,
+        concepts=in_use,
+        preset=choice.preset,
+        adapters=tuple(weighted),
+        adapter_source=choice.source,
+        seeds=tuple(range(recipe.seed, recipe.seed + recipe.n)),
+        warnings=(*warnings, *defaults.cautions(base, resolved, prompt, in_use)),
+        record=record | (init.record() if init else {}),
+        init=init,
+        canvas=img2img.canvas(base, resolved, init) if init and isinstance(resolved, Img2Img) else None,
+        feather=img2img.feather(base, resolved),
+    )
+
+
+def _record(
+    base: Base,
+    recipe: Paint,
+    resolved: Paint,
+    preset: Preset,
+    concepts: Mapping[str, PreparedConcept],
+    adapters: list[tuple[Adapter, float]],
+) -> dict[str, Any]:
+    """How the images are made; `recipe` in it repeats them."""
+    repeat = resolved
+    if recipe.preset is None and preset.name == "quality":  # scheduler and guidance stay the base's defaults
+        update = {name: getattr(resolved, name) for name in ("steps", "points", "interval")}
+        if resolved.points and recipe.points is None:
+            update["guidance"] = resolved.guidance
+        repeat = recipe.model_copy(update=update)
+    return {
+        "work": task_name(recipe),
+        xmp.KEY: xmp.TRAINED,
+        "recipe": repeat.model_dump(exclude={"device", "dtype", "batch", "n"}),
+        "base": {"name": base.name, "fingerprint": base.fingerprint},
+        "concepts": {
+            name: {"category": c.concept.category, "sha256": concept_file.content(c.concept)}
+            for name, c in concepts.items()
+        },
+        "preset": preset.name,
+        "sampler": resolved.scheduler or "base default",
+        "guidance": resolved.guidance,
+        "adapters": {a.name: {"weight": weight, "sha256": a.sha256} for a, weight in adapters},
+    }
