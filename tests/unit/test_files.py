@@ -177,7 +177,7 @@ def _checkpoint(folder: Path) -> Path:
 
     net = torch.nn.Linear(2, 2)
     path = folder / "checkpoint.safetensors"
-    checkpoint.write(path, net, [], torch.optim.AdamW(net.parameters()), {})
+    checkpoint.write(path, checkpoint.gather(net, [], torch.optim.AdamW(net.parameters()), {}), {})
     return path
 
 
@@ -210,13 +210,13 @@ def _build_part(folder: Path) -> Path:
 
 def _hard_negatives(folder: Path) -> Path:
     """Drawn once and kept, so that each time goes into a folder of its own."""
-    from tools.tiny_training.hard_negatives import Lookalikes
+    from tools.tiny_training.hard_negatives import HardNegatives
 
     from minikin.tiny.world import World
 
     seed = len(list(folder.iterdir()))
-    Lookalikes.draw(folder, World("small"), 1, seed)
-    return folder / f"lookalikes-small-train-{seed}-1"
+    HardNegatives.draw(folder, World("small"), 1, seed)
+    return folder / f"lookalikes-small-train-{seed}-1"  # word: folder of builds since 0.1
 
 
 SAVES = (_concept, _checkpoint, _image, _folder, _download, _build_part, _hard_negatives)
@@ -249,21 +249,21 @@ def test_the_recorder_finds_what_is_out_of_order(save: Any, tmp_path: Path, monk
 
 def test_images_of_a_killed_build_are_drawn_again(tmp_path: Path) -> None:
     """kill -9 in the middle of the last file: nothing is there that looks whole, and the rest is swept."""
-    from tools.tiny_training.hard_negatives import BLOCK, Lookalikes
+    from tools.tiny_training.hard_negatives import BLOCK, HardNegatives
 
     from minikin.tiny.world import World
 
     code = (
         "import os, signal, sys; from pathlib import Path; import numpy as np\n"
-        "from tools.tiny_training.hard_negatives import Lookalikes; from minikin.tiny.world import World\n"
+        "from tools.tiny_training.hard_negatives import HardNegatives; from minikin.tiny.world import World\n"
         "def torn(path, **arrays):\n"
         "    path.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
-        "np.savez = torn; Lookalikes.draw(Path(sys.argv[1]), World('small'), 1, 0)"
+        "np.savez = torn; HardNegatives.draw(Path(sys.argv[1]), World('small'), 1, 0)"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (left,) = tmp_path.iterdir()
-    assert len(Lookalikes.draw(tmp_path, World("small"), 1, 0).identity) == BLOCK
+    assert len(HardNegatives.draw(tmp_path, World("small"), 1, 0).identity) == BLOCK
     assert files.sweep_orphans(old(left).parent) == 1 and len(list(tmp_path.iterdir())) == 1
 
 
@@ -433,7 +433,9 @@ MAY: dict[tuple[str, str], str] = {
     ("tools/tiny_training/job.py", "write_text"): INSIDE,
     ("tools/tiny_training/hard_negatives.py", "mapped"): INSIDE,
     ("tools/tiny_training/hard_negatives.py", "savez"): INSIDE,
+    ("tools/tiny_training/stages.py", "rename"): "a finished folder of 0.1 gets the name of 0.2",
     ("tools/tiny_training/tokenizer.py", "write_text"): SCRATCH,
+    ("tiny/encoders/network.py", "rename"): "no file: keys of a state dict",
     ("tools/tiny_training/examples.py", "write_text"): "a script that draws the examples of this repository",
     ("training/metrics_log.py", "open"): LOG,
 }

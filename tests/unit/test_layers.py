@@ -13,7 +13,7 @@ ROOT = Path(minikin.__file__).parent
 # from the top down; a module may import from its own layer and from those below
 LAYERS = (
     ("cli", "web"), ("cluster",), ("server",), ("studio",), ("evaluation",),
-    ("baselines", "distillation", "generation"), ("training",), ("perfusion",), ("models",),
+    ("baselines", "distillation", "generation"), ("perfusion",), ("training",), ("models",),
     ("images", "recipes"),
     ("files", "events", "stream"), ("errors",),
 )  # fmt: skip
@@ -22,25 +22,24 @@ LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
 
 def imports(path: Path) -> set[str]:
     """First names of the minikin modules a file imports, also inside functions."""
-    found = set()
+    names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("minikin"):
             parts = node.module.split(".")
-            names = [parts[1]] if len(parts) > 1 else [a.name for a in node.names]
-            found |= set(names)
+            names |= {parts[1]} if len(parts) > 1 else {a.name for a in node.names}
         elif isinstance(node, ast.Import):
-            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("minikin.")}
-    return found
+            names |= {a.name.split(".")[1] for a in node.names if a.name.startswith("minikin.")}
+    return names
 
 
 def test_imports_point_down() -> None:
     upward = []
     for path in ROOT.rglob("*.py"):
-        own = path.relative_to(ROOT).parts[0].removesuffix(".py")
-        if own not in LEVEL:  # the package's front page; tiny, which is checked below
+        package = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        if package not in LEVEL:  # the package's front page; tiny, which is checked below
             continue
         for name in imports(path):
-            if name in LEVEL and LEVEL[name] < LEVEL[own]:
+            if name in LEVEL and LEVEL[name] < LEVEL[package]:
                 upward.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not upward
 
@@ -54,8 +53,8 @@ def test_concept_files_and_the_edit_need_no_model() -> None:
 
 
 def test_the_product_does_not_need_the_world() -> None:
-    """Only the tiny package itself draws the world; nothing else imports it, but for a source of data
-    and the judging of its images."""
+    """Only tiny itself draws its world; nothing else imports it but a data source and the evaluation of its
+    images."""
     may = {"distillation/scenes.py", "evaluation/tiny_encoders.py"}
     for path in ROOT.rglob("*.py"):
         if path.relative_to(ROOT).parts[0] != "tiny" and path.relative_to(ROOT).as_posix() not in may:

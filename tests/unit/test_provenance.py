@@ -1,4 +1,4 @@
-"""The mark of synthetic media and Content Credentials: in every image, read back by others than us."""
+"""The mark of AI-generated images and Content Credentials: in every image, read back by other programs."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ import minikin
 from minikin import Studio, __version__, save
 from minikin.errors import BadCredentials, BadRecipe
 from minikin.files import atomic_write
-from minikin.generation.source import Source
+from minikin.generation.source import SourceImage
 from minikin.images import metadata, xmp
 from minikin.images.credentials import Signer, signature
 from minikin.images.encode import MARKED, Marking
 from minikin.models.base import Base
-from minikin.server.fake_engine import Canary
 from tests.conftest import command
 from tests.helpers.credentials import Certified, certified
+from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.servers import served
 
 IPTC = "{http://iptc.org/std/Iptc4xmpExt/2008-02-29/}DigitalSourceType"
@@ -74,30 +74,28 @@ def mark(data: bytes) -> str | None:
     text = packet(data)
     if not text:
         return None
-    (found,) = ET.fromstring(text).iter("{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description")
-    assert found.attrib[XMP] == f"Minikin {__version__}"
-    where, code = found.attrib[IPTC].rsplit("/", 1)
+    (description,) = ET.fromstring(text).iter("{http://www.w3.org/1999/02/22-rdf-syntax-ns#}Description")
+    assert description.attrib[XMP] == f"Minikin {__version__}"
+    where, code = description.attrib[IPTC].rsplit("/", 1)
     assert where == "http://cv.iptc.org/newscodes/digitalsourcetype"
     return code
 
 
 def credentials(data: bytes, format: str, of: Certified) -> dict[str, Any]:
-    """What C2PA's own reader says of a file, trusting this root."""
+    """The report of C2PA's own reader, which trusts this root."""
     trust = {"trust": {"trust_anchors": of.root.decode()}, "verify": {"verify_trust": True}, "version": 1}
     context = c2pa.Context(c2pa.Settings.from_dict(trust))
-    told: dict[str, Any] = json.loads(
-        c2pa.Reader(f"image/{format.lower()}", io.BytesIO(data), context=context).json()
-    )
-    return told
+    reader = c2pa.Reader(f"image/{format.lower()}", io.BytesIO(data), context=context)
+    report: dict[str, Any] = json.loads(reader.json())
+    return report
 
 
-def action(told: dict[str, Any]) -> dict[str, Any]:
-    (found,) = (
-        one for one in told["manifests"][told["active_manifest"]]["assertions"]
-        if one["label"].startswith("c2pa.actions")
-    )  # fmt: skip
-    made: dict[str, Any] = found["data"]["actions"][0]
-    return made
+def action(report: dict[str, Any]) -> dict[str, Any]:
+    """The first action of the active manifest."""
+    assertions = report["manifests"][report["active_manifest"]]["assertions"]
+    (actions,) = (a["data"]["actions"] for a in assertions if a["label"].startswith("c2pa.actions"))
+    first: dict[str, Any] = actions[0]
+    return first
 
 
 @pytest.fixture(scope="module")
@@ -145,15 +143,15 @@ def test_other_programs_marks_are_read() -> None:
 
 
 def test_save_by_the_name(tmp_path: Path, studio: Studio) -> None:
-    picture = studio.paint("a cat", steps=1)[0]
+    image = studio.paint("a cat", steps=1)[0]
     for name in ("a.png", "b.jpg", "c.webp"):
-        assert mark(save(picture, tmp_path / name).read_bytes()) == xmp.TRAINED
+        assert mark(save(image, tmp_path / name).read_bytes()) == xmp.TRAINED
     with pytest.raises(BadRecipe, match=r"saved as .png, .jpg, .jpeg, .webp"):
-        save(picture, tmp_path / "a.gif")
+        save(image, tmp_path / "a.gif")
 
 
 def test_what_is_made_from_a_photo_is_a_composite(studio: Studio, tmp_path: Path) -> None:
-    """A draft of our own stays made throughout; so says the file, its record, or the image at hand."""
+    """An image made from a generated one counts as generated, by its file, its record, or in memory."""
     draft = studio.paint("a cat", steps=2, seed=1)[0]
     photo = Image.fromarray(PHOTO).resize(draft.size)
     half = Image.new("L", draft.size)
@@ -164,9 +162,11 @@ def test_what_is_made_from_a_photo_is_a_composite(studio: Studio, tmp_path: Path
     assert xmp.source_type_of(again) == xmp.COMPOSITE
     assert xmp.source_type_of(studio.refine(again, **how)[0]) == xmp.COMPOSITE  # and it stays one
     assert xmp.source_type_of(studio.inpaint(photo, half, **how)[0]) == xmp.COMPOSITE
-    assert Source.of(save(draft, tmp_path / "draft.webp")).source_type == xmp.TRAINED
-    assert Source(photo, made={"recipe": {}, "work": "paint"}).source_type == xmp.TRAINED  # by its record
-    assert Source(photo, made={"recipe": {}, "parent": {}}).source_type == xmp.COMPOSITE
+    assert SourceImage.of(save(draft, tmp_path / "draft.webp")).source_type == xmp.TRAINED
+    assert (
+        SourceImage(photo, record={"recipe": {}, "work": "paint"}).source_type == xmp.TRAINED
+    )  # by its record
+    assert SourceImage(photo, record={"recipe": {}, "parent": {}}).source_type == xmp.COMPOSITE
 
 
 MAY = {
@@ -183,9 +183,9 @@ def writers(text: str) -> Iterator[int]:
     """Lines of a program that let Pillow write an image: `save` with a format, or to an image's name."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "save":
-            said = ast.unparse(node)
+            call = ast.unparse(node)
             if re.search(
-                r"format|quality|optimize|compress_level|pnginfo|PNG|JPEG|WEBP|\.(png|jpe?g|webp)", said
+                r"format|quality|optimize|compress_level|pnginfo|PNG|JPEG|WEBP|\.(png|jpe?g|webp)", call
             ):
                 yield node.lineno
 
@@ -197,7 +197,7 @@ def test_every_image_goes_through_the_encoder() -> None:
     programs += [(p, checkout) for p in (checkout / "tools" / "tiny_training").rglob("*.py")]
     writing = {p.relative_to(root).as_posix() for p, root in programs if [*writers(p.read_text())]}
     assert writing == set(MAY)
-    for line in ("i.save(b, 'PNG')", "i.save(p, format='JPEG')", "one.image.save(out / 'a.webp')",
+    for line in ("i.save(b, 'PNG')", "i.save(p, format='JPEG')", "result.image.save(out / 'a.webp')",
                  "image.save(buffer, format, quality=90)"):  # fmt: skip
         assert [*writers(line)], line  # the positive control
     assert not [*writers("concept.save(path, int8=True)")]
@@ -207,9 +207,9 @@ def test_every_image_goes_through_the_encoder() -> None:
 
 
 @pytest.fixture(scope="module")
-def painted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One run of each kind on tiny: the usual, --no-metadata, --no-mark."""
-    out = tmp_path_factory.mktemp("painted")
+    out = tmp_path_factory.mktemp("images")
     with pytest.MonkeyPatch.context() as patch:
         for name, flags in {"usual": (), "bare": ("--no-metadata",), "unmarked": ("--no-mark",)}.items():
             patch.setattr("sys.argv", ["minikin", "paint", "a cat", "--steps", "1", "-n", "2",
@@ -223,21 +223,21 @@ def painted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {p.name: p for p in out.iterdir()}
 
 
-def test_the_command_line_marks_pictures_and_sheets(painted: dict[str, Path]) -> None:
+def test_the_command_line_marks_images_and_sheets(folders: dict[str, Path]) -> None:
     for name, want in (("usual", xmp.TRAINED), ("bare", xmp.TRAINED), ("unmarked", None)):
-        files = sorted(painted[name].glob("*.png"))
+        files = sorted(folders[name].glob("*.png"))
         assert len(files) == 3 and [mark(f.read_bytes()) for f in files] == [want] * 3, name
-    bare = Image.open(next(painted["bare"].glob("*-0.png")))
+    bare = Image.open(next(folders["bare"].glob("*-0.png")))
     assert set(bare.info) == {"xmp", "XML:com.adobe.xmp"}  # no recipe: nothing but the mark
     assert "cat" not in str(bare.info)
-    assert metadata.read(next(painted["usual"].glob("*-0.png"))).recipe["source_type"] == xmp.TRAINED
+    assert metadata.read(next(folders["usual"].glob("*-0.png"))).recipe["source_type"] == xmp.TRAINED
 
 
-def test_show_tells_the_mark(painted: dict[str, Path], monkeypatch: Any, capsys: Any) -> None:
+def test_show_prints_the_mark(folders: dict[str, Path], monkeypatch: Any, capsys: Any) -> None:
     for name, want in (("usual", "Mark: trainedAlgorithmicMedia"), ("unmarked", "Mark: none")):
-        code, out, _ = command(monkeypatch, capsys, "show", next(painted[name].glob("*-0.png")))
+        code, out, _ = command(monkeypatch, capsys, "show", next(folders[name].glob("*-0.png")))
         assert code == 0 and want in out and "a cat" in out
-    file = next(painted["bare"].glob("*-0.png"))
+    file = next(folders["bare"].glob("*-0.png"))
     code, out, _ = command(monkeypatch, capsys, "show", file)
     assert code == 0 and "No recipe" in out and "Mark: trainedAlgorithmicMedia" in out
     assert signature(file) is None and "Content Credentials" not in out
@@ -249,12 +249,12 @@ def test_show_tells_the_mark(painted: dict[str, Path], monkeypatch: Any, capsys:
 
 
 def test_the_server_marks_every_answer(tmp_path: Path, certificate: Certified) -> None:
-    """Native, OpenAI's three formats and A1111, signed besides; and what it was sent is not marked by us."""
+    """Native, OpenAI's three formats and A1111, marked and signed; uploaded images are not marked."""
     signer = Signer(certificate.chain, certificate.key)
-    engine = Canary()
+    engine = FakeEngine()
     with served(engine, tmp_path, marking=Marking(signer=signer)) as server, server.client() as client:
-        told = client.post("/api/paint?wait=true", json={"prompt": "a"}).json()
-        files = [("PNG", client.get(told["results"][0]["url"]).content)]
+        job = client.post("/api/paint?wait=true", json={"prompt": "a"}).json()
+        files = [("PNG", client.get(job["results"][0]["url"]).content)]
         for format in ("png", "jpeg", "webp"):
             body = {"prompt": "a", "output_format": format}
             data = client.post("/v1/images/generations", json=body).json()["data"]
@@ -263,17 +263,17 @@ def test_the_server_marks_every_answer(tmp_path: Path, certificate: Certified) -
         files.append(("png", base64.b64decode(client.post("/sdapi/v1/txt2img", json=body).json()["images"][0])))
         for format, data in files:
             assert mark(data) == xmp.TRAINED, format
-            found = credentials(data, format, certificate)
-            assert found["validation_state"] == "Trusted" and action(found)["action"] == "c2pa.created"
+            report = credentials(data, format, certificate)
+            assert report["validation_state"] == "Trusted" and action(report)["action"] == "c2pa.created"
         answer = client.post("/api/recipe", files={"file": ("a.png", files[0][1])}).json()
         assert answer["source_type"] == xmp.TRAINED
 
 
 def test_the_server_without_marks(tmp_path: Path) -> None:
     """The positive control of the test above, and of the option."""
-    with served(Canary(), tmp_path, marking=Marking(on=False)) as server, server.client() as client:
-        told = client.post("/api/paint?wait=true", json={"prompt": "a"}).json()
-        assert mark(client.get(told["results"][0]["url"]).content) is None
+    with served(FakeEngine(), tmp_path, marking=Marking(on=False)) as server, server.client() as client:
+        job = client.post("/api/paint?wait=true", json={"prompt": "a"}).json()
+        assert mark(client.get(job["results"][0]["url"]).content) is None
         body = {"prompt": "a", "output_format": "webp"}
         data = client.post("/v1/images/generations", json=body).json()["data"]
         assert mark(base64.b64decode(data[0]["b64_json"])) is None
@@ -298,15 +298,15 @@ def test_every_kind_of_key_signs(kind: str) -> None:
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
-def test_signed_pictures_say_what_they_are(format: str, certificate: Certified) -> None:
+def test_signed_images_have_a_valid_manifest(format: str, certificate: Certified) -> None:
     marking = Marking(signer=Signer(certificate.chain, certificate.key))
     image = Image.fromarray(PHOTO)
     data = marking.encode(image, format, source_type=xmp.COMPOSITE)
-    told = credentials(data, format, certificate)
-    made = action(told)
-    assert told["validation_state"] == "Trusted" and "validation_status" not in told
-    assert made["digitalSourceType"] == xmp.CODES + xmp.COMPOSITE and made["action"] == "c2pa.created"
-    assert made["softwareAgent"] == {"name": "Minikin", "version": __version__}
+    report = credentials(data, format, certificate)
+    created = action(report)
+    assert report["validation_state"] == "Trusted" and "validation_status" not in report
+    assert created["digitalSourceType"] == xmp.CODES + xmp.COMPOSITE and created["action"] == "c2pa.created"
+    assert created["softwareAgent"] == {"name": "Minikin", "version": __version__}
     assert mark(data) == xmp.COMPOSITE
     plain = Marking().encode(image, format, source_type=xmp.COMPOSITE)
     assert 0 < len(data) - len(plain) < 6000  # no thumbnail
@@ -328,9 +328,9 @@ def test_one_changed_byte_is_found(certificate: Certified) -> None:
 
 def test_a_certificate_nobody_knows_is_valid_but_not_trusted(certificate: Certified) -> None:
     data = Marking(signer=Signer(certificate.chain, certificate.key)).encode(Image.fromarray(PHOTO))
-    told = credentials(data, "PNG", certified())
-    assert told["validation_state"] == "Valid"
-    assert [s["code"] for s in told["validation_status"]] == ["signingCredential.untrusted"]
+    report = credentials(data, "PNG", certified())
+    assert report["validation_state"] == "Valid"
+    assert [s["code"] for s in report["validation_status"]] == ["signingCredential.untrusted"]
 
 
 def _secret(of: Certified) -> str:
@@ -338,7 +338,7 @@ def _secret(of: Certified) -> str:
 
 
 @pytest.mark.parametrize(
-    ("made", "why"),
+    ("make", "why"),
     [
         (lambda: certified(days=(-20, -10)), "ran out on"),
         (lambda: certified(days=(10, 20)), "is not valid before"),
@@ -351,8 +351,8 @@ def _secret(of: Certified) -> str:
         (lambda: _own_root(), "cannot be signed with this certificate"),
     ],
 )  # fmt: skip
-def test_what_cannot_sign_is_said_at_once(made: Any, why: str, tmp_path: Path) -> None:
-    of = made()
+def test_unusable_certificates_are_refused_at_once(make: Any, why: str, tmp_path: Path) -> None:
+    of = make()
     cert, private = of.write(tmp_path)
     with pytest.raises(BadCredentials, match=why) as e:
         Signer.open(cert, private)
@@ -376,7 +376,7 @@ def _own_root() -> Certified:
 
 
 def test_a_certificate_that_runs_out_meanwhile(certificate: Certified, monkeypatch: Any) -> None:
-    """A server runs for months: the image is an error in words, never one without the signature."""
+    """A server runs for months: later images fail with a message instead of being unsigned."""
     signer = Signer(certificate.chain, certificate.key)
     monkeypatch.setattr(signer, "expires", signer.expires.replace(year=2020))
     with pytest.raises(BadCredentials, match="ran out on 2020"):
@@ -404,13 +404,13 @@ def test_the_command_line_signs(
     cert, key = certificate.write(tmp_path / "keys")
     base = ("paint", "a cat", "--steps", "1")
     out = tmp_path / "a.png"
-    code, *told = command(
+    code, *output = command(
         monkeypatch, capsys, *base, "--out", out, "--c2pa-cert", cert, "--c2pa-key", key
     )  # fmt: skip
     assert code == 0 and action(credentials(out.read_bytes(), "PNG", certificate))
     assert metadata.read(out).prompt == "a cat"
-    _, shown, _ = command(monkeypatch, capsys, "show", out)
-    assert f"Content Credentials: Valid, signed by Minikin's tests, Minikin {__version__}" in shown
+    _, text, _ = command(monkeypatch, capsys, "show", out)
+    assert f"Content Credentials: Valid, signed by Minikin's tests, Minikin {__version__}" in text
     data = bytearray(out.read_bytes())
     data[data.index(b"IDAT") + 20] ^= 1
     assert signature(atomic_write(tmp_path / "x.png", bytes(data))) == {
@@ -422,7 +422,7 @@ def test_the_command_line_signs(
     monkeypatch.setenv("MINIKIN_C2PA_KEY", str(key))
     code, *more = command(monkeypatch, capsys, *base, "--out", tmp_path / "b.png")
     assert code == 0 and action(credentials((tmp_path / "b.png").read_bytes(), "PNG", certificate))
-    assert _secret(certificate) not in " ".join([*told, *more, caplog.text])
+    assert _secret(certificate) not in " ".join([*output, *more, caplog.text])
     key.write_bytes(certified().key)
     code, _, err = command(monkeypatch, capsys, *base, "--out", tmp_path / "c.png")
     assert code == 3 and "not that of the certificate" in err and not (tmp_path / "c.png").exists()

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from minikin import events, files
 from minikin.cli import display
@@ -21,6 +16,7 @@ from minikin.perfusion.concept import check_category, check_name
 from minikin.perfusion.concept_file import save as save_concept
 from minikin.recipes import Teach
 from minikin.studio import Studio
+from minikin.training.signals import interruptible
 
 GATED_OPTIONS = {"beta", "tau", "word_lr", "positions", "captions"}  # without effect in mode value
 
@@ -44,7 +40,7 @@ def teach(
             f"{path} already exists. Choose another --out, replace it with --overwrite"
             + (", or go on with --resume." if checkpoint.exists() else ".")
         )
-    with files.lock(path.with_name(f".{path.name}.lock"), str(path)), _stop_on_ctrl_c() as stop:
+    with files.lock(path.with_name(f".{path.name}.lock"), str(path)), interruptible(_note_stop) as stop:
         studio = Studio.open(recipe.base, device=recipe.device, dtype=recipe.dtype)
 
         def save(event: events.ImageReady) -> None:
@@ -121,22 +117,5 @@ def show(path: Path, *, as_json: bool) -> None:
         display.out.print(f"  Content Credentials: {text}")
 
 
-@contextmanager
-def _stop_on_ctrl_c() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C sets; the second Ctrl-C interrupts at once."""
-    stop = threading.Event()
-
-    def first(_signal: int, _frame: Any) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, before)
-        display.err.print("Finishing this step and saving; press Ctrl-C again to stop at once.")
-
-    try:
-        before = signal.signal(signal.SIGINT, first)
-    except ValueError:  # not in the main thread
-        yield stop
-        return
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
+def _note_stop() -> None:
+    display.err.print("Finishing this step and saving; press Ctrl-C again to stop at once.")

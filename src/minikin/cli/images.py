@@ -188,7 +188,7 @@ def redo(path: Path, out: Path, options: ImageOptions, *, sources: list[Path], a
         raise BadRecipe(f"{out} is the image itself: give another --out, so that there are two to compare.")
     marking = options.marking()
     if out.exists():
-        display.warn(f"{out} existed and was replaced.", as_json=as_json)
+        display.warn(f"{out} exists and will be replaced.", as_json=as_json)
     studios, filters = Studios(), list[Filtering | None]()
 
     def generate(recipe: Paint, init: InitImage | None) -> Iterator[events.Event]:

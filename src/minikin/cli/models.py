@@ -62,7 +62,7 @@ def add(
     from minikin.models.lora import adapters
 
     if adapters.is_lora(path):
-        adapter = adapters.remember(path, name)
+        adapter = adapters.add(path, name)
         display.out.print(f"{adapter.stem}: a LoRA; try <lora:{adapter.stem}:0.8> in a prompt", soft_wrap=True)
         return
     entry = registry.add(path, name, prediction)
