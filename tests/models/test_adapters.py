@@ -1,4 +1,4 @@
-"""LoRAs: every layout read, wrong ones refused with a reason, sums exact, the base untouched."""
+"""LoRA adapters: all layouts are read, wrong files refused with a reason, sums exact, the base unchanged."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from tests.helpers.loras import ATTENTION, LAYOUTS, Pairs, product, random_lora,
 
 
 @pytest.fixture(autouse=True)
-def _here(tmp_path: Path, monkeypatch: Any) -> None:
-    """LoRAs are looked for in the folder one works in."""
+def _in_tmp_path(tmp_path: Path, monkeypatch: Any) -> None:
+    """LoRAs are searched in the current folder."""
     monkeypatch.chdir(tmp_path)
 
 
-def look(base: Base) -> list[Tensor]:
-    """What a base computes: encodings, packed keys and values, one U-Net pass (batch of 2)."""
+def outputs(base: Base) -> list[Tensor]:
+    """Encodings, packed keys and values, and one U-Net call (batch of 2)."""
     g = torch.Generator().manual_seed(1)
     with torch.no_grad():
         out = base.encode([Prompt(t, t) for t in ("a cat on the beach", "a dog")])
         kv = base.pack(out.e)
         x = torch.randn(2, 4, 8, 8, generator=g).to(base.dtype)
-        seen = base.unet(x, torch.tensor(499), kv, **base.added_conditions(2, out.pooled)).sample
-    return [out.e, kv, seen]
+        sample = base.unet(x, torch.tensor(499), kv, **base.added_conditions(2, out.pooled)).sample
+    return [out.e, kv, sample]
 
 
-def merged(base: Base, terms: list[tuple[Pairs, float]]) -> None:
-    """Put the weighted sum into the weights themselves."""
+def merge(base: Base, terms: list[tuple[Pairs, float]]) -> None:
+    """Add the weighted sum to the weights of the base."""
     parts = components(base)
     with torch.no_grad():
         for pairs, weight in terms:
@@ -104,17 +104,17 @@ def test_one_by_one_convolutions_and_linear_layers_are_the_same(
 # ---- refusing -------------------------------------------------------------------------------------
 
 
-def test_another_family_is_refused_with_the_reason(
+def test_lora_of_another_family_is_refused_with_the_reason(
     bases: dict[str, Base], tmp_path: Path, monkeypatch: Any
 ) -> None:  # fmt: skip
     sd15 = write(tmp_path / "a.safetensors", random_lora(bases["sd15"], layers=ATTENTION))
     with pytest.raises(BaseMismatch, match=r"its cross-attention reads text 32 wide.*open base is sdxl"):
         lora_file.load(bases["sdxl"], sd15, "a")
-    says = {"ss_base_model_version": "sdxl_base_v1-0"}
-    said = write(tmp_path / "b.safetensors", random_lora(bases["sd21"], layers=("conv1",)), metadata=says)
+    metadata = {"ss_base_model_version": "sdxl_base_v1-0"}
+    path = write(tmp_path / "b.safetensors", random_lora(bases["sd21"], layers=("conv1",)), metadata=metadata)
     monkeypatch.setattr(Base, "architecture", property(lambda self: "sd2"))
     with pytest.raises(BaseMismatch, match="made for sdxl .its metadata says ss_base_model_version = sdxl"):
-        lora_file.load(bases["sd21"], said, "b")
+        lora_file.load(bases["sd21"], path, "b")
 
 
 def test_layers_that_do_not_fit_are_named(bases: dict[str, Base], tmp_path: Path) -> None:
@@ -143,17 +143,17 @@ def test_layers_that_do_not_fit_are_named(bases: dict[str, Base], tmp_path: Path
      ({"lora_unet_x.dora_scale": torch.ones(2)}, "is a DoRA adapter"),
      ({"i_star": torch.ones(3)}, "is not a LoRA: it holds i_star. It is a concept"),
      ({"clip_l": torch.ones(3)}, "is not a LoRA: it holds clip_l."),
-     ({"unet.conv1.lora_A.weight": torch.tensor([[float("nan")]])}, "numbers that are not finite"),
+     ({"unet.conv1.lora_A.weight": torch.tensor([[float("nan")]])}, "NaN or Inf"),
      ({"unet.mid_block.conv1.lora_A.weight": torch.ones(2, 2)}, "belong to no pair"),
      ({"unet.mid_block.lora.strange": torch.ones(2, 2)}, "belong to no pair")],
 )  # fmt: skip
-def test_what_is_no_plain_lora(bases: dict[str, Base], tmp_path: Path, tensors: Any, words: str) -> None:
+def test_other_adapters_are_refused(bases: dict[str, Base], tmp_path: Path, tensors: Any, words: str) -> None:
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(BadAdapterFile, match=words):
         lora_file.load(bases["sd15"], tmp_path / "x.safetensors", "x")
 
 
-def test_pickles_and_damaged_files(bases: dict[str, Base], tmp_path: Path) -> None:
+def test_pickles_and_damaged_files_are_refused(bases: dict[str, Base], tmp_path: Path) -> None:
     (tmp_path / "old.pt").write_bytes(b"\x80\x04")
     with pytest.raises(BadAdapterFile, match="is a pickle, which can run code, and is never opened"):
         adapters.find("old")
@@ -174,19 +174,19 @@ def test_the_combination_is_the_weighted_sum(bases: dict[str, Base], tmp_path: P
     base = bases[family]
     makes = [random_lora(base, k, text=k != 2, rank=k + 1, size=0.05) for k in range(3)]
     weights = [1.0, 0.8, -0.3]
-    own = Adapters(base)
-    loaded = [own.get(write(tmp_path / f"{k}.safetensors", m)) for k, m in enumerate(makes)]
-    before = look(base)
-    with own.using(list(zip(loaded, weights, strict=True))):
-        together = look(base)
+    manager = Adapters(base)
+    loaded = [manager.get(write(tmp_path / f"{k}.safetensors", m)) for k, m in enumerate(makes)]
+    before = outputs(base)
+    with manager.using(list(zip(loaded, weights, strict=True))):
+        together = outputs(base)
     by_hand = Base(build_pipeline(family, tmp_path / "merged"), family)
-    merged(by_hand, list(zip(makes, weights, strict=True)))
-    for ours, theirs, plain in zip(together, look(by_hand), before, strict=True):
+    merge(by_hand, list(zip(makes, weights, strict=True)))
+    for ours, theirs, plain in zip(together, outputs(by_hand), before, strict=True):
         assert (ours - theirs).abs().max() <= 1e-5 * max(1.0, float(theirs.abs().max()))
         assert (ours - plain).abs().max() > 1e-3
 
 
-def test_as_diffusers_combines_them(bases: dict[str, Base], tmp_path: Path) -> None:
+def test_combination_matches_diffusers(bases: dict[str, Base], tmp_path: Path) -> None:
     """The same images as load_lora_weights and set_adapters on a stock pipeline, to 1e-4."""
     base, stock = bases["sd15"], build_pipeline("sd15", tmp_path / "stock")
     for k in range(2):
@@ -201,26 +201,26 @@ def test_as_diffusers_combines_them(bases: dict[str, Base], tmp_path: Path) -> N
 
 
 @pytest.fixture(params=["merged", "beside"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to put LoRAs on: a merged copy of the weights, or the pair beside them."""
+def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to apply LoRAs: a merged copy of the weights, or the low-rank pair beside them."""
     monkeypatch.setattr(adapters, "MERGED_BYTES", 1 << 40 if request.param == "merged" else 0)
     return str(request.param)
 
 
-@pytest.mark.usefixtures("way")
-def test_outside_the_base_is_untouched(bases: dict[str, Base], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("method")
+def test_base_is_unchanged_afterwards(bases: dict[str, Base], tmp_path: Path) -> None:
     """Bit for bit: outputs, names of weights, hashes; also after an exception inside."""
     base = bases["sd15"]
-    before, names = look(base), list(base.unet.state_dict())
+    before, names = outputs(base), list(base.unet.state_dict())
     kinds = {type(m) for m in base.unet.modules()}
     identity = Base(base.pipe, "again").origin
-    own = Adapters(base)
-    style = own.get(write(tmp_path / "x.safetensors", random_lora(base, text=True)))
-    with suppress(ZeroDivisionError), own.using([(style, 1.0)]):
+    manager = Adapters(base)
+    style = manager.get(write(tmp_path / "x.safetensors", random_lora(base, text=True)))
+    with suppress(ZeroDivisionError), manager.using([(style, 1.0)]):
         assert list(base.unet.state_dict()) == names and base.active_adapters == f"{style.sha256[:16]} 1"
         assert Base(base.pipe, "inside").origin == identity
         _ = 1 / 0
-    assert all(torch.equal(a, b) for a, b in zip(before, look(base), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, outputs(base), strict=True))
     assert not any(
         hasattr(m, "lora_up") or hasattr(m, "lora_weight")
         for part in components(base).values()
@@ -229,38 +229,38 @@ def test_outside_the_base_is_untouched(bases: dict[str, Base], tmp_path: Path) -
     assert base.active_adapters == "" and {type(m) for m in base.unet.modules()} == kinds
 
 
-def test_only_what_is_in_use_works(bases: dict[str, Base], tmp_path: Path, way: str) -> None:
-    """With 20 loaded, a layer carries one pair of the rank in use, and other layers carry none."""
-    name = {"merged": "lora_weight", "beside": "lora_up"}[way]
-    base, own = bases["sd15"], Adapters(bases["sd15"])
+def test_only_applied_loras_change_layers(bases: dict[str, Base], tmp_path: Path, method: str) -> None:
+    """With 20 loaded, only layers of applied LoRAs change, by one pair of the summed rank."""
+    name = {"merged": "lora_weight", "beside": "lora_up"}[method]
+    base, manager = bases["sd15"], Adapters(bases["sd15"])
     kinds = (("conv1",), ("to_q",))
-    many = [own.get(write(tmp_path / f"{k}.safetensors", random_lora(base, k, layers=kinds[k % 2])))
+    many = [manager.get(write(tmp_path / f"{k}.safetensors", random_lora(base, k, layers=kinds[k % 2])))
             for k in range(20)]  # fmt: skip
-    assert len(own.loaded) == 20
-    with own.using([(many[0], 1.0), (many[2], 0.5)]):
+    assert len(manager.loaded) == 20
+    with manager.using([(many[0], 1.0), (many[2], 0.5)]):
         changed = [p for p, m in base.unet.named_modules() if hasattr(m, name)]
         assert changed and all(p.endswith("conv1") for p in changed)
-    if way == "beside":
-        assert {change.tensors["lora_down"].shape[0] for change in own._sum[1]} == {4}  # two of rank 2
+    if method == "beside":
+        assert {change.tensors["lora_down"].shape[0] for change in manager._sum[1]} == {4}  # two of rank 2
 
 
-def test_both_ways_are_the_same(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> None:
+def test_both_methods_agree(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> None:
     base, outs = bases["sd15"], []
     style = write(tmp_path / "x.safetensors", random_lora(base, text=True))
     for limit in (0, 1 << 40):
         monkeypatch.setattr(adapters, "MERGED_BYTES", limit)
-        own = Adapters(base)
-        with own.using([(own.get(style), 0.7)]):
-            outs.append(look(base))
+        manager = Adapters(base)
+        with manager.using([(manager.get(style), 0.7)]):
+            outs.append(outputs(base))
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(*outs, strict=True))
-    assert not all(torch.allclose(a, b, atol=1e-3) for a, b in zip(outs[0], look(base), strict=True))
+    assert not all(torch.allclose(a, b, atol=1e-3) for a, b in zip(outs[0], outputs(base), strict=True))
 
 
-@pytest.mark.usefixtures("way")
-def test_compiled_models_notice(bases: dict[str, Base], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("method")
+def test_compiled_models_apply_loras(bases: dict[str, Base], tmp_path: Path) -> None:
     """A block compiled before takes LoRAs on and off, and another LoRA of the rank without recompiling."""
-    base, own = bases["sd15"], Adapters(bases["sd15"])
-    two = [own.get(write(tmp_path / f"{k}.safetensors", random_lora(base, k))) for k in range(2)]
+    base, manager = bases["sd15"], Adapters(bases["sd15"])
+    two = [manager.get(write(tmp_path / f"{k}.safetensors", random_lora(base, k))) for k in range(2)]
     attn, conv = base.unet.down_blocks[0].attentions[0].proj_in, base.unet.down_blocks[0].resnets[0].conv1
 
     def block(x: Tensor) -> Tensor:
@@ -271,7 +271,7 @@ def test_compiled_models_notice(bases: dict[str, Base], tmp_path: Path) -> None:
     with torch.no_grad():
         plain = compiled(x)
         for adapter in two:
-            with own.using([(adapter, 1.0)]):
+            with manager.using([(adapter, 1.0)]):
                 assert torch.allclose(compiled(x), block(x), atol=1e-5)
                 assert not torch.allclose(compiled(x), plain, atol=1e-3)
             graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
@@ -279,33 +279,33 @@ def test_compiled_models_notice(bases: dict[str, Base], tmp_path: Path) -> None:
         assert torch.equal(compiled(x), plain)
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("method")
 def test_half_precision(tmp_path: Path) -> None:
     base = Base(build_pipeline("sd15", tmp_path / "half").to(torch.bfloat16), "half")
-    own = Adapters(base)
-    style = own.get(write(tmp_path / "x.safetensors", random_lora(base)))
-    with own.using([(style, 0.7)]):
-        assert all(t.dtype is torch.bfloat16 and torch.isfinite(t).all() for t in look(base))
+    manager = Adapters(base)
+    style = manager.get(write(tmp_path / "x.safetensors", random_lora(base)))
+    with manager.using([(style, 0.7)]):
+        assert all(t.dtype is torch.bfloat16 and torch.isfinite(t).all() for t in outputs(base))
 
 
 def test_files_that_change_are_read_again_and_old_ones_go(
     bases: dict[str, Base], tmp_path: Path, monkeypatch: Any
 ) -> None:  # fmt: skip
-    base, own = bases["sd15"], Adapters(bases["sd15"])
+    base, manager = bases["sd15"], Adapters(bases["sd15"])
     path = write(tmp_path / "x.safetensors", random_lora(base, 0))
-    first = own.get(path)
-    assert own.get(path) is first
+    first = manager.get(path)
+    assert manager.get(path) is first
     write(path, random_lora(base, 1, rank=3))
-    assert own.get(path).sha256 != first.sha256 and len(own.loaded) == 1
+    assert manager.get(path).sha256 != first.sha256 and len(manager.loaded) == 1
     monkeypatch.setattr(adapters, "KEEP_BYTES", 1)
-    last = own.get(write(tmp_path / "y.safetensors", random_lora(base, 2)))
-    assert list(own.loaded.values()) == [last]
+    last = manager.get(write(tmp_path / "y.safetensors", random_lora(base, 2)))
+    assert list(manager.loaded.values()) == [last]
 
 
 # ---- in prompts -----------------------------------------------------------------------------------
 
 
-def picture(studio: Studio, prompt: str, **recipe: Any) -> np.ndarray:
+def generate(studio: Studio, prompt: str, **recipe: Any) -> np.ndarray:
     (image,) = studio.paint(prompt, steps=2, seed=1, **recipe)
     return np.asarray(image, np.int16)
 
@@ -316,13 +316,13 @@ def test_tags_in_prompts(bases: dict[str, Base], tmp_path: Path) -> None:
     write(tmp_path / "here.safetensors", random_lora(base, 0))
     write(tmp_path / "loras" / "there.safetensors", random_lora(base, 1))
     write(adapters.folder() / "far v1.2.safetensors", random_lora(base, 2))
-    plain = picture(studio, "a cat")
+    plain = generate(studio, "a cat")
     for name in ("here", "there", "far v1.2"):
-        assert np.abs(picture(studio, f"a cat <lora:{name}:0.8>") - plain).max() > 0
-    assert np.array_equal(picture(studio, "a cat <lora:here:0>"), plain)
-    twice = picture(studio, "a cat <lora:here:0.5> <lora:here:0.3>")
-    assert np.abs(twice - picture(studio, "a cat <lora:here:0.8>")).max() <= 1
-    assert np.array_equal(picture(studio, "a cat"), plain)
+        assert np.abs(generate(studio, f"a cat <lora:{name}:0.8>") - plain).max() > 0
+    assert np.array_equal(generate(studio, "a cat <lora:here:0>"), plain)
+    twice = generate(studio, "a cat <lora:here:0.5> <lora:here:0.3>")
+    assert np.abs(twice - generate(studio, "a cat <lora:here:0.8>")).max() <= 1
+    assert np.array_equal(generate(studio, "a cat"), plain)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_tags_in_prompts(bases: dict[str, Base], tmp_path: Path) -> None:
      ("<lora:style:9>", BadRecipe, "is outside -8 to 8"),
      ("<lora:style:1:0.5>", BadRecipe, "with one weight")],
 )  # fmt: skip
-def test_tags_that_cannot_be_followed(
+def test_invalid_tags_are_refused(
     bases: dict[str, Base], tmp_path: Path, prompt: str, error: type[Exception], words: str
 ) -> None:  # fmt: skip
     write(tmp_path / "style.safetensors", random_lora(bases["sd15"], layers=("conv1",)))
@@ -340,39 +340,39 @@ def test_tags_that_cannot_be_followed(
         Studio(bases["sd15"]).paint(prompt, steps=1)
 
 
-def test_not_in_the_negative_prompt(bases: dict[str, Base]) -> None:
+def test_lora_tag_in_the_negative_prompt_is_refused(bases: dict[str, Base]) -> None:
     with pytest.raises(BadRecipe, match="move <lora:...> to the prompt"):
         Studio(bases["sd15"]).paint("a cat", negative="<lora:style>", steps=1)
 
 
-def test_adding_a_lora_one_has(bases: dict[str, Base], tmp_path: Path) -> None:
+def test_adding_a_lora_file(bases: dict[str, Base], tmp_path: Path) -> None:
     path = write(tmp_path / "elsewhere" / "x.safetensors", random_lora(bases["sd15"]))
     assert adapters.is_lora(path) and not adapters.is_lora(tmp_path)
-    kept = adapters.remember(path, "mine")
-    assert adapters.find("mine") == kept and kept.read_bytes() == path.read_bytes()
+    link = adapters.add(path, "mine")
+    assert adapters.find("mine") == link and link.read_bytes() == path.read_bytes()
     with pytest.raises(BadRecipe, match="cannot be typed in a prompt"):
-        adapters.remember(path, "a/b")
-    said = CliRunner().invoke(app, ["models", "add", str(path), "--name", "yours"])
-    assert "<lora:yours:0.8>" in said.stdout and adapters.find("yours").is_file()
+        adapters.add(path, "a/b")
+    result = CliRunner().invoke(app, ["models", "add", str(path), "--name", "yours"])
+    assert "<lora:yours:0.8>" in result.stdout and adapters.find("yours").is_file()
 
 
-def test_adding_never_deletes_a_lora(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> None:
-    """The file that is already in its place stays; another file there is not replaced; a link is."""
+def test_adding_never_replaces_another_lora(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> None:
+    """The same file stays; another file of that name is not replaced; a link is."""
     there = write(adapters.folder() / "style.safetensors", random_lora(bases["sd15"]))
     before = there.read_bytes()
-    assert adapters.remember(there) == there and not there.is_symlink() and there.read_bytes() == before
+    assert adapters.add(there) == there and not there.is_symlink() and there.read_bytes() == before
     mine = write(tmp_path / "mine.safetensors", random_lora(bases["sd15"], 1))
     with pytest.raises(BadRecipe, match="is another LoRA. Give yours another name"):
-        adapters.remember(mine, "style")
+        adapters.add(mine, "style")
     assert there.read_bytes() == before
-    link = adapters.remember(there, "favourite")
-    assert adapters.remember(mine, "favourite") == link and link.samefile(mine)
+    link = adapters.add(there, "favourite")
+    assert adapters.add(mine, "favourite") == link and link.samefile(mine)
     monkeypatch.setattr(os, "replace", lambda *_: pytest.fail("the disk is full"))
     with pytest.raises(pytest.fail.Exception):
-        adapters.remember(there, "favourite")
+        adapters.add(there, "favourite")
     assert link.samefile(mine)  # the old link is there until the new one takes its place
 
 
-def test_pipelines_of_ones_own_take_no_tags(tmp_path: Path) -> None:
-    with pytest.raises(BadRecipe, match=r"put LoRAs on with pipe.load_lora_weights"):
+def test_attached_pipelines_refuse_lora_tags(tmp_path: Path) -> None:
+    with pytest.raises(BadRecipe, match=r"use pipe.load_lora_weights"):
         attach(build_pipeline("sd15", tmp_path / "own"))("a cat <lora:style>")

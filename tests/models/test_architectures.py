@@ -1,4 +1,4 @@
-"""One contract over all architectures: packed keys and values change nothing until a concept does."""
+"""All architectures: without a concept, packed keys and values are bit-identical to the stock pipelines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from minikin import Concept, Studio, attach
 from minikin.images.photos import Photo
 from minikin.models.attention import detach, layout
 from minikin.models.base import Base
-from minikin.models.identity import alike
+from minikin.models.identity import sketches_match
 from minikin.perfusion import concept_file
 from minikin.perfusion.compatibility import compatibility
 from minikin.recipes import Teach
@@ -90,7 +90,7 @@ def test_other_stock_pipelines_accept_packed(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_facts(family: str, bases: dict[str, Base]) -> None:
+def test_architecture_width_and_hashes(family: str, bases: dict[str, Base]) -> None:
     """Architecture, packed width, hashes; the state dict keeps its names."""
     base = bases[family]
     expected = {"sd15": "sd1", "lcm-sd15": "sd1", "sd21": "sd2", "sd-turbo": "sd2", "sdxl": "sdxl"}
@@ -107,26 +107,26 @@ def test_facts(family: str, bases: dict[str, Base]) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_true_sites(family: str) -> None:
-    """The full-size U-Nets have the sites and widths of algorithms 1.9: 16 and 12,480; 70 and 83,200."""
+def test_cross_attention_layers_at_full_size(family: str) -> None:
+    """Full-size U-Nets have 16 layers of total width 12,480; SDXL has 70 of 83,200."""
     from diffusers import UNet2DConditionModel
 
     from minikin.models.loading.architectures import ARCHITECTURES as full
 
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(full[family].unet)
-    sites = layout(unet).sites
+    layers = layout(unet).layers
     n, total = (70, 83_200) if family == "sdxl" else (16, 12_480)
-    assert len(sites) == n
-    assert sum(s.width for s in sites) == total
+    assert len(layers) == n
+    assert sum(s.width for s in layers) == total
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("mode", ["gated", "value"])
-def test_teach_and_paint(
+def test_teaching_changes_only_prompts_with_the_concept(
     family: str, mode: str, bases: dict[str, Base], photos: list[Photo], tmp_path: Any
 ) -> None:  # fmt: skip
-    """Teaching moves the concept, and nothing but the concept's prompts; a student takes its original's."""
+    """Other images and the U-Net stay the same; distilled bases use a concept of their original."""
     studio = Studio(bases[family])
     before = {k: v.clone() for k, v in studio.base.unet.state_dict().items()}
     plain = studio.paint("a photo of a cat", steps=2, seed=3)[0]
@@ -137,10 +137,10 @@ def test_teach_and_paint(
         pipe = build_pipeline("sd15", tmp_path)
         pipe.text_encoder = studio.base.pipe.text_encoder
         original = Studio(Base(pipe))
-    made = original.teach(
+    concept = original.teach(
         photos, name="tom", category="cat", mode=mode, steps=4, batch=2, captions=_few_captions()
     )
-    studio.add(made)
+    studio.add(concept)
     after = studio.base.unet.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
     assert np.array_equal(plain, studio.paint("a photo of a cat", steps=2, seed=3)[0])
@@ -151,18 +151,18 @@ def test_teach_and_paint(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_only_words_and_values_are_trainable(family: str, bases: dict[str, Base], photos: list[Photo]) -> None:
+def test_only_words_and_values_have_gradients(family: str, bases: dict[str, Base], photos: list[Photo]) -> None:
     """Gradient reaches o*_V and v*, and nothing of the base (lucidrains trained the frozen keys instead)."""
     from minikin.perfusion.covariance import Covariance
     from minikin.perfusion.key_lock import category_encoding
-    from minikin.perfusion.objective import Student
+    from minikin.perfusion.objective import TrainableConcept
     from minikin.perfusion.train import Batches, prepare
 
     base = bases[family]
     recipe = Teach.make(name="tom", category="teddy bear", mode="gated", batch=2)
     prepared = prepare(base, photos, recipe)
     c = Covariance(torch.eye(base.layout.text_width, dtype=torch.float64), 1, 1)
-    student = Student(base, recipe, category_encoding(base, "teddy bear"), c.inverse)
+    student = TrainableConcept(base, recipe, category_encoding(base, "teddy bear"), c.inverse)
     for module in base.modules:
         module.zero_grad(set_to_none=True)  # the base is shared with tests that do not freeze it
     with base.frozen():
@@ -173,11 +173,11 @@ def test_only_words_and_values_are_trainable(family: str, bases: dict[str, Base]
     assert len(student.words) == len(base.text_encoders)
     for module in (base.unet, base.vae, *base.text_encoders):
         assert all(p.grad is None for p in module.parameters())
-    trainable = [p for g in student.groups() for p in g["params"]]
+    trainable = [p for g in student.param_groups() for p in g.parameters]
     assert {p.numel() for p in trainable} == {base.layout.n_values, *(w.numel() for w in student.words)}
 
 
-def test_detach_gives_the_stock_pipeline_back(pipelines: dict[str, Any], tmp_path: Any) -> None:
+def test_detach_restores_the_stock_pipeline(pipelines: dict[str, Any], tmp_path: Any) -> None:
     stock, ours = pipelines["sd15"], build_pipeline("sd15", tmp_path)
     attach(ours)
     detach(ours.unet)
@@ -206,7 +206,7 @@ def _few_captions() -> str:
 
 
 @pytest.mark.parametrize("name", ["Euler", "Euler a", "DPM++ 2M", "PNDM"])
-def test_teaching_does_not_depend_on_the_painting_scheduler(
+def test_training_does_not_depend_on_the_sampling_scheduler(
     name: str, photos: list[Photo], tmp_path: Any
 ) -> None:
     """Published folders ship Euler or PNDM, whose add_noise and velocity are not those of training."""
@@ -219,9 +219,9 @@ def test_teaching_does_not_depend_on_the_painting_scheduler(
     expected = Batches(base, prepare(base, photos, recipe), recipe).at(0)
     pipe.scheduler = schedulers.build(name, pipe.scheduler)
     other = Base(pipe)
-    found = Batches(other, prepare(other, photos, recipe), recipe).at(0)
-    assert torch.allclose(found.x_t, expected.x_t, atol=1e-5)
-    assert torch.allclose(found.target, expected.target, atol=1e-5)
+    batch = Batches(other, prepare(other, photos, recipe), recipe).at(0)
+    assert torch.allclose(batch.x_t, expected.x_t, atol=1e-5)
+    assert torch.allclose(batch.target, expected.target, atol=1e-5)
 
 
 def test_identity_does_not_depend_on_precision(tmp_path: Any) -> None:
@@ -229,12 +229,12 @@ def test_identity_does_not_depend_on_precision(tmp_path: Any) -> None:
     from minikin.models.loading.registry import open_base
 
     build_pipeline("sd15", tmp_path / "a").to(torch.float16).save_pretrained(tmp_path / "b")
-    found = {
+    identities = {
         (b.fingerprint, b.text_hash, str(b.dtype) != "")
         for dtype in ("float32", "float16", "bfloat16")
         for b in [open_base(str(tmp_path / "b"), device="cpu", dtype=dtype)]
     }
-    assert len(found) == 1
+    assert len(identities) == 1
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
@@ -264,12 +264,12 @@ def test_a_concept_fits_copies_of_its_base_in_any_precision(family: str, tmp_pat
         assert compatibility(Base(copies[0].pipe.to(precision)), tom) == "other text encoder"
 
 
-def test_a_damaged_sketch_is_of_no_base(bases: dict[str, Base]) -> None:
+def test_damaged_sketches_match_nothing(bases: dict[str, Base]) -> None:
     whole = bases["sd15"].origin.text_sketch
-    assert alike(whole, whole)
+    assert sketches_match(whole, whole)
     odd = ("", "x", "x y", "é é", whole[:-8], whole.replace(" ", ""), "0" + whole[1:], whole[:17] + "====")
     for text in odd:
-        assert not alike(text, whole) and not alike(whole, text)
+        assert not sketches_match(text, whole) and not sketches_match(whole, text)
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
@@ -277,14 +277,14 @@ def test_a_damaged_sketch_is_of_no_base(bases: dict[str, Base]) -> None:
 def test_teach_and_paint_in_bfloat16(family: str, mode: str, photos: list[Photo], tmp_path: Any) -> None:
     """Half-precision weights, as on a GPU: no dtype meets another, results stay finite."""
     studio = Studio(Base(build_pipeline(family, tmp_path).to(torch.bfloat16), family))
-    made = studio.teach(photos, name="tom", category="cat", mode=mode, steps=2, batch=2)
-    assert made.is_finite()
+    concept = studio.teach(photos, name="tom", category="cat", mode=mode, steps=2, batch=2)
+    assert concept.is_finite()
     (image,) = studio.paint("<tom> and (a dog:1.2)", negative="blurry", steps=2)
     assert image.size == (64, 64)
 
 
-def test_a_change_of_what_all_tests_share_is_seen(bases: dict[str, Base], request: Any) -> None:
-    """The control of conftest's look after every file: one weight, and where it is as before again."""
+def test_changes_of_shared_fixtures_are_detected(bases: dict[str, Base], request: Any) -> None:
+    """Control of the check in conftest after every file: it reports a changed weight, not a restored one."""
     weight = next(bases["sdxl"].unet.parameters()).data.view(-1)[:1]
     before = weight.clone()
     weight += 0.01

@@ -1,4 +1,4 @@
-"""The true SD 1.5 configuration with random weights: one teaching step and one painting step."""
+"""The SD 1.5 configuration at full size with random weights: one training step and one sampling step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import fewstep
 from benchmarks.memory import full_size
-from benchmarks.shares import shares
+from benchmarks.time_shares import shares
 
 from minikin import Studio
 from minikin.images.photos import Photo
@@ -22,7 +22,7 @@ from minikin.recipes import Teach
 
 
 @pytest.mark.slow
-def test_one_step_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_training_and_one_sampling_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minikin.perfusion.train.EVALUATION", 1)  # of 16, at two seconds each
     base = full_size("sd15")
     assert base.architecture == "sd1"
@@ -45,7 +45,7 @@ def test_one_step_of_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_gpu_script_runs_on_miniatures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It waits for a GPU; that it runs at all is checked here."""
+    """The script needs a GPU; here it runs on miniatures on the CPU."""
     out = tmp_path / "out.json"
     args = "gpu --miniature --device cpu --dtype float32 --steps 2 --batch 4 --only sd15 --json"
     monkeypatch.setattr("sys.argv", [*args.split(), str(out)])

@@ -1,4 +1,4 @@
-"""Opening bases by name, folder and single file; adding and pulling models. Never the real network."""
+"""Opening bases by name, folder and single file; adding and downloading models, from a local stand-in hub."""
 
 from __future__ import annotations
 
@@ -64,16 +64,16 @@ def shapes(width: int, **more: list[int]) -> dict[str, list[int]]:
         (2048, {"v_pred": [1]}, "noob.safetensors", "sdxl", "v_prediction", False),
     ],
 )
-def test_recognised_from_names_and_shapes(
+def test_families_are_recognised_from_names_and_shapes(
     tmp_path: Path, width: int, more: dict[str, list[int]], name: str, architecture: str, prediction: str,
     inpainting: bool,
 ) -> None:  # fmt: skip
-    found = single_file.recognise(header_only(tmp_path / name, shapes(width, **more)))
-    assert found.architecture is ARCHITECTURES[architecture]
-    assert (found.prediction, found.inpainting) == (prediction, inpainting)
+    recognised = single_file.recognise(header_only(tmp_path / name, shapes(width, **more)))
+    assert recognised.architecture is ARCHITECTURES[architecture]
+    assert (recognised.prediction, recognised.inpainting) == (prediction, inpainting)
 
 
-def test_not_a_base(tmp_path: Path) -> None:
+def test_other_files_are_refused(tmp_path: Path) -> None:
     cases = [
         (
             header_only(tmp_path / "lora.safetensors", {"lora_unet_x.lora_down.weight": [4, 4]}),
@@ -95,7 +95,7 @@ def test_not_a_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_single_file_paints_like_its_folder(
+def test_single_file_gives_the_images_of_its_folder(
     family: str, pipelines: dict[str, Any], tmp_path: Path, monkeypatch: Any
 ) -> None:
     """A checkpoint in the original layout opens offline and gives the same images."""
@@ -118,43 +118,43 @@ def test_single_file_paints_like_its_folder(
     assert np.abs(a - b).max() <= 1
 
 
-@pytest.mark.parametrize(("marks", "zero"), [(("v_pred", "ztsnr"), True), (("v_pred",), False)])
+@pytest.mark.parametrize(("markers", "zero"), [(("v_pred", "ztsnr"), True), (("v_pred",), False)])
 def test_zero_terminal_snr_is_followed(
-    pipelines: dict[str, Any], tmp_path: Path, monkeypatch: Any, marks: tuple[str, ...], zero: bool
+    pipelines: dict[str, Any], tmp_path: Path, monkeypatch: Any, markers: tuple[str, ...], zero: bool
 ) -> None:
-    """The marks `v_pred` and `ztsnr`: pure noise at the last timestep, where sampling then begins."""
+    """Tensors `v_pred` and `ztsnr` mark pure noise at the last timestep, where sampling then starts."""
     path = tmp_path / "noob.safetensors"
-    save_file(ldm.checkpoint(pipelines["sdxl"], "sdxl") | {k: torch.ones(1) for k in marks}, path)
+    save_file(ldm.checkpoint(pipelines["sdxl"], "sdxl") | {k: torch.ones(1) for k in markers}, path)
     monkeypatch.setattr(single_file, "_family", lambda *_: shrunk(ARCHITECTURES["sdxl"]))
     base = open_base(str(path), device="cpu", dtype="float32")
     assert base.prediction_type == "v_prediction"
     assert (float(base.pipe.scheduler.alphas_cumprod[-1]) < 1e-6) is zero
-    assert (float(base.training_scheduler.alphas_cumprod[-1]) < 1e-6) is zero  # for teaching
+    assert (float(base.training_scheduler.alphas_cumprod[-1]) < 1e-6) is zero  # for training
     base.pipe.scheduler.set_timesteps(4)
     assert (int(base.pipe.scheduler.timesteps[0]) == 999) is zero
     assert not single_file.recognise(path, "epsilon").zero_snr
 
 
-def test_prediction_as_asked_for(pipelines: dict[str, Any], tmp_path: Path) -> None:
-    """A folder that says epsilon, and tiny, which says v: opened as the user says, and as it was added."""
+def test_prediction_option_overrides_the_configuration(pipelines: dict[str, Any], tmp_path: Path) -> None:
+    """For a folder that says epsilon and for tiny, which says v; also as it was added."""
     pipelines["sd15"].save_pretrained(tmp_path / "folder")
-    for ref, own, other in (
+    for ref, stated, other in (
         (tmp_path / "folder", "epsilon", "v_prediction"),
         ("tiny", "v_prediction", "epsilon"),
     ):
-        assert open_base(str(ref), device="cpu").prediction == own
-        assert open_base(str(ref), device="cpu", prediction=other).prediction == other
+        assert open_base(str(ref), device="cpu").prediction_type == stated
+        assert open_base(str(ref), device="cpu", prediction=other).prediction_type == other
     registry.add(tmp_path / "folder", "mine", prediction="v_prediction")
     base = open_base("mine", device="cpu")
     assert base.prediction_type == base.training_scheduler.config.prediction_type == "v_prediction"
-    assert open_base("mine", device="cpu", prediction="epsilon").prediction == "epsilon"
+    assert open_base("mine", device="cpu", prediction="epsilon").prediction_type == "epsilon"
     with pytest.raises(BadRecipe, match="Known: epsilon, v_prediction"):
         open_base("tiny", prediction="v")
     with pytest.raises(BadRecipe, match="Known: epsilon, v_prediction"):
         registry.add(tmp_path / "folder", "x", prediction="v")
 
 
-def test_inpainting_checkpoint_opens_and_says_what_it_is(
+def test_inpainting_checkpoint_is_recognised(
     pipelines: dict[str, Any], photos: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
     """Nine input channels are recognised from the file; painting from a prompt alone is refused."""
@@ -176,7 +176,7 @@ def test_inpainting_checkpoint_opens_and_says_what_it_is(
 
 
 def test_hub_id_opens_from_the_local_cache(pipelines: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> None:
-    """What was pulled once opens by its hub id, without the network, and without its safety checker."""
+    """A repository in the hub's cache opens by its id without network access and without its safety checker."""
     from diffusers import StableDiffusionPipeline
     from huggingface_hub import constants
 
@@ -196,7 +196,7 @@ def test_hub_id_opens_from_the_local_cache(pipelines: dict[str, Any], tmp_path: 
 
 
 def safety_checker() -> dict[str, Any]:
-    """A miniature of what Stable Diffusion 1 is published with."""
+    """A miniature of the safety checker of Stable Diffusion 1."""
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor
 
@@ -229,12 +229,12 @@ def test_tiny_is_an_ordinary_folder() -> None:
     [("sd-15", UnknownName, "Did you mean 'sd15'"), ("sdxl", NoNetwork, "minikin models pull sdxl"),
      ("someone/something", NoNetwork, "is not on this machine")],
 )  # fmt: skip
-def test_bases_that_are_not_here(ref: str, error: type[Exception], words: str) -> None:
+def test_missing_bases_are_refused(ref: str, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         open_base(ref)
 
 
-def test_odd_folders_devices_and_names(tmp_path: Path) -> None:
+def test_invalid_folders_devices_and_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadModelFile, match="is not a Stable Diffusion folder"):
         open_base(str(tmp_path))
     with pytest.raises(BadRecipe, match="There is no device 'tpu'"):
@@ -251,7 +251,7 @@ def test_a_damaged_entry_does_not_hide_the_others(tmp_path: Path) -> None:
     assert set(registry.entries()) == {"good"}
 
 
-def test_another_base_is_refused(bases: dict[str, Any], photos: Any) -> None:
+def test_a_concept_of_another_base_is_refused(bases: dict[str, Any], photos: Any) -> None:
     """A concept of SD 1.5 on SDXL: what, why and what to do."""
     from minikin.errors import BaseMismatch
 
@@ -262,8 +262,8 @@ def test_another_base_is_refused(bases: dict[str, Any], photos: Any) -> None:
         Studio(bases["lcm-sd15"]).add(tom)
 
 
-def test_a_sibling_is_accepted(bases: dict[str, Any], photos: Any, tmp_path: Path) -> None:
-    """Same text encoder, other U-Net weights: the concept rides along."""
+def test_a_concept_of_a_sibling_base_is_accepted(bases: dict[str, Any], photos: Any, tmp_path: Path) -> None:
+    """Same text encoder, other U-Net weights."""
     from minikin.models.base import Base
 
     pipe = build_pipeline("sd15", tmp_path)
@@ -276,10 +276,10 @@ def test_a_sibling_is_accepted(bases: dict[str, Any], photos: Any, tmp_path: Pat
     Studio(sibling).add(tom)
 
 
-# ---- pulling --------------------------------------------------------------------------------------
+# ---- downloads ------------------------------------------------------------------------------------
 
 
-class Stand(http.server.BaseHTTPRequestHandler):
+class StandInHub(http.server.BaseHTTPRequestHandler):
     """A model hub on this machine: file list, ranges, and faults on request."""
 
     files: dict[str, bytes] = {}
@@ -299,9 +299,9 @@ class Stand(http.server.BaseHTTPRequestHandler):
         if name not in self.files:
             return self.answer(404, b"")
         data, start = self.files[name], 0
-        if asked := self.headers.get("Range"):
-            self.ranges.append(asked)
-            start = int(asked.removeprefix("bytes=").rstrip("-"))
+        if requested := self.headers.get("Range"):
+            self.ranges.append(requested)
+            start = int(requested.removeprefix("bytes=").rstrip("-"))
         body = data[start:]
         if self.damage and name.endswith(".safetensors"):
             body = body[:-1] + b"?"
@@ -311,8 +311,8 @@ class Stand(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        cut = Stand.cut_at
-        Stand.cut_at = None if cut is not None and len(body) > cut else cut
+        cut = StandInHub.cut_at
+        StandInHub.cut_at = None if cut is not None and len(body) > cut else cut
         self.wfile.write(body[:cut] if cut is not None and len(body) > cut else body)
 
     def log_message(self, *_: Any) -> None:
@@ -320,21 +320,21 @@ class Stand(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def stand(pipelines: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> Any:
+def hub_server(pipelines: dict[str, Any], tmp_path: Path, monkeypatch: Any) -> Any:
     folder = tmp_path / "repo"
     pipelines["sd15"].save_pretrained(folder)
     (folder / "unet" / "evil.bin").write_bytes(b"\x80\x04pickle")
-    Stand.files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    Stand.cut_at, Stand.damage, Stand.ranges = None, False, []
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stand)
+    StandInHub.files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    StandInHub.cut_at, StandInHub.damage, StandInHub.ranges = None, False, []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), StandInHub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    yield Stand
+    yield StandInHub
     server.shutdown()
 
 
-def test_pull_from_a_stand_in(stand: Any) -> None:
-    """Size and licence are known first; pickles are not fetched; the model then opens by name."""
+def test_pull_downloads_safetensors_only(hub_server: Any) -> None:
+    """The plan has size and licence; pickles are not downloaded; the model then opens by name."""
     p = hub.plan("owner/name")
     assert p.licence == "mit" and p.size > 1_000_000
     assert not any(f.name.endswith(".bin") for f in p.files)
@@ -342,26 +342,26 @@ def test_pull_from_a_stand_in(stand: Any) -> None:
     assert open_base(done.result.name, device="cpu").architecture == "tiny"  # a miniature's width
 
 
-def test_pull_resumes_where_the_connection_ended(stand: Any) -> None:
-    stand.cut_at = 400_000
+def test_pull_resumes_where_the_connection_ended(hub_server: Any) -> None:
+    hub_server.cut_at = 400_000
     with pytest.raises(NoNetwork, match="run the same command to go on"):
         list(hub.pull(hub.plan("owner/name")))
     list(hub.pull(hub.plan("owner/name")))
-    assert stand.ranges and stand.ranges[0] == "bytes=400000-"
+    assert hub_server.ranges and hub_server.ranges[0] == "bytes=400000-"
 
 
-def test_the_token_is_not_sent_where_the_hub_redirects_to(stand: Any, monkeypatch: Any) -> None:
-    """Files lie on other hosts: these get the range that is asked for, but not the user's token."""
-    seen: list[tuple[str, str | None, str | None]] = []
+def test_the_token_is_not_sent_to_hosts_of_redirects(hub_server: Any, monkeypatch: Any) -> None:
+    """Other hosts receive the range request, but not the user's token."""
+    requests: list[tuple[str, str | None, str | None]] = []
 
-    class Elsewhere(Stand):
+    class FileHost(StandInHub):
         def do_GET(self) -> None:
-            seen.append(("elsewhere", self.headers.get("Authorization"), self.headers.get("Range")))
+            requests.append(("file host", self.headers.get("Authorization"), self.headers.get("Range")))
             super().do_GET()
 
-    class Hub(Stand):
+    class Hub(StandInHub):
         def do_GET(self) -> None:
-            seen.append(("hub", self.headers.get("Authorization"), self.headers.get("Range")))
+            requests.append(("hub", self.headers.get("Authorization"), self.headers.get("Range")))
             if self.path.startswith("/api/models/"):
                 return super().do_GET()
             self.send_response(302)
@@ -369,24 +369,24 @@ def test_the_token_is_not_sent_where_the_hub_redirects_to(stand: Any, monkeypatc
             self.send_header("Content-Length", "0")
             return self.end_headers()
 
-    servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) for kind in (Hub, Elsewhere)]
+    servers = [http.server.ThreadingHTTPServer(("127.0.0.1", 0), kind) for kind in (Hub, FileHost)]
     for server in servers:
         threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{servers[0].server_port}")
     monkeypatch.setenv("HF_TOKEN", "secret")
-    stand.files = {"model.safetensors": b"x" * 100, "config.json": b"{}"}
+    hub_server.files = {"model.safetensors": b"x" * 100, "config.json": b"{}"}
     part = registry.models_folder() / "clipseg" / "model.safetensors.part"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"x" * 40)
     list(hub.pull(hub.plan("clipseg")))
     for server in servers:
         server.shutdown()
-    assert {token for host, token, _ in seen if host == "hub"} == {"Bearer secret"}
-    assert [(t, r) for host, t, r in seen if host == "elsewhere"] == [(None, "bytes=40-"), (None, None)]
+    assert {token for host, token, _ in requests if host == "hub"} == {"Bearer secret"}
+    assert [(t, r) for host, t, r in requests if host == "file host"] == [(None, "bytes=40-"), (None, None)]
 
 
-def test_pull_refuses_damaged_files(stand: Any) -> None:
-    stand.damage = True
+def test_pull_refuses_damaged_files(hub_server: Any) -> None:
+    hub_server.damage = True
     with pytest.raises(BadModelFile, match="arrived damaged"):
         list(hub.pull(hub.plan("owner/name")))
 
@@ -399,9 +399,9 @@ def test_pull_without_a_network(monkeypatch: Any) -> None:
         hub.plan("sd99")
 
 
-def test_pull_of_a_helper_model(stand: Any) -> None:
+def test_pull_of_a_model_that_is_no_base(hub_server: Any) -> None:
     """CLIPSeg is one model at the top of its repository, not a pipeline."""
-    stand.files = {"config.json": b"{}", "model.safetensors": b"x" * 100, "pytorch_model.bin": b"y"}
+    hub_server.files = {"config.json": b"{}", "model.safetensors": b"x" * 100, "pytorch_model.bin": b"y"}
     p = hub.plan("clipseg")
     assert [f.name for f in p.files] == ["config.json", "model.safetensors"]
     assert p.licence == "Apache-2.0"

@@ -1,4 +1,4 @@
-"""Files bring no code: nothing is unpickled, bases are safetensors, and a folder's programs are not run."""
+"""No file executes code: nothing is unpickled, bases are safetensors, and programs in folders are not run."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from minikin.models.loading.convert import convert
 from minikin.models.loading.legacy_checkpoint import KINDS
 
 ROOT = Path(minikin.__file__).parent
-MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "_pickle"}
+MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "_pickle"}
+MODULES |= {"shelve"}  # word: module name
 CALLS = {"eval", "exec", "torch.load", "torch.jit.load", "torch.hub.load", "torch.package.PackageImporter",
          "yaml.load", "np.load(pickled)", "numpy.load(pickled)", "os.system", "os.popen"}  # fmt: skip
-# classes that read JSON and text alone; every other from_pretrained reads weights
+# classes that read JSON and text only; every other from_pretrained reads weights
 TEXT_ONLY = ("Tokenizer", "Processor", "Config", "Scheduler")
 
 
 def dotted(node: ast.expr) -> str:
-    """`a.b.c` of a name; what is no name is "?"."""
+    """A dotted name as text; "?" for other expressions."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
@@ -37,7 +38,7 @@ def dotted(node: ast.expr) -> str:
 
 
 def problems(text: str, where: str) -> Iterator[str]:
-    """What in a program could run code out of a file it reads."""
+    """Lines of a program that could execute code from a file it reads."""
     tree = ast.parse(text)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -45,18 +46,18 @@ def problems(text: str, where: str) -> Iterator[str]:
             yield from (f"{where}:{node.lineno} imports {n}" for n in names if n.split(".")[0] in MODULES)
         if not isinstance(node, ast.Call):
             continue
-        told = {k.arg: k.value for k in node.keywords}
+        keywords = {k.arg: k.value for k in node.keywords}
         name = dotted(node.func)
-        if name in ("np.load", "numpy.load") and not _is(told.get("allow_pickle"), False, missing=True):
+        if name in ("np.load", "numpy.load") and not _is(keywords.get("allow_pickle"), False, missing=True):
             name += "(pickled)"
         if name in CALLS:
             yield f"{where}:{node.lineno} calls {name}"
-        if "trust_remote_code" in told or "custom_pipeline" in told or "weights_only" in told:
+        if "trust_remote_code" in keywords or "custom_pipeline" in keywords or "weights_only" in keywords:
             yield f"{where}:{node.lineno} trusts the code of a repository"
         tail = name.rsplit(".", 1)[-1]
         if tail == "from_pretrained" and not any(w in name for w in TEXT_ONLY):
-            shared = any(k is None for k in told)  # **how: looked for in the same file
-            if not _is(told.get("use_safetensors"), True) and not (
+            shared = any(k is None for k in keywords)  # **options: searched in the same file
+            if not _is(keywords.get("use_safetensors"), True) and not (
                 shared and '"use_safetensors": True' in text
             ):
                 yield f"{where}:{node.lineno} may open pickled weights"
@@ -67,10 +68,10 @@ def _is(node: ast.expr | None, value: bool, missing: bool = False) -> bool:
 
 
 def test_nothing_is_unpickled_anywhere() -> None:
-    found = [
+    lines = [
         p for f in sorted(ROOT.rglob("*.py")) for p in problems(f.read_text(), f.relative_to(ROOT).as_posix())
     ]
-    assert found == []
+    assert lines == []
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_nothing_is_unpickled_anywhere() -> None:
         "D.from_pretrained(p, use_safetensors=True, custom_pipeline='x')",
     ],
 )  # fmt: skip
-def test_the_walk_finds_each_of_them(line: str) -> None:
+def test_the_check_finds_dangerous_lines(line: str) -> None:
     """The positive control."""
     assert list(problems(line, "x"))
 
@@ -94,7 +95,7 @@ def test_the_walk_finds_each_of_them(line: str) -> None:
     ["np.load(p)", "np.load(p, allow_pickle=False)", "UNet.from_pretrained(p, use_safetensors=True)",
      "CLIPTokenizer.from_pretrained(p)", "model.eval()", "Model().eval()", "model.load(p)"],
 )  # fmt: skip
-def test_the_walk_lets_sound_lines_pass(line: str) -> None:
+def test_the_check_accepts_safe_lines(line: str) -> None:
     assert not list(problems(line, "x"))
 
 
@@ -154,14 +155,14 @@ def test_a_folder_that_brings_code_is_refused(folder: Path, tmp_path: Path, how:
     assert not ran.exists()
 
 
-def test_the_refusal_is_ours(folder: Path, monkeypatch: Any) -> None:
-    """The positive control: without the check such a folder is added (diffusers 0.42 would not open it)."""
+def test_the_check_is_what_refuses_code(folder: Path, monkeypatch: Any) -> None:
+    """Positive control: without the check such a folder is added (diffusers 0.42 would not open it)."""
     _index(folder, unet=["evil_library", "Evil"])
     monkeypatch.setattr(registry, "_refuse_code", lambda path, index: None)
     assert registry.add(folder).name == "base"
 
 
-def test_pickled_weights_are_not_opened(folder: Path) -> None:
+def test_pickled_weights_of_a_folder_are_not_opened(folder: Path) -> None:
     """A folder with .bin weights alone: refused, although the libraries could read them."""
     import torch
     from safetensors.torch import load_file
@@ -191,8 +192,8 @@ def test_a_pull_takes_every_file_of_one_commit(monkeypatch: Any) -> None:
     assert p.revision == "ab" * 20 and [f.name for f in p.files] == ["unet/a.safetensors"]
 
 
-def test_a_helper_is_pulled_from_its_part(monkeypatch: Any) -> None:
-    """The safety checker alone of a whole base's repository, in half precision where there is such."""
+def test_the_safety_checker_is_pulled_from_its_folder(monkeypatch: Any) -> None:
+    """Only the safety checker of a base's repository, in half precision if available."""
     names = ["safety_checker/config.json", "safety_checker/model.safetensors", "unet/config.json",
              "safety_checker/model.fp16.safetensors", "safety_checker/pytorch_model.bin"]  # fmt: skip
     facts = {"sha": "ab" * 20, "siblings": [{"rfilename": n, "size": 1} for n in names]}
@@ -200,11 +201,11 @@ def test_a_helper_is_pulled_from_its_part(monkeypatch: Any) -> None:
     assert [f.name for f in hub.plan("safety-checker").files] == [names[0], names[3]]
 
 
-def test_a_pull_can_be_pinned(monkeypatch: Any) -> None:
+def test_a_pull_can_be_pinned_to_a_revision(monkeypatch: Any) -> None:
     """To a commit, or to the pull request that brings safetensors; files are of the commit it stands for."""
-    asked: list[str] = []
+    urls: list[str] = []
     facts = {"sha": "cd" * 20, "siblings": [{"rfilename": "model.safetensors", "size": 1}]}
-    monkeypatch.setattr(hub, "_get", lambda url, repo: asked.append(url) or json.dumps(facts).encode())
+    monkeypatch.setattr(hub, "_get", lambda url, repo: urls.append(url) or json.dumps(facts).encode())
     for revision, part in (
         (None, "/openai/clip-vit-base-patch32?"),
         ("ab12cd3", "/revision/ab12cd3?"),
@@ -212,10 +213,10 @@ def test_a_pull_can_be_pinned(monkeypatch: Any) -> None:
         ("../../x", "/revision/..%2F..%2Fx?"),
     ):
         assert hub.plan("clip-b32", revision).revision == "cd" * 20
-        assert part in asked[-1]
+        assert part in urls[-1]
 
 
-def test_a_judge_that_is_published_as_a_pickle_alone(monkeypatch: Any) -> None:
+def test_an_encoder_published_only_as_a_pickle_is_refused_with_advice(monkeypatch: Any) -> None:
     names = ["config.json", "pytorch_model.bin"]
     facts = {"sha": "ab" * 20, "siblings": [{"rfilename": n, "size": 1} for n in names]}
     monkeypatch.setattr(hub, "_get", lambda url, repo: json.dumps(facts).encode())
@@ -223,11 +224,11 @@ def test_a_judge_that_is_published_as_a_pickle_alone(monkeypatch: Any) -> None:
         hub.plan("dino-s16")
 
 
-# ---- old weights, converted --------------------------------------------------------------------------
+# ---- conversion of PyTorch files ---------------------------------------------------------------------
 
 
 def weights() -> dict[str, Any]:
-    """Every kind of number and of layout that torch.save writes."""
+    """Every dtype and memory layout that torch.save writes."""
     torch.manual_seed(0)
     whole = torch.randn(6, 4)
     return OrderedDict(
@@ -241,36 +242,36 @@ def weights() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_old_weights_are_converted_to_the_bit(protocol: int, tmp_path: Path) -> None:
+def test_converted_weights_are_bit_identical(protocol: int, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    old, want = tmp_path / "pytorch_model.bin", weights()
-    want._metadata = {"": {"version": 1}}  # type: ignore[attr-defined]
-    assert len({tensor.dtype for tensor in want.values()}) == len(KINDS)
-    torch.save(want, old, pickle_protocol=protocol)
+    old, expected = tmp_path / "pytorch_model.bin", weights()
+    expected._metadata = {"": {"version": 1}}  # type: ignore[attr-defined]
+    assert len({tensor.dtype for tensor in expected.values()}) == len(KINDS)
+    torch.save(expected, old, pickle_protocol=protocol)
     new, n = convert(old)
-    found = load_file(new)
-    assert new.name == "model.safetensors" and n == len(want) and set(found) == set(want)
-    for name, tensor in want.items():
-        assert torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype, name
+    read = load_file(new)
+    assert new.name == "model.safetensors" and n == len(expected) and set(read) == set(expected)
+    for name, tensor in expected.items():
+        assert torch.equal(read[name], tensor) and read[name].dtype == tensor.dtype, name
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "pytorch_model.bin"]
     with pytest.raises(BadRecipe, match="exists already"):
         convert(old)
 
 
-def test_checkpoints_and_embeddings(tmp_path: Path) -> None:
-    """Lightning's nesting, and A1111's; what is no tensor is left out."""
+def test_checkpoints_and_embeddings_are_converted(tmp_path: Path) -> None:
+    """The nesting of Lightning and of A1111; everything but tensors is left out."""
     from safetensors.torch import load_file
 
-    told = {"state_dict": weights(), "epoch": 3, "optimizer": [{"lr": 0.1, "betas": (0.9, 0.99)}, None]}
-    torch.save(told, tmp_path / "model.ckpt")
+    checkpoint = {"state_dict": weights(), "epoch": 3, "optimizer": [{"lr": 0.1, "betas": (0.9, 0.99)}, None]}
+    torch.save(checkpoint, tmp_path / "model.ckpt")
     assert set(load_file(convert(tmp_path / "model.ckpt")[0])) == set(weights())
     torch.save({"string_to_param": {"*": torch.ones(2, 8)}, "name": "x", "step": 1}, tmp_path / "x.pt")
     assert set(load_file(convert(tmp_path / "x.pt")[0])) == {"emb_params"}
 
 
 class Hostile:
-    """Makes a folder when it is unpickled."""
+    """Calls a function when it is unpickled."""
 
     def __init__(self, call: Any, *args: Any) -> None:
         self.call, self.args = call, args
@@ -289,7 +290,7 @@ def test_nothing_of_a_hostile_file_is_executed(tmp_path: Path) -> None:
             convert(file)
     assert not ran.exists() and not list(tmp_path.glob("*.safetensors")) and not list(tmp_path.glob(".*"))
     torch.load(tmp_path / "0.bin", weights_only=False)
-    assert ran.exists()  # the positive control: unpickled, it runs
+    assert ran.exists()  # positive control: it runs when it is unpickled
 
 
 @pytest.mark.parametrize(
@@ -302,15 +303,15 @@ def test_nothing_of_a_hostile_file_is_executed(tmp_path: Path) -> None:
         (lambda p: torch.save({"a": torch.ones(1).as_strided((1 << 26,), (0,))}, p), "twice"),
     ],
 )  # fmt: skip
-def test_what_is_no_model_is_refused(make: Any, why: str, tmp_path: Path) -> None:
+def test_files_without_a_model_are_refused(make: Any, why: str, tmp_path: Path) -> None:
     make(tmp_path / "x.bin")
     with pytest.raises(BadModelFile, match=why):
         convert(tmp_path / "x.bin")
     assert [p.name for p in tmp_path.iterdir()] == ["x.bin"]
 
 
-def test_damaged_programs_are_refused_in_words() -> None:
-    """2,000 mutations of a list of tensors are read or refused: no other exception, no tensor outside."""
+def test_damaged_pickles_are_refused() -> None:
+    """2,000 mutations are read or refused, without other exceptions or tensors outside their entry."""
     import io
     import random
     import zipfile
@@ -338,10 +339,10 @@ def test_damaged_programs_are_refused_in_words() -> None:
     assert 0 < read < 1500
 
 
-def test_the_process_that_converts_is_locked_up(tmp_path: Path, monkeypatch: Any) -> None:
-    """Its reader replaced by one that tries what a hole in a library could: it gets nothing of it.
+def test_the_converting_process_is_restricted(tmp_path: Path, monkeypatch: Any) -> None:
+    """A reader that tries to read secrets, and to take memory and disk, fails; it may only write a small file.
 
-    The control is what it may: a small file. Connections are refused where the kernel has user namespaces.
+    Connections are refused if the kernel has user namespaces.
     """
     from minikin.models.loading import convert as converting
 

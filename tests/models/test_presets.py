@@ -1,4 +1,4 @@
-"""Presets: one contract over all of them and all bases; published timesteps; corrections; records."""
+"""Presets on all bases: published timesteps, corrections of options, and records in images."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from minikin import Studio, events
 from minikin.errors import AssetError, BadModelFile, BadRecipe, NoNetwork, UnknownName
 from minikin.generation import schedulers
-from minikin.generation.output import Names, save_picture
-from minikin.generation.plan import plan
+from minikin.generation.output import Names, save_generated
+from minikin.generation.request import resolve
 from minikin.images import metadata
 from minikin.images.photos import Photo
 from minikin.models import presets
@@ -27,12 +27,11 @@ from minikin.models.base import Base
 from minikin.models.loading import hub
 from minikin.models.lora import adapters
 from minikin.models.presets import CONVENTIONS, PRESETS, recognise
-from minikin.models.prompt import parse
 from minikin.recipes import Paint
 from tests.conftest import FAMILIES, build_pipeline
 from tests.helpers.loras import random_lora, write
 
-# what each miniature stands for; by their own widths they all count as tiny
+# the family of each miniature; by its widths it counts as tiny
 STANDS_FOR = {"sd15": "sd1", "sd21": "sd2", "sd-turbo": "sd2", "sdxl": "sdxl", "lcm-sd15": "sd1"}
 WORKS = {
     "sd15": {"quality", "lcm-lora", "hyper"}, "sd21": {"quality"}, "sd-turbo": {"quality", "turbo"},
@@ -49,31 +48,31 @@ PUBLISHED = {  # by hand from the papers' and authors' pages, not from our formu
 
 @pytest.fixture
 def families(monkeypatch: Any) -> None:
-    """Let the miniatures count as the families they stand for."""
-    own = Base.architecture
-    monkeypatch.setattr(Base, "architecture",
-                        property(lambda self: STANDS_FOR.get(self.name) or own.fget(self)))  # fmt: skip
+    """Miniatures count as their families."""
+    architecture = Base.architecture
+    family = property(lambda self: STANDS_FOR.get(self.name) or architecture.fget(self))
+    monkeypatch.setattr(Base, "architecture", family)
 
 
-def provide(base: Base, preset: str, steps: int = 4, seed: int = 0, **said: str) -> Path | None:
-    """Put a random adapter where a preset looks for its own."""
+def provide(base: Base, preset: str, steps: int = 4, seed: int = 0, **metadata: str) -> Path | None:
+    """Write a random adapter where a preset looks for its adapter."""
     source = PRESETS[preset].source(base.architecture, steps)
     if source is None:
         return None
     pairs = random_lora(base, seed, size=0.1)
-    return write(adapters.folder() / f"{source.name}.safetensors", pairs, metadata=said)
+    return write(adapters.folder() / f"{source.name}.safetensors", pairs, metadata=metadata)
 
 
 class Calls:
-    """What a U-Net is asked for: the timestep and the number of rows of each call."""
+    """Records the timestep and batch size of each call of a U-Net."""
 
     def __init__(self, base: Base) -> None:
-        self.base, self.timesteps, self.rows = base, [], []  # type: ignore[var-annotated]
+        self.base, self.timesteps, self.batch_sizes = base, [], []  # type: ignore[var-annotated]
 
     def __enter__(self) -> Calls:
         def note(_unet: Any, inputs: Any, kwargs: Any) -> None:
             self.timesteps.append(float(inputs[1] if len(inputs) > 1 else kwargs["timestep"]))
-            self.rows.append(len(inputs[0]))
+            self.batch_sizes.append(len(inputs[0]))
 
         self.handle = self.base.unet.register_forward_pre_hook(note, with_kwargs=True)
         return self
@@ -83,16 +82,16 @@ class Calls:
 
 
 def warnings(studio: Studio, **recipe: Any) -> list[str]:
-    """The warnings a painting begins with; nothing is painted."""
-    found = []
+    """The warnings before the first step; no image is generated."""
+    texts = []
     run = studio.painting(Paint.make(**{"prompt": "a cat", "size": "64", **recipe}))
     for event in run:
         if not isinstance(event, events.Note):
             break
-        found.append(event.text)
+        texts.append(event.text)
         assert event.warning
     run.close()  # type: ignore[attr-defined]
-    return found
+    return texts
 
 
 # ---- the contract ---------------------------------------------------------------------------------
@@ -101,9 +100,9 @@ def warnings(studio: Studio, **recipe: Any) -> list[str]:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_on_every_base(bases: dict[str, Base], families: None, family: str, name: str) -> None:
-    """It paints, with one U-Net row a step where guidance needs no more, at the published timesteps;
+    """It runs at the published timesteps, with one U-Net call per step where guidance allows it.
 
-    or it is refused with a sentence that says what to use instead.
+    Otherwise it is refused with a message that says what to use instead.
     """
     base, preset = bases[family], PRESETS[name]
     studio = Studio(base)
@@ -112,17 +111,17 @@ def test_every_preset_on_every_base(bases: dict[str, Base], families: None, fami
             studio.paint("a cat", preset=name)
         return
     provide(base, name)
-    wanted: dict[str, Any] = {"steps": 3} if name == "quality" else {}
+    options: dict[str, Any] = {"steps": 3} if name == "quality" else {}
     with Calls(base) as calls:
-        (image,) = studio.paint("a photo of a cat", preset=name, size="64", **wanted)
-    steps = wanted.get("steps", preset.steps)
+        (image,) = studio.paint("a photo of a cat", preset=name, size="64", **options)
+    steps = options.get("steps", preset.steps)
     assert image.size == (64, 64) and np.asarray(image).std() > 0
-    assert calls.rows == [2 if name == "quality" else 1] * steps
+    assert calls.batch_sizes == [2 if name == "quality" else 1] * steps
     if preset.convention:
         assert calls.timesteps == [float(t) for t in PUBLISHED[preset.convention, steps]]
 
 
-def test_presets_are_whole() -> None:
+def test_presets_are_consistent() -> None:
     for p in PRESETS.values():
         assert p.steps in p.allowed and (p.guidance is None or p.low <= p.guidance <= p.high)
         assert p.scheduler is None or schedulers.scheduler_name(p.scheduler) == p.scheduler
@@ -133,7 +132,7 @@ def test_presets_are_whole() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n, p in PRESETS.items() if p.scheduler])
-def test_schedulers_come_to_the_published_timesteps(bases: dict[str, Base], name: str) -> None:
+def test_schedulers_use_the_published_timesteps(bases: dict[str, Base], name: str) -> None:
     """The list diffusers' scheduler really uses, from every base's own configuration."""
     preset = PRESETS[name]
     for base in bases.values():
@@ -148,7 +147,7 @@ def test_timesteps_as_published(convention: str, steps: int) -> None:
     assert list(CONVENTIONS[convention](steps)) == PUBLISHED[convention, steps]
 
 
-def test_a_student_of_the_demo_convention(bases: dict[str, Base], families: None) -> None:
+def test_student_with_the_demo_convention(bases: dict[str, Base], families: None) -> None:
     """Its metadata says 999, 899, 799, 699; Euler ancestral then has the noise levels of these."""
     base = bases["sd-turbo"]
     student = Base(base.pipe, "sd-turbo", metadata={"minikin.timesteps": "demo"})
@@ -157,25 +156,25 @@ def test_a_student_of_the_demo_convention(bases: dict[str, Base], families: None
     assert calls.timesteps == [999, 899, 799, 699]
     s = schedulers.build("Euler a", base.pipe.scheduler, {"timestep_spacing": "trailing"})
     s.set_timesteps(timesteps=[999, 899, 799, 699])
-    kept = s.alphas_cumprod[[999, 899, 799, 699]]
-    assert torch.allclose(s.sigmas, torch.cat([((1 - kept) / kept) ** 0.5, torch.zeros(1)]))
+    alphas = s.alphas_cumprod[[999, 899, 799, 699]]
+    assert torch.allclose(s.sigmas, torch.cat([((1 - alphas) / alphas) ** 0.5, torch.zeros(1)]))
     s.set_timesteps(4)
     usual = s.sigmas.clone()
     s.set_timesteps(timesteps=[999, 749, 499, 249])
     assert torch.allclose(s.sigmas, usual, rtol=1e-6)
     with pytest.raises(UnknownName, match="Unknown timestep convention 'odd'"):
-        plan(Base(base.pipe, "sd-turbo", metadata={"minikin.timesteps": "odd"}), Paint(prompt=""))
+        resolve(Base(base.pipe, "sd-turbo", metadata={"minikin.timesteps": "odd"}), Paint(prompt=""))
 
 
-def test_an_adapter_states_its_convention(bases: dict[str, Base]) -> None:
+def test_convention_in_the_statedof_an_adapter(bases: dict[str, Base]) -> None:
     base = bases["sd15"]  # counts as tiny
     provide(base, "turbo", **{"minikin.timesteps": "demo"})
     with Calls(base) as calls:
         Studio(base).paint("a cat", preset="turbo", steps=2)
-    assert calls.timesteps == [999, 899] and calls.rows == [1, 1]
+    assert calls.timesteps == [999, 899] and calls.batch_sizes == [1, 1]
 
 
-def test_no_step_that_was_not_trained() -> None:
+def test_only_trained_timesteps_are_allowed() -> None:
     """Three trailing steps are 999, 666, 332: a student of 999, 749, 499, 249 paints 1, 2 or 4."""
     header = {"minikin.sampler": "renoise", "minikin.times": "[999, 749, 499, 249]"}
     turbo = presets.PRESETS["turbo"]
@@ -200,43 +199,42 @@ STUDENTS: dict[str, tuple[dict[str, Any], list[int], str, float]] = {
 
 
 @pytest.mark.parametrize("case", STUDENTS)
-@pytest.mark.parametrize("named", [True, False])
-def test_a_student_is_painted_as_its_header_says(bases: dict[str, Base], case: str, named: bool) -> None:
+@pytest.mark.parametrize("by_preset", [True, False])
+def test_a_student_is_sampled_as_its_statedsays(bases: dict[str, Base], case: str, by_preset: bool) -> None:
     """As the preset's own adapter, and as a LoRA in the prompt without any preset."""
-    said, times, scheduler, guidance = STUDENTS[case]
-    base, preset = bases["sd15"], said.get("preset", case)
-    header = {f"minikin.{k}": v if isinstance(v, str) else json.dumps(v) for k, v in said.items()}
+    stated, times, scheduler, guidance = STUDENTS[case]
+    base, preset = bases["sd15"], stated.get("preset", case)
+    header = {f"minikin.{k}": v if isinstance(v, str) else json.dumps(v) for k, v in stated.items()}
     provide(base, preset, **{"minikin.preset": preset, **header})
     name = presets.PRESETS[preset].source("tiny", 4).name  # type: ignore[union-attr]
-    how: dict[str, Any] = {"preset": preset} if named else {}
+    how: dict[str, Any] = {"preset": preset} if by_preset else {}
     studio = Studio(base)
     with Calls(base) as calls:
-        done = list(studio.painting(Paint(prompt="a cat" if named else f"a cat <lora:{name}>", **how)))
+        done = list(studio.painting(Paint(prompt="a cat" if by_preset else f"a cat <lora:{name}>", **how)))
     assert calls.timesteps == times
     assert not [e for e in done if isinstance(e, events.Note)]
-    decided, _ = studio.prepared(Paint(prompt="a cat" if named else "", **how),
-                                  parse("a cat" if named else f"a cat <lora:{name}>", {}))  # fmt: skip
-    made = schedulers.build(decided.recipe.scheduler, base.pipe.scheduler, decided.preset.config)
-    assert type(made).__name__ == scheduler and decided.guidance == guidance
+    decided = studio.resolve(Paint(prompt="a cat" if by_preset else f"a cat <lora:{name}>", **how))
+    built = schedulers.build(decided.recipe.scheduler, base.pipe.scheduler, decided.preset.config)
+    assert type(built).__name__ == scheduler and decided.guidance == guidance
     if scheduler == "DDIMScheduler":
-        assert made.config.set_alpha_to_one
+        assert built.config.set_alpha_to_one
 
 
-def test_headers_that_cannot_be_followed(bases: dict[str, Base]) -> None:
+def test_invalid_statedof_a_student_is_refused(bases: dict[str, Base]) -> None:
     for header in ({"minikin.times": "soon"}, {"minikin.sampler": "dice"}, {"minikin.guidance": "[]"}):
-        with pytest.raises(AssetError, match="header of the turbo student cannot be followed"):
+        with pytest.raises(AssetError, match="metadata of the turbo student is invalid"):
             presets.for_student(presets.PRESETS["turbo"], header)
 
 
 def test_guidance_is_an_input_of_a_full_lcm(bases: dict[str, Base]) -> None:
     """w enters through the U-Net's embedding: another image, still one row a step."""
     studio = Studio(bases["lcm-sd15"])
-    made = []
+    images = []
     for guidance in (3.0, 8.0, 8.0):
         with Calls(studio.base) as calls:
-            made.append(np.asarray(studio.paint("a cat", guidance=guidance)[0], int))
-        assert calls.rows == [1] * 4
-    assert np.abs(made[0] - made[1]).max() > 0 and np.array_equal(made[1], made[2])
+            images.append(np.asarray(studio.paint("a cat", guidance=guidance)[0], int))
+        assert calls.batch_sizes == [1] * 4
+    assert np.abs(images[0] - images[1]).max() > 0 and np.array_equal(images[1], images[2])
 
 
 # ---- recognising ----------------------------------------------------------------------------------
@@ -253,12 +251,12 @@ def test_guidance_is_an_input_of_a_full_lcm(bases: dict[str, Base]) -> None:
      ({"name": "dreamshaper_8LCM"}, "lcm-lora"), ({"minikin.preset": "tdm", "name": "turbo"}, "tdm")],
 )  # fmt: skip
 def test_checkpoints_are_recognised(bases: dict[str, Base], facts: dict[str, str], name: str) -> None:
-    own = dict(facts)
-    base = Base(bases["sd15"].pipe, own.pop("name", "base"), metadata=own)
+    fields = dict(facts)
+    base = Base(bases["sd15"].pipe, fields.pop("name", "base"), metadata=fields)
     assert recognise(base).name == name
 
 
-def test_opened_checkpoints_say_what_they_are(tmp_path: Path) -> None:
+def test_opened_folders_are_recognised(tmp_path: Path) -> None:
     """A folder on disk: its own name, and what its model_index.json says."""
     from minikin.models.loading.registry import open_base
 
@@ -271,72 +269,75 @@ def test_opened_checkpoints_say_what_they_are(tmp_path: Path) -> None:
     assert recognise(opened).name == "turbo" and opened.metadata["file"] == "my-lightning"
 
 
-def test_a_recognised_checkpoint_chooses_its_preset(bases: dict[str, Base], families: None) -> None:
-    turbo = plan(bases["sd-turbo"], Paint(prompt="a cat"))
+def test_a_recognised_checkpoint_selects_its_preset(bases: dict[str, Base], families: None) -> None:
+    turbo = resolve(bases["sd-turbo"], Paint(prompt="a cat"))
     assert (turbo.preset.name, turbo.steps, turbo.guidance) == ("turbo", 4, 0.0)
-    assert turbo.source is None and turbo.recipe.width == 512
-    lcm = plan(bases["lcm-sd15"], Paint(prompt="a cat"))
+    assert turbo.adapter_source is None and turbo.recipe.width == 512
+    lcm = resolve(bases["lcm-sd15"], Paint(prompt="a cat"))
     assert (lcm.preset.name, lcm.steps, lcm.guidance, lcm.recipe.scheduler) == ("lcm", 4, 8.0, "LCM")
-    usual = plan(bases["sd15"], Paint(prompt="a cat"))
+    usual = resolve(bases["sd15"], Paint(prompt="a cat"))
     assert (usual.preset.name, usual.steps, usual.guidance) == ("quality", 25, 6.0)
-    again = plan(bases["sd-turbo"], turbo.recipe)
+    again = resolve(bases["sd-turbo"], turbo.recipe)
     assert again.recipe == turbo.recipe and not again.warnings
 
 
-# ---- wishes that do not fit -----------------------------------------------------------------------
+# ---- options that do not fit ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("wish", "kept", "words"),
+    ("options", "corrected", "words"),
     [({"guidance": 7}, {"guidance": 2.0},
       "Guidance 7 with preset lcm-lora spoils images (0 to 2 is right); using 2"),
      ({"steps": 25}, {"steps": 8}, "made for 2 to 8 steps, not 25; using 8. --force keeps 25"),
      ({"scheduler": "euler a"}, {"scheduler": "LCM"}, "paints with scheduler LCM, not Euler a; using LCM"),
      ({"negative": "blur"}, {}, "The negative prompt has no effect with preset lcm-lora at guidance 1")],
 )  # fmt: skip
-def test_wishes_outside_the_box(bases: dict[str, Base], wish: dict[str, Any], kept: Any, words: str) -> None:
-    """Corrected with a warning; kept, and not warned of, with force."""
+def test_unsuitable_options_are_corrected(
+    bases: dict[str, Base], options: dict[str, Any], corrected: Any, words: str
+) -> None:
+    """They are corrected with a warning; with force they stay, without a warning."""
     studio = Studio(bases["sd15"])
     provide(studio.base, "lcm-lora")
-    (said,) = warnings(studio, preset="lcm-lora", **wish)
-    assert words in said
-    planned = plan(studio.base, Paint.make(prompt="a cat", preset="lcm-lora", **wish))
-    assert {k: getattr(planned.recipe, k) for k in kept} == kept
-    forced = plan(studio.base, Paint.make(prompt="a cat", preset="lcm-lora", force=True, **wish))
-    assert not kept or not forced.warnings
-    named = {k: "Euler a" if k == "scheduler" else v for k, v in wish.items()}
-    assert {k: getattr(forced.recipe, k) for k in wish} == named
+    (text,) = warnings(studio, preset="lcm-lora", **options)
+    assert words in text
+    planned = resolve(studio.base, Paint.make(prompt="a cat", preset="lcm-lora", **options))
+    assert {k: getattr(planned.recipe, k) for k in corrected} == corrected
+    forced = resolve(studio.base, Paint.make(prompt="a cat", preset="lcm-lora", force=True, **options))
+    assert not corrected or not forced.warnings
+    expected = {k: "Euler a" if k == "scheduler" else v for k, v in options.items()}
+    assert {k: getattr(forced.recipe, k) for k in options} == expected
 
 
-def test_steps_that_are_tied_to_an_adapter(bases: dict[str, Base], families: None) -> None:
+def test_steps_select_the_adapter(bases: dict[str, Base], families: None) -> None:
     """Lightning: 6 steps become 8, 3 become 4; the adapter is the one of that number."""
-    for asked, steps in ((6, 8), (3, 4), (2, 2), (50, 8)):
-        made = plan(bases["sdxl"], Paint(prompt="", preset="lightning", steps=asked))
-        assert made.steps == steps and made.source and made.source.name == f"sdxl-lightning-{steps}"
-        assert made.source.file == f"sdxl_lightning_{steps}step_lora.safetensors"
-    forced = plan(bases["sdxl"], Paint(prompt="", preset="lightning", steps=6, force=True))
-    assert forced.steps == 6 and forced.source and forced.source.name == "sdxl-lightning-8"
+    for requested_steps, steps in ((6, 8), (3, 4), (2, 2), (50, 8)):
+        request = resolve(bases["sdxl"], Paint(prompt="", preset="lightning", steps=requested_steps))
+        assert request.steps == steps and request.adapter_source
+        assert request.adapter_source.name == f"sdxl-lightning-{steps}"
+        assert request.adapter_source.file == f"sdxl_lightning_{steps}step_lora.safetensors"
+    forced = resolve(bases["sdxl"], Paint(prompt="", preset="lightning", steps=6, force=True))
+    assert forced.steps == 6 and forced.adapter_source and forced.adapter_source.name == "sdxl-lightning-8"
 
 
-def test_unknown_preset(bases: dict[str, Base]) -> None:
+def test_unknown_preset_is_refused(bases: dict[str, Base]) -> None:
     with pytest.raises(UnknownName, match="Unknown preset 'lcm-lra'. Did you mean 'lcm-lora'"):
         Studio(bases["sd15"]).paint("a cat", preset="lcm-lra")
     assert presets.preset("LCM_LoRA").name == "lcm-lora"
 
 
 def test_another_preset_on_a_distilled_base(bases: dict[str, Base]) -> None:
-    (said,) = warnings(Studio(bases["sd-turbo"]), preset="quality", steps=2)
-    assert "looks as if it was made for preset turbo; painting it with quality as asked" in said
+    (text,) = warnings(Studio(bases["sd-turbo"]), preset="quality", steps=2)
+    assert "looks as if it was made for preset turbo; painting it with quality as asked" in text
 
 
-def test_adapters_that_are_not_here(bases: dict[str, Base], families: None, tiny: Base) -> None:
+def test_missing_adapters_are_refused(bases: dict[str, Base], families: None, tiny: Base) -> None:
     with pytest.raises(NoNetwork) as e:
         Studio(bases["sdxl"]).paint("a cat", preset="lcm-lora")
     for words in ("latent-consistency/lcm-lora-sdxl, 394 MB, licence: CreativeML OpenRAIL++-M",
                   "`minikin models pull lcm-lora-sdxl`",
                   "`minikin models add FILE --name lcm-lora-sdxl`"):  # fmt: skip
         assert words in str(e.value)
-    if presets.where(PRESETS["tdm"].source("tiny", 4)) is None:  # type: ignore[arg-type]
+    if presets.local_file(PRESETS["tdm"].source("tiny", 4)) is None:  # type: ignore[arg-type]
         with pytest.raises(AssetError, match="adapter tdm-tiny, which is not part of this installation"):
             Studio(tiny).paint("a cat", preset="tdm")
 
@@ -373,31 +374,31 @@ def test_concept_preset_and_style_together(student: Studio) -> None:
     assert np.array_equal(np.asarray(student.paint("a photo of a cat", steps=2)[0], int), plain)
 
 
-def test_the_picture_records_its_preset(student: Studio, tmp_path: Path) -> None:
+def test_the_image_records_its_preset(student: Studio, tmp_path: Path) -> None:
     """Recipe and A1111's text name the preset, the corrected settings and the adapters; it repeats."""
     recipe = Paint(prompt="<tom> <lora:style:0.8>", preset="lcm-lora", guidance=7, seed=3)
     done = list(student.painting(recipe))[-1]
-    path = save_picture(done.result[0], recipe, done.facts, Names(recipe, tmp_path))
-    found = metadata.read(path)
-    assert found.recipe["preset"] == "lcm-lora" and found.recipe["adapters"].keys() == {
+    path = save_generated(done.result[0], Names(recipe, tmp_path))
+    record = metadata.read(path)
+    assert record.recipe["preset"] == "lcm-lora" and record.recipe["adapters"].keys() == {
         "lcm-lora-tiny",
         "style",
     }
-    assert found.recipe["adapters"]["style"]["weight"] == 0.8
-    assert found.settings["Preset"] == "lcm-lora" and found.settings["Sampler"] == "LCM"
-    assert found.settings["Steps"] == "4" and found.settings["CFG scale"] == "2"
-    assert found.settings["Lora hashes"].startswith("lcm-lora-tiny: ")
-    again = Paint.make(**found.recipe["recipe"])
+    assert record.recipe["adapters"]["style"]["weight"] == 0.8
+    assert record.settings["Preset"] == "lcm-lora" and record.settings["Sampler"] == "LCM"
+    assert record.settings["Steps"] == "4" and record.settings["CFG scale"] == "2"
+    assert record.settings["Lora hashes"].startswith("lcm-lora-tiny: ")
+    again = Paint.make(**record.recipe["recipe"])
     assert (again.preset, again.steps, again.guidance) == ("lcm-lora", 4, 2.0)
-    assert not plan(student.base, again).warnings
+    assert not resolve(student.base, again).warnings
     (image,) = student.paint(**again.model_dump(exclude={"base"}))
     assert np.array_equal(np.asarray(image), np.asarray(Image.open(path)))
 
 
 def test_presets_of_a_studio(student: Studio, bases: dict[str, Base], families: None) -> None:
-    known = {p["name"]: p for p in student.presets()}
-    assert known["lcm-lora"]["adapter"] == "lcm-lora-sd15" and not known["lcm-lora"]["ready"]
-    assert known["quality"]["ready"] and "lightning" not in known
+    by_name = {p["name"]: p for p in student.presets()}
+    assert by_name["lcm-lora"]["adapter"] == "lcm-lora-sd15" and not by_name["lcm-lora"]["ready"]
+    assert by_name["quality"]["ready"] and "lightning" not in by_name
     assert [p["name"] for p in Studio(bases["lcm-sd15"]).presets()] == ["lcm"]
     assert {p["name"] for p in Studio(bases["sd-turbo"]).presets()} == {"turbo", "quality"}
 
@@ -409,10 +410,10 @@ def test_command_line(tiny: Base, tmp_path: Path) -> None:
     provide(tiny, "lcm-lora")
     run = CliRunner().invoke
     out = tmp_path / "a.png"
-    made = run(app, ["paint", "a cat", "--preset", "lcm-lora", "--steps", "2", "--guidance", "7", "--out",
+    result = run(app, ["paint", "a cat", "--preset", "lcm-lora", "--steps", "2", "--guidance", "7", "--out",
                      str(out), "--json"])  # fmt: skip
-    assert made.exit_code == 0, made.output
-    assert any(json.loads(line).get("warning") for line in made.stdout.splitlines())
+    assert result.exit_code == 0, result.output
+    assert any(json.loads(line).get("warning") for line in result.stdout.splitlines())
     again = run(app, ["redo", str(out), "--out", str(tmp_path), "--json"])
     last = json.loads(again.stdout.splitlines()[-1])
     assert last == {"event": "redo", "largest_difference": 0}
@@ -422,7 +423,7 @@ def test_command_line(tiny: Base, tmp_path: Path) -> None:
     assert [r["name"] for r in rows] == list(PRESETS)
 
 
-# ---- fetching an adapter --------------------------------------------------------------------------
+# ---- downloading an adapter -----------------------------------------------------------------------
 
 
 def test_pulling_an_adapter(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> None:
@@ -434,12 +435,12 @@ def test_pulling_an_adapter(bases: dict[str, Base], tmp_path: Path, monkeypatch:
     monkeypatch.setattr(hub, "_get", lambda url, repo: json.dumps(facts).encode())
     served = SimpleNamespace(status=200, read=io.BytesIO(data).read)
     monkeypatch.setattr(hub, "_open", lambda url, repo, start=0: contextlib.nullcontext(served))
-    made = hub.plan("hyper-sd15-4")
-    assert made.licence == "other" and [f.name for f in made.files] == [source.file]
-    assert presets.where(source) is None
-    list(hub.pull(made))
-    found = presets.where(source)
-    assert found == adapters.folder() / "hyper-sd15-4.safetensors" and found.read_bytes() == data
+    plan = hub.plan("hyper-sd15-4")
+    assert plan.licence == "other" and [f.name for f in plan.files] == [source.file]
+    assert presets.local_file(source) is None
+    list(hub.pull(plan))
+    path = presets.local_file(source)
+    assert path == adapters.folder() / "hyper-sd15-4.safetensors" and path.read_bytes() == data
     facts["siblings"] = []
     with pytest.raises(BadModelFile, match="has no file Hyper-SD15-4steps-lora.safetensors any more"):
         hub.plan("hyper-sd15-4")

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from minikin.errors import BadRecipe, UnknownName
 from minikin.models.prompt import MAX_PROMPT, ConceptUse, concept_tags, parse
 
-KNOWN = {"tom": "cat", "rex": "teddy bear"}
+CATEGORIES = {"tom": "cat", "rex": "teddy bear"}
 
 
-def pieces(source: str) -> list[tuple[str, float]]:
-    """The prompt as A1111 would list it: runs of text with their attention."""
-    p = parse(source, KNOWN)
+def weighted_runs(source: str) -> list[tuple[str, float]]:
+    """The prompt as A1111 would list it: runs of text with their attention weight."""
+    p = parse(source, CATEGORIES)
     weights = [1.0] * len(p.text)
     for w in p.weights:
         for i in range(w.start, w.end):
@@ -51,13 +51,13 @@ def pieces(source: str) -> list[tuple[str, float]]:
     ],
 )
 def test_attention_grammar(source: str, expected: list[tuple[str, float]]) -> None:
-    assert pieces(source) == expected
+    assert weighted_runs(source) == expected
 
 
 def test_concepts_become_their_category() -> None:
-    p = parse("a photo of <tom:0.8> with (<concept:rex>:1.3), <lora:style:0.6>", KNOWN)
+    p = parse("a photo of <tom:0.8> with (<concept:rex>:1.3), <lora:style:0.6>", CATEGORIES)
     assert p.text == "a photo of a cat with a teddy bear, "
-    assert p.uses == (ConceptUse("tom", 0.8, 13, 16, given=True), ConceptUse("rex", 1.0, 24, 34))
+    assert p.uses == (ConceptUse("tom", 0.8, 13, 16, has_strength=True), ConceptUse("rex", 1.0, 24, 34))
     assert [(p.text[w.start : w.end], w.value) for w in p.weights] == [("a teddy bear", 1.3)]
     assert p.loras == (("style", 0.6),)
     assert p.names == ("tom", "rex")
@@ -71,18 +71,18 @@ def test_concepts_become_their_category() -> None:
      ("<rex> and <tom>", "a teddy bear and a cat"), ("a dog and <tom>", "a dog and a cat"),
      ("Ann's <tom>", "Ann's cat"), ("a photo of the <tom>", "a photo of the cat")],
 )  # fmt: skip
-def test_articles_are_put_where_they_are_missing(source: str, text: str) -> None:
-    """The category reads as it does in captions, whichever way the concept is named."""
-    assert parse(source, KNOWN).text == text
+def test_missing_articles_are_inserted(source: str, text: str) -> None:
+    """The twin prompt reads like a caption, with or without an article before the tag."""
+    assert parse(source, CATEGORIES).text == text
 
 
 def test_the_same_concept_twice() -> None:
-    p = parse("<tom> and <tom>", KNOWN)
+    p = parse("<tom> and <tom>", CATEGORIES)
     assert p.names == ("tom",)
     assert len(p.uses) == 2
 
 
-def test_tags_without_knowing_them() -> None:
+def test_concept_tags_need_no_list_of_concepts() -> None:
     assert concept_tags("<a> (<b:0.2>) <lora:c:1> <concept:d> \\<e\\>") == ["a", "b", "d"]
 
 
@@ -96,9 +96,9 @@ def test_tags_without_knowing_them() -> None:
         ("x" * (MAX_PROMPT + 1), "at most 32000"),
     ],
 )
-def test_refusals(source: str, words: str) -> None:
+def test_invalid_prompts_are_refused(source: str, words: str) -> None:
     with pytest.raises(BadRecipe, match=".*") as e:
-        parse(source, KNOWN)
+        parse(source, CATEGORIES)
     assert words in str(e.value)
 
 
@@ -108,7 +108,7 @@ def test_at_most_eight_concepts() -> None:
         parse(" ".join(f"<{n}>" for n in many), many)
 
 
-def test_unknown_without_any_known_says_so() -> None:
+def test_unknown_concept_without_any_known_concept() -> None:
     with pytest.raises(UnknownName, match="No concept is known yet"):
         parse("<tom>", {})
 
@@ -118,7 +118,7 @@ def test_unknown_without_any_known_says_so() -> None:
 def test_any_text_parses_or_is_refused_in_words(source: str) -> None:
     """Never an unexpected exception; spans stay inside the text."""
     try:
-        p = parse(source, KNOWN)
+        p = parse(source, CATEGORIES)
     except BadRecipe as e:
         assert str(e)
         return

@@ -1,4 +1,4 @@
-"""Regions: read from prompts, a bias where it belongs and nothing where it does not."""
+"""Regions: parsed from prompts; the attention bias acts on their tokens outside their box only."""
 
 from __future__ import annotations
 
@@ -10,48 +10,59 @@ from minikin import Studio
 from minikin.errors import BadRecipe
 from minikin.models.base import Base
 from minikin.models.prompt import concept_tags, parse, with_strengths
-from minikin.models.regions import BIAS, NAMED, Box, Region, RegionBias, box, covered, biased_by_regions
+from minikin.models.regions import (
+    BIAS,
+    NAMED_BOXES,
+    Box,
+    Region,
+    RegionBias,
+    coverage,
+    parse_box,
+    region_bias_applied,
+)
 from tests.conftest import build_pipeline
 
-KNOWN = {"tom": "cat", "rex": "dog"}
+CATEGORIES = {"tom": "cat", "rex": "dog"}
 
 
 @pytest.mark.parametrize(
     ("tag", "where"),
-    [("<tom@left>", NAMED["left"]), ("<tom@top-right:0.8>", NAMED["top-right"]),
+    [("<tom@left>", NAMED_BOXES["left"]), ("<tom@top-right:0.8>", NAMED_BOXES["top-right"]),
      ("<concept:tom@0,20,50,100>", Box(0, 0.2, 0.5, 1)),
      ("<tom@12.5,0,100,99:faithful>", Box(0.125, 0, 1, 0.99)),
      ("<tom>", None)],
 )  # fmt: skip
-def test_tags(tag: str, where: Box | None) -> None:
-    prompt = parse(f"a photo of {tag} and <rex>", KNOWN)
+def test_tags_have_boxes(tag: str, where: Box | None) -> None:
+    prompt = parse(f"a photo of {tag} and <rex>", CATEGORIES)
     assert prompt.uses[0].box == where and prompt.uses[1].box is None
     assert prompt.text == "a photo of a cat and a dog"
     assert concept_tags(f"{tag} <rex@right>") == ["tom", "rex"]
-    assert parse(with_strengths(tag, {"tom": 0.5}), KNOWN).uses[0].box == where
+    assert parse(with_strengths(tag, {"tom": 0.5}), CATEGORIES).uses[0].box == where
 
 
 @pytest.mark.parametrize("where", ["nowhere", "", "1,2,3", "50,0,20,100", "0,0,101,50", "0,0,nan,50"])
-def test_what_is_no_region(where: str) -> None:
+def test_invalid_regions_are_refused(where: str) -> None:
     with pytest.raises(BadRecipe, match="is no region. Use @left, @right"):
-        parse(f"<tom@{where}>", KNOWN)
+        parse(f"<tom@{where}>", CATEGORIES)
 
 
-def test_boxes_cover_shares_of_places() -> None:
-    assert torch.equal(covered(NAMED["left"], (2, 4)), torch.tensor([[1.0, 1, 0, 0]] * 2))
-    assert torch.allclose(covered(Box(0, 0, 0.25, 1), (1, 2)), torch.tensor([[0.5, 0]]))
-    assert covered(box("center"), (8, 8)).mean() == pytest.approx(0.25)
+def test_coverage_is_the_share_of_each_positions_area() -> None:
+    assert torch.equal(coverage(NAMED_BOXES["left"], (2, 4)), torch.tensor([[1.0, 1, 0, 0]] * 2))
+    assert torch.allclose(coverage(Box(0, 0, 0.25, 1), (1, 2)), torch.tensor([[0.5, 0]]))
+    assert coverage(parse_box("center"), (8, 8)).mean() == pytest.approx(0.25)
 
 
-def test_the_bias_stands_at_its_tokens_outside_its_box_and_fades() -> None:
+def test_bias_acts_on_its_tokens_outside_its_box_and_fades() -> None:
     tokens = torch.tensor([0.0, 1, 0.5])
-    region_bias = RegionBias([Region(NAMED["left"], tokens)], copies=2, latents=(6, 4))
+    region_bias = RegionBias([Region(NAMED_BOXES["left"], tokens)], copies=2, latents=(6, 4))
     like = torch.zeros(1)
     bias = region_bias.bias(4, 24, like)
-    assert bias is not None and bias.shape == (4, 1, 24, 3) and not bias[:2].any()  # guidance's rows are free
+    assert (
+        bias is not None and bias.shape == (4, 1, 24, 3) and not bias[:2].any()
+    )  # the unconditional prompt has none
     grid = bias[2, 0].view(6, 4, 3)
     assert not grid[:, :2].any() and torch.equal(grid[:, 2:], -BIAS * tokens.expand(6, 2, 3))
-    small = region_bias.bias(2, 6, like)  # the next level: 3 by 2 places
+    small = region_bias.bias(2, 6, like)  # the next level: 3 by 2 positions
     assert small is not None and torch.equal(small[0, 0].view(3, 2, 3)[:, 1], -BIAS * tokens.expand(3, 3))
     region_bias.share = 0.6
     half = region_bias.bias(2, 24, like)
@@ -65,37 +76,38 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     return Base(build_pipeline("sd15", tmp_path_factory.mktemp("base")), "base")
 
 
-def test_attention_leaves_what_is_outside(base: Base) -> None:
-    """A token that is alone in having a value reaches the places of its box and no others."""
-    site = base.layout.layers[0]
-    processor = base.unet.attn_processors[f"{site.path}.processor"]
-    attn = base.unet.get_submodule(site.path)
+def test_attention_to_a_region_stays_inside_its_box(base: Base) -> None:
+    """The only token with a value reaches the positions inside its box."""
+    layer = base.layout.layers[0]
+    processor = base.unet.attn_processors[f"{layer.path}.processor"]
+    attn = base.unet.get_submodule(layer.path)
     kv = torch.zeros(1, 77, base.layout.width)
-    kv[:, 5, site.start + site.width : site.start + 2 * site.width] = 1
+    kv[:, 5, layer.value] = 1
     tokens = torch.zeros(77)
     tokens[5] = 1
     x = torch.randn(1, 64, attn.to_q.in_features)
     processor.record = []
-    with torch.no_grad(), biased_by_regions(base.unet, RegionBias([Region(NAMED["top"], tokens)], 1, (8, 8))):
+    region_bias = RegionBias([Region(NAMED_BOXES["top"], tokens)], 1, (8, 8))
+    with torch.no_grad(), region_bias_applied(base.unet, region_bias):
         inside, outside = processor(attn, x, kv).view(8, 8, -1).split(4)
         nothing = processor(attn, x, torch.zeros_like(kv)).view(8, 8, -1)
     processor.record = None
     assert (inside - nothing[:4]).abs().max() > 20 * (outside - nothing[4:]).abs().max()
-    assert processor.region_bias is None  # gone with the context, whatever happened in it
+    assert processor.region_bias is None  # the context has removed it
 
 
-def test_pictures_follow_and_others_stay_as_they_were() -> None:
+def test_a_region_changes_images_that_name_it_only() -> None:
     studio = Studio.open("tiny")
     studio.teach("examples/my_teapot", name="pot", category="teapot", steps=2, preview=False, sample_every=0)
 
-    def painted(prompt: str, **recipe: object) -> np.ndarray:
+    def generate(prompt: str, **recipe: object) -> np.ndarray:
         return np.asarray(studio.paint(prompt, steps=4, seed=3, **recipe)[0], np.int16)
 
-    free = painted("a photo of <pot> in the snow")
-    placed = painted("a photo of <pot@top-left> in the snow")
+    free = generate("a photo of <pot> in the snow")
+    placed = generate("a photo of <pot@top-left> in the snow")
     assert np.abs(placed - free).mean() > 1
-    assert np.array_equal(painted("a photo of <pot> in the snow"), free)
-    assert not np.array_equal(painted("a photo of <pot@left> in the snow"), placed)
-    assert np.abs(painted("a photo of <pot@left> in the snow", guidance=1.0) - free).mean() > 1
-    late = painted("a photo of <pot@left> in the snow", switch=0.5)
-    assert not np.array_equal(late, painted("a photo of <pot> in the snow", switch=0.5))
+    assert np.array_equal(generate("a photo of <pot> in the snow"), free)
+    assert not np.array_equal(generate("a photo of <pot@left> in the snow"), placed)
+    assert np.abs(generate("a photo of <pot@left> in the snow", guidance=1.0) - free).mean() > 1
+    late = generate("a photo of <pot@left> in the snow", concept_start=0.5)
+    assert not np.array_equal(late, generate("a photo of <pot> in the snow", concept_start=0.5))

@@ -132,7 +132,7 @@ def test_serving_keeps_nothing_of_a_photo(tmp_path: Path, caplog: Any) -> None:
     caplog.set_level(logging.DEBUG, "minikin")  # Pillow itself tells all of it at that level
     engine, folder = FakeEngine(), tmp_path / "s"
     with served(engine, folder) as s, s.client() as c:
-        engine.hold.clear()
+        engine.go.clear()
         recipe = {"recipe": json.dumps({"name": "tom", "category": "cat"})}
         photos = [("photos", (f"{WORD}-name.jpg", marked_jpeg(k))) for k in range(2)]
         response = c.post("/api/concepts/teach", files=photos, data=recipe)
@@ -140,7 +140,7 @@ def test_serving_keeps_nothing_of_a_photo(tmp_path: Path, caplog: Any) -> None:
         (inputs,) = (folder / "inputs").iterdir()
         assert len(list(inputs.rglob("*.png"))) == 2 and leaks([folder]) == []
         c.delete(f"/api/jobs/{response.json()['id']}")
-        engine.hold.set()
+        engine.go.set()
         s.drained()
         image = base64.b64encode(marked_png()).decode()
         response = c.post("/sdapi/v1/img2img", json={"prompt": "a", "init_images": [image], "steps": 1})

@@ -156,7 +156,7 @@ class PackedAttention:
     def __init__(self, layer: CrossAttentionLayer, packed_width: int) -> None:
         self.layer, self.packed_width = layer, packed_width
         self.record: list[Tensor] | None = None  # attention maps are appended here if it is a list
-        self.region_bias: RegionBias | None = None  # set by `regions.biased_by_regions`
+        self.region_bias: RegionBias | None = None  # set by `regions.region_bias_applied`
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,

@@ -1,16 +1,16 @@
-"""Engines: who computes the U-Net and the decoder while painting.
+"""Inference backends for the U-Net and the VAE decoder.
 
-    eager      PyTorch as it is; images without a concept equal the stock pipelines' to the bit
-    compile    torch.compile; in float32 within 1e-4 of the outputs' deviation
-    openvino   OpenVINO on the CPU (extra `minikin[openvino]`); in float32 differences of rounding, in
-               bfloat16 (the default where the processor has it) of a few grey levels
+    eager      PyTorch; images without a concept are bit-identical to those of the stock pipelines
+    compile    torch.compile; in float32 within 1e-4 of the outputs' standard deviation
+    openvino   OpenVINO on the CPU (extra `minikin[openvino]`); differs by rounding in float32, and by a few
+               grey levels in bfloat16 (the default if the processor supports it)
 
-Concepts never force a new export: keys and values are an input of the U-Net. `engine.on(base)` puts
-the engine behind the `forward` of the U-Net and the decoder for the time being; pipelines, weights and
-`state_dict` stay as they are. An engine that fails is left with a warning, and PyTorch goes on.
+Concepts need no new export, because keys and values are inputs of the U-Net. `backend.applied(base)` replaces
+`forward` of the U-Net and the decoder within a context; pipelines, weights and `state_dict` do not change. If
+a backend fails, it warns, and PyTorch computes instead.
 
-What is compiled goes with its base. OpenVINO's exports hold the weights with the LoRAs that are on, so
-that every strength of a LoRA is an export of its own; on disk and in memory they stay within limits.
+Compiled functions are cached on their base. OpenVINO's exports contain the weights with the active LoRAs, so
+every LoRA strength is a separate export; limits bound their size on disk and in memory.
 """
 
 from __future__ import annotations
@@ -31,45 +31,48 @@ from minikin.errors import BadRecipe, UnknownName, extra
 from minikin.files import atomic_folder, cache_folder, folder_bytes
 from minikin.models.base import Base
 
-Tell = Callable[[str], None]
-_MADE: dict[tuple[str, str | None], Engine] = {}  # one of each in a process: they keep what they exported
-KEEP_BYTES = 16 << 30  # of exported models in the cache; the longest unused go first
-READY_BYTES = 8 << 30  # of those in memory, besides the last two (a U-Net and its decoder)
+Warn = Callable[[str], None]
+_BACKENDS: dict[tuple[str, str | None], Backend] = {}  # one of each per process, because they cache exports
+DISK_BYTES = 16 << 30  # of exported models in the cache; the least recently used are deleted first
+MEMORY_BYTES = 8 << 30  # of exported models in memory, besides the last two (a U-Net and its decoder)
 log = logging.getLogger(__name__)
 
 
-class Engine(Protocol):
-    """Computes U-Net and decoder inside `on`."""
+class Backend(Protocol):
+    """Computes the U-Net and the decoder of a base."""
 
     name: str
 
-    def on(self, base: Base, tell: Tell = log.warning) -> Any:
-        """A context manager; `tell` hears why the engine could not be used."""
+    def applied(self, base: Base, warn: Warn = log.warning) -> Any:
+        """Context in which the backend computes; `warn` is called with the reason if it fails."""
 
 
-def engine(name: str, precision: str | None = None) -> Engine:
-    """An engine by name; precision "float32" or "bfloat16" is OpenVINO's, its best by default.
+def get_backend(name: str, precision: str | None = None) -> Backend:
+    """The backend of this name.
 
-    Raises UnknownName, or BadRecipe when what it needs is not installed.
+    precision  "float32" or "bfloat16", for OpenVINO only; the fastest by default
+    Raises UnknownName, or BadRecipe if a package is not installed.
     """
-    if name not in ENGINES:
-        raise UnknownName("engine", name, ENGINES)
+    if name not in BACKENDS:
+        raise UnknownName("backend", name, BACKENDS)
     key = (name, precision)
-    if key not in _MADE:
-        _MADE[key] = OpenVino(precision) if name == "openvino" else ENGINES[name]()
-    return _MADE[key]
+    if key not in _BACKENDS:
+        _BACKENDS[key] = OpenVino(precision) if name == "openvino" else BACKENDS[name]()
+    return _BACKENDS[key]
 
 
 class Eager:
+    """PyTorch without changes."""
+
     name = "eager"
 
     @contextmanager
-    def on(self, base: Base, tell: Tell = log.warning) -> Iterator[None]:
+    def applied(self, base: Base, warn: Warn = log.warning) -> Iterator[None]:
         yield
 
 
 class Compiled:
-    """torch.compile, once for each module; needs a C++ compiler on a CPU, Triton on a GPU."""
+    """torch.compile, once per module; needs a C++ compiler on a CPU, Triton on a GPU."""
 
     name = "compile"
 
@@ -77,39 +80,39 @@ class Compiled:
         self._broken = False
 
     @contextmanager
-    def on(self, base: Base, tell: Tell = log.warning) -> Iterator[None]:
+    def applied(self, base: Base, warn: Warn = log.warning) -> Iterator[None]:
         if self._broken:
             yield
             return
-        unet, decoder = (self._guarded(base, m, tell) for m in (base.unet, base.vae.decoder))
-        with behind(base.unet, unet), behind(base.vae.decoder, decoder):
+        unet, decoder = (self._with_fallback(base, m, warn) for m in (base.unet, base.vae.decoder))
+        with forward_replaced(base.unet, unet), forward_replaced(base.vae.decoder, decoder):
             yield
 
-    def _guarded(self, base: Base, module: Any, tell: Tell) -> Callable[..., Any]:
-        # kept on the base, so that it ends with it; LoRAs change the layers' classes, which it notices itself
-        made: dict[int, Callable[..., Any]] = base.__dict__.setdefault("_compiled", {})
+    def _with_fallback(self, base: Base, module: Any, warn: Warn) -> Callable[..., Any]:
+        # cached on the base, to be freed with it; LoRAs change classes of layers, which torch.compile detects
+        cache: dict[int, Callable[..., Any]] = base.__dict__.setdefault("_compiled", {})
         plain = module.forward
-        if id(module) not in made:
-            made[id(module)] = torch.compile(plain, dynamic=False)
-        fast = made[id(module)]
+        if id(module) not in cache:
+            cache[id(module)] = torch.compile(plain, dynamic=False)
+        compiled = cache[id(module)]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self._broken:
                 return plain(*args, **kwargs)
             try:
-                return fast(*args, **kwargs)
+                return compiled(*args, **kwargs)
             except Exception as e:
                 if isinstance(e, torch.OutOfMemoryError):
                     raise
                 self._broken = True
-                tell(f"torch.compile failed ({_short(e)}); painting goes on without it.")
+                warn(f"torch.compile failed ({_short(e)}); painting goes on without it.")
                 return plain(*args, **kwargs)
 
         return forward
 
 
 class OpenVino:
-    """One exported model for each module and shape, kept in the cache folder."""
+    """OpenVINO on the CPU, with one exported model per module, LoRA weights and input shapes."""
 
     name = "openvino"
 
@@ -118,28 +121,28 @@ class OpenVino:
             import openvino
         except ImportError as e:
             raise BadRecipe(
-                f"Engine openvino is not installed. Install it with {extra('openvino')}, or leave --engine out."
+                "Backend openvino is not installed. "
+                f"Install it with {extra('openvino')}, or leave --backend out."
             ) from e
         if precision not in (None, "float32", "bfloat16"):
-            raise BadRecipe(f"Engine openvino computes in float32 or bfloat16, not in {precision}.")
+            raise BadRecipe(f"Backend openvino computes in float32 or bfloat16, not in {precision}.")
         self._ov = openvino
         self._core = openvino.Core()
-        can = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        self.precision = precision or ("bfloat16" if "BF16" in can else "float32")
-        self._ready: dict[str, tuple[Any, int]] = {}  # model and bytes, the longest unused first
+        capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self.precision = precision or ("bfloat16" if "BF16" in capabilities else "float32")
+        self._loaded: dict[str, tuple[Any, int]] = {}  # model and bytes, the least recently used first
         self._broken = False
 
     @contextmanager
-    def on(self, base: Base, tell: Tell = log.warning) -> Iterator[None]:
+    def applied(self, base: Base, warn: Warn = log.warning) -> Iterator[None]:
         if self._broken:
             yield
             return
-        with behind(base.unet, self._unet(base, tell)), behind(
-            base.vae.decoder, self._decoder(base, tell)
-        ):  # fmt: skip
+        unet, decoder = self._unet(base, warn), self._decoder(base, warn)
+        with forward_replaced(base.unet, unet), forward_replaced(base.vae.decoder, decoder):
             yield
 
-    def _unet(self, base: Base, tell: Tell) -> Callable[..., Any]:
+    def _unet(self, base: Base, warn: Warn) -> Callable[..., Any]:
         plain = base.unet.forward
 
         def forward(
@@ -152,8 +155,8 @@ class OpenVino:
             if timestep_cond is not None:
                 inputs["timestep_cond"] = timestep_cond
             inputs |= dict(added_cond_kwargs or {})
-            usual = not cross_attention_kwargs and all(v is None for v in other.values())
-            out = self._run(base, base.unet, _Unet, inputs, tell) if usual else None
+            exportable = not cross_attention_kwargs and all(v is None for v in other.values())
+            out = self._run(base, base.unet, _Unet, inputs, warn) if exportable else None
             if out is None:
                 return plain(
                     sample, timestep, encoder_hidden_states, timestep_cond=timestep_cond,
@@ -168,74 +171,78 @@ class OpenVino:
 
         return forward
 
-    def _decoder(self, base: Base, tell: Tell) -> Callable[..., Any]:
+    def _decoder(self, base: Base, warn: Warn) -> Callable[..., Any]:
         plain = base.vae.decoder.forward
 
         def forward(sample: Tensor, latent_embeds: Tensor | None = None) -> Any:
-            usual = latent_embeds is None
-            out = self._run(base, base.vae.decoder, _Plain, {"sample": sample}, tell) if usual else None
+            if latent_embeds is not None:
+                return plain(sample, latent_embeds)
+            out = self._run(base, base.vae.decoder, _Decoder, {"sample": sample}, warn)
             return plain(sample, latent_embeds) if out is None else out
 
         return forward
 
     def _run(
-        self, base: Base, module: nn.Module, wrapper: type[nn.Module], inputs: Mapping[str, Tensor], tell: Tell
-    ) -> Tensor | None:  # fmt: skip
-        """The module's output, or None when OpenVINO failed."""
+        self, base: Base, module: nn.Module, wrapper: type[nn.Module], inputs: Mapping[str, Tensor], warn: Warn
+    ) -> Tensor | None:
+        """The module's output, or None if OpenVINO failed."""
         if self._broken or torch.is_grad_enabled():
             return None
-        given = {k: v.float() for k, v in inputs.items()}
-        key = _key(base, module, given)
+        inputs32 = {k: v.float() for k, v in inputs.items()}
+        key = _key(base, module, inputs32)
         try:
-            ready = self._ready.pop(key, None) or self._compiled(key, wrapper(module, tuple(given)), given)
-            self._ready[key] = ready
-            while len(self._ready) > 2 and sum(size for _, size in self._ready.values()) > READY_BYTES:
-                self._ready.pop(next(iter(self._ready)))
-            made = ready[0]([v.contiguous().numpy() for v in given.values()])[0]
-            return torch.from_numpy(np.array(made)).to(inputs["sample"].dtype)
+            model = self._loaded.pop(key, None) or self._load(key, wrapper(module, tuple(inputs32)), inputs32)
+            self._loaded[key] = model
+            while len(self._loaded) > 2 and sum(size for _, size in self._loaded.values()) > MEMORY_BYTES:
+                self._loaded.pop(next(iter(self._loaded)))
+            output = model[0]([v.contiguous().numpy() for v in inputs32.values()])[0]
+            return torch.from_numpy(np.array(output)).to(inputs["sample"].dtype)
         except Exception as e:
             self._broken = True
-            tell(f"OpenVINO failed ({_short(e)}); painting goes on with PyTorch.")
+            warn(f"OpenVINO failed ({_short(e)}); painting goes on with PyTorch.")
             return None
 
-    def _compiled(self, key: str, module: nn.Module, given: Mapping[str, Tensor]) -> tuple[Any, int]:
-        """The model, from the cache if it was exported before, and its bytes."""
+    def _load(self, key: str, module: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Any, int]:
+        """The compiled model and its bytes; exports it unless it is in the cache folder."""
         folder = cache_folder() / "openvino" / key
         if (folder / "model.xml").is_file():
             with suppress(OSError):
-                os.utime(folder)  # the cache forgets the longest unused
+                os.utime(folder)  # marks it as recently used
         else:
             with warnings.catch_warnings(), torch.no_grad():
-                warnings.simplefilter("ignore")  # of tracing, about shapes that are constant here
-                example = tuple(given.values())
+                warnings.simplefilter("ignore")  # tracing warns of shapes that are constant here
+                example = tuple(inputs.values())
                 shapes = [list(v.shape) for v in example]
                 model = self._ov.convert_model(module, example_input=example, input=shapes)
-            with atomic_folder(folder, keep=KEEP_BYTES) as fresh:
-                self._ov.save_model(model, str(fresh / "model.xml"), compress_to_fp16=False)
-        made = self._core.compile_model(str(folder / "model.xml"), "CPU", {
+            with atomic_folder(folder, keep=DISK_BYTES) as temporary:
+                self._ov.save_model(model, str(temporary / "model.xml"), compress_to_fp16=False)
+        options = {
             "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[self.precision],
-            "PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        })  # fmt: skip
-        return made, folder_bytes(folder)
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        return self._core.compile_model(str(folder / "model.xml"), "CPU", options), folder_bytes(folder)
 
 
 class _Unet(nn.Module):
-    """The U-Net with positional tensors for inputs, as tracing wants it."""
+    """The U-Net with positional tensors as inputs, for tracing."""
 
     def __init__(self, unet: Any, names: tuple[str, ...]) -> None:
         super().__init__()
         self.unet, self.names = unet, names
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        named = dict(zip(self.names, inputs, strict=True))
-        more = {k: named.pop(k) for k in ("text_embeds", "time_ids") if k in named}
-        # the class's own forward: the instance's is the engine
-        made = type(self.unet).forward(self.unet, **named, added_cond_kwargs=more or None, return_dict=False)
-        out: Tensor = made[0]
+        kwargs = dict(zip(self.names, inputs, strict=True))
+        added = {k: kwargs.pop(k) for k in ("text_embeds", "time_ids") if k in kwargs}
+        # the forward of the class, because that of the instance is the backend
+        forward = type(self.unet).forward
+        out: Tensor = forward(self.unet, **kwargs, added_cond_kwargs=added or None, return_dict=False)[0]
         return out
 
 
-class _Plain(nn.Module):
+class _Decoder(nn.Module):
+    """The VAE decoder without keyword arguments, for tracing."""
+
     def __init__(self, module: Any, names: tuple[str, ...]) -> None:
         super().__init__()
         self.module = module
@@ -246,8 +253,8 @@ class _Plain(nn.Module):
 
 
 @contextmanager
-def behind(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
-    """While inside, calling the module calls `forward`."""
+def forward_replaced(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+    """Context in which a call of the module calls `forward`."""
     before = module.__dict__.get("forward")
     module.forward = forward
     try:
@@ -259,23 +266,23 @@ def behind(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
             module.forward = before
 
 
-def _key(base: Base, module: nn.Module, given: Mapping[str, Tensor]) -> str:
-    """Names an export: the module's weights, what is added to them, and the shapes."""
-    shapes = "-".join("x".join(map(str, v.shape)) for v in given.values())
-    digest = hashlib.sha256(f"{weights_hash(base, module)} {base.active_adapters} {shapes}".encode())
+def _key(base: Base, module: nn.Module, inputs: Mapping[str, Tensor]) -> str:
+    """Name of an export: a hash of the module's weights, the active LoRAs and the input shapes."""
+    shapes = "-".join("x".join(map(str, v.shape)) for v in inputs.values())
+    digest = hashlib.sha256(f"{module_hash(base, module)} {base.active_adapters} {shapes}".encode())
     return f"{type(module).__name__.lower()}-{digest.hexdigest()[:24]}"
 
 
-def weights_hash(base: Base, module: nn.Module) -> str:
-    """SHA-256 of all weights of a module, computed once for each opened base."""
-    known: dict[int, str] = base.__dict__.setdefault("_weights", {})
-    if id(module) not in known:
+def module_hash(base: Base, module: nn.Module) -> str:
+    """SHA-256 of all weights of a module, cached on the base."""
+    cache: dict[int, str] = base.__dict__.setdefault("_weights", {})
+    if id(module) not in cache:
         digest = hashlib.sha256()
         for name, weight in sorted(module.state_dict().items()):
             digest.update(name.encode())
             digest.update(weight.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-        known[id(module)] = digest.hexdigest()
-    return known[id(module)]
+        cache[id(module)] = digest.hexdigest()
+    return cache[id(module)]
 
 
 def _short(e: BaseException) -> str:
@@ -283,4 +290,4 @@ def _short(e: BaseException) -> str:
     return f"{type(e).__name__}: {lines[0][:160]}" if lines else type(e).__name__
 
 
-ENGINES: dict[str, Callable[[], Engine]] = {"eager": Eager, "compile": Compiled, "openvino": OpenVino}
+BACKENDS: dict[str, Callable[[], Backend]] = {"eager": Eager, "compile": Compiled, "openvino": OpenVino}

@@ -1,4 +1,4 @@
-"""Where and in which precision a base runs."""
+"""Device and dtype of a base."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 def devices() -> list[str]:
     """The devices of this machine, best first."""
-    found = []
+    available = []
     if torch.cuda.is_available():
-        found.append("cuda")
+        available.append("cuda")
     if torch.backends.mps.is_available():
-        found.append("mps")
+        available.append("mps")
     if hasattr(torch, "xpu") and torch.xpu.is_available():
-        found.append("xpu")
-    return [*found, "cpu"]
+        available.append("xpu")
+    return [*available, "cpu"]
 
 
 def resolve(device: str | None = None, dtype: str | None = None) -> tuple[torch.device, torch.dtype]:
-    """The device asked for or the best, and the precision that suits it.
+    """Device and dtype from their names; by default the best device and a dtype that suits it.
 
-    CUDA: bfloat16 where the card computes in it, else float16. MPS and XPU: float16. CPU: float32,
-    since half precision is emulated on most processors.
+    CUDA: bfloat16 if the card supports it, else float16. MPS and XPU: float16. CPU: float32, because most
+    processors emulate half precision. Raises BadRecipe.
     """
     have = devices()
     name = device or have[0]
@@ -41,13 +41,13 @@ def resolve(device: str | None = None, dtype: str | None = None) -> tuple[torch.
     kind = name.split(":")[0]
     if kind == "cpu":
         return torch.device(name), torch.float32
-    if kind == "cuda" and precision.quick(torch.device(name)):
+    if kind == "cuda" and precision.has_fast_bfloat16(torch.device(name)):
         return torch.device(name), torch.bfloat16
     return torch.device(name), torch.float16
 
 
 def to_device(pipe: Any, device: torch.device, dtype: torch.dtype) -> None:
-    """Move a pipeline; raises OutOfMemory with what to do."""
+    """Move a pipeline to a device and dtype; raises OutOfMemory."""
     try:
         pipe.to(device)
         if pipe.unet.dtype is not dtype:

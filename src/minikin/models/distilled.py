@@ -1,4 +1,4 @@
-"""Bases that are students themselves: distilled to few steps, and no good for teaching or distilling."""
+"""Check against distilled bases, which can neither be trained on nor serve as teachers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _ORIGINALS = {"sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}
 
 
 def refuse_student(base: Base, why: str, instead: str) -> None:
-    """Raise BadRecipe when a base is distilled.
+    """Raise BadRecipe if a base is distilled.
 
-    why      what would go wrong, as a sentence without its end
-    instead  what to do, before "the model it was made from"
+    why      the reason, as a sentence without its end
+    instead  the start of the advice, before "the model it was made from"
     """
-    made_for = "lcm" if base.has_guidance_embedding else recognise(base).name
-    if made_for != "quality":
+    preset = "lcm" if base.has_guidance_embedding else recognise(base).name
+    if preset != "quality":
         raise BadRecipe(
-            f"'{base.name}' is already distilled ({made_for}): {why}. {instead} the model it was made from, "
+            f"'{base.name}' is already distilled ({preset}): {why}. {instead} the model it was made from, "
             f"for example --base {_ORIGINALS.get(base.architecture, 'tiny')}."
         )

@@ -1,4 +1,4 @@
-"""A device's memory: what is free, the most that some work needed, and whether an error says it ran out."""
+"""Memory of a device: free bytes, peak use, and out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -11,42 +11,42 @@ import torch
 
 _PROCESS = Path("/proc/self")
 _MACHINE = Path("/proc/meminfo")
-_GROUP = Path("/sys/fs/cgroup")  # of a container: its limit, and what it has taken
+_CGROUP = Path("/sys/fs/cgroup")  # a container's limit and use
 
 
 class Peak:
-    """Bytes when the work has ended, the base included, and when it began; None where nothing tells."""
+    """Memory in bytes, the base included; None where it cannot be measured."""
 
-    bytes: int | None = None
-    before: int | None = None
+    bytes: int | None = None  # the peak, set when the context ends
+    before: int | None = None  # at the start of the context
 
 
 @contextmanager
 def peak(device: torch.device) -> Iterator[Peak]:
-    """Measure while inside: a GPU's allocated memory, or else this process's resident memory (Linux)."""
-    found = Peak()
-    known = _reset(device)
-    if known:
+    """Context that measures peak memory: a GPU's allocated, or this process's resident memory (Linux)."""
+    result = Peak()
+    measurable = _reset(device)
+    if measurable:
         cuda = device.type == "cuda"
-        found.before = int(torch.cuda.memory_allocated(device)) if cuda else _resident("VmRSS")
+        result.before = int(torch.cuda.memory_allocated(device)) if cuda else _resident("VmRSS")
     try:
-        yield found
+        yield result
     finally:
-        if known and device.type == "cuda":
-            found.bytes = int(torch.cuda.max_memory_allocated(device))
-        elif known:
-            found.bytes = _resident("VmHWM")
+        if measurable and device.type == "cuda":
+            result.bytes = int(torch.cuda.max_memory_allocated(device))
+        elif measurable:
+            result.bytes = _resident("VmHWM")
 
 
 def free(device: torch.device) -> int | None:
-    """Bytes that may still be taken; None where nothing tells.
+    """Free bytes of a device; None where they cannot be measured.
 
-    CUDA: what the card has left and what PyTorch holds without using it. CPU (Linux): the memory that can
-    be had without swapping, or what the container's limit leaves of it.
+    CUDA: the card's free memory and PyTorch's unused cache. CPU (Linux): memory available without swapping,
+    within the container's limit.
     """
     if device.type == "cuda":
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0]) + int(held)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + int(cached)
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory()) - int(torch.mps.driver_allocated_memory())
     if device.type != "cpu":
@@ -57,41 +57,41 @@ def free(device: torch.device) -> int | None:
         return None
     if available is None:
         return None
-    left = _left_in_group()
+    in_container = _free_in_cgroup()
     machine = int(available[1]) * 1024
-    return machine if left is None else min(machine, left)
+    return machine if in_container is None else min(machine, in_container)
 
 
-def ran_out(e: BaseException) -> bool:
-    """Whether this error says that memory ran out: a GPU's has a class of its own, the CPU's only words."""
+def is_out_of_memory(e: BaseException) -> bool:
+    """True for an out-of-memory error of a GPU (by its class) or of the CPU (by its message)."""
     return isinstance(e, torch.OutOfMemoryError) or "can't allocate memory" in str(e)
 
 
-def _left_in_group() -> int | None:
-    """What a container's limit (cgroup v2) leaves; files it has read can be dropped and do not count."""
+def _free_in_cgroup() -> int | None:
+    """Bytes that a container's limit (cgroup v2) leaves; its file cache can be dropped and counts as free."""
     try:
-        most = (_GROUP / "memory.max").read_text().strip()
-        taken = int((_GROUP / "memory.current").read_text())
-        files = re.search(r"^inactive_file (\d+)", (_GROUP / "memory.stat").read_text(), re.MULTILINE)
+        limit = (_CGROUP / "memory.max").read_text().strip()
+        current = int((_CGROUP / "memory.current").read_text())
+        files = re.search(r"^inactive_file (\d+)", (_CGROUP / "memory.stat").read_text(), re.MULTILINE)
     except (OSError, ValueError):
         return None
-    if most == "max":
+    if limit == "max":
         return None
-    return max(0, int(most) - taken + (int(files[1]) if files else 0))
+    return max(0, int(limit) - current + (int(files[1]) if files else 0))
 
 
-def _resident(which: str) -> int | None:
-    found = re.search(rf"{which}:\s+(\d+) kB", (_PROCESS / "status").read_text())
-    return int(found[1]) * 1024 if found else None
+def _resident(field: str) -> int | None:
+    match = re.search(rf"{field}:\s+(\d+) kB", (_PROCESS / "status").read_text())
+    return int(match[1]) * 1024 if match else None
 
 
 def _reset(device: torch.device) -> bool:
-    """Forget earlier peaks; False where that cannot be done."""
+    """Reset the peak; False where that is not possible."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
     try:
-        (_PROCESS / "clear_refs").write_text("5")  # proc(5): sets the peak to what is resident now
+        (_PROCESS / "clear_refs").write_text("5")  # proc(5): resets the peak resident size
     except OSError:
         return False
     return device.type == "cpu"

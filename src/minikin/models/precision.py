@@ -1,22 +1,22 @@
-"""Where bfloat16 is quick: processors without units for it imitate it, at twice the time of float32 or more."""
+"""Hardware support for bfloat16; emulation takes at least twice as long as float32."""
 
 from __future__ import annotations
 
 import torch
 
-UNITS = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")  # of x86 and of ARM processors, as PyTorch names them
+CAPABILITIES = ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16")  # of x86 and ARM, as PyTorch names them
 
 
-def quick(device: torch.device) -> bool:
-    """Whether bfloat16 is computed there, not imitated."""
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """True if the device computes in bfloat16 without emulation."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
-        have = torch.cpu.get_capabilities()
-        return any(bool(have.get(unit)) for unit in UNITS)
+        capabilities = torch.cpu.get_capabilities()
+        return any(bool(capabilities.get(name)) for name in CAPABILITIES)
     return True
 
 
-def autocast(device: torch.device, wanted: bool = True) -> torch.autocast:
-    """Inside, networks compute in bfloat16 over float32 weights, if that is wanted and quick."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and quick(device))
+def autocast(device: torch.device, enabled: bool = True) -> torch.autocast:
+    """Autocast to bfloat16 over float32 weights, if it is enabled and the device supports it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and has_fast_bfloat16(device))

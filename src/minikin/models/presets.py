@@ -1,9 +1,8 @@
-"""Presets: adapter or U-Net, scheduler, timesteps, guidance and size as one value with one name.
+"""Presets: adapter, scheduler, timesteps, guidance and image size under one name.
 
-A few-step student is right only with the scheduler, the timesteps and the guidance it was trained
-for; a preset switches all of them together. This file is the one list, and says where each
-student's adapter is published. `recognise` tells which preset an opened checkpoint was made for.
-How a preset meets a user's own wishes is `generation.plan`'s matter.
+A few-step student works only with the scheduler, timesteps and guidance of its training, so a preset sets all
+of them. `PRESETS` also says where each adapter is published. `recognise` returns the preset that a checkpoint
+was trained for. `generation.defaults` combines a preset with the user's options.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ from minikin.errors import AssetError, NoNetwork, UnknownName
 from minikin.models.base import Base
 from minikin.models.lora import adapters
 
-N_TRAIN = 1000  # timesteps all these models were trained with
+N_TRAIN = 1000  # training timesteps of all these models
 ANY_STEPS = range(1, N_TRAIN + 1)
 
 # ---- timesteps, as published ----------------------------------------------------------------------
 
 
 def lcm_timesteps(n: int) -> tuple[int, ...]:
-    """Latent consistency models: n of the teacher's 50 DDIM points 999, 979, ..., 19, evenly.
+    """Timesteps of latent consistency models: n of the teacher's 50 DDIM timesteps 999, 979, ..., 19, evenly.
 
     Luo et al. 2023, arXiv:2310.04378; 4 steps are 999, 759, 499, 259.
     """
@@ -35,15 +34,15 @@ def lcm_timesteps(n: int) -> tuple[int, ...]:
 
 
 def trailing_timesteps(n: int) -> tuple[int, ...]:
-    """From the very last timestep down, evenly; 4 steps are 999, 749, 499, 249.
+    """Evenly spaced timesteps from the last one down; 4 steps are 999, 749, 499, 249.
 
-    Lin et al. 2023, arXiv:2305.08891, table 2. SDXL-Turbo's model card, Lightning and Hyper-SD.
+    Lin et al. 2023, arXiv:2305.08891, table 2; used by SDXL-Turbo, Lightning and Hyper-SD.
     """
     return tuple(round(N_TRAIN - i * N_TRAIN / n) - 1 for i in range(n))
 
 
 def demo_timesteps(n: int) -> tuple[int, ...]:
-    """The sampler in Stability's own Turbo demo: 999, 899, 799, 699, of which n are taken.
+    """The first n timesteps of 999, 899, 799, 699, as in Stability's Turbo demo.
 
     generative-models, scripts/demo/turbo.py: every 100th of the 1000 descending noise levels.
     """
@@ -60,11 +59,11 @@ CONVENTIONS: Mapping[str, Callable[[int], tuple[int, ...]]] = {
 
 @dataclass(frozen=True)
 class Source:
-    """Where an adapter lies: a file on the hub, or (repo "") a file packaged with Minikin.
+    """Source of an adapter: a file on the hub, or (with an empty `repo`) a file in the package.
 
-    name     what it is called in the models folder and by `models pull`
-    mb       size in 10^6 bytes, about
-    licence  "" when its authors state none beyond their page
+    name     name in the models folder and for `models pull`
+    mb       approximate size in 10^6 bytes
+    licence  "" if the authors state none in the repository
     """
 
     name: str
@@ -76,16 +75,19 @@ class Source:
 
 @dataclass(frozen=True)
 class Preset:
-    """One way to paint, whole.
+    """Sampling settings of a student, or of an ordinary base (`quality`).
 
-    scheduler   a name of generation.schedulers; None for the base's own
-    config      what the scheduler's configuration must say
-    convention  whose timesteps these are, by name in CONVENTIONS; "" for any
-    steps       by default; `allowed` are the counts the student was made for
-    guidance    by default; None for what suits the base; low to high burns nothing
-    adapters    by architecture, then by number of steps (0: one for all)
-    sizes       image sides where the base's own would be wrong
-    times       exactly these timesteps, where a student states its own
+    what        description
+    scheduler   name in generation.schedulers; None for the base's scheduler
+    config      values of the scheduler's configuration
+    convention  rule for the timesteps, a key of CONVENTIONS; "" for any timesteps
+    steps       default number of steps
+    allowed     numbers of steps that the student was trained for
+    guidance    default guidance scale; None for the base's default
+    low, high   useful range of the guidance scale
+    adapters    by architecture, then by number of steps (0: one adapter for all)
+    sizes       image side by architecture, where the base's default does not apply
+    times       exact timesteps that a student states in its metadata
     """
 
     name: str
@@ -104,31 +106,31 @@ class Preset:
 
     @property
     def embedded(self) -> bool:
-        """Whether guidance is an input of the U-Net: no second pass, no negative prompt."""
+        """True if guidance is an input of the U-Net; then there is no second pass and no negative prompt."""
         return self.name == "lcm"
 
     @property
     def counts(self) -> str:
-        """The numbers of steps it is made for, in words: "1 to 8", "2 or 4 or 8"."""
+        """The allowed numbers of steps in words: "1 to 8", "2 or 4 or 8"."""
         if isinstance(self.allowed, range):
             return f"{self.allowed[0]} to {self.allowed[-1]}"
         return " or ".join(str(n) for n in self.allowed)
 
-    def nearest_steps(self, asked: int) -> int:
-        """The number of steps this preset is made for that is nearest to the one asked for."""
-        return min(self.allowed, key=lambda n: (abs(n - asked), -n))
+    def nearest_steps(self, steps: int) -> int:
+        """The allowed number of steps nearest to `steps`."""
+        return min(self.allowed, key=lambda n: (abs(n - steps), -n))
 
     def source(self, architecture: str, steps: int) -> Source | None:
-        """The adapter for this architecture and number of steps; None where there is none."""
+        """The adapter for an architecture and a number of steps, or None."""
         by_steps = self.adapters.get(architecture, {})
         return by_steps.get(self.nearest_steps(steps)) or by_steps.get(0)
 
 
 _TRAILING = {"timestep_spacing": "trailing"}
-# The samplers a student of `minikin distill` may state: how they are painted with
+# samplers that the metadata of a student of `minikin distill` may name
 _SAMPLERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "renoise": ("LCM", {}),
-    "ddim": ("DDIM", {**_TRAILING, "set_alpha_to_one": True}),  # ends at the image itself
+    "ddim": ("DDIM", {**_TRAILING, "set_alpha_to_one": True}),  # the last step ends at the clean image
 }
 _RAIL = "CreativeML OpenRAIL++-M"
 
@@ -138,7 +140,7 @@ def _packaged(name: str) -> dict[int, Source]:
 
 
 def _per_steps(name: str, repo: str, file: str, licence: str, mb: int) -> dict[int, Source]:
-    """One adapter for each number of steps; {n} in the names stands for it, {s} for a plural s."""
+    """One adapter for each number of steps, which replaces {n} in the file name."""
     return {n: Source(f"{name}-{n}", repo, file.format(n=n), licence, mb) for n in (2, 4, 8)}
 
 
@@ -191,10 +193,10 @@ PRESETS: Mapping[str, Preset] = {p.name: p for p in (
 
 def preset(name: str) -> Preset:
     """The preset of this name; raises UnknownName with the nearest ones."""
-    found = PRESETS.get(name.strip().lower().replace("_", "-"))
-    if found is None:
+    match = PRESETS.get(name.strip().lower().replace("_", "-"))
+    if match is None:
         raise UnknownName("preset", name, PRESETS)
-    return found
+    return match
 
 
 def sources() -> dict[str, Source]:
@@ -203,18 +205,18 @@ def sources() -> dict[str, Source]:
     return {s.name: s for s in every if s.repo}
 
 
-# ---- what a checkpoint was made for ---------------------------------------------------------------
+# ---- recognition of checkpoints -------------------------------------------------------------------
 
-_SIGNS = (
+_PATTERNS = (
     (r"turbo", "turbo"), (r"lightning", "lightning"), (r"hyper(?!-?real)(?![a-z])|hyper-?sd", "hyper"),
     (r"(?<![a-z])lcm|lcm(?![a-z])", "lcm-lora"),
 )  # fmt: skip
 
 
 def recognise(base: Base) -> Preset:
-    """The preset a checkpoint was made for, by its metadata, U-Net and names; `quality` otherwise.
+    """The preset that a checkpoint was trained for, by its metadata, U-Net and names; else `quality`.
 
-    A checkpoint that has LCM in its name and no guidance embedding has an LCM-LoRA merged in.
+    A checkpoint with LCM in its name and without a guidance embedding has an LCM-LoRA merged in.
     """
     stated = base.metadata.get("minikin.preset", "")
     if stated in PRESETS:
@@ -223,20 +225,20 @@ def recognise(base: Base) -> Preset:
         return PRESETS["lcm"]
     fields = ("modelspec.architecture", "modelspec.title", "file")
     for text in (base.name, *(base.metadata.get(f, "") for f in fields)):
-        for sign, name in _SIGNS:
-            if re.search(sign, text.lower()):
+        for pattern, name in _PATTERNS:
+            if re.search(pattern, text.lower()):
                 return PRESETS[name]
     return PRESETS["quality"]
 
 
-# ---- where an adapter lies on this machine --------------------------------------------------------
+# ---- adapter files --------------------------------------------------------------------------------
 
 
-def where(source: Source) -> Path | None:
-    """The file of an adapter: in the models folder, in the package, in the hub's cache; or None."""
-    own = adapters.folder() / f"{source.name}.safetensors"
-    if own.is_file():
-        return own
+def local_file(source: Source) -> Path | None:
+    """The file of an adapter in the models folder, in the package or in the hub's cache, or None."""
+    in_folder = adapters.folder() / f"{source.name}.safetensors"
+    if in_folder.is_file():
+        return in_folder
     if not source.repo:
         packaged = Path(str(resources.files("minikin.tiny"))) / "adapters" / source.file
         return packaged if packaged.is_file() else None
@@ -247,10 +249,10 @@ def where(source: Source) -> Path | None:
 
 
 def locate(p: Preset, source: Source) -> Path:
-    """The file of a preset's adapter; raises NoNetwork or AssetError with what to do."""
-    found = where(source)
-    if found:
-        return found
+    """The file of a preset's adapter; raises NoNetwork or AssetError."""
+    path = local_file(source)
+    if path:
+        return path
     if not source.repo:
         raise AssetError(
             f"Preset '{p.name}' needs the adapter {source.name}, which is not part of this installation. Add "
@@ -265,48 +267,52 @@ def locate(p: Preset, source: Source) -> Path:
 
 
 def for_architecture(architecture: str) -> list[str]:
-    """The presets whose adapters exist for an architecture, and quality."""
+    """`quality` and the presets with an adapter for an architecture."""
     return [p.name for p in PRESETS.values() if p.name == "quality" or architecture in p.adapters]
 
 
-def describe(p: Preset, architecture: str, own: bool) -> dict[str, Any]:
-    """A preset on one architecture as plain data; own: the base's weights are the student themselves."""
-    source = None if own else p.source(architecture, p.steps)
+def describe(p: Preset, architecture: str, in_base: bool) -> dict[str, Any]:
+    """A preset on one architecture as JSON data.
+
+    in_base  the base is the student, and needs no adapter
+    """
+    source = None if in_base else p.source(architecture, p.steps)
     return {
         "name": p.name, "what": p.what, "steps": p.steps, "guidance": p.guidance,
         "scheduler": p.scheduler or "the base's own", "adapter": source.name if source else None,
-        "ready": source is None or where(source) is not None,
+        "ready": source is None or local_file(source) is not None,
         "allowed": list(p.allowed) if len(p.allowed) <= 16 else [],
     }  # fmt: skip
 
 
 def for_student(p: Preset, facts: Mapping[str, str]) -> Preset:
-    """The preset as a student's header says it was trained: sampler, timesteps, steps and guidance.
+    """The preset with the sampler, timesteps, steps and guidance that a student's metadata states.
 
-    facts   `minikin.*` of an adapter's or a checkpoint's header; others are left out of account
-    Raises AssetError when they cannot be followed.
+    facts  metadata of an adapter or a checkpoint; only keys `minikin.*` count
+    Raises AssetError for invalid values.
     """
-    said = {k.removeprefix("minikin."): v for k, v in facts.items() if k.startswith("minikin.")}
-    convention = said.get("timesteps", "")
+    stated = {k.removeprefix("minikin."): v for k, v in facts.items() if k.startswith("minikin.")}
+    convention = stated.get("timesteps", "")
     if convention and convention not in CONVENTIONS:
         raise UnknownName("timestep convention", convention, CONVENTIONS)
     changes: dict[str, Any] = {"convention": convention} if convention else {}
     try:
-        times = tuple(int(t) for t in json.loads(said.get("times", "[]")))
-        if "sampler" in said:
-            changes["scheduler"], changes["config"] = _SAMPLERS[said["sampler"]]
-        if "guidance" in said:
-            changes["guidance"] = min(max(float(said["guidance"]), p.low), p.high)
+        times = tuple(int(t) for t in json.loads(stated.get("times", "[]")))
+        if "sampler" in stated:
+            changes["scheduler"], changes["config"] = _SAMPLERS[stated["sampler"]]
+        if "guidance" in stated:
+            changes["guidance"] = min(max(float(stated["guidance"]), p.low), p.high)
     except (ValueError, TypeError, KeyError) as e:
         raise AssetError(
-            f"The header of the {p.name} student cannot be followed ({e}). Expected minikin.times as a list of "
+            f"The metadata of the {p.name} student is invalid ({e}). Expected minikin.times as a list of "
             f"numbers, minikin.sampler as one of {', '.join(_SAMPLERS)} and minikin.guidance as a number."
         ) from None
     if times and not convention:
         changes |= {"convention": "", "times": times, "allowed": (len(times),), "steps": len(times)}
-    elif times and convention != "lcm":  # LCM's students take any number of steps
+    elif times and convention != "lcm":  # LCM students accept any number of steps
         changes |= {"steps": len(times)}
-        follow = CONVENTIONS.get(convention)
-        some = tuple(n for n in range(1, len(times) + 1) if not follow or set(follow(n)) <= set(times))
-        changes["allowed"] = (len(times),) if said.get("sampler") == "ddim" else some  # no step untrained
+        timesteps = CONVENTIONS.get(convention)
+        # only numbers of steps whose timesteps the student was trained at
+        subsets = tuple(n for n in range(1, len(times) + 1) if not timesteps or set(timesteps(n)) <= set(times))
+        changes["allowed"] = (len(times),) if stated.get("sampler") == "ddim" else subsets
     return replace(p, **changes)

@@ -1,16 +1,16 @@
-"""Prompt syntax: what people already type, and concepts in angle brackets.
+"""Prompt syntax: A1111's emphasis and LoRA tags, and concepts in angle brackets.
 
     a photo of <tom> on the beach        a concept, at its operating point
     <tom:0.8>  <concept:tom:0.8>         with a strength
     <tom@left>  <tom@0,20,50,100:0.8>    in a part of the image; see `regions`
-    <tom:faithful>                       at another of the operating points a sweep has measured
+    <tom:faithful>                       at another operating point that a sweep measured
     (word:1.2)  ((word))  [word]         more or less attention (x1.1 a bracket, /1.1 a square one)
     \\(  \\)  \\[  \\]  \\<               the characters themselves
-    <lora:style:0.8>                     an adapter; taken out of the text
+    <lora:style:0.8>                     an adapter; removed from the text
 
-`parse` turns this into plain text in which every concept stands as its category, with the places
-of concepts and weights in characters: the *twin prompt*. Tokens are found by these places, never
-by splitting at blanks. Linear in the length of the prompt.
+`parse` returns plain text in which each concept is replaced by its category (the *twin prompt*), with the
+character spans of concepts and weights. Tokens are matched to these spans through the tokenizer's offsets.
+Parsing takes linear time.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from minikin.errors import BadRecipe, UnknownName
-from minikin.models.regions import Box, box
+from minikin.models.regions import Box, parse_box
 from minikin.recipes.base import MAX_STRENGTH, POINT_NAMES
 
-MAX_PROMPT = 32_000  # characters, OpenAI's own limit
+MAX_PROMPT = 32_000  # characters, as in OpenAI's API
 MAX_CONCEPTS = 8
-NEAR = 200  # characters before a tag in which an article is looked for
+CONTEXT = 200  # characters before a tag that are searched for an article
 
 UNKNOWN_HINT = (
     "Teach it with `minikin teach`, put its file into this folder, or write \\< for a plain angle bracket."
@@ -43,11 +43,11 @@ _TOKEN = re.compile(
 
 @dataclass(frozen=True)
 class ConceptUse:
-    """A concept's word in the twin prompt: characters [start, end) are its category.
+    """A concept in the twin prompt: characters [start, end) are its category.
 
-    point  the operating point that was asked for by name; "" for none
-    given  whether the strength was written down
-    box    the part of the image it belongs to; None for anywhere
+    point         operating point by name; "" for none
+    has_strength  true if the prompt states the strength
+    box           region of the image; None for all of it
     """
 
     name: str
@@ -55,13 +55,13 @@ class ConceptUse:
     start: int
     end: int
     point: str = ""
-    given: bool = False
+    has_strength: bool = False
     box: Box | None = None
 
 
 @dataclass(frozen=True)
 class Weight:
-    """Characters [start, end) of the twin prompt get this attention."""
+    """Emphasis: characters [start, end) of the twin prompt have this attention weight."""
 
     start: int
     end: int
@@ -70,7 +70,7 @@ class Weight:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A parsed prompt. `text` is the twin: the category stands where a concept was named."""
+    """A parsed prompt; `text` is the twin prompt, with categories in place of concepts."""
 
     source: str
     text: str
@@ -80,21 +80,22 @@ class Prompt:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The concepts used, each once, in order."""
+        """Names of the concepts, each once, in order."""
         return tuple(dict.fromkeys(u.name for u in self.uses))
 
 
 def check_length(source: str) -> None:
-    """Raise BadRecipe for a prompt that is too long to be looked at."""
+    """Raise BadRecipe for a prompt of more than MAX_PROMPT characters."""
     if len(source) > MAX_PROMPT:
         raise BadRecipe(f"The prompt has {len(source)} characters; at most {MAX_PROMPT} are allowed.")
 
 
 def parse(source: str, categories: Mapping[str, str]) -> Prompt:
-    """Read a prompt. `categories` maps the names of known concepts to their categories.
+    """Parse a prompt.
 
-    Raises UnknownName for a concept that is not known, BadRecipe for a strength or weight that is
-    not a number in range, or a prompt with too many concepts or characters.
+    categories  category of each known concept, by name
+    Raises UnknownName for an unknown concept, BadRecipe for a strength or weight that is no number in range,
+    and for too many concepts or characters.
     """
     check_length(source)
     reader = _Reader(source, categories)
@@ -104,32 +105,32 @@ def parse(source: str, categories: Mapping[str, str]) -> Prompt:
 
 
 def concept_tags(source: str) -> list[str]:
-    """The names in `<...>` tags that ask for concepts, known or not."""
+    """Names of concepts in `<...>` tags, known or not."""
     tags = (m["tag"] for m in _TOKEN.finditer(source) if m["tag"])
     parts = [t.split(":") for t in tags if not t.startswith("lora:")]
-    named = (p[1] if p[0] == "concept" and len(p) > 1 else p[0] for p in parts)
-    return list(dict.fromkeys(name.partition("@")[0].strip() for name in named))
+    names = (p[1] if p[0] == "concept" and len(p) > 1 else p[0] for p in parts)
+    return list(dict.fromkeys(name.partition("@")[0].strip() for name in names))
 
 
 def with_strengths(source: str, strengths: Mapping[str, float]) -> str:
-    """The prompt with the strengths of these concepts put in, wherever they are named."""
+    """The prompt with these strengths in the tags of the concepts they belong to."""
 
-    def put(m: re.Match[str]) -> str:
+    def replace_tag(m: re.Match[str]) -> str:
         names = concept_tags(m.group()) if m["tag"] else []
         if not names or names[0] not in strengths:
             return m.group()
         _, at, where = m["tag"].removeprefix("concept:").partition(":")[0].partition("@")
         return f"<{names[0]}{at}{where}:{strengths[names[0]]:g}>"
 
-    return _TOKEN.sub(put, source)
+    return _TOKEN.sub(replace_tag, source)
 
 
 def article(word: str) -> str:
-    """The indefinite article that goes before a word."""
+    """The indefinite article of a word."""
     return "an" if word[0].lower() in "aeiou" else "a"
 
 
-# a determiner, number or possessive, then at most two more words: no article is to be put in
+# a determiner, number or possessive and at most two more words; no article is inserted after them
 _DETERMINED = re.compile(
     r"(?:^|[\s(\[,])(?:an?|the|my|your|his|her|its|our|their|this|that|these|those|one|two|three|four|"
     r"five|six|some|any|every|each|no|\w+'s)(?:\s+(?!(?:of|in|on|at|with|and|or|by|to|from|next|near|under)\b)"
@@ -139,7 +140,7 @@ _DETERMINED = re.compile(
 
 
 class _Reader:
-    """Collects plain text, concept places and bracket weights while tokens go by."""
+    """Parser state: plain text, concept uses and weights of the tokens read so far."""
 
     def __init__(self, source: str, categories: Mapping[str, str]) -> None:
         self.source, self.categories = source, categories
@@ -147,7 +148,7 @@ class _Reader:
         self.length = 0
         self.uses: list[ConceptUse] = []
         self.loras: list[tuple[str, float]] = []
-        self.open: list[tuple[str, int]] = []  # brackets not closed yet: kind, place
+        self.open: list[tuple[str, int]] = []  # open brackets: kind, position
         self.factors: list[Weight] = []
 
     def take(self, m: re.Match[str]) -> None:
@@ -171,13 +172,13 @@ class _Reader:
         self.length += len(text)
 
     def _last(self) -> str:
-        """The end of the text so far: of all of it, each tag would cost as much as the whole prompt."""
-        found = ""
+        """The last CONTEXT characters of the text so far; the whole text would make parsing quadratic."""
+        tail = ""
         for part in reversed(self.out):
-            found = part[-NEAR:] + found
-            if len(found) >= NEAR:
-                return "-" + found  # which begins in the middle of a word
-        return found
+            tail = part[-CONTEXT:] + tail
+            if len(tail) >= CONTEXT:
+                return "-" + tail  # marks that it begins in the middle of a word
+        return tail
 
     def _close(self, kind: str, factor: float) -> None:
         if not self.open or self.open[-1][0] != kind:
@@ -192,12 +193,12 @@ class _Reader:
         kind = parts.pop(0) if parts[0] in ("lora", "concept") and len(parts) > 1 else "concept"
         name, *rest = (p.strip() for p in parts)
         point = rest[0] if kind == "concept" and rest and rest[0] in POINT_NAMES else ""
-        given = bool(rest and rest[0]) and not point
-        amount = _number(rest[0], tag) if given else 1.0
+        has_strength = bool(rest and rest[0]) and not point
+        amount = _number(rest[0], tag) if has_strength else 1.0
         if kind == "lora":
             self.loras.append((name, amount))
             return
-        name, at, where = (part.strip() for part in name.partition("@"))
+        name, at, region = (part.strip() for part in name.partition("@"))
         if name not in self.categories:
             raise UnknownName("concept", name, self.categories, UNKNOWN_HINT)
         if not 0 <= amount <= MAX_STRENGTH:
@@ -210,16 +211,16 @@ class _Reader:
             self._add(article(category) + " ")
         start = self.length
         self._add(category)
-        placed = box(where) if at else None
-        self.uses.append(ConceptUse(name, amount, start, self.length, point, given, placed))
+        box = parse_box(region) if at else None
+        self.uses.append(ConceptUse(name, amount, start, self.length, point, has_strength, box))
 
     def finish(self) -> Prompt:
-        for kind, start in self.open:  # A1111: an open bracket counts to the end
+        for kind, start in self.open:  # as in A1111, an open bracket ends at the end of the prompt
             self.factors.append(Weight(start, self.length, 1.1 if kind == "(" else 1 / 1.1))
         if len({u.name for u in self.uses}) > MAX_CONCEPTS:
             raise BadRecipe(f"At most {MAX_CONCEPTS} concepts fit in one prompt.")
         text = "".join(self.out)
-        if self.loras:  # a tag that was taken out leaves no double blank
+        if self.loras:  # a removed tag leaves no double blank
             text, moved = _squeeze(text)
             self.uses = [replace(u, start=moved[u.start], end=moved[u.end]) for u in self.uses]
             self.factors = [Weight(moved[w.start], moved[w.end], w.value) for w in self.factors]
@@ -227,6 +228,7 @@ class _Reader:
 
 
 def _squeeze(text: str) -> tuple[str, list[int]]:
+    """The text without double blanks, and the new position of each character."""
     out, moved = "", []
     for c in text:
         moved.append(len(out))

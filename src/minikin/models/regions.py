@@ -1,12 +1,12 @@
-"""Regions: where in the image a concept belongs, as a soft bias of cross-attention.
+"""Regions: an additive attention bias that binds a concept to a part of the image.
 
     <tom@left>   <tom@top-right:0.8>   <tom@0,20,50,100>   left, top, right, bottom in percent
 
-Two concepts of one category have nearly the same keys, so the U-Net cannot tell them apart by where it
-looks; and two of different ones still borrow from each other. A region makes places outside its box
-attend less to the concept's tokens: an additive bias on the attention scores, after Dense Diffusion (Kim
-et al. 2023, arXiv:2308.12964), without its other terms. The bias is whole while the layout is decided and
-fades out later, so that edges are free. Without regions nothing is computed otherwise.
+Two concepts of one category have nearly the same keys, so cross-attention mixes them, and concepts of
+different categories still influence each other. For positions outside a region's box, the bias lowers the
+attention scores of the concept's tokens, as in Dense Diffusion (Kim et al. 2023, arXiv:2308.12964) without
+its other terms. The bias is full while the first steps decide the layout and fades out later, so that
+objects may cross the box. Without regions the attention is computed as usual.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from minikin.errors import BadRecipe
 if TYPE_CHECKING:
     from torch import Tensor
 
-BIAS = 8.0  # of a score, where nothing of the place lies inside: e^-8 of the attention is left
-WHOLE_UNTIL, GONE_AFTER = 0.4, 0.8  # shares of the steps between which the bias fades
-FINE = 64  # cells of a side a box is drawn on; places are averages of cells, so edges are soft
+BIAS = 8.0  # subtracted from the score at positions outside the box, which leaves e^-8 of the attention
+FULL_UNTIL, ZERO_FROM = 0.4, 0.8  # shares of the steps between which the bias fades
+RASTER = 64  # side of the raster a box is drawn on; positions average over it, so edges are soft
 
 
 class Box(NamedTuple):
-    """A rectangle in shares of the image's width and height, from its left upper corner."""
+    """A rectangle in shares of the image's width and height, measured from the upper left corner."""
 
     left: float
     top: float
@@ -34,7 +34,7 @@ class Box(NamedTuple):
     bottom: float
 
 
-NAMED = {
+NAMED_BOXES = {
     "left": Box(0, 0, 0.5, 1), "right": Box(0.5, 0, 1, 1),
     "top": Box(0, 0, 1, 0.5), "bottom": Box(0, 0.5, 1, 1),
     "center": Box(0.25, 0.25, 0.75, 0.75), "middle": Box(1 / 3, 0, 2 / 3, 1),
@@ -43,102 +43,108 @@ NAMED = {
 }  # fmt: skip
 
 
-def box(text: str) -> Box:
-    """A region's name or four percentages. Raises BadRecipe."""
-    if text in NAMED:
-        return NAMED[text]
+def parse_box(text: str) -> Box:
+    """A box from a region's name or from four percentages; raises BadRecipe."""
+    if text in NAMED_BOXES:
+        return NAMED_BOXES[text]
     try:
-        found = Box(*(float(part) / 100 for part in text.split(",")))
+        box = Box(*(float(part) / 100 for part in text.split(",")))
     except (ValueError, TypeError):
-        found = Box(1, 1, 0, 0)
-    if not (0 <= found.left < found.right <= 1 and 0 <= found.top < found.bottom <= 1):
+        box = Box(1, 1, 0, 0)
+    if not (0 <= box.left < box.right <= 1 and 0 <= box.top < box.bottom <= 1):
         raise BadRecipe(
-            f"'@{text}' is no region. Use @{', @'.join(NAMED)}, or left, top, right, bottom in percent: "
+            f"'@{text}' is no region. Use @{', @'.join(NAMED_BOXES)}, or left, top, right, bottom in percent: "
             "<tom@0,20,50,100>."
         )
-    return found
+    return box
 
 
-def within(where: Box, view: Box) -> Box:
-    """A box as seen from a part of the image, in shares of that part; it may reach beyond it."""
-    across, down = view.right - view.left, view.bottom - view.top
+def in_view(box: Box, view: Box) -> Box:
+    """The box in coordinates of a part of the image (`view`); it may extend beyond it."""
+    width, height = view.right - view.left, view.bottom - view.top
     return Box(
-        (where.left - view.left) / across, (where.top - view.top) / down,
-        (where.right - view.left) / across, (where.bottom - view.top) / down,
-    )  # fmt: skip
+        (box.left - view.left) / width,
+        (box.top - view.top) / height,
+        (box.right - view.left) / width,
+        (box.bottom - view.top) / height,
+    )
 
 
 class Region(NamedTuple):
-    """A box and how much each token (N,) belongs to what is placed there, 0 to 1."""
+    """A box, and how much each token (N,) belongs to the concept in it, 0 to 1."""
 
     box: Box
     tokens: Tensor
 
 
 class RegionBias:
-    """The bias of one prompt's regions; processors ask for it while it is on a U-Net.
+    """The attention bias of one prompt's regions; attention processors call `bias`.
 
-    copies   images of the batch; the rows before theirs (guidance's empty prompt) have no bias
+    copies   images of the batch; the entries before them (unconditional prompt) get no bias
     latents  (height, width)
-    share    of the steps that are done; sets how strong the bias still is
+    share    share of the steps done; determines the strength of the bias
     """
 
-    def __init__(self, placed: Sequence[Region], copies: int, latents: tuple[int, int]) -> None:
-        self.regions, self.copies, self.latents = tuple(placed), copies, latents
+    def __init__(self, regions: Sequence[Region], copies: int, latents: tuple[int, int]) -> None:
+        self.regions, self.copies, self.latents = tuple(regions), copies, latents
         self.share = 0.0
-        self._whole: dict[int, Tensor] = {}
+        self._full: dict[int, Tensor] = {}
 
     @property
     def weight(self) -> float:
-        left = (GONE_AFTER - self.share) / (GONE_AFTER - WHOLE_UNTIL)
-        return min(1.0, max(0.0, left))
+        """Strength of the bias at this share of the steps, 0 to 1."""
+        remaining = (ZERO_FROM - self.share) / (ZERO_FROM - FULL_UNTIL)
+        return min(1.0, max(0.0, remaining))
 
-    def bias(self, rows: int, places: int, like: Tensor) -> Tensor | None:
-        """(rows, 1, places, N), to be added to the scores; None when it is gone."""
+    def bias(self, batch: int, positions: int, like: Tensor) -> Tensor | None:
+        """Bias (batch, 1, positions, N) to add to attention scores; None when its weight is 0.
+
+        like  a tensor of the dtype and device of the result
+        """
         import torch
 
         if not self.weight:
             return None
-        if places not in self._whole:
-            self._whole[places] = self._made(places)
-        own = (self.weight * self._whole[places]).to(like)
-        free = torch.zeros(rows - self.copies, 1, *own.shape, dtype=like.dtype, device=like.device)
-        return torch.cat([free, own.expand(self.copies, 1, *own.shape)])
+        if positions not in self._full:
+            self._full[positions] = self._full_bias(positions)
+        bias = (self.weight * self._full[positions]).to(like)
+        unbiased = torch.zeros(batch - self.copies, 1, *bias.shape, dtype=like.dtype, device=like.device)
+        return torch.cat([unbiased, bias.expand(self.copies, 1, *bias.shape)])
 
-    def _made(self, places: int) -> Tensor:
+    def _full_bias(self, positions: int) -> Tensor:
         import torch
 
-        size = self._size(places)
-        total = torch.zeros(places, len(self.regions[0].tokens))
-        for where, tokens in self.regions:
-            outside = 1 - covered(where, size).flatten()
+        size = self._size(positions)
+        total = torch.zeros(positions, len(self.regions[0].tokens))
+        for box, tokens in self.regions:
+            outside = 1 - coverage(box, size).flatten()
             total -= BIAS * outside[:, None] * tokens.float().cpu()[None]
         return total
 
-    def _size(self, places: int) -> tuple[int, int]:
-        """Height and width of the level with so many places."""
+    def _size(self, positions: int) -> tuple[int, int]:
+        """Height and width of the U-Net's level with this number of positions."""
         h, w = self.latents
-        while h * w > places:
+        while h * w > positions:
             h, w = -(-h // 2), -(-w // 2)
         return h, w
 
 
-def covered(where: Box, size: tuple[int, int]) -> Tensor:
-    """How much of each place (h, w) lies inside the box, 0 to 1."""
+def coverage(box: Box, size: tuple[int, int]) -> Tensor:
+    """Share (h, w) of each position's area that lies inside the box."""
     import torch
     import torch.nn.functional as F
 
-    cells = (torch.arange(FINE) + 0.5) / FINE
-    across = ((cells > where.left) & (cells < where.right)).float()
-    down = ((cells > where.top) & (cells < where.bottom)).float()
-    fine = (down[:, None] * across[None])[None, None]
-    return F.interpolate(fine, size, mode="area")[0, 0]
+    centers = (torch.arange(RASTER) + 0.5) / RASTER
+    columns = ((centers > box.left) & (centers < box.right)).float()
+    rows = ((centers > box.top) & (centers < box.bottom)).float()
+    raster = (rows[:, None] * columns[None])[None, None]
+    return F.interpolate(raster, size, mode="area")[0, 0]
 
 
 @contextmanager
-def biased_by_regions(unet: Any, region_bias: RegionBias | None) -> Iterator[None]:
-    """Inside, the U-Net's cross-attention follows the regions; None changes nothing."""
-    processors = [p for p in unet.attn_processors.values() if hasattr(p, "steering")]
+def region_bias_applied(unet: Any, region_bias: RegionBias | None) -> Iterator[None]:
+    """Context in which the U-Net's cross-attention adds a region bias; None changes nothing."""
+    processors = [p for p in unet.attn_processors.values() if hasattr(p, "region_bias")]
     for p in processors:
         p.region_bias = region_bias
     try:

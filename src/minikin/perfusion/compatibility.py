@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minikin.models.base import Base
-from minikin.models.identity import same_text
+from minikin.models.identity import same_text_encoder
 from minikin.perfusion.concept import Concept
 
 
@@ -23,6 +23,6 @@ def compatibility(base: Base, concept: Concept) -> str:
             return "stranger"
         if len(concept.i_star) != base.layout.text_width:
             return "stranger"
-    if not same_text(concept.origin, base.origin):
+    if not same_text_encoder(concept.origin, base.origin):
         return "other text encoder"
     return "same" if concept.origin.fingerprint == base.fingerprint else "sibling"

@@ -207,13 +207,14 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
     if len(words) > 2 or any(w.ndim != 2 or w.shape[0] != words[0].shape[0] for w in words):
         raise ValueError("word vectors that do not fit")
     preview = meta.get("modelspec.thumbnail", "").removeprefix("data:image/jpeg;base64,")
-    facts = ("architecture", "fingerprint", "text_hash")
     concept = Concept(
         name=m["name"],
         category=m["category"],
         mode=mode,
         origin=Origin(
-            *(_printable(m[k]) for k in facts),
+            architecture=_printable(m["architecture"]),
+            fingerprint=_printable(m["fingerprint"]),
+            text_hash=_printable(m["text_hash"]),
             licence=_printable(m.get("licence", "")),
             text_sketch=_printable(m.get("text_sketch", "")),
         ),

@@ -20,7 +20,8 @@ from minikin.models.regions import Region
 from minikin.models.text import Encoded
 from minikin.perfusion import edit
 from minikin.perfusion.concept import Concept
-from minikin.perfusion.edit import Direction, Gate
+from minikin.perfusion.edit import Direction
+from minikin.perfusion.gate import Gate
 from minikin.perfusion.key_lock import category_encoding
 from minikin.recipes import KeyLock
 

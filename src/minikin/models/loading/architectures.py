@@ -1,8 +1,8 @@
-"""The model families as data: the configuration of every component, so that nothing is fetched.
+"""Configurations of the supported model families, so that opening a checkpoint needs no download.
 
-Single-file checkpoints bring weights but no configuration; `write_configs` lays out a diffusers
-folder without weights for them. `shrunk` gives a miniature of the same structure for tests.
-Sizes and values are those of the published configuration files of each model.
+Single-file checkpoints contain weights but no configurations; `write_configs` writes a diffusers folder
+without weights for them. `shrunk` returns a miniature of the same structure for tests. The values are those
+of the published configuration files.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _TEXT = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """One family: the configuration of each component of its diffusers folder."""
+    """A model family: the configuration of each component of its diffusers folder."""
 
     name: str
     pipeline: str
@@ -100,11 +100,11 @@ ARCHITECTURES = {"sd15": SD15, "sd21": SD21, "sd-turbo": SD_TURBO, "sdxl": SDXL,
 
 
 def shrunk(a: Architecture) -> Architecture:
-    """A miniature of the same structure: same blocks, a few channels, one layer each."""
+    """A miniature of the same structure: the same blocks with few channels and one layer each."""
     levels = len(a.unet["block_out_channels"])
     channels = [32, 64, 64, 64][:levels] if levels == 4 else [32, 64, 64]
     heads = a.unet["attention_head_dim"]
-    dims = [32, 64]  # per text encoder; diffusers tells them apart by width
+    dims = [32, 64]  # per text encoder; diffusers distinguishes them by width
     texts = tuple(
         t | {"hidden_size": d, "intermediate_size": 64, "num_hidden_layers": 2,
              "num_attention_heads": 2, "projection_dim": d}
@@ -128,7 +128,7 @@ def shrunk(a: Architecture) -> Architecture:
 
 
 def write_configs(a: Architecture, folder: Path, prediction: str | None = None) -> Path:
-    """A diffusers folder without weights: every configuration and tokenizer of an architecture."""
+    """Write a diffusers folder without weights: the configurations and tokenizers of an architecture."""
     scheduler = a.scheduler | ({"prediction_type": prediction} if prediction else {})
     sampler = "LCMScheduler" if "Consistency" in a.pipeline else "DDIMScheduler"
     kinds = {"unet": ("diffusers", "UNet2DConditionModel"), "vae": ("diffusers", "AutoencoderKL"),
@@ -148,8 +148,8 @@ def write_configs(a: Architecture, folder: Path, prediction: str | None = None) 
     for part, (name, config) in parts.items():
         library, kind = kinds[part]
         (folder / part).mkdir(parents=True, exist_ok=True)
-        own = deepcopy(config) if library == "transformers" else {"_class_name": kind} | config
-        (folder / part / name).write_text(json.dumps(own, indent=1))
+        content = deepcopy(config) if library == "transformers" else {"_class_name": kind} | config
+        (folder / part / name).write_text(json.dumps(content, indent=1))
     index: dict[str, Any] = {"_class_name": a.pipeline} | a.extra | {k: list(v) for k, v in kinds.items()}
     if a.name != "sdxl":
         index |= {"safety_checker": [None, None], "feature_extractor": [None, None],

@@ -1,9 +1,9 @@
-"""Old weights to safetensors, offline, in a process of their own: `minikin models convert`.
+"""Conversion of PyTorch files to safetensors in a restricted child process: `minikin models convert`.
 
-The running product opens safetensors alone. What a repository publishes only as a pickle is converted once,
-by `legacy`, which executes nothing of it; the process around it has little of anything, in case that a
-library it reads with has a hole: no network where the kernel allows it (user and network namespaces), no
-environment, no more processes, memory and disk in proportion to the file, ten minutes.
+Minikin opens safetensors only. A file that is published as a pickle is converted once by `legacy_checkpoint`,
+which executes none of it. As a second line of defence the conversion runs in a child process without network
+(user and network namespaces, where the kernel allows them), environment and further processes, with memory and
+disk in proportion to the file, for at most ten minutes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from minikin.errors import BadModelFile, BadRecipe, StorageError
 from minikin.files import move_into_place
 
 SECONDS = 600
-BESIDES = 1 << 30  # bytes of memory besides the file's own size
+EXTRA_BYTES = 1 << 30  # of memory, in addition to three times the file's size
 _CHILD = """
 import os, resource, runpy, sys
 memory, seconds, written = map(int, sys.argv[1:4])
@@ -36,10 +36,10 @@ sys.exit(main(*sys.argv[1:]))
 
 
 def convert(source: Path, out: Path | None = None) -> tuple[Path, int]:
-    """Write a PyTorch file's tensors as safetensors; returns the new file and how many tensors it has.
+    """Write the tensors of a PyTorch file as safetensors; returns the new file and its number of tensors.
 
-    out  by default beside it, under the name that transformers and diffusers look for
-    Raises BadRecipe, BadModelFile with what is wrong with the file, StorageError.
+    out  by default in the same folder, under the name that transformers and diffusers expect
+    Raises BadRecipe, BadModelFile, StorageError.
     """
     out = out or source.with_name(f"{_stem(source)}.safetensors")
     if out.suffix != ".safetensors":
@@ -49,31 +49,31 @@ def convert(source: Path, out: Path | None = None) -> tuple[Path, int]:
     if not source.is_file():
         raise BadModelFile(f"{source} is no file.")
     size = source.stat().st_size
-    half = out.with_name(f".{out.name}.part")
+    partial = out.with_name(f".{out.name}.part")
     root = str(Path(__file__).resolve().parents[3])
-    limits = [str(n) for n in (3 * size + BESIDES, SECONDS, 2 * size + (64 << 20))]
+    limits = [str(n) for n in (3 * size + EXTRA_BYTES, SECONDS, 2 * size + (64 << 20))]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         child = subprocess.run(
-            [sys.executable, "-I", "-c", _CHILD, *limits, root, str(source.resolve()), str(half.resolve())],
+            [sys.executable, "-I", "-c", _CHILD, *limits, root, str(source.resolve()), str(partial.resolve())],
             capture_output=True, timeout=SECONDS + 5, check=False, stdin=subprocess.DEVNULL,
             env={"PATH": os.defpath, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )  # fmt: skip
         if child.returncode != 0:
-            why = child.stderr.decode("utf-8", "replace").strip().splitlines()
-            said = why[-1] if child.returncode == 3 and why else "its reader ran out of memory or time"
-            raise BadModelFile(f"{source.name} was not converted: {said[:300]}. Nothing of it was executed.")
-        move_into_place(half, out)
+            lines = child.stderr.decode("utf-8", "replace").strip().splitlines()
+            why = lines[-1] if child.returncode == 3 and lines else "its reader ran out of memory or time"
+            raise BadModelFile(f"{source.name} was not converted: {why[:300]}. Nothing of it was executed.")
+        move_into_place(partial, out)
     except subprocess.TimeoutExpired:
         raise BadModelFile(f"{source.name} was not converted within {SECONDS} s.") from None
     except OSError as e:
         raise StorageError(f"{out} was not written: {e.strerror or e}.") from e
     finally:
         with suppress(OSError):
-            half.unlink()
+            partial.unlink()
     return out, int(child.stdout)
 
 
 def _stem(source: Path) -> str:
-    """`model` for transformers' `pytorch_model.bin`; any other file keeps its name."""
+    """`model` for transformers' `pytorch_model.bin`, else the file's stem."""
     return "model" if source.stem == "pytorch_model" else source.stem

@@ -1,7 +1,7 @@
-"""Downloading published models: size and licence first, resumable, every file checked.
+"""Downloads of published models: `minikin models pull`.
 
-The only place of Minikin that talks to a model hub, and only when `models pull` asks it to. The
-endpoint is $HF_ENDPOINT or the Hugging Face hub; tests run against a stand-in on this machine.
+`plan` asks the hub for size, licence and files; `pull` downloads them, resumes partial files and checks their
+SHA-256. This is the only module that accesses a model hub: $HF_ENDPOINT, or by default the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -22,33 +22,31 @@ from minikin import events
 from minikin.errors import BadModelFile, NoNetwork, StorageError, UnknownName
 from minikin.files import move_into_place
 from minikin.models import presets
-from minikin.models.loading.registry import KNOWN, add, models_folder
+from minikin.models.loading.registry import PUBLISHED, add, models_folder
 from minikin.models.lora import adapters
 from minikin.models.presets import Source
 
 CHUNK = 1 << 20
 TIMEOUT_S = 30
-_PARTS = (
-    "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "",
-)  # fmt: skip
+_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "")
 
 
 @dataclass(frozen=True)
-class Helper:
-    """A published model that is no base: its weights lie at the top of a repository, or in one part of it."""
+class AuxiliaryModel:
+    """A published model that is no base: its files are at the top of a repository, or in the folder `part`."""
 
     repo: str
     licence: str
     part: str = ""
 
 
-HELPERS = {
-    "clipseg": Helper("CIDAS/clipseg-rd64-refined", "Apache-2.0"),
-    "clip-b32": Helper("openai/clip-vit-base-patch32", "MIT"),
-    "clip-l14": Helper("openai/clip-vit-large-patch14", "MIT"),
-    "dino-s16": Helper("facebook/dino-vits16", "Apache-2.0"),
-    "dinov2-s14": Helper("facebook/dinov2-small", "Apache-2.0"),
-    "safety-checker": Helper(KNOWN["sd15"].repo, KNOWN["sd15"].licence, "safety_checker"),
+AUXILIARY_MODELS = {
+    "clipseg": AuxiliaryModel("CIDAS/clipseg-rd64-refined", "Apache-2.0"),
+    "clip-b32": AuxiliaryModel("openai/clip-vit-base-patch32", "MIT"),
+    "clip-l14": AuxiliaryModel("openai/clip-vit-large-patch14", "MIT"),
+    "dino-s16": AuxiliaryModel("facebook/dino-vits16", "Apache-2.0"),
+    "dinov2-s14": AuxiliaryModel("facebook/dinov2-small", "Apache-2.0"),
+    "safety-checker": AuxiliaryModel(PUBLISHED["sd15"].repo, PUBLISHED["sd15"].licence, "safety_checker"),
 }
 
 
@@ -63,7 +61,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a pull would fetch."""
+    """The files that a pull downloads, with their licence and commit."""
 
     name: str
     repo: str
@@ -81,76 +79,79 @@ def endpoint() -> str:
 
 
 def plan(name: str, revision: str | None = None) -> Plan:
-    """Ask the hub what a known model (or owner/name) consists of.
+    """The files of a published model (or owner/name), as the hub lists them.
 
-    revision  a commit, tag, branch or refs/pr/N; the newest commit by default
-    Raises UnknownName, NoNetwork, or BadModelFile when the repository has no safetensors weights.
+    revision  a commit, tag, branch or refs/pr/N; by default the newest commit
+    Raises UnknownName, NoNetwork, or BadModelFile if the repository has no safetensors weights.
     """
     sources = presets.sources()
     if name in sources:
         return _adapter_plan(sources[name], revision)
-    if name not in KNOWN and name not in HELPERS and name.count("/") != 1:
-        raise UnknownName("model", name, [*KNOWN, *HELPERS, *sources], "A hub id (owner/name) works too.")
-    known, helper = KNOWN.get(name), HELPERS.get(name)
-    source = known or helper
+    if name not in PUBLISHED and name not in AUXILIARY_MODELS and name.count("/") != 1:
+        raise UnknownName(
+            "model", name, [*PUBLISHED, *AUXILIARY_MODELS, *sources], "A hub id (owner/name) works too."
+        )
+    auxiliary = AUXILIARY_MODELS.get(name)
+    source = PUBLISHED.get(name) or auxiliary
     repo = source.repo if source else name
-    facts, files, stated = _ask(repo, revision)
-    licence = source.licence if source else stated
-    wanted = tuple(_wanted(files, helper))
-    if not any(f.name.endswith(".safetensors") for f in wanted):
-        raise BadModelFile(_only_pickles(name, repo, files, helper))
-    return Plan(name, repo, licence, _revision(facts, repo), wanted)
+    info, files, stated_licence = _repository(repo, revision)
+    licence = source.licence if source else stated_licence
+    needed = tuple(_needed_files(files, auxiliary))
+    if not any(f.name.endswith(".safetensors") for f in needed):
+        raise BadModelFile(_only_pickles(name, repo, files, auxiliary))
+    return Plan(name, repo, licence, _commit(info, repo), needed)
 
 
-def _ask(repo: str, revision: str | None) -> tuple[dict[str, Any], list[RemoteFile], str]:
-    """What the hub says of a repository: everything, its files, the licence on its card."""
+def _repository(repo: str, revision: str | None) -> tuple[dict[str, Any], list[RemoteFile], str]:
+    """The hub's description of a repository, its files, and the licence on its model card."""
     at = f"/revision/{quote(revision, safe='')}" if revision else ""
-    facts = json.loads(_get(f"{endpoint()}/api/models/{repo}{at}?blobs=true", repo))
+    info = json.loads(_get(f"{endpoint()}/api/models/{repo}{at}?blobs=true", repo))
     files = [
         RemoteFile(s["rfilename"], int(s.get("size") or 0), (s.get("lfs") or {}).get("sha256", ""))
-        for s in facts.get("siblings", [])
+        for s in info.get("siblings", [])
     ]
-    return facts, files, str((facts.get("cardData") or {}).get("license", "unknown"))
+    return info, files, str((info.get("cardData") or {}).get("license", "unknown"))
 
 
-def _revision(facts: dict[str, Any], repo: str) -> str:
-    """The commit that all files are taken of: a branch may move between two of them."""
-    found = str(facts.get("sha") or "")
-    if not re.fullmatch(r"[0-9a-f]{6,64}", found):
+def _commit(info: dict[str, Any], repo: str) -> str:
+    """The commit to download all files from, because a branch may move during the download."""
+    sha = str(info.get("sha") or "")
+    if not re.fullmatch(r"[0-9a-f]{6,64}", sha):
         raise BadModelFile(f"The hub does not say which commit of {repo} this is, so it is not fetched.")
-    return found
+    return sha
 
 
 def _adapter_plan(source: Source, revision: str | None) -> Plan:
-    """One file of a repository: a preset's adapter."""
-    facts, files, stated = _ask(source.repo, revision)
-    wanted = tuple(f for f in files if f.name == source.file)
-    if not wanted:
+    """The plan for a preset's adapter, which is one file of a repository."""
+    info, files, stated_licence = _repository(source.repo, revision)
+    needed = tuple(f for f in files if f.name == source.file)
+    if not needed:
         raise BadModelFile(f"{source.repo} has no file {source.file} any more. Look for it on its page.")
-    return Plan(source.name, source.repo, source.licence or stated, _revision(facts, source.repo), wanted)
+    licence = source.licence or stated_licence
+    return Plan(source.name, source.repo, licence, _commit(info, source.repo), needed)
 
 
-def _only_pickles(name: str, repo: str, files: list[RemoteFile], helper: Helper | None) -> str:
-    layout = "" if helper else " in diffusers layout"
-    told = f"{repo} has no .safetensors weights{layout}; pickles are not fetched."
+def _only_pickles(name: str, repo: str, files: list[RemoteFile], auxiliary: AuxiliaryModel | None) -> str:
+    layout = "" if auxiliary else " in diffusers layout"
+    message = f"{repo} has no .safetensors weights{layout}; pickles are not fetched."
     weights = [f.name for f in files if f.name.endswith("pytorch_model.bin")]
-    if not helper or not weights:
-        return told
+    if not auxiliary or not weights:
+        return message
     folder = models_folder() / name
     return (
-        f"{told} A pull request on its page may add them: --revision refs/pr/NUMBER. Or, if you trust who "
+        f"{message} A pull request on its page may add them: --revision refs/pr/NUMBER. Or, if you trust who "
         "published it, fetch it yourself and convert it, which executes nothing of it: "
         f"`hf download {repo} --local-dir {folder}`, then `minikin models convert {folder / weights[0]}`."
     )
 
 
-def _wanted(files: list[RemoteFile], helper: Helper | None = None) -> Iterator[RemoteFile]:
-    """Configurations, tokenizers, and one set of safetensors weights per part (half if there is one).
+def _needed_files(files: list[RemoteFile], auxiliary: AuxiliaryModel | None = None) -> Iterator[RemoteFile]:
+    """Configurations, tokenizers, and one safetensors file per part, in half precision if there is one.
 
-    helper  a single model, not a pipeline
+    auxiliary  set for a single model, None for a pipeline
     """
-    flat = helper is not None and not helper.part
-    parts = (helper.part,) if helper and helper.part else _PARTS
+    flat = auxiliary is not None and not auxiliary.part
+    parts = (auxiliary.part,) if auxiliary and auxiliary.part else _PARTS
     names = {f.name for f in files}
     for f in files:
         path = PurePosixPath(f.name)
@@ -168,18 +169,18 @@ def _wanted(files: list[RemoteFile], helper: Helper | None = None) -> Iterator[R
 
 
 def pull(p: Plan) -> Iterator[events.Event]:
-    """Fetch every file of a plan, resuming what is half there; the last event is Done(Entry)."""
+    """Download the files of a plan, resuming partial ones; the last event is Done(Entry)."""
     is_adapter = p.name in presets.sources()
     folder = adapters.folder() if is_adapter else models_folder() / p.name.replace("/", "--")
     total, before = p.size, 0
     for f in p.files:
         file = f"{p.name}.safetensors" if is_adapter else f.name
         target = folder / file.replace(".fp16.safetensors", ".safetensors")
-        if not (target.is_file() and target.stat().st_size == f.size and _is_right(target, f)):
-            for got in _fetch(p, f, target):
-                yield events.Progress("download", (before + got) >> 20, max(total >> 20, 1), f.name)
+        if not (target.is_file() and target.stat().st_size == f.size and _hash_matches(target, f)):
+            for received in _download(p, f, target):
+                yield events.Progress("download", (before + received) >> 20, max(total >> 20, 1), f.name)
         before += f.size
-    if p.name in HELPERS or is_adapter:
+    if p.name in AUXILIARY_MODELS or is_adapter:
         yield events.Done(None, {"bytes": total, "folder": str(folder)})
         return
     name = p.name.replace("/", "--") if "/" in p.name else f"{p.name}-local"
@@ -187,7 +188,8 @@ def pull(p: Plan) -> Iterator[events.Event]:
     yield events.Done(entry, {"bytes": total, "folder": str(folder)})
 
 
-def _fetch(p: Plan, f: RemoteFile, target: Path) -> Iterator[int]:
+def _download(p: Plan, f: RemoteFile, target: Path) -> Iterator[int]:
+    """Download one file into TARGET.part, check it and move it into place; yields the bytes received so far."""
     part = target.with_name(target.name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -218,7 +220,7 @@ def _fetch(p: Plan, f: RemoteFile, target: Path) -> Iterator[int]:
             f"The connection ended after {part.stat().st_size} of {f.size} bytes of {f.name}. What has arrived "
             "is kept; run the same command to go on."
         )
-    if not _is_right(part, f):
+    if not _hash_matches(part, f):
         part.unlink()
         raise BadModelFile(
             f"{f.name} arrived damaged (its SHA-256 is not the one the hub states) and was removed. "
@@ -227,7 +229,7 @@ def _fetch(p: Plan, f: RemoteFile, target: Path) -> Iterator[int]:
     move_into_place(part, target)
 
 
-def _is_right(path: Path, f: RemoteFile) -> bool:
+def _hash_matches(path: Path, f: RemoteFile) -> bool:
     if not f.sha256:
         return True
     digest = hashlib.sha256()
@@ -242,7 +244,7 @@ def _open(url: str, repo: str, start: int = 0) -> Any:
     if start:
         headers["Range"] = f"bytes={start}-"
     request = urllib.request.Request(url, headers=headers)
-    if token := os.environ.get("HF_TOKEN"):  # for the hub alone, not for where it redirects to
+    if token := os.environ.get("HF_TOKEN"):  # not sent to hosts that the hub redirects to
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
         return urllib.request.urlopen(request, timeout=TIMEOUT_S)

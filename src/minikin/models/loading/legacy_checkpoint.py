@@ -1,10 +1,10 @@
-"""The tensors of a PyTorch file (.bin, .pt, .ckpt), read without running it. `convert` runs this on its own.
+"""Reader of PyTorch files (.bin, .pt, .ckpt) that does not unpickle them; `convert` runs it in a child process.
 
-Such a file is a zip archive with a pickle in it, a program that may do anything when it is unpickled. Here it
-is not: `Program` looks at its instructions one by one and knows only those that build names, numbers, lists
-and dictionaries; the three calls that PyTorch makes for tensors become a place, a shape and strides in the
-archive; any other call is refused. Reading with torch's `weights_only` was no boundary twice
-(CVE-2025-32434, CVE-2026-24747).
+A PyTorch file is a zip archive with a pickle: a program that can execute anything when it is unpickled.
+`Program` interprets its instructions without executing them: it supports only those that build names, numbers,
+lists and dictionaries, turns PyTorch's three calls for tensors into offsets, shapes and strides of archive
+entries, and refuses any other call. `torch.load(weights_only=True)` executed code twice (CVE-2025-32434,
+CVE-2026-24747), and importing torch would need more memory than the child process may use.
 
     python -m minikin.models.loading.legacy_checkpoint FILE OUT   # limits on memory, time and handles; no torch
 """
@@ -25,13 +25,13 @@ import numpy as np
 
 MAX_PROGRAM = 256 << 20  # bytes; a large model's has one or two MB
 MAX_TENSORS = 100_000
-# PyTorch's storages: safetensors' name, bytes a number
+# PyTorch's storage class -> safetensors' dtype, bytes per value
 KINDS = {
     "FloatStorage": ("F32", 4), "HalfStorage": ("F16", 2), "BFloat16Storage": ("BF16", 2),
     "DoubleStorage": ("F64", 8), "LongStorage": ("I64", 8), "IntStorage": ("I32", 4),
     "ShortStorage": ("I16", 2), "CharStorage": ("I8", 1), "ByteStorage": ("U8", 1), "BoolStorage": ("BOOL", 1),
 }  # fmt: skip
-_MADE = {
+_CALLS = {
     "collections OrderedDict": "dict",
     "torch._utils _rebuild_tensor_v2": "tensor",
     "torch._utils _rebuild_parameter": "parameter",
@@ -39,23 +39,23 @@ _MADE = {
 
 
 class Refused(ValueError):
-    """What is not the tensors of a model."""
+    """The file holds anything else than the tensors of a model."""
 
 
-# what damage shows itself as, in here and in the libraries
+# exceptions that damaged files cause here and in the libraries
 DAMAGE = (ValueError, KeyError, IndexError, TypeError, AttributeError, NotImplementedError, RuntimeError)
 
 
 @dataclass(frozen=True)
 class Symbol:
-    """A name that the program speaks of: module and class; never looked up."""
+    """A module and class that the pickle names; it is never imported."""
 
     name: str
 
 
 @dataclass(frozen=True)
 class Storage:
-    """An entry of the archive with numbers."""
+    """An archive entry with the values of tensors."""
 
     kind: str
     entry: str
@@ -63,7 +63,7 @@ class Storage:
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where the numbers of a tensor lie; `start` and `strides` count numbers."""
+    """A tensor as a view of a storage; `start` and `strides` count values."""
 
     storage: Storage
     start: int
@@ -72,7 +72,7 @@ class Tensor:
 
 
 class Program:
-    """What a pickle would build, without building it. Raises Refused for any instruction but those below."""
+    """Interpreter of a pickle that executes nothing. Raises Refused for instructions other than those below."""
 
     def __init__(self, code: bytes) -> None:
         self.stack: list[Any] = []
@@ -98,7 +98,7 @@ class Program:
     def _stop(self, _: Any) -> None:
         self.result = self.stack.pop()
 
-    # what is put on the stack as it is written
+    # literals are pushed to the stack
     def _binunicode(self, arg: Any) -> None:
         self.stack.append(arg)
 
@@ -116,25 +116,25 @@ class Program:
 
     def _since_mark(self) -> list[Any]:
         at = self.marks.pop()
-        taken = self.stack[at:]
+        values = self.stack[at:]
         del self.stack[at:]
-        return taken
+        return values
 
     def _tuple(self, _: Any) -> None:
         self.stack.append(tuple(self._since_mark()))
 
-    def _some(self, n: int) -> None:
-        taken = [self.stack.pop() for _ in range(n)]
-        self.stack.append(tuple(reversed(taken)))
+    def _tuple_of(self, n: int) -> None:
+        values = [self.stack.pop() for _ in range(n)]
+        self.stack.append(tuple(reversed(values)))
 
     def _tuple1(self, _: Any) -> None:
-        self._some(1)
+        self._tuple_of(1)
 
     def _tuple2(self, _: Any) -> None:
-        self._some(2)
+        self._tuple_of(2)
 
     def _tuple3(self, _: Any) -> None:
-        self._some(3)
+        self._tuple_of(3)
 
     def _append(self, _: Any) -> None:
         value = self.stack.pop()
@@ -168,7 +168,7 @@ class Program:
     _long_binget = _binget
 
     def _build(self, _: Any) -> None:
-        """The state of an object: PyTorch's `_metadata` of a dictionary, which nobody needs."""
+        """Ignores the state of an object, such as PyTorch's `_metadata` of a dictionary."""
         self.stack.pop()
         _as(self.stack[-1], dict)
 
@@ -176,21 +176,21 @@ class Program:
         word, kind, entry, _device, _count = _as(self.stack.pop(), tuple)
         name = _as(kind, Symbol).name.removeprefix("torch ")
         if word != "storage" or name not in KINDS:
-            raise Refused(f"it holds numbers of a kind that is not known, {name[:60]}")
+            raise Refused(f"it holds values of an unknown type, {name[:60]}")
         self.stack.append(Storage(name, _as(entry, str)))
 
     def _reduce(self, _: Any) -> None:
         args, called = _as(self.stack.pop(), tuple), _as(self.stack.pop(), Symbol).name
-        made = _MADE.get(called)
-        if made is None:
+        kind = _CALLS.get(called)
+        if kind is None:
             raise Refused(f"it calls {called[:80]}")
-        if made == "dict":
+        if kind == "dict":
             self.stack.append({})
-        elif made == "parameter":
+        elif kind == "parameter":
             self.stack.append(_as(args[0], Tensor))
         else:
             storage, start, shape, strides = args[:4]
-            sizes = [tuple(_as(n, int) for n in _as(one, tuple)) for one in (shape, strides)]
+            sizes = [tuple(_as(n, int) for n in _as(numbers, tuple)) for numbers in (shape, strides)]
             self.stack.append(Tensor(_as(storage, Storage), _as(start, int), *sizes))
 
 
@@ -207,25 +207,25 @@ def _as(value: Any, kind: Any) -> Any:
 
 
 def tensors(program: Program) -> dict[str, Tensor]:
-    """The tensors by name; the rest is left out.
+    """The tensors of a program's result by name; everything else is ignored.
 
     They are in a plain dictionary, under `state_dict` (Lightning), or under `string_to_param` (A1111's
-    embeddings, whose one tensor is `emb_params` in safetensors).
+    embeddings, whose tensor is named `emb_params` in safetensors).
     """
-    found = _as(program.result, dict)
-    if "string_to_param" in found:
-        found = {"emb_params" if k == "*" else k: v for k, v in _as(found["string_to_param"], dict).items()}
-    found = found.get("state_dict", found)
-    named = {k: v for k, v in _as(found, dict).items() if isinstance(k, str) and isinstance(v, Tensor)}
-    if not named:
+    state = _as(program.result, dict)
+    if "string_to_param" in state:
+        state = {"emb_params" if k == "*" else k: v for k, v in _as(state["string_to_param"], dict).items()}
+    state = state.get("state_dict", state)
+    by_name = {k: v for k, v in _as(state, dict).items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if not by_name:
         raise Refused("there are no tensors in it")
-    if len(named) > MAX_TENSORS:
-        raise Refused(f"it has {len(named)} tensors")
-    return named
+    if len(by_name) > MAX_TENSORS:
+        raise Refused(f"it has {len(by_name)} tensors")
+    return by_name
 
 
 def convert(source: Path, out: IO[bytes]) -> int:
-    """Write the tensors of an archive as safetensors; how many. Raises Refused, any of DAMAGE, OSError."""
+    """Write the tensors of an archive as safetensors; returns their number. Raises Refused, DAMAGE, OSError."""
     with zipfile.ZipFile(source) as archive:
         sizes = {i.filename: i.file_size for i in archive.infolist()}
         inside = [n for n in sizes if n.rpartition("/")[2] == "data.pkl"]
@@ -236,10 +236,10 @@ def convert(source: Path, out: IO[bytes]) -> int:
         top = inside[0].removesuffix("data.pkl")
         if f"{top}byteorder" in sizes and archive.read(f"{top}byteorder") != b"little":
             raise Refused("its numbers are big-endian")
-        found = tensors(Program(archive.read(inside[0])))
+        by_name = tensors(Program(archive.read(inside[0])))
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         at = 0
-        for name, t in found.items():
+        for name, t in by_name.items():
             kind, width = KINDS[t.storage.kind]
             n = _bytes(t, width, sizes.get(f"{top}data/{t.storage.entry}", 0), name)
             header[name] = {"dtype": kind, "shape": list(t.shape), "data_offsets": [at, at + n]}
@@ -249,26 +249,26 @@ def convert(source: Path, out: IO[bytes]) -> int:
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         out.write(len(text).to_bytes(8, "little") + text)
-        for part in _numbers(archive, top, found):
+        for part in _values(archive, top, by_name):
             out.write(part)
-    return len(found)
+    return len(by_name)
 
 
-def _bytes(t: Tensor, width: int, have: int, name: str) -> int:
-    """What a tensor takes; raises Refused when it reaches out of its entry."""
+def _bytes(t: Tensor, width: int, available: int, name: str) -> int:
+    """Size of a tensor in bytes; raises Refused if it exceeds its archive entry."""
     if len(t.shape) != len(t.strides) or min((t.start, *t.shape, *t.strides)) < 0:
         raise Refused(f"{name[:80]} has an impossible shape")
     n = math.prod(t.shape)
     last = t.start + sum((size - 1) * step for size, step in zip(t.shape, t.strides, strict=True))
-    if n and (last + 1) * width > have:
-        raise Refused(f"{name[:80]} reaches out of its numbers")
+    if n and (last + 1) * width > available:
+        raise Refused(f"{name[:80]} exceeds its archive entry")
     return n * width
 
 
-def _numbers(archive: zipfile.ZipFile, top: str, found: dict[str, Tensor]) -> Iterator[bytes]:
-    """The tensors' bytes, in the order of the header; an entry that several share is read once in a row."""
+def _values(archive: zipfile.ZipFile, top: str, by_name: dict[str, Tensor]) -> Iterator[bytes]:
+    """The bytes of each tensor in order; consecutive tensors of one entry read it once."""
     entry, data = "", b""
-    for t in found.values():
+    for t in by_name.values():
         if not math.prod(t.shape):
             continue
         if t.storage.entry != entry:

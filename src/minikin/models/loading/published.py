@@ -1,4 +1,4 @@
-"""Published weights, read by transformers and diffusers: from this machine, whole, or an error says why."""
+"""Loading published networks from local files through transformers and diffusers, with errors that say why."""
 
 from __future__ import annotations
 
@@ -13,33 +13,34 @@ from minikin.errors import BadModelFile, MinikinError
 
 @contextmanager
 def readable(what: str, hint: str = "") -> Iterator[None]:
-    """Whatever a library raises inside becomes BadModelFile: `what` cannot be read, and the hint."""
+    """Context that turns exceptions of a library into BadModelFile: "`what` cannot be read", and the hint."""
     try:
         yield
     except MinikinError:
         raise
-    except Exception as e:  # transformers has no one error of its own
+    except Exception as e:  # transformers has no common error class
         raise BadModelFile(f"{what} cannot be read ({e}).{hint}") from e
 
 
 def network(kind: Any, where: str, what: str, *, hint: str = "", again: str = "", **options: Any) -> Any:
-    """A network in float32, for use only. Nothing is downloaded, and no pickle is opened.
+    """Load a network in float32 for inference. Nothing is downloaded, and no pickle is opened.
 
-    kind   the class whose `from_pretrained` reads it, told the options
-    where  a folder, or a hub id in the local cache
-    what   its weights, in the plural and with their place, as errors name them
-    hint   what to do where they cannot be read; again, where they are not whole
+    kind     class with `from_pretrained`, which receives the options
+    where    a folder, or a hub id in the local cache
+    what     name of the weights in errors, in the plural
+    hint     advice if they cannot be read
+    again    advice if tensors are missing
     Raises BadModelFile.
     """
     with readable(what, hint):
-        model, told = kind.from_pretrained(
+        model, report = kind.from_pretrained(
             where, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True,
             **options,
         )  # fmt: skip
-    wrong = sorted(str(k) for k in (*told["missing_keys"], *told.get("mismatched_keys", ())))
-    if wrong:  # transformers would go on with random numbers in their place
+    wrong = sorted(str(k) for k in (*report["missing_keys"], *report.get("mismatched_keys", ())))
+    if wrong:  # transformers would use random values for them
         raise BadModelFile(
-            f"{what} are not whole: {len(wrong)} tensors are missing or of another shape, first "
+            f"{what} are incomplete: {len(wrong)} tensors are missing or of another shape, first "
             f"{', '.join(wrong[:5])}.{again}"
         )
     return model.eval().requires_grad_(False)

