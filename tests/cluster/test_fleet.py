@@ -27,7 +27,7 @@ from minikin.cluster.paint import paint
 from minikin.cluster.paint_worker import Painter, studio_engine
 from minikin.cluster.pool import Cluster
 from minikin.cluster.prompts import Prompts
-from minikin.cluster.run_log import Manifest
+from minikin.cluster.run_log import RunLog
 from minikin.cluster.run_log import read as records_of
 from minikin.cluster.teach import teach
 from minikin.cluster.teach_worker import Task
@@ -35,11 +35,11 @@ from minikin.cluster.teach_worker import teach as taught
 from minikin.errors import BadRecipe, StorageError, UnknownName
 from minikin.models.base import Base
 from minikin.perfusion.concept_file import load
-from minikin.perfusion.loop import Loop
 from minikin.perfusion.train import teach as teach_one
 from minikin.recipes import Distill
-from minikin.server.fake_engine import Canary
+from minikin.training.trainer import Trainer
 from tests.conftest import command, filling
+from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.fleets import TWO, deadly, ended, killing, pictures, records, write_manifest, write_prompts
 
 # ---- painting: R1, R2, R8 ------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def test_the_same_bytes_as_minikin_paint(
     ray: Any, tiny: Base, tmp_path: Path, monkeypatch: Any, capsys: Any, one_thread: None
 ) -> None:
     """The real engine, a concept of a folder, two workers; one line alone is `minikin paint`'s file."""
-    from tests.generation.test_together import made as concept_of
+    from tests.helpers.concepts import random_concept as concept_of
 
     monkeypatch.chdir(tmp_path)
     concept_of(tiny, "tom", 1).save(tmp_path / "tom.safetensors")
@@ -114,56 +114,56 @@ def test_what_is_done_is_kept(tmp_path: Path) -> None:
     """R2: after every line of a manifest that a kill may leave, the same command ends with the same folder."""
     lines = [{"prompt": f"a cat {i}", "n": 1 + i % 2} for i in range(12)]
     prompts = Prompts(write_prompts(tmp_path / "p.jsonl", lines), {})
-    whole = ended(paint(prompts, tmp_path / "whole", None, Canary, chunk=4))
+    whole = ended(paint(prompts, tmp_path / "whole", None, FakeEngine, chunk=4))
     assert whole.facts["painted"] == 18
     again = ended(paint(prompts, tmp_path / "whole", None, partial(pytest.fail, "opened for nothing"), chunk=4))
     assert again.facts | {"seconds": 0} == {"lines": 12, "kept": 12, "painted": 0, "failed": 0, "seconds": 0}
     text = (tmp_path / "whole" / "manifest.jsonl").read_text()
     for cut in (0, 10, len(text) // 2, len(text) - 3):
         (tmp_path / "whole" / "manifest.jsonl").write_text(text[:cut])
-        done = ended(paint(prompts, tmp_path / "whole", None, Canary, chunk=4))
+        done = ended(paint(prompts, tmp_path / "whole", None, FakeEngine, chunk=4))
         assert done.facts["painted"] == 0  # the images were there
         assert sorted(r["line"] for r in records(tmp_path / "whole")) == list(range(1, 13))
     lost = records(tmp_path / "whole")[3]["pictures"][0]["file"]
     before = (tmp_path / "whole" / lost).read_bytes()
     (tmp_path / "whole" / lost).unlink()
-    assert ended(paint(prompts, tmp_path / "whole", None, Canary, chunk=4)).facts["painted"] == 1
+    assert ended(paint(prompts, tmp_path / "whole", None, FakeEngine, chunk=4)).facts["painted"] == 1
     assert (tmp_path / "whole" / lost).read_bytes() == before
 
 
 def test_a_run_that_nobody_painted_in_tells_its_errors(tmp_path: Path) -> None:
     """Each line killed its workers: what is known of it is in the manifest, and the next run begins anew."""
     run, error = {"base": "tiny"}, {"code": "poison", "message": "It ended its workers."}
-    first = Manifest(tmp_path, run)
+    first = RunLog(tmp_path, run)
     first.add([{"line": 1, "asked": "c1d4", "error": error}], "")
     first.close()
     head, told = records_of(first.path)
     assert head["fingerprint"] == "" and told["error"] == error
-    second = Manifest(tmp_path, run)
+    second = RunLog(tmp_path, run)
     second.add([{"line": 2, "asked": "07fe", "error": error}], "9f3c")
     second.close()
     assert [r.get("line", r.get("fingerprint")) for r in records_of(first.path)] == ["9f3c", 2]
     with pytest.raises(BadRecipe, match="holds another run"):
-        Manifest(tmp_path, {"base": "sd15"})
+        RunLog(tmp_path, {"base": "sd15"})
 
 
 def test_another_run_is_not_mixed_in(tmp_path: Path) -> None:
     prompts = Prompts(write_prompts(tmp_path / "p.jsonl", [{"prompt": "a cat"}]), {})
-    ended(paint(prompts, tmp_path / "out", None, Canary))
+    ended(paint(prompts, tmp_path / "out", None, FakeEngine))
     with pytest.raises(BadRecipe, match="holds another run: batch is 4 there and 2 here"):
-        ended(paint(prompts, tmp_path / "out", None, Canary, batch=2))
-    manifest = Manifest(tmp_path / "out", {"base": "tiny", "batch": 4, "chunk": 16})
+        ended(paint(prompts, tmp_path / "out", None, FakeEngine, batch=2))
+    manifest = RunLog(tmp_path / "out", {"base": "tiny", "batch": 4, "chunk": 16})
     with pytest.raises(BadRecipe, match="holds images of tiny 00000000; this worker's is ffffffff"):
         manifest.add([], "f" * 64)
     manifest.close()
     changed = Prompts(write_prompts(tmp_path / "p.jsonl", [{"prompt": "a dog"}]), {})
-    assert ended(paint(changed, tmp_path / "out", None, Canary)).facts["painted"] == 1
+    assert ended(paint(changed, tmp_path / "out", None, FakeEngine)).facts["painted"] == 1
 
 
 def test_the_same_picture_is_painted_once(tmp_path: Path) -> None:
     lines = [{"id": str(i), "prompt": "a cat", "seed": 1} for i in range(9)]
     prompts = Prompts(write_prompts(tmp_path / "p.jsonl", lines), {})
-    assert ended(paint(prompts, tmp_path / "out", None, Canary, chunk=4)).facts["painted"] == 1
+    assert ended(paint(prompts, tmp_path / "out", None, FakeEngine, chunk=4)).facts["painted"] == 1
     assert (
         len({r["pictures"][0]["file"] for r in records(tmp_path / "out")}) == 1
         and len(records(tmp_path / "out")) == 9
@@ -173,7 +173,7 @@ def test_the_same_picture_is_painted_once(tmp_path: Path) -> None:
 def test_the_batches_of_a_chunk_do_not_depend_on_what_is_done(tmp_path: Path) -> None:
     """The control of byte-equality: an engine whose images depend on their batch gives the same again."""
 
-    class Sensitive(Canary):
+    class Sensitive(FakeEngine):
         def paint(self, rows: Any, on_step: Any) -> Any:
             images = super().paint(rows, on_step)
             shade = sum(row.seed for row in rows) % 256
@@ -220,15 +220,15 @@ def test_a_full_disk_ends_the_run(tmp_path: Path, monkeypatch: Any) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", filling(9))
         with pytest.raises(StorageError, match="disk is full|No space"):
-            ended(paint(prompts, tmp_path / "out", None, Canary, chunk=2))
-    done = ended(paint(prompts, tmp_path / "out", None, Canary, chunk=2))
+            ended(paint(prompts, tmp_path / "out", None, FakeEngine, chunk=2))
+    done = ended(paint(prompts, tmp_path / "out", None, FakeEngine, chunk=2))
     assert 0 < done.facts["painted"] < 8 and len(pictures(tmp_path / "out")) == 8
 
 
 # ---- teaching: R4, R5 --------------------------------------------------------------------------------
 
 
-QUICK = {"batch": 2, "sample_every": 0, "mask": "none", "size": 64, "mode": "row", "preview": False}
+QUICK = {"batch": 2, "sample_every": 0, "mask": "none", "size": 64, "mode": "value", "preview": False}
 
 
 @pytest.mark.slow
@@ -272,16 +272,16 @@ def teach_until_saved(task: Task, then: Callable[[], None]) -> dict[str, Any]:
     """`teacher.teach` with a checkpoint after every third step, and something that comes upon the first."""
     torch.set_num_threads(1)  # conftest, which this module imports, takes two
     assert teach_one.__kwdefaults__
-    save, calls = Loop.save, itertools.count()
+    save, calls = Trainer.save, itertools.count()
 
-    def saved(self: Loop, path: Path, facts: dict[str, Any]) -> None:
-        save(self, path, facts)
-        if next(calls) == 0:
+    def saved(self: Trainer) -> None:
+        save(self)
+        if next(calls) == 1:  # the first one is written before training
             then()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(teach_one.__kwdefaults__, "save_every", 3)
-        patch.setattr(Loop, "save", saved)
+        patch.setattr(Trainer, "save", saved)
         return taught(task)
 
 

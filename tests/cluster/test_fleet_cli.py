@@ -13,8 +13,8 @@ from minikin.cluster import pool as clusters
 from minikin.cluster import teach_worker
 from minikin.cluster.teach_worker import Task
 from minikin.errors import AssetError, StorageError
-from minikin.server.fake_engine import Canary
 from tests.conftest import command, filling
+from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.fleets import pictures, write_manifest, write_prompts
 
 
@@ -27,7 +27,7 @@ def test_without_ray(monkeypatch: Any, tmp_path: Path, capsys: Any) -> None:
     assert code == 2 and "pip install -e '.[ray]'" in said and "--workers 0" in said
 
 
-class Interrupted(Canary):
+class Interrupted(FakeEngine):
     """Ctrl-C comes while it paints."""
 
     def paint(self, rows: Any, on_step: Any) -> Any:
@@ -35,7 +35,7 @@ class Interrupted(Canary):
         return super().paint(rows, on_step)
 
 
-def damaged() -> Canary:
+def damaged() -> FakeEngine:
     raise AssetError("The base's weights are damaged.")
 
 
@@ -43,7 +43,9 @@ def test_exit_codes_of_painting(monkeypatch: Any, capsys: Any, tmp_path: Path) -
     """The table of docs/fleet.md, in its order."""
     out = tmp_path / "out"
 
-    def run(*prompts: str, engine: Callable[[], Any] = Canary, more: tuple[str, ...] = ()) -> tuple[int, str]:
+    def run(
+        *prompts: str, engine: Callable[[], Any] = FakeEngine, more: tuple[str, ...] = ()
+    ) -> tuple[int, str]:
         monkeypatch.setattr("minikin.cluster.paint_worker.studio_engine", lambda *how: engine())
         path = write_prompts(tmp_path / "p.jsonl", [{"prompt": p} for p in prompts])
         asked = ("fleet", "paint", path, "--out", out, "--workers", 0, *more)

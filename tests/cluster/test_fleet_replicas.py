@@ -22,13 +22,13 @@ from minikin.cluster.paint_worker import studio_engine
 from minikin.errors import UnknownName
 from minikin.models.base import Base
 from minikin.recipes import Paint, Refine
-from minikin.server.engine import EngineLost, Given, Pinned, Row
-from minikin.server.fake_engine import digest, read
+from minikin.server.engine import EngineLost, JobInputs, PinnedConcept, Row
 from minikin.server.limits import Limits
 from minikin.server.studio_engine import StudioEngine
 from minikin.studio import Studio
 from tests.conftest import equal
-from tests.helpers.fleets import canary, deadly, ended
+from tests.helpers.fake_engine import digest, read
+from tests.helpers.fleets import fake_engine, deadly, ended
 from tests.helpers.servers import Served, served
 
 ROOM = Limits(waiting=24, waiting_per_client=24, batch=4)
@@ -36,15 +36,15 @@ ROOM = Limits(waiting=24, waiting_per_client=24, batch=4)
 
 @pytest.fixture(scope="module")
 def replicas(ray: Any, tmp_path_factory: Any) -> Iterator[Served]:
-    """Two replicas of a canary that takes 0.2 s a batch, behind the gateway."""
-    engines = remote_engines(ray, partial(canary, 0.05), 2, {"num_cpus": 0.5})
+    """Two replicas of a fake engine that takes 0.2 s a batch, behind the gateway."""
+    engines = remote_engines(ray, partial(fake_engine, 0.05), 2, {"num_cpus": 0.5})
     with served(engines[0], tmp_path_factory.mktemp("serve") / "s", limits=ROOM, engines=engines) as one:
         yield one
 
 
 @pytest.fixture(scope="module")
 def lone(ray: Any, tmp_path_factory: Any) -> Any:
-    """One replica of a canary, 0.1 s a step, that dies at a word, with nothing in front of it."""
+    """One replica of a fake engine, 0.1 s a step, that dies at a word, with nothing in front of it."""
     opening = partial(deadly, tmp_path_factory.mktemp("lone"), 0.1)
     return remote_engines(ray, opening, 1, {"num_cpus": 0.5})[0]
 
@@ -108,11 +108,11 @@ def test_without_the_gateway_a_killed_replica_loses_its_work(lone: Any) -> None:
 @pytest.mark.ray
 def test_a_replica_paints_what_the_gateway_would(ray: Any, tiny: Base, one_thread: None) -> None:
     """The real engine: a concept by hash, an image painted over, facts for the record; as in one process."""
-    from tests.generation.test_together import made as concept_of
+    from tests.helpers.concepts import random_concept as concept_of
 
     (far,) = remote_engines(ray, partial(studio_engine, "tiny", "cpu", None), 1, {"num_cpus": 0.5})
     near = StudioEngine(Studio(tiny))
-    pinned = {"tom": Pinned("0" * 64, concept_of(tiny, "tom", 1))}
+    pinned = {"tom": PinnedConcept("0" * 64, concept_of(tiny, "tom", 1))}
     recipe = Paint(prompt="a photo of <tom>", steps=2)
     both = [engine.prepare("paint", recipe, pinned) for engine in (near, far)]
     assert both[0].group == both[1].group and near.facts(both[0]) == far.facts(both[1])
@@ -122,7 +122,7 @@ def test_a_replica_paints_what_the_gateway_would(ray: Any, tiny: Base, one_threa
     ]
     assert equal(*images)
     again = Refine(prompt="a photo of <tom>", steps=2, strength=0.5)
-    given = Given({"picture": images[0]}, stop=threading.Event())
+    given = JobInputs({"image": images[0]}, stop=threading.Event())
     done = [
         ended(engine.run("refine", engine.prepare("refine", again, pinned, given), given))
         for engine in (near, far)

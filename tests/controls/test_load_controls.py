@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from minikin.server import app
-from minikin.server.fake_engine import Canary
 from minikin.server.limits import Limits
-from minikin.server.queue import Line
+from minikin.server.queue import JobQueue
 from minikin.server.service import Service
+from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.loads import Tally, Told
 from tests.helpers.overload import Equals, Leaving, Overload, beside, equals, overload, told_to_end
 from tests.helpers.planted import first_come_first_served
@@ -63,8 +63,8 @@ def test_l3_each_bar_is_looked_at(other: dict[str, list[Told]], words: str) -> N
 
 def test_l3_no_end_of_the_line_is_found(tmp_path: Path, monkeypatch: Patch) -> None:
     """Everybody is let in, and waits."""
-    monkeypatch.setattr(Line, "_check", lambda self, client: None)
-    with served(Canary(step_s=0.0125, fits=2), tmp_path / "s", limits=Limits(waiting=8)) as s:
+    monkeypatch.setattr(JobQueue, "_check", lambda self, client: None)
+    with served(FakeEngine(step_s=0.0125, batch_size=2), tmp_path / "s", limits=Limits(waiting=8)) as s:
         measured = overload(s.url, seconds=0.8, callers=6, full_s=0.5, calm_s=0.3, after_s=0.2, settle=0.1)
     assert about("too many were let in", measured.wrong()), measured
 
@@ -75,7 +75,9 @@ def test_l3_no_end_of_the_line_is_found(tmp_path: Path, monkeypatch: Patch) -> N
 def test_l5_first_come_first_served_is_found(tmp_path: Path, monkeypatch: Patch) -> None:
     """Who asks now and then stands behind all that the other one has asked for."""
     first_come_first_served(monkeypatch)
-    with served(Canary(step_s=0.02, fits=1), tmp_path / "s", limits=Limits(waiting_per_client=50)) as s:
+    with served(
+        FakeEngine(step_s=0.02, batch_size=1), tmp_path / "s", limits=Limits(waiting_per_client=50)
+    ) as s:
         measured = beside(s.url, 0.08, light="B", pause=0.2, first=2, times=2, hogs=40)
     assert measured.beside.told and about("others waited", measured.wrong()), measured
 
@@ -83,11 +85,11 @@ def test_l5_first_come_first_served_is_found(tmp_path: Path, monkeypatch: Patch)
 def test_l5_one_client_after_the_other_is_found(tmp_path: Path, monkeypatch: Patch) -> None:
     """Whose turn it was has it again as long as something of his waits."""
 
-    def first(self: Line) -> Any:
+    def first(self: JobQueue) -> Any:
         return next((line.popleft() for line in self._by_client.values() if line), None)
 
-    monkeypatch.setattr(Line, "_first", first)
-    with served(Canary(step_s=0.02, fits=1), tmp_path / "s") as s:
+    monkeypatch.setattr(JobQueue, "_first", first)
+    with served(FakeEngine(step_s=0.02, batch_size=1), tmp_path / "s") as s:
         measured = equals(s.url, 3, "ABCD", 6)
     assert about("unequal", measured.wrong()), measured.shares
     assert Equals(dict.fromkeys("ABCD", 7), Tally()).wrong() == []
@@ -98,7 +100,7 @@ def test_l5_one_client_after_the_other_is_found(tmp_path: Path, monkeypatch: Pat
 
 def left(folder: Path, step_s: float = 0.025) -> Leaving:
     """Of a server that is told to end with eight callers in hand; by its own handler of signals."""
-    with served(Canary(step_s=step_s), folder) as s:
+    with served(FakeEngine(step_s=step_s), folder) as s:
         return told_to_end(s.url, lambda: s.server.handle_exit(signal.SIGTERM, None), 8)
 
 
@@ -114,7 +116,7 @@ def test_l9_dropping_what_is_in_hand_is_found(tmp_path: Path, monkeypatch: Patch
 
 def test_l9_going_on_as_if_nothing_were_is_found(tmp_path: Path, monkeypatch: Patch) -> None:
     """New ones are taken, and /readyz calls for more of them."""
-    monkeypatch.setattr(Service, "check_open", lambda self, client: self.line.check(client))
+    monkeypatch.setattr(Service, "check_open", lambda self, client: self.queue.check(client))
     monkeypatch.setattr(Service, "ready", property(lambda self: ""))
     wrong = left(tmp_path / "s", 0.06).wrong()
     assert about("new ones were not told when to come back", wrong) and about("/readyz: {200}", wrong), wrong

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from minikin.server.fake_engine import Canary
 from tests.helpers import planted as bug
+from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.servers import Served, served
 from tests.robustness import test_load, test_wire
 from tests.robustness import test_open_port as who
@@ -40,7 +40,7 @@ class Stage:
         self.tmp_path, self.monkeypatch, self.caplog, self._stack = tmp_path, monkeypatch, caplog, stack
 
     def _served(self, **how: Any) -> Served:
-        return self._stack.enter_context(served(Canary(), self.tmp_path / "s", **how))
+        return self._stack.enter_context(served(FakeEngine(), self.tmp_path / "s", **how))
 
     @cached_property
     def port(self) -> Served:
@@ -90,7 +90,7 @@ def stage(tmp_path: Path, monkeypatch: Patch, caplog: Any) -> Iterator[Stage]:
 
 
 class Control(NamedTuple):
-    """The bug `plant` makes `test`, told `given`, fail where it has these words."""
+    """The bug `plant` makes `test`, told `inputs`, fail where it has these words."""
 
     row: str
     plant: Callable[[Patch], None]
@@ -170,8 +170,8 @@ CONTROLS = (
 )  # fmt: skip
 
 
-BESIDE = {  # and H17's counters: test_ledger's test_counters_that_do_not_agree
-    "H1": who.test_h01_the_canary_is_read_where_somebody_may, "H3": who.test_h03_the_trap_works,
+SECOND_NAME = {  # and H17's counters: test_ledger's test_counters_that_do_not_agree
+    "H1": who.test_h01_the_secret_is_read_where_somebody_may, "H3": who.test_h03_the_trap_works,
     "H5": who.test_h05_no_route_is_open, "H13": test_wire.test_h13_uvicorn_alone_waits_for_ever,
     "H14": much.test_h14_a_decoder_that_never_ends_is_ended,
     "H21": test_load.test_going_by_names_alone_is_found,
@@ -179,13 +179,13 @@ BESIDE = {  # and H17's counters: test_ledger's test_counters_that_do_not_agree
 
 
 def test_every_row_has_a_control() -> None:
-    assert {c.row for c in CONTROLS} | {*BESIDE} == {f"H{k}" for k in range(1, 22)}
+    assert {c.row for c in CONTROLS} | {*SECOND_NAME} == {f"H{k}" for k in range(1, 22)}
 
 
 @pytest.mark.parametrize("control", CONTROLS, ids=[f"{c.row}-{c.plant.__name__}" for c in CONTROLS])
 def test_a_planted_bug_is_found(stage: Stage, control: Control) -> None:
     control.plant(stage.monkeypatch)
-    stage.fails(control.test, control.given, control.words)
+    stage.fails(control.test, control.inputs, control.words)
 
 
 def test_another_failure_is_no_control(stage: Stage) -> None:

@@ -19,11 +19,11 @@ import pytest
 from PIL import Image
 
 from minikin.models.base import Base
-from minikin.server.fake_engine import Canary
 from minikin.server.jobs import Job
 from minikin.server.studio_engine import StudioEngine
 from minikin.studio import Studio
 from tests.helpers.browsers import browsing
+from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.servers import Served, served
 
 pytest.importorskip("gradio", reason="the page needs the extra minikin[studio]")
@@ -37,7 +37,7 @@ DESKTOP, PHONE = {"width": 1200, "height": 860}, {"width": 390, "height": 844}
 
 @pytest.fixture(scope="module")
 def closed(tmp_path_factory: Any) -> Iterator[Served]:
-    with served(Canary(), tmp_path_factory.mktemp("closed") / "s", page=True) as s:
+    with served(FakeEngine(), tmp_path_factory.mktemp("closed") / "s", page=True) as s:
         yield s
 
 
@@ -67,7 +67,7 @@ def test_what_the_page_does_not_need_of_gradio_is_closed(closed: Served, method:
 
 
 def test_the_gate_stands_before_the_page(tmp_path: Path) -> None:
-    with served(Canary(), tmp_path / "s", keys=["k"], page=True) as s, s.client() as c:
+    with served(FakeEngine(), tmp_path / "s", keys=["k"], page=True) as s, s.client() as c:
         for path in ("/", "/studio/", "/studio/config", "/studio/theme.css", "/page/paint.js"):
             told = c.get(path)
             assert told.status_code == 401 and "Basic" in told.headers["www-authenticate"], path

@@ -13,13 +13,13 @@ from minikin import events
 from minikin.cluster import run_log as manifests
 from minikin.cluster.pool import Cluster
 from minikin.errors import UnknownName
-from minikin.server.fake_engine import Canary
+from tests.helpers.fake_engine import FakeEngine
 
 TWO = Cluster(2, cpus=1, gpus=0)
 
 
-class Deadly(Canary):
-    """A canary that notes who paints what, and at a word ends its process, once or always."""
+class Deadly(FakeEngine):
+    """A fake engine that notes who paints what, and at a word ends its process, once or always."""
 
     def __init__(self, notes: Path, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -36,7 +36,7 @@ class Deadly(Canary):
 
 
 def deadly(notes: Path, step_s: float = 0.0) -> Deadly:
-    return Deadly(notes, step_s=step_s, broken={"broken": UnknownName("thing", "broken", [])})
+    return Deadly(notes, step_s=step_s, errors={"broken": UnknownName("thing", "broken", [])})
 
 
 def write_prompts(path: Path, lines: list[Any]) -> Path:
@@ -80,5 +80,5 @@ def write_manifest(path: Path, lines: list[str]) -> Path:
     return path
 
 
-def canary(step_s: float) -> Canary:
-    return Canary(step_s=step_s)
+def fake_engine(step_s: float) -> FakeEngine:
+    return FakeEngine(step_s=step_s)

@@ -1,6 +1,6 @@
-"""Children that helpers/kills.py kills: teaching, distilling, sweeping, tiny's training, serving; all small.
+"""Work for helpers/kills.py, all small: teaching, distilling, sweeping, the training loop, serving.
 
-Imported once by the server that children are forked from; so it builds its base here, and children have it.
+Imported once by the server that child processes are forked from; so it builds its base here, and they have it.
 """
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ from minikin.files import atomic_write
 from minikin.images.photos import Photo
 from minikin.models.base import Base
 from minikin.perfusion import concept_file
-from minikin.perfusion.loop import read_checkpoint
 from minikin.perfusion.train import teach
 from minikin.recipes import Distill, Teach
 from minikin.server import audit
-from minikin.server.fake_engine import Canary
-from minikin.server.jobs import Asked
+from minikin.server.jobs import JobRequest
 from minikin.server.service import Service
 from minikin.training import checkpoint
 from tests.conftest import build_pipeline
 from tests.helpers.distillings import captions_file
+from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.kills import Work, digest
 
 torch.set_num_threads(1)  # before anything runs: a fork copies no threads
@@ -57,21 +56,16 @@ def photos() -> list[Photo]:
 
 def _teach(folder: Path, done: Any) -> None:
     torch.set_num_threads(1)
-    recipe = Teach(name="tom", category="cat", mode="row", batch=2, steps=14)
-    there = base()
+    recipe = Teach(name="tom", category="cat", mode="value", batch=2, steps=14)
+    opened = base()
     done.value = 0
-    run = teach(there, photos(), recipe, None, checkpoint=folder / "checkpoint.safetensors", resume=True,
+    run = teach(opened, photos(), recipe, None, checkpoint=folder / "checkpoint.safetensors", resume=True,
                 save_every=2)  # fmt: skip
     for event in run:
         if isinstance(event, events.Progress):
             done.value = event.done
         elif isinstance(event, events.Done):
             concept_file.save(event.result, folder / "tom.safetensors")
-
-
-def _taught(folder: Path) -> int:
-    path = folder / "checkpoint.safetensors"
-    return int(json.loads(read_checkpoint(path)[1]["progress"])["step"]) if path.exists() else 0
 
 
 # ---- distilling --------------------------------------------------------------------------------------
@@ -82,16 +76,16 @@ def _distill(folder: Path, done: Any) -> None:
     data = captions_file(folder)
     recipe = Distill.make(
         data=str(data), base="sd15", method="lcm-lora", rank=4, batch=2, steps=8, teacher_steps=2,
-        save_minutes=0, rate=1e-2,
+        save_minutes=0, lr=1e-2,
     )  # fmt: skip
-    out, there = folder / "out", base()
+    out, opened = folder / "out", base()
     done.value = 0
-    for event in distill(there, recipe, out, resume=True):
+    for event in distill(opened, recipe, out, resume=True):
         if isinstance(event, events.Progress) and event.stage == "lcm-lora":
             done.value = event.done
 
 
-def _trained(folder: Path) -> int:
+def _saved_steps(folder: Path) -> int:
     paths = sorted(folder.rglob("checkpoint.safetensors"))
     return int(checkpoint.read(paths[0])[1]["state"]["step"]) if paths else 0
 
@@ -100,38 +94,38 @@ def _trained(folder: Path) -> int:
 
 
 def _sweep(folder: Path, done: Any) -> None:
-    from minikin.evaluation.sweep.cache import Cache
+    from minikin.evaluation.cache import Cache
     from tests.helpers.sweeps import Painter, run, task_on
 
     torch.set_num_threads(1)
     task = task_on(base())
-    kept = len(Cache(folder / "cache.jsonl"))
+    cached = len(Cache(folder / "cache.jsonl"))
 
     def after(n: int) -> None:
-        done.value = kept + n - 1  # this set is painted, but not yet told
+        done.value = cached + n - 1  # this set is generated, but not yet reported
         time.sleep(PAUSE / 5)
 
     done.value = 0
-    found, _ = run(task, folder, Painter(after=after))
-    atomic_write(folder / "points.json", json.dumps({k: repr(v) for k, v in sorted(found.items())}).encode())
+    points, _ = run(task, folder, Painter(after=after))
+    atomic_write(folder / "points.json", json.dumps({k: repr(v) for k, v in sorted(points.items())}).encode())
 
 
 def _swept(folder: Path) -> int:
-    from minikin.evaluation.sweep.cache import Cache
+    from minikin.evaluation.cache import Cache
 
     return len(Cache(folder / "cache.jsonl")) if (folder / "cache.jsonl").exists() else 0
 
 
-# ---- the build's loop --------------------------------------------------------------------------------
+# ---- the training loop ----------------------------------------------------------------------------------
 
 
-def _build(folder: Path, done: Any) -> None:
-    from tests.training.test_build_run import trained
+def _train(folder: Path, done: Any) -> None:
+    from tests.training.test_trainer import trained
 
     torch.set_num_threads(1)
 
-    def step(turn: Any) -> None:
-        done.value = turn.step
+    def step(ctx: Any) -> None:
+        done.value = ctx.step
         time.sleep(PAUSE)
 
     done.value = 0
@@ -142,17 +136,19 @@ def _build(folder: Path, done: Any) -> None:
 
 
 def _serve(folder: Path, done: Any) -> None:
-    """Take up what was left; accept twelve more and note each; end when everything has ended."""
-    service = Service([Canary(step_s=PAUSE / 2)], folder / "s")
+    """Continue the unfinished jobs; accept twelve more and note each; return when all have ended."""
+    service = Service([FakeEngine(step_s=PAUSE / 2)], folder / "s")
     service.start()
     noted = folder / "accepted.txt"
     before = len(noted.read_text().split()) if noted.exists() else 0
     done.value = 0
     for k in range(before, 12):
-        job = service.submit(Asked("paint", f"client{k % 3}"), {"prompt": f"number {k}", "seed": k, "n": 2})
+        job = service.submit(
+            JobRequest("paint", f"client{k % 3}"), {"prompt": f"number {k}", "seed": k, "n": 2}
+        )
         with open(noted, "a") as f:
             f.write(f"{job.id}\n")
-    while service._live():
+    while service._unfinished():
         time.sleep(0.005)
     service.close()
 
@@ -161,13 +157,13 @@ def _served(folder: Path) -> str:
     """Every job that was accepted and noted ended once, with its own images."""
     from PIL import Image
 
-    from minikin.server.fake_engine import digest as wanted
-    from minikin.server.fake_engine import read
-    from minikin.server.job_store import Store
+    from minikin.server.job_store import JobStore
+    from tests.helpers.fake_engine import digest as image_digest
+    from tests.helpers.fake_engine import read
 
     if problems := audit.problems(folder / "s"):
-        return f"the ledger: {problems}"
-    store = Store(folder / "s" / audit.STORE)
+        return f"the audit: {problems}"
+    store = JobStore(folder / "s" / audit.STORE)
     try:
         for k, id_ in enumerate((folder / "accepted.txt").read_text().split()):
             row = store.job(id_)
@@ -175,9 +171,9 @@ def _served(folder: Path) -> str:
                 return f"number {k} is {row and row['status']}"
             if row["status"] == "failed" and row["code"] != "poison":
                 return f"number {k} failed: {row['message']}"
-            for i, p in enumerate(store.pictures(id_)):
+            for i, p in enumerate(store.images(id_)):
                 with Image.open(folder / "s" / audit.RESULTS / f"{p['id']}.png") as image:
-                    if read(image) != wanted(f"number {k}", "", {}, k + i):
+                    if read(image) != image_digest(f"number {k}", "", {}, k + i):
                         return f"number {k} has another's image"
     finally:
         store.close()
@@ -255,10 +251,10 @@ def _nothing(folder: Path) -> int:
 
 
 WORKS = {
-    "teach": Work(_teach, _taught, _concept, interval=2),
-    "distill": Work(_distill, _trained, _lora, interval=1),
+    "teach": Work(_teach, _saved_steps, _concept, interval=2),
+    "distill": Work(_distill, _saved_steps, _lora, interval=1),
     "sweep": Work(_sweep, _swept, _points, interval=1),
-    "build": Work(_build, _trained, _weights, interval=1),
+    "build": Work(_train, _saved_steps, _weights, interval=1),
     "serve": Work(_serve, _nothing, _served),
 }
 PLANTED = {

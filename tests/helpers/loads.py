@@ -24,8 +24,8 @@ from PIL import Image
 from minikin.perfusion.concept_file import to_bytes
 from minikin.recipes import Recipe
 from minikin.server import audit
-from minikin.server.engine import Concepts, Given, Pinned, Prepared
-from minikin.server.fake_engine import Canary, digest, read
+from minikin.server.engine import Concepts, JobInputs, PinnedConcept, PreparedRequest
+from tests.helpers.fake_engine import FakeEngine, digest, read
 from tests.helpers.raw import Wire
 
 _SERVE = """
@@ -37,18 +37,20 @@ folder, port, told = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 sys.path.insert(0, sys.argv[4])
 from tests.helpers.loads import Looking
 engine = Looking(step_s=told.pop("step_s", 0.0), steps=told.pop("steps", 4))
-signal.signal(signal.SIGUSR1, lambda *_: engine.hold.clear() if engine.hold.is_set() else engine.hold.set())
+signal.signal(signal.SIGUSR1, lambda *_: engine.go.clear() if engine.go.is_set() else engine.go.set())
 service = Service([engine], pathlib.Path(folder), Limits(**told))
 serve(gated(create(service)), service, "127.0.0.1", port)
 """
 
 
-class Looking(Canary):
+class Looking(FakeEngine):
     """Goes by the weights it is given, whatever hash it is told with them: what is drawn and answered is the
     SHA-256 of the file that these weights make."""
 
-    def prepare(self, kind: str, recipe: Recipe, concepts: Concepts, given: Given | None = None) -> Prepared:
-        real = {n: Pinned(sha256(to_bytes(p.concept)), p.concept) for n, p in concepts.items()}
+    def prepare(
+        self, kind: str, recipe: Recipe, concepts: Concepts, given: JobInputs | None = None
+    ) -> PreparedRequest:
+        real = {n: PinnedConcept(sha256(to_bytes(p.concept)), p.concept) for n, p in concepts.items()}
         return super().prepare(kind, recipe, real, given)
 
 
@@ -175,7 +177,7 @@ class Tally:
 
     @property
     def pictures(self) -> int:
-        return sum(t.pictures for t in self.told)
+        return sum(t.images for t in self.told)
 
     def seconds(self, share: float, status: int = 200) -> float:
         """This share of the answers came within so many seconds."""

@@ -64,7 +64,7 @@ class Overload:
     """Arrivals at half the capacity, at twice that, and at half again.
 
     capacity  images a second, of callers in a loop
-    seconds   of arrivals at twice the capacity, from `begun` on
+    seconds   of arrivals at twice the capacity, from `start` on
     settle    seconds after which everything is as before
     """
 
@@ -79,7 +79,7 @@ class Overload:
     @property
     def goodput(self) -> float:
         """Images within the time, as a share of the capacity."""
-        end = self.begun + self.seconds + 0.2
+        end = self.start + self.seconds + 0.2
         within = sum(t.status == 200 and t.at + t.seconds <= end for t in self.many.told)
         return within / self.seconds / self.capacity
 
@@ -133,7 +133,7 @@ def overload(
                 tally.told.append(ask(wire, "native", f"c{k}", f"{k}", k, 1))
 
     full = together([lambda t, k=k: loop(k, t) for k in range(callers)], 2 * full_s)  # type: ignore[misc]
-    capacity = full.pictures / (max(t.at + t.seconds for t in full.told) - min(t.at for t in full.told))
+    capacity = full.images / (max(t.at + t.seconds for t in full.told) - min(t.at for t in full.told))
     calm = arriving(url, capacity / 2, calm_s, callers=40)
     begun = time.monotonic()
     many = arriving(url, 2 * capacity, seconds, first=10_000)

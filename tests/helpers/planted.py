@@ -18,15 +18,16 @@ from fastapi import APIRouter, Request, Response
 
 from minikin import events
 from minikin.errors import BaseMismatch
-from minikin.server import app, fake_engine, http, limits, middleware, serializers, service
-from minikin.server import errors as faults
+from minikin.server import app, http, limits, middleware, serializers, service
+from minikin.server import errors as server_errors
 from minikin.server.api import a1111, a1111_options, native, native_concepts
-from minikin.server.concept_store import Entry, Shelf
-from minikin.server.errors import Refused
-from minikin.server.job_store import Store
-from minikin.server.queue import Line
+from minikin.server.concept_store import ConceptStore, Entry
+from minikin.server.errors import RequestRejected
+from minikin.server.job_store import JobStore
+from minikin.server.queue import JobQueue
 from minikin.server.service import Service
 from minikin.server.worker import Worker
+from tests.helpers import fake_engine
 from tests.robustness import test_open_port_values as what
 
 Patch = pytest.MonkeyPatch
@@ -47,7 +48,7 @@ def ended_jobs_of_all(patch: Patch) -> None:
         found = service.store.job(id_)
         if found is None or id_ in service._jobs:
             return real(service, client, id_, row)
-        return serializers.of_row(found, service.store.pictures(id_))
+        return serializers.stored_job_json(found, service.store.images(id_))
 
     patch.setattr(native, "_view", view)
 
@@ -58,7 +59,7 @@ def another_status_for_others(patch: Patch) -> None:
     def view(service: Service, client: str, id_: str, row: Any = None) -> Any:
         found = service.store.job(id_)
         if found is not None and found["client"] != client:
-            raise Refused("It is somebody else's.", status=403, code="not_yours")
+            raise RequestRejected("It is somebody else's.", status=403, code="not_yours")
         return real(service, client, id_, row)
 
     patch.setattr(native, "_view", view)
@@ -77,17 +78,17 @@ def more_work_for_others(patch: Patch) -> None:
 
 
 def pictures_of_all(patch: Patch) -> None:
-    def picture(self: Store, id_: str, client: str) -> Any:
+    def image(self: JobStore, id_: str, client: str) -> Any:
         return next(iter(self._rows("SELECT * FROM pictures WHERE id=?", id_)), None)
 
-    patch.setattr(Store, "picture", picture)
+    patch.setattr(JobStore, "image", image)
 
 
 def one_shelf_for_all(patch: Patch) -> None:
-    def own(self: Shelf, client: str) -> list[Entry]:
+    def owned(self: ConceptStore, client: str) -> list[Entry]:
         return [Entry(r["name"], r["sha256"], True) for r in self.store._rows("SELECT name, sha256 FROM shelf")]
 
-    patch.setattr(Shelf, "_own", own)
+    patch.setattr(ConceptStore, "_owned", owned)
 
 
 def flags_are_told(patch: Patch) -> None:
@@ -108,17 +109,17 @@ def uvicorn_says_its_name(patch: Patch) -> None:
 
 
 def interrupt_is_for_all(patch: Patch) -> None:
-    patch.setattr(Service, "live", lambda self, client: self._live())
+    patch.setattr(Service, "unfinished", lambda self, client: self._unfinished())
 
 
 def a_task_is_anybodys(patch: Patch) -> None:
-    real = a1111._mine
+    real = a1111._jobs_of
 
-    def mine(service: Service, client: str, task: str) -> Any:
-        named = [job for job in service._live() if job.asked.task == task]
+    def jobs_of(service: Service, client: str, task: str) -> Any:
+        named = [job for job in service._unfinished() if job.request.task == task]
         return named if task else real(service, client, task)
 
-    patch.setattr(a1111, "_mine", mine)
+    patch.setattr(a1111, "_jobs_of", jobs_of)
 
 
 def settings_are_taken(patch: Patch) -> None:
@@ -127,9 +128,14 @@ def settings_are_taken(patch: Patch) -> None:
 
 def scripts_are_left_alone(patch: Patch) -> None:
     """What is not there is not told: the image is another one than was asked for."""
-    real, names = a1111.values, ("script_name", "alwayson_scripts", "styles", "enable_hr", "subseed_strength")
+    real, names = (
+        a1111.recipe_fields,
+        ("script_name", "alwayson_scripts", "styles", "enable_hr", "subseed_strength"),
+    )
     patch.setattr(
-        a1111, "values", lambda s, kind, body: real(s, kind, body.model_copy(update=dict.fromkeys(names)))
+        a1111,
+        "recipe_fields",
+        lambda s, kind, body: real(s, kind, body.model_copy(update=dict.fromkeys(names))),
     )
 
 
@@ -147,20 +153,20 @@ def saved_where_it_says(patch: Patch) -> None:
 
 def any_host(patch: Patch) -> None:
     """As servers answer that were not made for a desk."""
-    patch.setattr(middleware.Guard, "_check_host", lambda self, headers: None)
+    patch.setattr(middleware.AccessMiddleware, "_check_host", lambda self, headers: None)
 
 
 def any_origin(patch: Patch) -> None:
-    patch.setattr(middleware.Guard, "_check_origin", lambda self, headers: None)
+    patch.setattr(middleware.AccessMiddleware, "_check_origin", lambda self, headers: None)
 
 
 def any_type(patch: Patch) -> None:
     """JSON is read whatever it says it is."""
-    patch.setattr(middleware.Guard, "_check_type", lambda self, headers: None)
+    patch.setattr(middleware.AccessMiddleware, "_check_type", lambda self, headers: None)
 
 
 def a_form_everywhere(patch: Patch) -> None:
-    patch.setattr(a1111.txt2img, "takes_forms", True, raising=False)
+    patch.setattr(a1111.txt2img, "accepts_forms", True, raising=False)
 
 
 # ---- what it may be asked ----------------------------------------------------------------------
@@ -172,13 +178,13 @@ def no_limits(patch: Patch) -> None:
 
 def no_cap_on_cost(patch: Patch) -> None:
     """Each number alone is looked at, not all together; the images are drawn small, for this to be quick."""
-    drawn = fake_engine.drawn
+    drawn = fake_engine.draw
 
     def check(recipe: Any, most: limits.Limits, *more: Any) -> None:
         limits.check_paint(recipe, replace(most, cost=1e9), *more)
 
     patch.setattr(service, "check_paint", check)
-    patch.setattr(fake_engine, "drawn", lambda data, size: drawn(data, (64, 64)))
+    patch.setattr(fake_engine, "draw", lambda data, size: drawn(data, (64, 64)))
 
 
 def refused_when_it_waits(patch: Patch) -> None:
@@ -189,7 +195,7 @@ def refused_when_it_waits(patch: Patch) -> None:
         job = real(self, *asked)
         try:
             limits.check_paint(job.prepared.recipe, self.limits, self.engine.side)  # type: ignore[arg-type]
-        except Refused:
+        except RequestRejected:
             self.cancel(job)
             raise
         return job
@@ -250,14 +256,16 @@ def chunks_are_not_counted(patch: Patch) -> None:
     async def serve(self: Any, scope: Any, receive: Any, send: Any, *_: Any) -> None:
         await self.app(scope, receive, send)
 
-    patch.setattr(middleware.Guard, "_serve", serve)
+    patch.setattr(middleware.AccessMiddleware, "_serve", serve)
 
 
 def lengths_are_not_looked_at(patch: Patch) -> None:
     """Only what has come is counted."""
-    real = middleware.Guard._admit
+    real = middleware.AccessMiddleware._authenticate
     patch.setattr(
-        middleware.Guard, "_admit", lambda self, scope, h: real(self, scope, {**h, "content-length": "1"})
+        middleware.AccessMiddleware,
+        "_authenticate",
+        lambda self, scope, h: real(self, scope, {**h, "content-length": "1"}),
     )
 
 
@@ -286,22 +294,26 @@ def the_type_of_its_name(patch: Patch) -> None:
 
 def the_fault_is_told(patch: Patch) -> None:
     async def told(request: Request, e: Exception) -> Response:
-        return http._tell(request, Refused(f"Internal error: {e!r}.", status=500, code="internal_error"))
+        return http._respond(
+            request, RequestRejected(f"Internal error: {e!r}.", status=500, code="internal_error")
+        )
 
     patch.setattr(http, "on_unexpected", told)
 
 
 def conflict(patch: Patch) -> None:
-    patch.setitem(faults._STATUS, BaseMismatch, 409)
+    patch.setitem(server_errors._STATUS, BaseMismatch, 409)
 
 
 def not_a_word_about_retrying(patch: Patch) -> None:
-    patch.setattr(faults, "headers_of", lambda e: {})
+    patch.setattr(server_errors, "headers_of", lambda e: {})
 
 
 def everything_may_be_tried_again(patch: Patch) -> None:
-    real = faults.headers_of
-    patch.setattr(faults, "headers_of", lambda e: {k: v for k, v in real(e).items() if k != "x-should-retry"})
+    real = server_errors.headers_of
+    patch.setattr(
+        server_errors, "headers_of", lambda e: {k: v for k, v in real(e).items() if k != "x-should-retry"}
+    )
 
 
 def requests_in_the_log(patch: Patch) -> None:
@@ -315,33 +327,33 @@ def requests_in_the_log(patch: Patch) -> None:
 
 
 def no_cap_for_one(patch: Patch) -> None:
-    real = Line._check
+    real = JobQueue._check
 
-    def check(self: Line, client: str) -> None:
+    def check(self: JobQueue, client: str) -> None:
         real(self, "nobody")
 
-    patch.setattr(Line, "_check", check)
+    patch.setattr(JobQueue, "_check", check)
 
 
 def first_come_first_served(patch: Patch) -> None:
-    def first(self: Line) -> Any:
+    def first(self: JobQueue) -> Any:
         lines = [line for line in self._by_client.values() if line]
         return min(lines, key=lambda line: line[0].job.created).popleft() if lines else None
 
-    patch.setattr(Line, "_first", first)
+    patch.setattr(JobQueue, "_first", first)
 
 
 def always_in_a_minute(patch: Patch) -> None:
     """All who were refused come back together."""
-    full = Refused("Full.", status=429, code="client_queue_full", retry_s=60.0)
-    patch.setattr(Line, "_full", lambda *_: full)
+    full = RequestRejected("Full.", status=429, code="client_queue_full", retry_s=60.0)
+    patch.setattr(JobQueue, "_rejection", lambda *_: full)
 
 
 def soon_whatever_waits(patch: Patch) -> None:
-    def full(self: Line, why: str, code: str) -> Refused:
-        return Refused(why, status=429, code=code, retry_s=random.uniform(1, 5))
+    def full(self: JobQueue, why: str, code: str) -> RequestRejected:
+        return RequestRejected(why, status=429, code=code, retry_s=random.uniform(1, 5))
 
-    patch.setattr(Line, "_full", full)
+    patch.setattr(JobQueue, "_rejection", full)
 
 
 def the_door_is_open(patch: Patch) -> None:
@@ -350,7 +362,7 @@ def the_door_is_open(patch: Patch) -> None:
 
 
 def a_route_past_the_door(patch: Patch) -> None:
-    patch.delattr(a1111.img2img, "adds_to_the_line")
+    patch.delattr(a1111.img2img, "enqueues_jobs")
 
 
 def nobody_looks_who_is_there(patch: Patch) -> None:

@@ -21,11 +21,11 @@ from minikin.perfusion.concept import Concept
 from minikin.perfusion.concept_file import to_bytes
 from minikin.server import app as app_
 from minikin.server import audit, metrics
-from minikin.server.app import create, gated
+from minikin.server.app import create, with_middleware
 from minikin.server.engine import Engine, OnStep, Preview, Row
-from minikin.server.fake_engine import Canary
 from minikin.server.limits import Limits
 from minikin.server.service import Service
+from tests.helpers.fake_engine import FakeEngine
 
 _begun, _open = 0, 0  # servers of this process
 
@@ -47,9 +47,9 @@ class Served:
     def drained(self, seconds: float = 60.0) -> None:
         """Wait until every job has ended."""
         until = time.monotonic() + seconds
-        while self.service._live() and time.monotonic() < until:
+        while self.service._unfinished() and time.monotonic() < until:
             time.sleep(0.01)
-        assert not self.service._live(), f"still at work after {seconds:g} s"
+        assert not self.service._unfinished(), f"still at work after {seconds:g} s"
 
     def left(self, seconds: float = 60.0) -> None:
         """Wait until no caller is there any more and no request is at work: what was sent has become jobs."""
@@ -72,7 +72,7 @@ def served(
     """
     global _begun, _open
     service = Service(list(engines) or [engine], folder, limits, **how)
-    before, since = metrics.text().decode(), audit.last(folder)
+    before, since = metrics.text().decode(), audit.last_event(folder)
     alone, _begun, _open = (not _open) and _begun + 1, _begun + 1, _open + 1
     app = create(service)
     if page:
@@ -81,7 +81,7 @@ def served(
         mount(app)
     own = socket.create_server(("127.0.0.1", 0))  # stays ours from here on
     port = own.getsockname()[1]
-    guard = gated(app, keys=keys)
+    guard = with_middleware(app, keys=keys)
     quiet = {"log_level": "critical", "timeout_graceful_shutdown": 2}
     server = app_.server(guard, service, "127.0.0.1", port, **quiet)
     thread = threading.Thread(target=server.run, args=([own],), daemon=True)
@@ -106,7 +106,7 @@ def served(
     assert not wrong, wrong
 
 
-class Watched(Canary):
+class Watched(FakeEngine):
     """Goes on to the next step when somebody has looked at the image, or after `patience` seconds."""
 
     patience = 0.0
@@ -133,4 +133,4 @@ def concept(name: str, seed: int, category: str = "cat") -> bytes:
     origin = Origin("tiny", "0" * 64, "0" * 64)
     none = torch.zeros(16)
     delta = {site: torch.randn(32, generator=g)}
-    return to_bytes(Concept(name, category, "row", origin, (), none, none, delta))
+    return to_bytes(Concept(name, category, "value", origin, (), none, none, delta))

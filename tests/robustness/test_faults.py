@@ -21,14 +21,14 @@ import pytest
 from PIL import Image
 
 import minikin
-from minikin.errors import NotFinite, OutOfMemory, StorageError
+from minikin.errors import NanOrInf, OutOfMemory, StorageError
 from minikin.server import audit, decode
-from minikin.server.errors import Refused
-from minikin.server.fake_engine import Canary, digest, read
-from minikin.server.job_store import Store
-from minikin.server.jobs import Asked
+from minikin.server.errors import RequestRejected
+from minikin.server.job_store import JobStore
+from minikin.server.jobs import JobRequest
 from minikin.server.limits import Limits
 from minikin.server.service import Service
+from tests.helpers.fake_engine import FakeEngine, digest, read
 from tests.helpers.servers import served
 
 ROOT = Path(minikin.__file__).parent
@@ -60,7 +60,7 @@ def jumping(monkeypatch: Any) -> None:
 @pytest.mark.usefixtures("jumping")
 def test_clocks_that_jump_harm_no_job(tmp_path: Path) -> None:
     """An hour to and fro between any two looks: every job ends, nothing expires, waits are not negative."""
-    with served(Canary(step_s=0.002), tmp_path / "s") as s, s.client() as c:
+    with served(FakeEngine(step_s=0.002), tmp_path / "s") as s, s.client() as c:
         for k in range(10):
             told = c.post("/api/paint?wait=true", json={"prompt": f"number {k}", "seed": k}).json()
             assert told["status"] == "completed", told
@@ -70,7 +70,7 @@ def test_clocks_that_jump_harm_no_job(tmp_path: Path) -> None:
 
 def test_expiry_is_not_blind_to_time(tmp_path: Path) -> None:
     """The control: what is older than it may be does expire."""
-    with served(Canary(), tmp_path / "s", limits=Limits(keep_s=0)) as s, s.client() as c:
+    with served(FakeEngine(), tmp_path / "s", limits=Limits(keep_s=0)) as s, s.client() as c:
         c.post("/api/paint?wait=true", json={"prompt": "a"})
         time.sleep(0.01)
         assert s.service.sweep() == 1
@@ -81,18 +81,18 @@ def test_expiry_is_not_blind_to_time(tmp_path: Path) -> None:
 
 def test_numbers_that_are_not_finite_are_one_callers_error(tmp_path: Path) -> None:
     """500, named, not to be tried again; who shares the batch has the image; the next request works."""
-    engine = Canary(broken={"overflow": NotFinite("1 of 1 images could not be decoded.")})
+    engine = FakeEngine(errors={"overflow": NanOrInf("1 of 1 images could not be decoded.")})
     with served(engine, tmp_path / "s") as s, s.client() as c:
-        engine.hold.clear()
+        engine.go.clear()
         s.service.workers[0].warm.wait()
-        bad = s.service.submit(Asked("paint", "a"), {"prompt": "overflow"})
-        good = s.service.submit(Asked("paint", "b"), {"prompt": "fine", "seed": 4})
-        engine.hold.set()
+        bad = s.service.submit(JobRequest("paint", "a"), {"prompt": "overflow"})
+        good = s.service.submit(JobRequest("paint", "b"), {"prompt": "fine", "seed": 4})
+        engine.go.set()
         s.drained()
         rows = [s.service.store.job(j.id) for j in (bad, good)]
         assert [r and r["status"] for r in rows] == ["failed", "completed"]
         assert rows[0] and rows[0]["code"] == "non_finite_output"
-        (p,) = s.service.store.pictures(good.id)
+        (p,) = s.service.store.images(good.id)
         with Image.open(io.BytesIO(s.service.read("b", p["id"]))) as image:
             assert read(image) == digest("fine", "", {}, 4)
         told = c.post("/v1/images/generations", json={"prompt": "overflow"})
@@ -103,7 +103,7 @@ def test_numbers_that_are_not_finite_are_one_callers_error(tmp_path: Path) -> No
 
 def test_too_little_memory_for_a_single_picture(tmp_path: Path) -> None:
     """503 that says no to another try; the next request works."""
-    engine = Canary(broken={"huge": OutOfMemory("Not enough memory on cpu for 1 images at once.")})
+    engine = FakeEngine(errors={"huge": OutOfMemory("Not enough memory on cpu for 1 images at once.")})
     with served(engine, tmp_path / "s") as s, s.client() as c:
         told = c.post("/v1/images/generations", json={"prompt": "huge"})
         assert told.status_code == 503 and told.headers["x-should-retry"] == "false"
@@ -122,13 +122,13 @@ def row(k: int, text: str = "") -> dict[str, Any]:
 
 def test_a_store_that_another_process_holds(tmp_path: Path) -> None:
     """Waited for; when that takes too long, an error, and what comes after works."""
-    store = Store(tmp_path / "jobs.sqlite", wait_s=20)
+    store = JobStore(tmp_path / "jobs.sqlite", wait_s=20)
     other = sqlite3.connect(tmp_path / "jobs.sqlite", isolation_level=None, check_same_thread=False)
     other.execute("BEGIN IMMEDIATE")
     threading.Timer(0.2, lambda: other.execute("COMMIT")).start()
     store.accept(row(1))
     store.close()
-    store = Store(tmp_path / "jobs.sqlite", wait_s=0.2)
+    store = JobStore(tmp_path / "jobs.sqlite", wait_s=0.2)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StorageError, match="was not written: database is locked"):
         store.accept(row(2))
@@ -142,7 +142,7 @@ def test_a_store_that_another_process_holds(tmp_path: Path) -> None:
 def test_damage_to_the_store_is_an_error_or_harmless(tmp_path: Path) -> None:
     """Thirty damaged copies: refused with the path and left as they are, or read; never another exception."""
     whole = tmp_path / "whole.sqlite"
-    store = Store(whole)
+    store = JobStore(whole)
     for k in range(20):
         store.accept(row(k, "x" * 500))
     store.close()
@@ -154,7 +154,7 @@ def test_damage_to_the_store_is_an_error_or_harmless(tmp_path: Path) -> None:
         path = tmp_path / f"{k}.sqlite"
         path.write_bytes(damaged)
         try:
-            found = Store(path)
+            found = JobStore(path)
             try:
                 found.unfinished()
                 found.accept(row(1000 + k))
@@ -168,18 +168,18 @@ def test_damage_to_the_store_is_an_error_or_harmless(tmp_path: Path) -> None:
 
 def test_a_server_refuses_a_damaged_store_and_leaves_it(tmp_path: Path) -> None:
     folder = tmp_path / "s"
-    Service([Canary()], folder).close(0)
+    Service([FakeEngine()], folder).close(0)
     path = folder / audit.STORE
     damaged = path.read_bytes()[:100] + b"\xff" * 4000
     path.write_bytes(damaged)
     with pytest.raises(StorageError, match=r"Move it away to start with an empty one"):
-        Service([Canary()], folder)
+        Service([FakeEngine()], folder)
     assert path.read_bytes() == damaged
 
 
 def test_the_write_ahead_log_does_not_grow_without_end(tmp_path: Path) -> None:
     """12 MB of changes: the log is taken over at about 4 MB."""
-    store = Store(tmp_path / "jobs.sqlite")
+    store = JobStore(tmp_path / "jobs.sqlite")
     store._db.execute("PRAGMA synchronous=OFF")
     for k in range(400):
         store.accept(row(k, "x" * 30_000))
@@ -194,7 +194,7 @@ def test_a_full_disk_while_serving(tmp_path: Path, monkeypatch: Any) -> None:
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with served(Canary(), tmp_path / "s") as s, s.client() as c:
+    with served(FakeEngine(), tmp_path / "s") as s, s.client() as c:
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
             told = c.post("/v1/images/generations", json={"prompt": "a"})
@@ -206,7 +206,7 @@ def test_a_full_disk_while_serving(tmp_path: Path, monkeypatch: Any) -> None:
 
 def test_a_full_job_store_has_the_same_code(tmp_path: Path) -> None:
     """SQLite's own refusal, forced by the most pages that the file may have."""
-    store = Store(tmp_path / "jobs.sqlite")
+    store = JobStore(tmp_path / "jobs.sqlite")
     (pages,) = store._db.execute("PRAGMA page_count").fetchone()
     store._db.execute(f"PRAGMA max_page_count={pages}")
     with pytest.raises(StorageError) as e, store._change() as db:
@@ -218,12 +218,12 @@ def test_a_full_job_store_has_the_same_code(tmp_path: Path) -> None:
 def test_a_newer_job_store_leaves_with_7(tmp_path: Path) -> None:
     """K13, as every store that cannot be used; it is not touched."""
     path = tmp_path / "jobs.sqlite"
-    Store(path).close()
+    JobStore(path).close()
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version=99")
     before = path.read_bytes()
     with pytest.raises(StorageError, match="is of version 99; this Minikin reads up to") as e:
-        Store(path)
+        JobStore(path)
     assert (e.value.exit_code, path.read_bytes()) == (7, before)
 
 
@@ -232,7 +232,7 @@ def test_a_newer_job_store_leaves_with_7(tmp_path: Path) -> None:
 NO_HANDLES = """
 import os, resource, sys
 from minikin.server import decode
-from minikin.server.errors import Refused
+from minikin.server.errors import RequestRejected
 from minikin.server.limits import Limits
 png = sys.stdin.buffer.read()
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
@@ -244,7 +244,7 @@ except OSError:
     pass
 try:
     decode.decode(png, "image", Limits())
-except Refused as e:
+except RequestRejected as e:
     print(e.status, e.code, bool(e.retry_s), len(held) > 200)
 for handle in held:
     os.close(handle)
@@ -265,7 +265,7 @@ def test_k14_no_handle_left_in_truth() -> None:
 def test_k14_more_callers_than_handles(tmp_path: Path) -> None:
     """200 silent callers and 64 handles for them: who is beyond waits, and nothing falls over."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with served(Canary(), tmp_path / "s") as s, s.client() as c:
+    with served(FakeEngine(), tmp_path / "s") as s, s.client() as c:
         assert c.get("/readyz").status_code == 200
         callers = [socket.socket() for _ in range(200)]
         most = len(os.listdir("/proc/self/fd")) + 64
@@ -301,6 +301,6 @@ def test_no_handle_or_process_left_for_the_decoder(monkeypatch: Any, number: int
         raise OSError(number, "planted")
 
     monkeypatch.setattr(subprocess, "run", refuse)
-    with pytest.raises(Refused) as e:
+    with pytest.raises(RequestRejected) as e:
         decode.decode(b"\x89PNG\r\n\x1a\n", "image", Limits())
     assert (e.value.status, e.value.code) == (503, "busy") and e.value.retry_s

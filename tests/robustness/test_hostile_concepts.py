@@ -36,8 +36,8 @@ from minikin.perfusion import strict_safetensors as io
 from minikin.perfusion.export import read_embedding
 from minikin.perfusion.operating_points import NAMES, Point
 from minikin.recipes import Teach
-from minikin.server.fake_engine import Canary
 from tests.conftest import build_pipeline, command
+from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.mutations import joined, seeds, split, survey
 from tests.helpers.servers import Served, served
 
@@ -105,8 +105,8 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
     "C1 zip of torch": (zipped(["archive/data.pkl"]), F, "Pickle-based files"),
     "C1 another safetensors file": (io.serialize({"lora": torch.zeros(3)}, {}), F, "not a Minikin concept"),
     "C2 cut in the header": (VALID[:100], CORRUPT, "incomplete: its header declares"),
-    "C2 cut in the body": (VALID[:-3], CORRUPT, "lies at bytes"),
-    "C2 trailing": (VALID + b"x", CORRUPT, "belong to nothing"),
+    "C2 cut in the body": (VALID[:-3], CORRUPT, "its tensors end at byte"),
+    "C2 trailing": (VALID + b"x", CORRUPT, "its tensors end at byte"),
     "C2 short length": (joined(HEADER, BODY, len(HEADER.rstrip()) - 1), CORRUPT, "is not whole"),
     "C2 long length": (joined(HEADER, BODY, len(HEADER) + 4), CORRUPT, "is not whole"),
     "C2 no length": (joined(HEADER, BODY, 0), CORRUPT, "is not whole"),
@@ -130,12 +130,12 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
     "C5 NUL": (renamed("i_star\x00"), "concept_unexpected_tensor", "a tensor is named"),
     "C5 U-Net": (renamed("unet.conv_in.weight"), "concept_unexpected_tensor", "a tensor is named"),
     "C5 shared state": (renamed("c_inv"), "concept_unexpected_tensor", "unexpected tensors ['c_inv']"),
-    "C7 NaN": (joined(HEADER, b"\xff\x7f" + BODY[2:]), "concept_non_finite", "not finite"),
-    "C7 infinity": (joined(HEADER, b"\x00\x7c" + BODY[2:]), "concept_non_finite", "not finite"),
+    "C7 NaN": (joined(HEADER, b"\xff\x7f" + BODY[2:]), "concept_non_finite", "NaN or Inf"),
+    "C7 infinity": (joined(HEADER, b"\x00\x7c" + BODY[2:]), "concept_non_finite", "NaN or Inf"),
     "C7 norm": (joined(HEADER, b"\xff\x7b" + BODY[2:]), RANGE, "plausible"),
-    "C7 gate": (meta(gate='{"beta":NaN,"tau":0.1}'), RANGE, "half open at nan"),
-    "C7 gate open everywhere": (meta(gate='{"beta":-1e300,"tau":0.1}'), RANGE, "half open at -1e+300"),
-    "C7 gate that divides by 0": (meta(gate='{"beta":0.7,"tau":1e-300}'), RANGE, "a softness of 1e-300"),
+    "C7 gate": (meta(gate='{"beta":NaN,"tau":0.1}'), RANGE, "beta nan"),
+    "C7 gate open everywhere": (meta(gate='{"beta":-1e300,"tau":0.1}'), RANGE, "beta -1e+300"),
+    "C7 gate that divides by 0": (meta(gate='{"beta":0.7,"tau":1e-300}'), RANGE, "tau 1e-300"),
     "C7 point that divides by 0": (meta(points=POINT % "1e-300"), M, "out of range"),
     "C8 markup for a name": (meta(name="<script>alert(1)</script>"), M, "cannot be a concept's name"),
     "C8 escape for a category": (meta(category="cat\x1b[31m"), M, "characters that no word has"),
@@ -152,7 +152,7 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: Any) -> Iterator[Served]:
-    with served(Canary(), tmp_path_factory.mktemp("hostile") / "s") as s:
+    with served(FakeEngine(), tmp_path_factory.mktemp("hostile") / "s") as s:
         yield s
 
 
@@ -242,8 +242,8 @@ def test_c6_only_the_diagonal_loads(bases: dict[str, Base], tiny: Base, tmp_path
     for name, base in known.items():
         width = base.layout.text_width
         concept = Concept(
-            "tom", "cat", "row", base.origin, (), torch.zeros(width), torch.zeros(width),
-            {s.path: torch.zeros(s.width) for s in base.layout.sites},
+            "tom", "cat", "value", base.origin, (), torch.zeros(width), torch.zeros(width),
+            {s.path: torch.zeros(s.width) for s in base.layout.layers},
         )  # fmt: skip
         for other, there in known.items():
             if other == name:

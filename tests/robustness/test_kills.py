@@ -55,14 +55,14 @@ def test_what_is_left_behind_is_seen(tmp_path: Path) -> None:
     (tmp_path / ".minikin-0123456789abcdef").write_bytes(b"half")
     (below / ".minikin-fedcba9876543210").write_bytes(b"half")
     kills = Kills(WORKS["teach"], tmp_path)
-    kills._swept(tmp_path)
-    assert kills.wrong == [] and not list(tmp_path.rglob(".minikin-*"))
+    kills._sweep(tmp_path)
+    assert kills.problems == [] and not list(tmp_path.rglob(".minikin-*"))
     handle, held = files._new_file(below)
     try:
-        kills._swept(tmp_path)
+        kills._sweep(tmp_path)
     finally:
         os.close(handle)
-    assert kills.wrong == [f"{held.name} was left behind"]
+    assert kills.problems == [f"{held.name} was left behind"]
 
 
 def test_torn_files_are_seen(tmp_path: Path) -> None:

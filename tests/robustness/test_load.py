@@ -21,9 +21,9 @@ import pytest
 
 from minikin import events
 from minikin.server import concept_store
-from minikin.server.engine import Pinned
-from minikin.server.fake_engine import Canary
+from minikin.server.engine import PinnedConcept
 from minikin.server.limits import Limits
+from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.loads import Looking, Running, Tally, ask, quantile, running, sha256, together
 from tests.helpers.overload import Watch, beside, equals, overload, told_to_end
 from tests.helpers.raw import Wire
@@ -102,11 +102,11 @@ def thirty_two(r: Running, seconds: float) -> tuple[float, float, float]:
     tally = together([lambda t, k=k: loop(k, r.url, until, t, 2) for k in range(32)] + [look], seconds)  # type: ignore[misc]
     lag = quantile([s for _, s, _ in watch.stop()], 0.99)
     half, full = tally.seconds(0.5), tally.seconds(0.99)
-    print(f"\nL1: {len(tally.told)} requests, {tally.pictures} images in {seconds:g} s; p50 {half:.2f} s, "
+    print(f"\nL1: {len(tally.told)} requests, {tally.images} images in {seconds:g} s; p50 {half:.2f} s, "
           f"p99 {full:.2f} s; /livez p99 {1000 * lag:.0f} ms; {memory[len(memory) // 2] >> 20} then "
           f"{memory[-1] >> 20} MiB")  # fmt: skip
     assert not tally.wrong, tally.wrong[:5]
-    assert {t.status for t in tally.told} == {200} and tally.pictures >= 64
+    assert {t.status for t in tally.told} == {200} and tally.images >= 64
     assert memory[-1] < 1.1 * memory[len(memory) // 2]
     return half, full, lag
 
@@ -173,12 +173,12 @@ def churn(url: str, names: int, requests: int, callers: int) -> Tally:
 @pytest.mark.usefixtures("quick_disk")
 def test_l6_concepts_that_change_all_the_time(tmp_path: Path, monkeypatch: Any) -> None:
     """64 callers, 50 names, room for 4, one replaced every 100 ms: 2,000 images of what was uploaded last."""
-    monkeypatch.setattr(concept_store, "KEPT", 4)
+    monkeypatch.setattr(concept_store, "MAX_PARSED", 4)
     limits = Limits(waiting=200, waiting_per_client=200, concepts_per_client=4000)
     with served(Looking(), tmp_path / "s", limits=limits) as r:
         tally = churn(r.url, 50, 504, 64)
     assert not tally.wrong, tally.wrong[:3]
-    assert tally.pictures > 1900, tally.pictures
+    assert tally.images > 1900, tally.images
 
 
 class ByName(Looking):
@@ -194,12 +194,12 @@ class ByName(Looking):
 def test_going_by_names_alone_is_found(tmp_path: Path, monkeypatch: Any, who: str) -> None:
     """The control of L1 and L6: an engine, and a shelf's memory, that do not look at the content."""
     if who == "shelf":
-        real, first = concept_store.Shelf.pinned, dict[str, Any]()
+        real, first = concept_store.ConceptStore.pinned, dict[str, Any]()
 
         def pinned(self: Any, name: str, entry: Any) -> Any:
-            return Pinned(entry.sha256, first.setdefault(name, real(self, name, entry)).concept)
+            return PinnedConcept(entry.sha256, first.setdefault(name, real(self, name, entry)).concept)
 
-        monkeypatch.setattr(concept_store.Shelf, "pinned", pinned)
+        monkeypatch.setattr(concept_store.ConceptStore, "pinned", pinned)
     engine = ByName if who == "engine" else Looking
     with served(engine(), tmp_path / "s", limits=Limits(waiting=200)) as r:
         told = together([lambda t, k=k: loop(k, r.url, 0, t, 3) for k in range(12)], 10)  # type: ignore[misc]
@@ -213,7 +213,7 @@ def test_going_by_names_alone_is_found(tmp_path: Path, monkeypatch: Any, who: st
 # ---- L7 ----------------------------------------------------------------------------------------
 
 
-class Counting(Canary):
+class Counting(FakeEngine):
     """Counts the rows it steps, and those of steps before which all their jobs had been cancelled: a row that
     shares its batch with others who stay costs nothing."""
 

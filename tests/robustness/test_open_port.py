@@ -25,9 +25,9 @@ from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from minikin.server.app import gated
-from minikin.server.fake_engine import Canary, digest, read
-from minikin.server.middleware import OPEN
+from minikin.server.app import with_middleware
+from minikin.server.middleware import PUBLIC_PATHS
+from tests.helpers.fake_engine import FakeEngine, digest, read
 from tests.helpers.raw import Wire
 from tests.helpers.servers import Served, concept, served
 
@@ -39,9 +39,9 @@ SECRET = "the words that nobody may read"
 def port(tmp_path_factory: Any) -> Iterator[Served]:
     """A server with two keys; a file beside its folder that is nobody's business."""
     place = tmp_path_factory.mktemp("port")
-    (place / "canary.txt").write_text(SECRET)
+    (place / "secret.txt").write_text(SECRET)
     (place / "tom.safetensors").write_bytes(SECRET.encode())
-    with served(Canary(), place / "s", keys=[*KEYS.values()]) as s:
+    with served(FakeEngine(), place / "s", keys=[*KEYS.values()]) as s:
         yield s
 
 
@@ -56,7 +56,7 @@ def people(port: Served) -> Iterator[dict[str, httpx.Client]]:
 @pytest.fixture(scope="module")
 def open_(tmp_path_factory: Any) -> Iterator[Served]:
     """A server without keys, as on a desk."""
-    with served(Canary(), tmp_path_factory.mktemp("desk") / "s") as s:
+    with served(FakeEngine(), tmp_path_factory.mktemp("desk") / "s") as s:
         yield s
 
 
@@ -67,7 +67,7 @@ def escapes() -> list[str]:
     """200 and more spellings of a way out, as they are sent."""
     ups = ("..", "%2e%2e", "%2E.", ".%2e", "%252e%252e", "..%00", "....", ".%00.", "%c0%ae%c0%ae", "..;")
     slashes = ("/", "%2f", "%5c", "%252f", "//", "/./", "%c0%af")
-    files = ("canary.txt", "s/jobs.sqlite", "jobs.sqlite")
+    files = ("secret.txt", "s/jobs.sqlite", "jobs.sqlite")
     found = [slash.join([up] * deep + [file]) for up, slash, file in itertools.product(ups, slashes, files)
              for deep in (1,)]  # fmt: skip
     found += [
@@ -141,7 +141,7 @@ def test_h01_no_field_leads_out(port: Served, people: dict[str, httpx.Client]) -
     assert sorted(p.name for p in port.folder.parent.iterdir()) == before
 
 
-def test_h01_the_canary_is_read_where_somebody_may(port: Served) -> None:
+def test_h01_the_secret_is_read_where_somebody_may(port: Served) -> None:
     """The control: with a route that joins paths, the same spellings find it."""
     from fastapi import FastAPI, Response
 
@@ -310,7 +310,7 @@ def test_h04_web_pages_cannot_reach_in(open_: Served, headers: dict[str, str], s
 
 def test_h04_nothing_changes_without_a_type(open_: Served) -> None:
     """On every route that changes something, a form's three types are refused, but for uploads' multipart."""
-    client = TestClient(gated(open_.app), base_url="http://127.0.0.1", raise_server_exceptions=False)
+    client = TestClient(with_middleware(open_.app), base_url="http://127.0.0.1", raise_server_exceptions=False)
     changing = [(m, p) for m, p in walk(open_.app.routes) if m not in ("GET", "HEAD", "OPTIONS", "WEBSOCKET")]
     assert len(changing) > 20
     for method, path in changing:
@@ -321,7 +321,7 @@ def test_h04_nothing_changes_without_a_type(open_: Served) -> None:
 
 
 def test_h04_websockets_have_the_same_gate(open_: Served) -> None:
-    client = TestClient(gated(open_.app), base_url="http://127.0.0.1")
+    client = TestClient(with_middleware(open_.app), base_url="http://127.0.0.1")
     for headers in ({"Origin": "http://evil.example"}, {"Host": "evil.example"}):
         with (
             pytest.raises(WebSocketDisconnect),
@@ -366,7 +366,7 @@ def unguarded(app: Any, guard: Any) -> list[str]:
                 pass
             except KeyError:  # it got as far as the route, which misses the client's name
                 found.append(where)
-        elif where not in OPEN and client.request(method, where).status_code != 401:
+        elif where not in PUBLIC_PATHS and client.request(method, where).status_code != 401:
             found.append(f"{method} {where}")
     return found
 
@@ -376,7 +376,7 @@ def test_h05_no_route_is_open(port: Served) -> None:
     assert {"/livez", "/metrics", "/docs", "/openapi.json", "/api/paint", "/api/live", "/v1/models",
             "/sdapi/v1/txt2img", "/api/results/{id}"} <= paths  # fmt: skip
     assert len(paths) > 50
-    assert unguarded(port.app, gated(port.app, keys=[*KEYS.values()])) == []
+    assert unguarded(port.app, with_middleware(port.app, keys=[*KEYS.values()])) == []
     assert len(unguarded(port.app, port.app)) > 50, "without the gate the walk finds them"
 
 
@@ -433,11 +433,11 @@ def test_h06_the_server_tells_nothing_of_itself(port: Served, people: dict[str, 
 @pytest.mark.parametrize("verb", ["interrupt", "skip"])
 def test_h07_interrupting_is_for_ones_own_jobs(tmp_path: Path, verb: str) -> None:
     """Neither all of another's nor one of them by its name."""
-    engine, told = Canary(), dict[str, Any]()
+    engine, told = FakeEngine(), dict[str, Any]()
     with served(engine, tmp_path / "s", keys=[*KEYS.values()]) as s:
         people = {who: s.client(headers={"X-API-Key": key}) for who, key in KEYS.items()}
         s.service.workers[0].warm.wait(5)
-        engine.hold.clear()
+        engine.go.clear()
 
         def paint(who: str) -> None:
             body = {"prompt": who, "seed": 1, "width": 64, "height": 64, "force_task_id": "one"}
@@ -447,14 +447,14 @@ def test_h07_interrupting_is_for_ones_own_jobs(tmp_path: Path, verb: str) -> Non
         try:
             for t in threads:
                 t.start()
-            while len(jobs := s.service._live()) < 2:
+            while len(jobs := s.service._unfinished()) < 2:
                 time.sleep(0.01)
             for task in ("", "one", *(job.id for job in jobs), "*"):
                 assert people["ann"].post(f"/sdapi/v1/{verb}", params={"id_task": task}).status_code == 200
             threads[0].join(60)
             assert people["bob"].get("/sdapi/v1/progress").json()["state"]["job_count"] == 1
         finally:
-            engine.hold.set()
+            engine.go.set()
         threads[1].join(60)
         assert json.loads(told["ann"]["info"])["interrupted"]
         assert not json.loads(told["bob"]["info"])["interrupted"]
@@ -478,7 +478,7 @@ def test_h08_nothing_is_configured_over_http(people: dict[str, httpx.Client], as
 
 
 def test_h08_options_are_not_written(port: Served, people: dict[str, httpx.Client]) -> None:
-    """Refused for what would change something; places to save to are not looked at."""
+    """RequestRejected for what would change something; places to save to are not looked at."""
     c = people["ann"]
     before = c.get("/sdapi/v1/options").json()
     for body in (

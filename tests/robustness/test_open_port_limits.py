@@ -24,11 +24,11 @@ from PIL import Image
 
 from minikin.errors import BaseMismatch
 from minikin.server import concept_store, decode
-from minikin.server.errors import Refused
-from minikin.server.fake_engine import Canary, digest, read
-from minikin.server.jobs import Asked
+from minikin.server.errors import RequestRejected
+from minikin.server.jobs import JobRequest
 from minikin.server.limits import Limits
 from tests.helpers.clocks import Ticks, cpu
+from tests.helpers.fake_engine import FakeEngine, digest, read
 from tests.helpers.raw import Wire
 from tests.helpers.servers import Served, concept, served
 
@@ -38,7 +38,7 @@ JSON = "Content-Type: application/json"
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: Any) -> Iterator[Served]:
-    with served(Canary(), tmp_path_factory.mktemp("small") / "s", limits=SMALL) as s:
+    with served(FakeEngine(), tmp_path_factory.mktemp("small") / "s", limits=SMALL) as s:
         yield s
 
 
@@ -159,7 +159,7 @@ def test_h14_pictures_that_are_refused(name: str) -> None:
     """With status and code, in little time; a child's memory and time are limited, ours is not touched."""
     data, status, code = REFUSED[name]
     begun = cpu()  # the child's, too
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RequestRejected) as caught:
         decode.decode(data, "image", Limits())
     assert (caught.value.status, caught.value.code) == (status, code), str(caught.value)
     assert cpu() - begun < 3
@@ -188,9 +188,9 @@ def test_h14_pictures_lose_everything_but_their_pixels() -> None:
 
 def test_h14_a_decoder_that_never_ends_is_ended(monkeypatch: Any) -> None:
     """The control of its time: the child is killed, and the caller told."""
-    monkeypatch.setattr(decode, "_CHILD", "import time; time.sleep(60)")
+    monkeypatch.setattr(decode, "_SCRIPT", "import time; time.sleep(60)")
     begun = time.monotonic()
-    with pytest.raises(Refused, match="damaged"):
+    with pytest.raises(RequestRejected, match="damaged"):
         decode.decode(saved("PNG"), "image", Limits(decode_s=0.5))
     assert time.monotonic() - begun < 30
 
@@ -198,11 +198,11 @@ def test_h14_a_decoder_that_never_ends_is_ended(monkeypatch: Any) -> None:
 @pytest.mark.parametrize(("more", "refused"), [(800, True), (8, False)])
 def test_h14_memory_of_the_decoder_is_limited(monkeypatch: Any, more: int, refused: bool) -> None:
     greedy = decode._CHILD.replace("data = sys.stdin", f"hog = bytearray({more} << 20)\ndata = sys.stdin")
-    monkeypatch.setattr(decode, "_CHILD", greedy)
+    monkeypatch.setattr(decode, "_SCRIPT", greedy)
     try:
         decode.decode(saved("PNG"), "image", Limits(decode_memory=512 << 20))
         assert not refused
-    except Refused:
+    except RequestRejected:
         assert refused
 
 
@@ -248,7 +248,7 @@ def test_h16_something_unexpected_is_told_by_its_reference(small: Served, monkey
 
 def test_h16_every_answer_keeps_the_retry_contract(tmp_path: Path) -> None:
     """No 409; 429 and 503 say when, every other 5xx says no."""
-    engine = Canary(broken={"crash": RuntimeError("x"), "base": BaseMismatch("Another base.")})
+    engine = FakeEngine(errors={"crash": RuntimeError("x"), "base": BaseMismatch("Another base.")})
     with served(engine, tmp_path / "s", limits=Limits(waiting_per_client=0)) as full, full.client() as c:
         told = c.post("/v1/images/generations", json={"prompt": "a"})
         assert told.status_code == 429 and int(told.headers.get("retry-after", 0)) >= 1
@@ -283,7 +283,7 @@ def test_h17_logs_and_metrics_hold_nothing_of_anybody(small: Served, caplog: Any
 
 
 def test_h17_metrics_equal_the_ledger(tmp_path: Path) -> None:
-    with served(Canary(), tmp_path / "s") as s, s.client() as c:
+    with served(FakeEngine(), tmp_path / "s") as s, s.client() as c:
 
         def count() -> float:
             lines = c.get("/metrics").text.splitlines()
@@ -302,17 +302,17 @@ def test_h17_metrics_equal_the_ledger(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("quick_disk")
 def test_h18_one_client_cannot_fill_the_line(tmp_path: Path) -> None:
     """60 jobs of one: 16 wait, the rest are told to come back; another's single job is next but one."""
-    engine = Canary(step_s=0.002)
+    engine = FakeEngine(step_s=0.002)
     with served(engine, tmp_path / "s", limits=Limits(batch=1)) as s, s.client() as c:
         s.service.workers[0].warm.wait(5)
-        engine.hold.clear()
+        engine.go.clear()
         told = [c.post("/api/paint", json={"prompt": f"A{k}"}) for k in range(60)]
         taken = [t.json()["id"] for t in told if t.status_code == 202]
         assert 16 <= len(taken) <= 17 and {t.status_code for t in told} == {202, 429}
         assert {t.json()["error"]["code"] for t in told if t.status_code == 429} == {"client_queue_full"}
         other = {"X-Minikin-Client": "B"}
         single = c.post("/api/paint", json={"prompt": "B"}, headers=other).json()["id"]
-        engine.hold.set()
+        engine.go.set()
         s.drained()
         ended = {j["id"]: j["ended"] for j in s.service.store._rows("SELECT id, ended FROM jobs")}
         assert sum(ended[id_] < ended[single] for id_ in taken) <= 2
@@ -320,11 +320,11 @@ def test_h18_one_client_cannot_fill_the_line(tmp_path: Path) -> None:
 
 def test_h19_when_to_come_back_is_computed_and_spread(tmp_path: Path) -> None:
     """By what waits and how quick it was; not the same for all; said while the body is still to come."""
-    engine, limits = Canary(), Limits(waiting_per_client=2, receive_s=1)
+    engine, limits = FakeEngine(), Limits(waiting_per_client=2, receive_s=1)
     with served(engine, tmp_path / "s", limits=limits) as s, s.client() as c:
         s.service.workers[0].warm.wait(5)
-        s.service.line.rate_s = 50.0
-        engine.hold.clear()
+        s.service.queue.rate_s = 50.0
+        engine.go.clear()
         for k in range(3):
             c.post("/api/paint", json={"prompt": "a", "steps": 40 + k})
             while not s.service.running():  # the first is taken from the line, and two wait
@@ -334,7 +334,7 @@ def test_h19_when_to_come_back_is_computed_and_spread(tmp_path: Path) -> None:
         with Wire(s.url) as wire:
             told = wire.send(wire.head("POST", "/sdapi/v1/txt2img", [JSON, "Content-Length: 9999"]))  # no body
             assert told.status == 429, "who reads the body first says 408 after a second"
-        engine.hold.set()
+        engine.go.set()
         s.drained()
 
 
@@ -343,9 +343,9 @@ def test_h19_every_call_that_waits_is_asked_at_the_door(tmp_path: Path) -> None:
     from minikin.server.http import StrictRoute
     from tests.robustness.test_open_port import walk_routes
 
-    with served(Canary(), tmp_path / "s") as s:
+    with served(FakeEngine(), tmp_path / "s") as s:
         found = {path for path, r in walk_routes(s.app.routes) if isinstance(r, StrictRoute)
-                 and getattr(r.endpoint, "adds_to_the_line", False)}  # fmt: skip
+                 and getattr(r.endpoint, "enqueues_jobs", False)}  # fmt: skip
     assert found == {"/api/paint", "/api/refine", "/api/inpaint", "/api/concepts/teach", "/api/masks",
                      "/v1/images/generations", "/v1/images/edits", "/v1/images/variations",
                      "/sdapi/v1/txt2img", "/sdapi/v1/img2img"}  # fmt: skip
@@ -358,7 +358,7 @@ def test_h19_every_call_that_waits_is_asked_at_the_door(tmp_path: Path) -> None:
 def test_h20_who_goes_away_cancels(tmp_path: Path, path: str) -> None:
     """What waits is gone within 250 ms of its caller, what runs at its next step: counted in steps of 100 ms,
     which a busy machine makes as late as everything else."""
-    engine = Canary(steps=50)
+    engine = FakeEngine(steps=50)
     with served(engine, tmp_path / "s", limits=Limits(batch=1)) as s:
         s.service.workers[0].warm.wait(60)
         engine.step_s = 0.1
@@ -367,26 +367,28 @@ def test_h20_who_goes_away_cancels(tmp_path: Path, path: str) -> None:
             for k, wire in enumerate((runs, waits)):
                 wire.socket.sendall(wire.head("POST", path, [JSON, f"Content-Length: {len(body)}"]) + body)
                 until = time.monotonic() + 20
-                while (len(s.service._live()) <= k or not s.service.running()) and time.monotonic() < until:
+                while (
+                    len(s.service._unfinished()) <= k or not s.service.running()
+                ) and time.monotonic() < until:
                     time.sleep(0.01)
-            first, second = sorted(s.service._live(), key=lambda j: j.created)
+            first, second = sorted(s.service._unfinished(), key=lambda j: j.created)
             assert (first.status, second.status) == ("running", "queued")
             waits.close()
             assert gone(second, engine) <= 4, "steps of the first, from which the second's caller had left"
-            at = engine.stepped
+            at = engine.steps_done
             runs.close()
             assert gone(first, engine) <= 4
-            after = s.service.submit(Asked("paint", "another"), {"prompt": "a", "steps": 1})
-            assert after.finished.wait(20) and engine.stepped - at <= 5, "the engine was not told to stop"
+            after = s.service.submit(JobRequest("paint", "another"), {"prompt": "a", "steps": 1})
+            assert after.finished.wait(20) and engine.steps_done - at <= 5, "the engine was not told to stop"
 
 
-def gone(job: Any, engine: Canary) -> int:
+def gone(job: Any, engine: FakeEngine) -> int:
     """How many steps are painted until a job is cancelled. How long its end takes to write is the disk's."""
-    at = engine.stepped
-    while not (job.cancelled.wait(0.005) or job.over) and engine.stepped - at < 8:
+    at = engine.steps_done
+    while not (job.cancelled.wait(0.005) or job.over) and engine.steps_done - at < 8:
         pass
     assert job.cancelled.is_set(), "its caller has left, and it goes on"
-    steps = engine.stepped - at
+    steps = engine.steps_done - at
     assert job.finished.wait(20) and job.status == "cancelled", "its caller has left, and it goes on"
     return steps
 
@@ -397,9 +399,9 @@ def gone(job: Any, engine: Canary) -> int:
 @pytest.mark.usefixtures("quick_disk")
 def test_h21_two_hundred_concepts_in_turn(tmp_path: Path, monkeypatch: Any) -> None:
     """With room for four in memory: right ones in every image, and the event loop never stands still."""
-    monkeypatch.setattr(concept_store, "KEPT", 4)
+    monkeypatch.setattr(concept_store, "MAX_PARSED", 4)
     with (
-        served(Canary(), tmp_path / "s", limits=Limits(waiting=100, waiting_per_client=100)) as s,
+        served(FakeEngine(), tmp_path / "s", limits=Limits(waiting=100, waiting_per_client=100)) as s,
         s.client() as c,
     ):
         shas = {}
@@ -426,7 +428,7 @@ def test_h21_two_hundred_concepts_in_turn(tmp_path: Path, monkeypatch: Any) -> N
             t.start()
         for t in threads:
             t.join()
-        assert not wrong and len(s.service.shelf._parsed) <= 4
+        assert not wrong and len(s.service.concept_store._parsed) <= 4
         assert lag.p99() < 0.25, lag.p99()
 
 

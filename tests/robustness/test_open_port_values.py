@@ -16,14 +16,14 @@ import pytest
 
 from minikin.errors import MinikinError
 from minikin.models.prompt import concept_tags, parse
-from minikin.server.fake_engine import Canary
 from tests.helpers.clocks import cpu
+from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.servers import Served, served
 
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: Any) -> Iterator[Served]:
-    with served(Canary(), tmp_path_factory.mktemp("values") / "s", keys=["a-key"]) as s:
+    with served(FakeEngine(), tmp_path_factory.mktemp("values") / "s", keys=["a-key"]) as s:
         yield s
 
 

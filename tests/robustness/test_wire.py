@@ -20,9 +20,9 @@ import uvicorn
 
 from minikin.server import app as app_
 from minikin.server import protocol as wire_
-from minikin.server.fake_engine import Canary
 from minikin.server.limits import Limits
 from tests.helpers.clocks import Ticks
+from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.raw import Answer, Wire
 from tests.helpers.servers import Served, served
 
@@ -32,7 +32,7 @@ HEAD = "POST /api/paint HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/js
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: Any) -> Iterator[Served]:
-    with served(Canary(), tmp_path_factory.mktemp("wire") / "s", limits=SHORT) as s:
+    with served(FakeEngine(), tmp_path_factory.mktemp("wire") / "s", limits=SHORT) as s:
         yield s
 
 
@@ -215,7 +215,7 @@ def test_who_is_refused_while_sending_hears_why(server: Served, monkeypatch: Any
         m.setattr(wire_, "LINGER_S", 60.0)  # its end comes with what it waits for
         told = refused(server, b"a" * 1_000_000)
     assert b" 413 " in told and b"body_too_large" in told and clock.seconds < 10
-    monkeypatch.setattr(wire_.Watched, "_linger", lambda self, transport: False)
+    monkeypatch.setattr(wire_.TimeoutProtocol, "_linger", lambda self, transport: False)
     with pytest.raises(ConnectionError):  # the control
         refused(server, b"a" * 1_000_000)
 
@@ -260,7 +260,7 @@ def test_nobody_lingers_for_long(server: Served, monkeypatch: Any) -> None:
 def test_a_server_ends_while_somebody_lingers(tmp_path: Any, monkeypatch: Any, data: str) -> None:
     """Who was refused holds nothing up, and its connection does not keep the server from closing its work."""
     monkeypatch.setattr(wire_, "LINGER_S", 60.0)
-    with served(Canary(), tmp_path / "s", limits=SHORT) as s:
+    with served(FakeEngine(), tmp_path / "s", limits=SHORT) as s:
         one = socket.create_connection(Wire(s.url).address, timeout=5)
         one.sendall(data.replace("{head}", HEAD.format(host=host(s))).encode())
         told = b""
@@ -268,7 +268,7 @@ def test_a_server_ends_while_somebody_lingers(tmp_path: Any, monkeypatch: Any, d
             told += more
         assert told.startswith(b"HTTP/1.1 4") and lingering(s) == 1
         began = time.monotonic()
-    assert time.monotonic() - began < 10 and s.service.finishing.stopped
+    assert time.monotonic() - began < 10 and s.service.writer.stopped
     one.close()
 
 
@@ -276,7 +276,7 @@ def test_whoever_is_cut_off_in_the_middle_is_not_answered(tmp_path: Any, caplog:
     """A chunk that is none, while its request is at work: the work is told at once, and nothing is logged."""
     chunk = b"1\r\n{\r\n"
     with (
-        served(Canary(), tmp_path / "s", limits=replace(SHORT, receive_s=20)) as server,
+        served(FakeEngine(), tmp_path / "s", limits=replace(SHORT, receive_s=20)) as server,
         socket.create_connection(Wire(server.url).address, timeout=60) as s,
         Ticks() as clock,
     ):
@@ -343,7 +343,7 @@ def test_h13_uvicorn_alone_waits_for_ever(tmp_path: Any, monkeypatch: Any) -> No
 
     listening = app_.listening
     monkeypatch.setattr(app_, "listening", lambda *a, **k: listening(*a, **{**k, "http": H11Protocol}))
-    with served(Canary(), tmp_path / "s", limits=SHORT) as s:
+    with served(FakeEngine(), tmp_path / "s", limits=SHORT) as s:
         took, _ = dripped(s, b"GET / HTTP/1.1\r\n", b"X: aaaaaaa\r\n", 2.5)
     assert took >= 2.5
 
@@ -391,7 +391,7 @@ def test_h13_who_does_not_take_the_answer_is_left(tmp_path: Any) -> None:
     from fastapi import Response
 
     patient = replace(SHORT, send_s=3.0)  # whoever reads slowly may be held up by a busy machine, too
-    with served(Canary(), tmp_path / "s", limits=patient) as s:
+    with served(FakeEngine(), tmp_path / "s", limits=patient) as s:
         s.app.get("/large")(lambda: Response(bytes(20_000_000)))
         ask = f"GET /large HTTP/1.1\r\nHost: {host(s)}\r\nConnection: close\r\n\r\n".encode()
         with socket.create_connection(Wire(s.url).address, timeout=5) as still, \

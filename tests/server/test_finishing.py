@@ -18,17 +18,17 @@ from minikin.images.photos import Photo
 from minikin.perfusion import concept_file
 from minikin.recipes import Teach
 from minikin.server import audit, image_metadata, serializers
-from minikin.server.engine import Given
-from minikin.server.errors import Refused
-from minikin.server.fake_engine import Canary
-from minikin.server.jobs import Asked, Job
+from minikin.server.engine import JobInputs
+from minikin.server.errors import RequestRejected
+from minikin.server.jobs import Job, JobRequest
 from minikin.server.limits import Limits, check_teach
 from minikin.server.service import Service
+from tests.helpers.fake_engine import FakeEngine
 
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    one = Service([Canary(step_s=0.001)], tmp_path / "s")
+    one = Service([FakeEngine(step_s=0.001)], tmp_path / "s")
     one.start()
     yield one
     one.close(drain_s=0)
@@ -42,7 +42,7 @@ def until(holds: Any) -> None:
 
 
 def paint(service: Service, n: int = 1) -> Job:
-    return service.submit(Asked("paint", "me"), {"prompt": "a cat", "seed": 1, "n": n})
+    return service.submit(JobRequest("paint", "me"), {"prompt": "a cat", "seed": 1, "n": n})
 
 
 def test_an_end_is_told_when_the_store_has_it(service: Service, monkeypatch: Any) -> None:
@@ -57,33 +57,33 @@ def test_an_end_is_told_when_the_store_has_it(service: Service, monkeypatch: Any
     monkeypatch.setattr(service.store, "end", slow)
     job = paint(service)
     assert writing.wait(20)
-    seen = serializers.of(service, job)
+    seen = serializers.job_json(service, job)
     assert seen["status"] == "running" and seen["completed"] is None and seen["error"] is None
     go.set()
     assert job.finished.wait(20)
-    seen = serializers.of(service, job)
+    seen = serializers.job_json(service, job)
     assert seen["status"] == "completed" and seen["completed"] >= seen["started"]
-    assert service.store.picture(seen["results"][0]["id"], "me")
+    assert service.store.image(seen["results"][0]["id"], "me")
 
 
 def test_a_job_is_begun_once(service: Service, monkeypatch: Any) -> None:
     """Whoever takes the second piece of a job, at the same moment or later, adds no attempt."""
     told: list[str] = []
     monkeypatch.setattr(service.store, "start", told.extend)
-    service.line.close()  # no worker of the service takes it
+    service.queue.close()  # no worker of the service takes it
     job = paint(service, n=2)
-    assert service.finishing.begun([job, job]) == [job, job] and service.finishing.begun([job]) == [job]
+    assert service.writer.start([job, job]) == [job, job] and service.writer.start([job]) == [job]
     assert told == [job.id]
     job.cancelled.set()
-    assert service.finishing.begun([job]) == []
+    assert service.writer.start([job]) == []
 
 
 def test_pictures_of_what_did_not_end_do_not_stay(tmp_path: Path, monkeypatch: Any) -> None:
     """A server that must go with one of eight images made takes its file along; the next start makes all."""
     folder = tmp_path / "s"
-    service = Service([Canary(step_s=0.001)], folder)
+    service = Service([FakeEngine(step_s=0.001)], folder)
     service.start()
-    stuck, real = threading.Event(), service.finishing._keep
+    stuck, real = threading.Event(), service.writer._save
 
     def keep(job: Job, number: int, image: Any) -> None:
         if number:
@@ -91,7 +91,7 @@ def test_pictures_of_what_did_not_end_do_not_stay(tmp_path: Path, monkeypatch: A
         else:
             real(job, number, image)
 
-    monkeypatch.setattr(service.finishing, "_keep", keep)
+    monkeypatch.setattr(service.writer, "_save", keep)
     job = paint(service, n=8)
     until(lambda: job.files)
     assert list((folder / audit.RESULTS).glob("*.png"))
@@ -103,16 +103,16 @@ def test_pictures_of_what_did_not_end_do_not_stay(tmp_path: Path, monkeypatch: A
 # ---- what cannot be written ----------------------------------------------------------------------
 
 
-def sent(kind: str = "refine") -> Given:
+def sent(kind: str = "refine") -> JobInputs:
     if kind == "teach":
         pixels = np.zeros((64, 64, 3), np.uint8)
-        return Given(many={"photos": [Photo(f"{k}.png", pixels, None) for k in range(3)]})
-    return Given({"picture": Image.new("RGB", (64, 64), "red")})
+        return JobInputs(photos=[Photo(f"{k}.png", pixels, None) for k in range(3)])
+    return JobInputs({"image": Image.new("RGB", (64, 64), "red")})
 
 
 def asked(service: Service, kind: str = "refine") -> Job:
     values = {"name": "tom", "category": "cat"} if kind == "teach" else {"prompt": "a cat", "seed": 1}
-    return service.submit(Asked(kind, "me"), values, None, sent(kind))
+    return service.submit(JobRequest(kind, "me"), values, None, sent(kind))
 
 
 def full(*_: Any, **__: Any) -> Any:
@@ -122,15 +122,15 @@ def full(*_: Any, **__: Any) -> Any:
 def test_what_was_sent_stays_until_the_end_is_written(tmp_path: Path, monkeypatch: Any) -> None:
     """A job whose end did not reach the store runs again after a restart, with the image that it needs."""
     folder = tmp_path / "s"
-    service = Service([Canary()], folder)
+    service = Service([FakeEngine()], folder)
     service.start()
     with monkeypatch.context() as m:
         m.setattr(service.store, "end", full)
         job = asked(service)
         assert job.finished.wait(20) and job.status == "failed"
     service.close(drain_s=0)
-    assert (folder / audit.INPUTS / job.id / "picture.png").exists()
-    again = Service([Canary()], folder)
+    assert (folder / audit.INPUTS / job.id / "image.png").exists()
+    again = Service([FakeEngine()], folder)
     again.start()
     until(lambda: again.job("me", job.id).status == "completed")
     again.close(drain_s=0)
@@ -140,12 +140,12 @@ def test_what_was_sent_stays_until_the_end_is_written(tmp_path: Path, monkeypatc
 def test_one_job_does_not_keep_a_server_from_starting(tmp_path: Path, caplog: Any) -> None:
     """Whatever is wrong with it, it ends as failed, and what waits beside it is painted."""
 
-    class Odd(Canary):
+    class Odd(FakeEngine):
         def prepare(self, kind: str, *args: Any, **kwargs: Any) -> Any:
             return {}["planted"] if kind == "refine" else super().prepare(kind, *args, **kwargs)
 
     folder = tmp_path / "s"
-    service = Service([Canary()], folder)
+    service = Service([FakeEngine()], folder)
     bad, good = asked(service), paint(service)  # never started: both wait
     service.close(drain_s=0)
     again = Service([Odd()], folder)
@@ -160,12 +160,12 @@ def test_one_job_does_not_keep_a_server_from_starting(tmp_path: Path, caplog: An
 def test_teaching_that_cannot_be_kept_goes_on_later(service: Service, monkeypatch: Any) -> None:
     """The disk is full when hours of teaching are over: its caller is told, photos and checkpoint stay."""
     monkeypatch.setattr(concept_file, "to_bytes", lambda *_, **__: b"")
-    monkeypatch.setattr(service.shelf, "put", full)
+    monkeypatch.setattr(service.concept_store, "put", full)
     job = asked(service, "teach")
     assert job.finished.wait(20) and job.status == "failed" and job.error.code == "storage"
     (row,) = service.store.unfinished()
     assert (row["id"], row["status"], row["attempts"]) == (job.id, "queued", 0) and "DELETE" in row["message"]
-    assert serializers.of(service, job)["error"]["message"] == row["message"]
+    assert serializers.job_json(service, job)["error"]["message"] == row["message"]
     assert len(list((service.inputs / job.id / "photos").glob("*.png"))) == 3
     service.cancel(job)
     until(lambda: not service.store.unfinished())
@@ -180,13 +180,13 @@ def test_what_has_ended_lets_go_of_its_pictures(service: Service) -> None:
     """Hundreds of jobs are remembered, and a photo has 3 bytes a pixel."""
     jobs = [asked(service, "teach"), asked(service)]
     assert all(job.finished.wait(20) for job in jobs)
-    assert all(not job.given.area and not job.given.many and not job.given.pictures for job in jobs)
+    assert all(not job.inputs.area and not job.inputs.photos and not job.inputs.images for job in jobs)
 
 
 def test_pictures_of_all_that_waits_fit_into_memory(tmp_path: Path) -> None:
-    service = Service([Canary()], tmp_path / "s", limits=Limits(waiting_pixels=3 * 64 * 64 + 1))
+    service = Service([FakeEngine()], tmp_path / "s", limits=Limits(waiting_pixels=3 * 64 * 64 + 1))
     first = asked(service, "teach")  # nobody works
-    with pytest.raises(Refused, match="images of what waits") as e:
+    with pytest.raises(RequestRejected, match="input images of unfinished jobs") as e:
         asked(service)
     assert e.value.status == 429 and e.value.code == "queue_full" and paint(service).status == "queued"
     assert [folder.name for folder in service.inputs.iterdir()] == [first.id]
@@ -198,15 +198,15 @@ def test_pictures_of_all_that_waits_fit_into_memory(tmp_path: Path) -> None:
 
 def test_a_cancelled_teaching_does_not_come_back(tmp_path: Path) -> None:
     """It was to end at its next step, and the server went first."""
-    service = Service([Canary()], tmp_path / "s")
+    service = Service([FakeEngine()], tmp_path / "s")
     job = asked(service, "teach")
-    service.finishing.begun([job])
+    service.writer.start([job])
     job.started = time.time()
-    service.line.remove(job)
+    service.queue.remove(job)
     service.cancel(job)
     assert job.status == "running", "the end is its worker's"
     service.close(drain_s=0)
-    again = Service([Canary()], tmp_path / "s")
+    again = Service([FakeEngine()], tmp_path / "s")
     again.start()
     (row,) = again.store._rows("SELECT * FROM jobs")
     assert row["status"] == "cancelled"
@@ -224,14 +224,14 @@ def test_nothing_stays_of_what_could_not_be_kept(service: Service, monkeypatch: 
     monkeypatch.setattr(image_metadata, "save_image", save)
     with pytest.raises(StorageError):
         asked(service, "teach")
-    assert len(saved) == 2 and not list(service.inputs.iterdir()) and not service._live()
+    assert len(saved) == 2 and not list(service.inputs.iterdir()) and not service._unfinished()
 
 
 def test_a_result_that_cannot_be_removed_stops_no_sweep(service: Service, monkeypatch: Any) -> None:
     """The others go, and it goes by the next one."""
     jobs = [paint(service) for _ in range(3)]
     assert all(job.finished.wait(20) for job in jobs)
-    files = [service.finishing.file(job.pictures[0].id) for job in jobs]
+    files = [service.writer.path(job.images[0].id) for job in jobs]
     service.limits = replace(service.limits, keep_s=-1.0)
     unlink = Path.unlink
 
@@ -253,5 +253,5 @@ def test_teaching_has_limits() -> None:
     check_teach(Teach(**usual), Limits(), 512)
     check_teach(Teach(**usual, size=1024, batch=32, steps=5000), Limits(), 512)
     for more in ({"size": 1025}, {"batch": 33}, {"steps": 5001}, {"max_steps": 5001}):
-        with pytest.raises(Refused, match="at most"):
+        with pytest.raises(RequestRejected, match="at most"):
             check_teach(Teach(**usual, **more), Limits(), 512)

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from minikin.server.fake_engine import Canary
 from minikin.server.limits import Limits
+from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.servers import Served, concept, served
 
 PARTS = 64
@@ -21,7 +21,7 @@ assert Limits().parts == PARTS
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: Any) -> Iterator[Served]:
-    with served(Canary(), tmp_path_factory.mktemp("forms") / "s") as s:
+    with served(FakeEngine(), tmp_path_factory.mktemp("forms") / "s") as s:
         yield s
 
 

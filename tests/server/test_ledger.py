@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from minikin.server import audit, metrics
-from minikin.server.fake_engine import Canary
+from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.servers import concept, served
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("quick_disk")
 
 def test_what_belongs_to_nobody(tmp_path: Path) -> None:
     folder = tmp_path / "s"
-    with served(Canary(), folder) as s, s.client() as c:
+    with served(FakeEngine(), folder) as s, s.client() as c:
         c.post("/api/concepts", files={"file": ("x", concept("tom", 1))})
     assert audit.problems(folder) == []
 
@@ -46,7 +46,7 @@ def test_every_kind_has_its_pictures(tmp_path: Path) -> None:
     folder, buffer = tmp_path / "s", io.BytesIO()
     Image.new("RGB", (64, 64)).save(buffer, "PNG")
     picture = base64.b64encode(buffer.getvalue()).decode()
-    with served(Canary(steps=1), folder) as s, s.client() as c:
+    with served(FakeEngine(steps=1), folder) as s, s.client() as c:
         ids = [
             c.post(f"/api/{kind}?wait=true", json={"prompt": "a", "picture": picture, "n": 2}).json()["id"]
             for kind in ("refine", "inpaint")
@@ -72,11 +72,11 @@ def test_counters_that_do_not_agree(tmp_path: Path, monkeypatch: Any, capsys: An
     folder = tmp_path / "s"
 
     def run() -> None:
-        with served(Canary(), folder) as s, s.client() as c:
+        with served(FakeEngine(), folder) as s, s.client() as c:
             c.post("/api/paint?wait=true", json={"prompt": "a", "n": 2})
             metrics.JOBS.labels("paint", "completed").inc()
 
-    with pytest.raises(AssertionError, match="counts 2 of 'paint completed', the ledger 1"):
+    with pytest.raises(AssertionError, match="counts 2 of 'paint completed', the store's events 1"):
         run()
     told = (
         'minikin_jobs_total{kind="paint",outcome="completed"} 1\nminikin_pictures_total 3\n'
@@ -86,6 +86,6 @@ def test_counters_that_do_not_agree(tmp_path: Path, monkeypatch: Any, capsys: An
     monkeypatch.setattr(sys, "argv", ["ledger", str(folder), str(tmp_path / "metrics.txt")])
     with pytest.raises(SystemExit, match="True"):
         audit.main()
-    assert capsys.readouterr().out == "/metrics counts 3 of 'images', the ledger 2\n"
+    assert capsys.readouterr().out == "/metrics counts 3 of 'images', the store's events 2\n"
     assert audit.disagreements(folder, told.replace("3", "2")) == []
     assert len(audit.disagreements(folder, told.replace("seconds 1", "seconds 1e12"))) == 2

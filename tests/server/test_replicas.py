@@ -16,16 +16,16 @@ import pytest
 from PIL import Image
 
 from minikin.cluster import engine as remote
-from minikin.cluster.engine import Remote, remote_engines
+from minikin.cluster.engine import RemoteEngine, remote_engines
 from minikin.errors import UnknownName
 from minikin.recipes import Paint
 from minikin.server import worker
-from minikin.server.engine import EngineLost, Prepared, Row
-from minikin.server.errors import Refused
-from minikin.server.fake_engine import Canary, digest, read
-from minikin.server.jobs import Asked, Job
+from minikin.server.engine import EngineLost, PreparedRequest, Row
+from minikin.server.errors import RequestRejected
+from minikin.server.jobs import Job, JobRequest
 from minikin.server.limits import Limits
-from minikin.server.queue import Line
+from minikin.server.queue import JobQueue
+from tests.helpers.fake_engine import FakeEngine, digest, read
 from tests.helpers.servers import Served, served
 from tests.helpers.threads_ray import ThreadsRay
 
@@ -37,7 +37,7 @@ def until(true: Callable[[], Any], seconds: float = 30.0) -> None:
         time.sleep(0.005)
 
 
-class Mortal(Canary):
+class Mortal(FakeEngine):
     """An engine that can be lost: from outside, or by painting a deadly prompt. `warm_up` brings another."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -49,9 +49,9 @@ class Mortal(Canary):
         if self.dead:
             raise EngineLost("It is gone.")
 
-    def room(self, prepared: Prepared) -> int:
+    def max_batch(self, prepared: PreparedRequest) -> int:
         self.check()
-        return super().room(prepared)
+        return super().max_batch(prepared)
 
     def paint(self, rows: Any, on_step: Any) -> Any:
         def step(done: int, preview: Any) -> None:
@@ -73,29 +73,29 @@ class Mortal(Canary):
 
 class Unasked(Mortal):
     """The control: one that says that it is gone when it is to paint, and not before. Nothing brings another
-    until `judged`: the job has met them all by then."""
+    until `released`: the job has met them all by then."""
 
-    judged = threading.Event()
+    released = threading.Event()
 
     def check(self) -> None:
         pass
 
     def warm_up(self) -> None:
         if self.dead:
-            self.judged.wait(20)
+            self.released.wait(20)
         super().warm_up()
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: Any) -> None:
-    monkeypatch.setattr(worker, "PAUSE_S", 0.02)
+    monkeypatch.setattr(worker, "RETRY_S", 0.02)
     monkeypatch.setattr(worker, "IDLE_S", 0.1)
-    for name, seconds in {"DOOR_S": 10.0, "NEXT_S": 0.1, "ALIVE_S": 1.0}.items():
+    for name, seconds in {"ADMISSION_S": 10.0, "HEDGE_S": 0.1, "ALIVE_S": 1.0}.items():
         monkeypatch.setattr(remote, name, seconds)
 
 
 def asked(s: Served, prompt: str, **more: Any) -> Job:
-    return s.service.submit(Asked("paint", "local"), {"prompt": prompt, "seed": 1, **more})
+    return s.service.submit(JobRequest("paint", "local"), {"prompt": prompt, "seed": 1, **more})
 
 
 def ended(job: Job, within_s: float = 60.0) -> str:
@@ -106,9 +106,9 @@ def ended(job: Job, within_s: float = 60.0) -> str:
 def right(s: Served, job: Job) -> bool:
     """Whether each of its images is the one that was asked for."""
     prompt = job.prepared.recipe.model_dump()["prompt"]
-    return len(job.pictures) == len(job.seeds) and all(
-        read(Image.open(io.BytesIO(s.service.bytes_of(one)))) == digest(prompt, "", {}, one.seed or 0)
-        for one in job.pictures
+    return len(job.images) == len(job.seeds) and all(
+        read(Image.open(io.BytesIO(s.service.read_file(one)))) == digest(prompt, "", {}, one.seed or 0)
+        for one in job.images
     )
 
 
@@ -129,7 +129,7 @@ def test_who_meets_dead_engines_is_not_blamed(tmp_path: Path, monkeypatch: Any, 
                 try:
                     assert ended(job) == "failed" and job.error is not None and job.error.code == "poison"
                 finally:
-                    Unasked.judged.set()
+                    Unasked.released.set()
                 return
             assert ended(job) == "completed" and job.losses == 0 and right(s, job)
 
@@ -153,22 +153,22 @@ def test_engines_that_die_together_are_one_loss(tmp_path: Path) -> None:
     with served(engines[0], tmp_path / "s", engines=engines, limits=Limits(batch=1)) as s:
         for engine in engines:
             engine.batches.clear()
-            engine.hold.clear()
+            engine.go.clear()
         job = asked(s, "an innocent cat", n=3)
         until(lambda: all(engine.batches for engine in engines))
         for engine in engines:
             engine.dead = True
         until(lambda: all(engine.lives == 2 for engine in engines))
         for engine in engines:
-            engine.hold.set()
+            engine.go.set()
         assert ended(job) == "completed" and right(s, job) and job.losses == 1
 
 
 def test_losses_are_counted_by_attempts() -> None:
     job = waiting("a")
     begun = time.monotonic()
-    assert [job.lose(begun), job.lose(begun), job.lose(begun - 5)] == [1, 1, 1]
-    assert job.lose(time.monotonic() + 0.001) == 2
+    assert [job.count_loss(begun), job.count_loss(begun), job.count_loss(begun - 5)] == [1, 1, 1]
+    assert job.count_loss(time.monotonic() + 0.001) == 2
 
 
 def test_an_engine_that_dies_while_nobody_asks_is_replaced(tmp_path: Path) -> None:
@@ -188,18 +188,18 @@ def test_an_engine_that_dies_while_nobody_asks_is_replaced(tmp_path: Path) -> No
 
 
 def waiting(client: str, pictures: int = 1) -> Job:
-    prepared = Canary().prepare("paint", Paint(prompt=client), {})
-    return Job(Asked("paint", client), prepared, list(range(pictures)))
+    prepared = FakeEngine().prepare("paint", Paint(prompt=client), {})
+    return Job(JobRequest("paint", client), prepared, list(range(pictures)))
 
 
 def test_nobody_waits_for_an_answer_about_memory() -> None:
     """A question to another machine that is not answered yet: meanwhile others come, go and are served."""
-    line = Line(Limits(batch=4))
+    line = JobQueue(Limits(batch=4))
     jobs = [waiting(c) for c in "abc"]
     line.put(jobs[0])
     asking, answer, found = threading.Event(), threading.Event(), []
 
-    def slow(prepared: Prepared) -> int:
+    def slow(prepared: PreparedRequest) -> int:
         asking.set()
         answer.wait(10)
         return 2
@@ -218,18 +218,18 @@ def test_nobody_waits_for_an_answer_about_memory() -> None:
 
 
 def test_a_batch_that_finds_its_engine_dead_is_not_taken() -> None:
-    line = Line(Limits(batch=4))
+    line = JobQueue(Limits(batch=4))
     jobs = [waiting("a", 2), waiting("b")]
     for job in jobs:
         line.put(job)
 
-    def dead(prepared: Prepared) -> int:
+    def dead(prepared: PreparedRequest) -> int:
         raise EngineLost("It is gone.")
 
     for _ in range(3):
         with pytest.raises(EngineLost):
             line.take(0, dead)
-    assert sorted(p.job.asked.client for p in line.take(0)) == ["a", "a", "b"] and line.take(0) == []
+    assert sorted(p.job.request.client for p in line.take(0)) == ["a", "a", "b"] and line.take(0) == []
     line.put(jobs[0])
     line.close()
     assert line.take(0, dead) == []
@@ -238,8 +238,8 @@ def test_a_batch_that_finds_its_engine_dead_is_not_taken() -> None:
 # ---- replicas ------------------------------------------------------------------------------------
 
 
-def canary() -> Canary:
-    return Canary(step_s=0.005)
+def fake_engine() -> FakeEngine:
+    return FakeEngine(step_s=0.005)
 
 
 @pytest.fixture
@@ -247,9 +247,9 @@ def ray() -> ThreadsRay:
     return ThreadsRay()
 
 
-def remotes(ray: ThreadsRay, count: int = 3) -> list[Remote]:
-    engines = remote_engines(ray, canary, count, {})
-    return [one for one in engines if isinstance(one, Remote)]
+def remotes(ray: ThreadsRay, count: int = 3) -> list[RemoteEngine]:
+    engines = remote_engines(ray, fake_engine, count, {})
+    return [one for one in engines if isinstance(one, RemoteEngine)]
 
 
 def took(work: Callable[[], Any]) -> float:
@@ -267,18 +267,18 @@ def test_the_door_asks_the_next_one(ray: ThreadsRay, monkeypatch: Any) -> None:
         assert engines[0].prepare("paint", recipe, {}).steps == 4
 
     ray.actors[0].die()
-    assert took(lambda: [prepare() for _ in range(6)]) < 3 and engines[0].gone
+    assert took(lambda: [prepare() for _ in range(6)]) < 3 and engines[0].is_dead
     ray.actors[1].hung.set()
-    assert took(lambda: [prepare() for _ in range(6)]) < 5 and not engines[1].gone
+    assert took(lambda: [prepare() for _ in range(6)]) < 5 and not engines[1].is_dead
     ray.actors[2].slow_s = 0.3  # longer than the next is waited for: its answer counts all the same
     assert 0.25 < took(prepare) < 3
     with pytest.raises(UnknownName, match="'unknown'"):
         engines[0].prepare("paint", Paint(prompt="a cat", preset="unknown"), {})
     ray.actors[2].hung.set()
-    monkeypatch.setattr(remote, "DOOR_S", 0.6)
+    monkeypatch.setattr(remote, "ADMISSION_S", 0.6)
 
     def refused() -> None:
-        with pytest.raises(Refused, match="No replica answers now") as e:
+        with pytest.raises(RequestRejected, match="No replica answers now") as e:
             prepare()
         assert (e.value.status, e.value.code, e.value.retry_s) == (503, "no_replica", 10)
 
@@ -286,7 +286,7 @@ def test_the_door_asks_the_next_one(ray: ThreadsRay, monkeypatch: Any) -> None:
     for actor in ray.actors:
         actor.die()
     assert 0.5 < took(refused) < 3
-    monkeypatch.setattr(remote, "DOOR_S", 10.0)
+    monkeypatch.setattr(remote, "ADMISSION_S", 10.0)
     timer = threading.Timer(0.3, engines[2].warm_up)
 
     def awaited() -> None:
@@ -300,20 +300,20 @@ def test_a_replica_that_hangs_is_replaced(ray: ThreadsRay) -> None:
     """It is asked before it is given anything; silence ends it. What it answers late is not its successor's."""
     (engine,) = remotes(ray, 1)
     prepared = engine.prepare("paint", Paint(prompt="a cat"), {})
-    assert engine.room(prepared) == 8
+    assert engine.max_batch(prepared) == 8
     engine.check()
     old = engine.actor
     old.hung.set()
-    late, _ = engine.asked("hello")
-    for ask in (lambda: engine.room(prepared), engine.check):
+    late, _ = engine.submit("ping")
+    for ask in (lambda: engine.max_batch(prepared), engine.check):
         with pytest.raises(EngineLost, match=r"did not answer within 1 s|is gone"):
             ask()
-    assert engine.gone
+    assert engine.is_dead
     engine.warm_up()
-    assert engine.actor is not old and old.dead.is_set() and not engine.gone
+    assert engine.actor is not old and old.dead.is_set() and not engine.is_dead
     with pytest.raises(EngineLost):
         engine.got(late, old)
-    assert not engine.gone
+    assert not engine.is_dead
     (image,) = engine.paint([Row(prepared, 3)], lambda done, preview: None)
     assert read(image) == digest("a cat", "", {}, 3)
 
@@ -326,11 +326,11 @@ def test_a_successor_that_does_not_open_is_tried_again(ray: ThreadsRay) -> None:
             engine.check()
         with pytest.raises(EngineLost):
             engine.warm_up()
-        assert engine.gone
+        assert engine.is_dead
     assert all(actor.dead.is_set() for actor in ray.actors)
     ray.down = False
     engine.warm_up()
-    assert not engine.gone
+    assert not engine.is_dead
 
 
 def test_the_head_is_gone(ray: ThreadsRay, tmp_path: Path, monkeypatch: Any) -> None:
@@ -341,14 +341,14 @@ def test_the_head_is_gone(ray: ThreadsRay, tmp_path: Path, monkeypatch: Any) -> 
         served(engines[0], tmp_path / "s", engines=engines, limits=Limits(drain_s=0.1), drained=False) as s,
         s.client() as c,
     ):
-        holds = [actor._made.result().engine.hold for actor in ray.actors]
+        holds = [actor._made.result().engine.go for actor in ray.actors]
         for hold in holds:
             hold.clear()
         held = [waiting_there(s, k) for k in range(6)]
         ray.fall()
         for hold in holds:
             hold.set()
-        monkeypatch.setattr(remote, "DOOR_S", 0.6)
+        monkeypatch.setattr(remote, "ADMISSION_S", 0.6)
         told = c.post("/api/paint", json={"prompt": "a cat"})
         assert told.status_code == 503 and told.json()["error"]["code"] == "no_replica"
         assert 1 <= int(told.headers["Retry-After"]) <= 60

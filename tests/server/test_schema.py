@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from minikin.server import errors as server_faults
-from minikin.server.engine import Prepared
-from minikin.server.fake_engine import Canary
+from minikin.server.engine import PreparedRequest
 from minikin.server.limits import Limits
+from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.servers import Served, served
 
 schemathesis = pytest.importorskip("schemathesis", reason="needs the extra minikin[dev]")
@@ -22,7 +22,7 @@ response_schema_conformance = pytest.importorskip(
     "schemathesis.specs.openapi.checks"
 ).response_schema_conformance
 EXAMPLES = 50  # of an operation, half of them as the schema says and half not
-SMALL = Limits(most_side=128, pictures=2, waiting=500, waiting_per_client=500)
+SMALL = Limits(most_side=128, images=2, waiting=500, waiting_per_client=500)
 NO_INPUT = {  # without a parameter or a body: asked once each
     "GET /livez", "GET /readyz", "GET /metrics", "GET /api/capabilities", "GET /v1/models",
     *(f"GET /sdapi/v1/{name}" for name in (
@@ -40,7 +40,7 @@ NOT_HERE = ("extra-single-image", "extra-batch-images", "interrogate", "unload-c
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: Any) -> Iterator[Served]:
-    with served(Canary(steps=1), tmp_path_factory.mktemp("schema") / "s", limits=SMALL) as s:
+    with served(FakeEngine(steps=1), tmp_path_factory.mktemp("schema") / "s", limits=SMALL) as s:
         yield s
         s.drained()
 
@@ -117,8 +117,8 @@ def test_no_request_of_the_schema_is_a_fault(server: Served) -> None:
 def test_the_generated_requests_find_planted_faults(tmp_path: Path) -> None:
     """The control: an engine that falls over a large seed is found among few requests."""
 
-    class Falling(Canary):
-        def prepare(self, *args: Any, **kwargs: Any) -> Prepared:
+    class Falling(FakeEngine):
+        def prepare(self, *args: Any, **kwargs: Any) -> PreparedRequest:
             if args[1].seed > 1000:
                 raise ZeroDivisionError
             return super().prepare(*args, **kwargs)
@@ -132,7 +132,7 @@ def test_the_generated_requests_find_planted_faults(tmp_path: Path) -> None:
 
 def test_answers_that_are_not_as_the_schema_says_are_found(server: Served, monkeypatch: Any) -> None:
     """The control of the schema check: an envelope with one field more."""
-    real = server_faults.body_of
-    monkeypatch.setattr(server_faults, "body_of", lambda *a, **k: {**real(*a, **k), "more": 1})
+    real = server_faults.error_body
+    monkeypatch.setattr(server_faults, "error_body", lambda *a, **k: {**real(*a, **k), "more": 1})
     _, times, wrong = faults(server, 4, "GET /api/results")
     assert times == {"GET /api/results/{id}": 4} and len(wrong) == 4 and "not as the schema says" in wrong[0]

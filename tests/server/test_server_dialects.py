@@ -18,7 +18,7 @@ import webuiapi
 from PIL import Image
 
 from minikin.errors import BaseMismatch
-from minikin.server.fake_engine import Canary, digest, read
+from tests.helpers.fake_engine import FakeEngine, digest, read
 from tests.helpers.servers import Served, Watched, concept, served
 
 
@@ -30,13 +30,13 @@ class Recorder(Watched):
         self.seen: list[tuple[str, Any, Any]] = []
 
     def run(self, kind: str, prepared: Any, given: Any) -> Any:
-        self.seen.append((kind, prepared.recipe, dict(given.pictures)))
+        self.seen.append((kind, prepared.recipe, dict(given.images)))
         yield from super().run(kind, prepared, given)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: Any) -> Iterator[Served]:
-    engine = Recorder(broken={"other-base": BaseMismatch("Taught on another base.")})
+    engine = Recorder(errors={"other-base": BaseMismatch("Taught on another base.")})
     with served(engine, tmp_path_factory.mktemp("d") / "s") as s:
         yield s
 
@@ -89,11 +89,11 @@ def test_openai_urls_formats_and_models(theirs: openai.OpenAI, server: Served) -
         told = theirs.images.generate(prompt="a cat", output_format=kind, output_compression=80)  # type: ignore[arg-type]
         assert told.data and decoded(told.data[0].b64_json or "").format == kind.upper()
     names = [m.id for m in theirs.models.list()]
-    assert names == ["canary", "canary:quality", "canary:turbo"]
-    assert theirs.models.retrieve("canary:turbo").owned_by == "minikin"
+    assert names == ["fake", "fake:quality", "fake:turbo"]
+    assert theirs.models.retrieve("fake:turbo").owned_by == "minikin"
     with pytest.raises(openai.NotFoundError, match="no model 'sdxl'"):
         theirs.models.retrieve("sdxl")
-    told = theirs.images.generate(prompt="a cat", model="canary:turbo")
+    told = theirs.images.generate(prompt="a cat", model="fake:turbo")
     assert "Preset" in told.data[0].infotext  # type: ignore[index]
 
 
@@ -120,7 +120,7 @@ def test_openai_edits(theirs: openai.OpenAI, server: Served) -> None:
     assert told.data and decoded(told.data[0].b64_json or "").size == (64, 48)
     kind, recipe, given = seen[-1]
     assert (kind, recipe.prompt, recipe.seed, recipe.strength) == ("refine", "brighter", 1, 0.75)
-    assert given["picture"].getpixel((5, 5)) == (10, 20, 30)
+    assert given["image"].getpixel((5, 5)) == (10, 20, 30)
     mask = Image.new("RGBA", (64, 48), (0, 0, 0, 255))
     mask.paste((0, 0, 0, 0), (0, 0, 32, 48))
     theirs.images.edit(image=[png(picture)], mask=png(mask), prompt="a hat")
@@ -172,7 +172,7 @@ def test_openai_errors_in_its_envelope(
 
 def test_openai_retries_only_what_is_worth_it(tmp_path: Path) -> None:
     """The stock client tries every 5xx three times, unless told not to."""
-    engine = Canary(broken={"bad": RuntimeError("x")})
+    engine = FakeEngine(errors={"bad": RuntimeError("x")})
     with served(engine, tmp_path / "s") as s:
         client = openai.OpenAI(base_url=f"{s.url}/v1", api_key="any")  # max_retries=2, its default
         with pytest.raises(openai.InternalServerError):
@@ -215,7 +215,7 @@ def test_webui_img2img_and_inpaint(webui: webuiapi.WebUIApi, server: Served) -> 
 def test_webui_lists(webui: webuiapi.WebUIApi, server: Served) -> None:
     options = webui.get_options()
     assert options["sd_model_checkpoint"] == webui.get_sd_models()[0]["title"] == webui.util_get_current_model()
-    webui.util_set_model("canary")
+    webui.util_set_model("fake")
     with server.client() as c:
         told = c.post("/sdapi/v1/options", json={"outdir_samples": "/etc"})
         assert told.status_code == 422 and told.json()["error"] == "unsupported_field"
@@ -245,13 +245,13 @@ def test_webui_refuses_what_is_not_here(webui: webuiapi.WebUIApi, asked: dict[st
 
 
 def test_webui_interrupts_its_own_alone(tmp_path: Path) -> None:
-    engine = Canary()
+    engine = FakeEngine()
     with served(engine, tmp_path / "s") as s:
         apis = {
             name: webuiapi.WebUIApi(baseurl=f"{s.url}/sdapi/v1", username=name, password="any")
             for name in ("ann", "bob")
         }
-        engine.hold.clear()
+        engine.go.clear()
         told: dict[str, Any] = {}
 
         def run(name: str) -> None:
@@ -260,7 +260,7 @@ def test_webui_interrupts_its_own_alone(tmp_path: Path) -> None:
         threads = [threading.Thread(target=run, args=(name,)) for name in apis]
         for live, thread in enumerate(threads, 1):
             thread.start()
-            while len(s.service._live()) < live or not s.service.running():
+            while len(s.service._unfinished()) < live or not s.service.running():
                 assert thread.is_alive()
                 time.sleep(0.01)
         state = apis["ann"].get_progress()
@@ -268,15 +268,15 @@ def test_webui_interrupts_its_own_alone(tmp_path: Path) -> None:
         apis["ann"].interrupt()
         threads[0].join(30)
         assert told["ann"].info["interrupted"] and "bob" not in told
-        engine.hold.set()
+        engine.go.set()
         threads[1].join(30)
         assert read(told["bob"].image) == digest("bob", "", {}, 1)
 
 
 def test_webui_interrupts_a_task_by_its_name(tmp_path: Path) -> None:
-    engine = Canary()
+    engine = FakeEngine()
     with served(engine, tmp_path / "s") as s, s.client() as c:
-        engine.hold.clear()
+        engine.go.clear()
         told: dict[str, Any] = {}
 
         def run(name: str) -> None:
@@ -286,12 +286,12 @@ def test_webui_interrupts_a_task_by_its_name(tmp_path: Path) -> None:
         threads = [threading.Thread(target=run, args=(name,)) for name in ("one", "two")]
         for t in threads:
             t.start()
-        while len(s.service.live("local")) < 2:
+        while len(s.service.unfinished("local")) < 2:
             time.sleep(0.01)
         assert c.get("/sdapi/v1/progress?id_task=two").json()["state"]["job"] == "two"
         c.post("/sdapi/v1/interrupt?id_task=two")
         threads[1].join(30)
-        engine.hold.set()
+        engine.go.set()
         threads[0].join(30)
         assert (
             json.loads(told["two"]["info"])["interrupted"]

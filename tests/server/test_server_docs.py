@@ -61,10 +61,10 @@ def test_copy_and_paste(tmp_path: Path, monkeypatch: Any) -> None:
 def test_the_page_names_every_kind_and_the_limits() -> None:
     text = DOCS.read_text()
     assert {"/api/paint", "/api/refine", "/api/inpaint"} <= set(re.findall(r"/api/\w+", text))
-    assert set(job_types.KINDS) == {"paint", "refine", "inpaint", "teach", "masks"}
+    assert set(job_types.JOB_TYPES) == {"paint", "refine", "inpaint", "teach", "masks"}
     limits = Limits()
     for said in (f"{limits.body >> 20} MiB", f"{limits.waiting}, {limits.waiting_per_client} jobs",
-                 f"{limits.pictures}; {limits.steps}; {limits.least_side} to {limits.most_side} px",
+                 f"{limits.images}; {limits.steps}; {limits.least_side} to {limits.most_side} px",
                  f"{limits.batch} images", f"{limits.queue_wait_s:.0f} s", "1,500"):  # fmt: skip
         assert said in text, said
 

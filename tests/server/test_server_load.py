@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 
 from minikin.server import audit
-from minikin.server.fake_engine import Canary, digest, read
 from minikin.server.limits import Limits
+from tests.helpers.fake_engine import FakeEngine, digest, read
 from tests.helpers.loads import free_port, start
 from tests.helpers.servers import Served, concept, served
 
@@ -27,7 +27,7 @@ CLIENTS, CONCEPTS = 16, 10
 ROOMY = Limits(waiting=200, waiting_per_client=32)
 
 
-class Swapping(Canary):
+class Swapping(FakeEngine):
     """The positive control: now and then it gives two rows of a batch each other's images."""
 
     def paint(self, rows: Any, on_step: Any) -> Any:
@@ -40,7 +40,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.asked = self.right = self.cancelled = self.busy = 0
+        self.request = self.right = self.cancelled = self.busy = 0
         self.wrong: list[str] = []
 
     def add(self, name: str, by: int = 1) -> None:
@@ -107,7 +107,7 @@ def follow(c: httpx.Client, id_: str, cancel: bool, tally: Tally) -> list[bytes]
     return [c.get(r["url"]).content for r in told["results"]]
 
 
-def load(engine: Canary, folder: Path, seconds: float) -> Tally:
+def load(engine: FakeEngine, folder: Path, seconds: float) -> Tally:
     tally = Tally()
     with served(engine, folder, limits=ROOMY) as s:
         until = time.monotonic() + seconds
@@ -125,7 +125,7 @@ def load(engine: Canary, folder: Path, seconds: float) -> Tally:
     "seconds", [pytest.param(15, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.soak)]
 )
 def test_sixteen_clients(seconds: int, tmp_path: Path) -> None:
-    engine = Canary(step_s=0.005)
+    engine = FakeEngine(step_s=0.005)
     tally = load(engine, tmp_path / "s", seconds)
     assert not tally.wrong, tally.wrong[:5]
     assert tally.right > 50 and tally.cancelled, vars(tally)

@@ -17,13 +17,13 @@ from PIL import Image
 
 from minikin.errors import BadRecipe
 from minikin.events import Progress
-from minikin.generation.lineage import work_of
+from minikin.generation.lineage import task_name
 from minikin.images.metadata import recorded
 from minikin.models.base import Base
 from minikin.recipes import Inpaint, Paint, Refine
 from minikin.server import image_metadata
-from minikin.server.engine import Given
-from minikin.server.errors import Refused
+from minikin.server.engine import JobInputs
+from minikin.server.errors import RequestRejected
 from minikin.server.limits import Limits, check_paint
 from minikin.server.studio_engine import StudioEngine
 from minikin.studio import Studio
@@ -113,15 +113,15 @@ def test_every_step_has_a_preview(server: Served, draft: bytes) -> None:
     """Of the size of what comes out; under a mask in its place, with every byte outside as it was."""
     engine, picture = server.service.engine, opened(draft).convert("RGB")
     for recipe, given, size in (
-        (Refine(prompt="a duck", strength=1, size="1.5x", **FAST), Given({"picture": picture}), (192, 192)),
-        (Inpaint(prompt="a duck", only_masked=True, **FAST), Given({"picture": picture, "mask": mask()}),
+        (Refine(prompt="a duck", strength=1, size="1.5x", **FAST), JobInputs({"image": picture}), (192, 192)),
+        (Inpaint(prompt="a duck", only_masked=True, **FAST), JobInputs({"image": picture, "mask": mask()}),
          (128, 128)),
     ):  # fmt: skip
-        prepared = engine.prepare(work_of(recipe), recipe, {}, given)
-        run = engine.run(work_of(recipe), prepared, given)
+        prepared = engine.prepare(task_name(recipe), recipe, {}, given)
+        run = engine.run(task_name(recipe), prepared, given)
         looks = [event.look() for event in run if isinstance(event, Progress) and event.look]
         assert [look.size for look in looks] == [size] * 2
-        if "mask" in given.pictures:
+        if "mask" in given.images:
             away, within = outside(looks[0], picture)
             assert away == 0 and within > 1000
 
@@ -167,11 +167,11 @@ def test_refused_at_the_door(http: httpx.Client, kind: str, more: dict[str, Any]
 def test_limits_are_those_of_the_picture_that_comes_out() -> None:
     limits, at = Limits(cost=10.0), (1000, 1000)
     check_paint(Refine(prompt="x", steps=20, strength=0.5), limits, 512, at)  # 10 megapixel-steps
-    with pytest.raises(Refused, match="12 megapixel-steps"):
+    with pytest.raises(RequestRejected, match="12 megapixel-steps"):
         check_paint(Refine(prompt="x", steps=24, strength=0.5), limits, 512, at)
-    with pytest.raises(Refused, match="2000x2000"):
+    with pytest.raises(RequestRejected, match="2000x2000"):
         check_paint(Refine(prompt="x", steps=20, strength=0.5, size="2x"), limits, 512, at)
-    with pytest.raises(Refused, match="1500x1000"):
+    with pytest.raises(RequestRejected, match="1500x1000"):
         check_paint(Inpaint(prompt="x", steps=10, extend="left=500"), limits, 512, at)
 
 
@@ -213,9 +213,9 @@ def test_inputs_keep_how_they_were_painted(draft: bytes, tmp_path: Path) -> None
     """What a restart reads back: the record stays, other metadata goes."""
     picture = opened(draft)
     picture.info["Software"] = "secret"
-    image_metadata.keep_inputs(Given(pictures={"picture": picture, "mask": mask()}, folder=tmp_path))
-    back = image_metadata.inputs(tmp_path, ("picture", "mask")).pictures
-    assert back["picture"].info["minikin"] == picture.info["minikin"] and "Software" not in back["picture"].info
+    image_metadata.save_inputs(JobInputs({"image": picture, "mask": mask()}, folder=tmp_path))
+    back = image_metadata.load_inputs(tmp_path, ("image", "mask")).images
+    assert back["image"].info["minikin"] == picture.info["minikin"] and "Software" not in back["image"].info
     assert back["mask"].tobytes() == mask().tobytes()
 
 
@@ -223,19 +223,21 @@ def test_a_record_is_not_burst_by_its_mask() -> None:
     noise = np.random.default_rng(0).random((800, 800)) > 0.5
     cover = base64.b64encode(base64.b64decode(coded(Image.fromarray(noise)))).decode()
     facts = {"recipe": {}, "mask": {"png": cover}}
-    info, _ = image_metadata.inside(facts, Inpaint(prompt="x", extend="left=8"), Image.new("RGB", (8, 8)), 1)
+    info, _ = image_metadata.image_texts(
+        facts, Inpaint(prompt="x", extend="left=8"), Image.new("RGB", (8, 8)), 1
+    )
     assert len(cover) > 30_000 and sum(len(c[1]) for c in info.chunks) < 2_000
 
 
 def test_what_is_live_is_hastened_where_that_is_warm(tiny: Base) -> None:
     """The quickest preset at the base's own size; every other one is an export that takes its time."""
-    engine = StudioEngine(Studio(tiny), quick="openvino")
+    engine = StudioEngine(Studio(tiny), live_engine="openvino")
     assert engine.live == engine.describe()["live"] == "turbo"
     usual = {"prompt": "a cat", "preset": "turbo", "steps": 1}
-    assert engine.hastened(Paint(**usual)).engine == "openvino"
+    assert engine.with_live_engine(Paint(**usual)).engine == "openvino"
     for other in ({"preset": "quality"}, {"width": 64}, {"prompt": "a cat <lora:style>"}):
-        assert engine.hastened(Paint(**{**usual, **other})).engine == "eager", other
-    assert StudioEngine(Studio(tiny)).hastened(Paint(**usual)).engine == "eager"
+        assert engine.with_live_engine(Paint(**{**usual, **other})).engine == "eager", other
+    assert StudioEngine(Studio(tiny)).with_live_engine(Paint(**usual)).engine == "eager"
 
 
 def test_a_kind_that_is_none() -> None:

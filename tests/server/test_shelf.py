@@ -15,8 +15,8 @@ from PIL import Image
 
 from minikin import events
 from minikin.perfusion.concept_file import from_bytes
-from minikin.server.fake_engine import Canary
 from minikin.server.limits import Limits
+from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.servers import Served, concept, served
 
 pytestmark = pytest.mark.usefixtures("quick_disk")
@@ -35,16 +35,16 @@ def kept(s: Served) -> set[str]:
 
 def test_what_is_deleted_while_a_job_needs_it_goes_with_that_job(tmp_path: Path) -> None:
     """Not before, or a restart could not take the job up; and not for ever."""
-    engine, data = Canary(), concept("tom", 1)
+    engine, data = FakeEngine(), concept("tom", 1)
     sha256 = hashlib.sha256(data).hexdigest()
     with served(engine, tmp_path / "s") as s, s.client(headers={"X-Minikin-Client": "a"}) as c:
         upload(c, data)
-        engine.hold.clear()
+        engine.go.clear()
         job = c.post("/api/paint", json={"prompt": "a <tom>"}).json()
         assert c.delete("/api/concepts/tom").status_code == 200
         s.service.sweep()
         assert kept(s) == {sha256} and c.get("/api/concepts/tom").status_code == 404
-        engine.hold.set()
+        engine.go.set()
         s.drained()
         told = c.get(f"/api/jobs/{job['id']}").json()
         assert told["status"] == "completed" and told["concepts"] == {"tom": sha256}
@@ -53,10 +53,10 @@ def test_what_is_deleted_while_a_job_needs_it_goes_with_that_job(tmp_path: Path)
 
 def test_what_is_deleted_while_concepts_are_listed_is_left_out(tmp_path: Path, monkeypatch: Any) -> None:
     """Not a 404 for the whole list."""
-    with served(Canary(), tmp_path / "s") as s, s.client(headers={"X-Minikin-Client": "a"}) as c:
+    with served(FakeEngine(), tmp_path / "s") as s, s.client(headers={"X-Minikin-Client": "a"}) as c:
         for name in ("ann", "tom"):
             assert upload(c, concept(name, 1)).status_code == 201
-        shelf, plain = s.service.shelf, s.service.shelf.pinned
+        shelf, plain = s.service.concept_store, s.service.concept_store.pinned
 
         def pinned(name: str, entry: Any) -> Any:
             if name == "tom":
@@ -74,7 +74,7 @@ def test_a_start_and_an_end_remove_what_nobody_has(tmp_path: Path) -> None:
     place.mkdir(parents=True, mode=0o755)
     stray = place / f"{'a' * 64}.safetensors"
     stray.write_bytes(b"")
-    with served(Canary(), tmp_path / "s"):
+    with served(FakeEngine(), tmp_path / "s"):
         assert not stray.exists()
         stray.write_bytes(b"")
     assert not stray.exists()
@@ -82,16 +82,16 @@ def test_a_start_and_an_end_remove_what_nobody_has(tmp_path: Path) -> None:
 
 def test_copies_of_the_library_are_for_jobs_alone(tmp_path: Path, monkeypatch: Any) -> None:
     """A job can be taken up when the library has changed; later the copy goes."""
-    library, engine = tmp_path / "home" / "concepts", Canary()
+    library, engine = tmp_path / "home" / "concepts", FakeEngine()
     library.mkdir(parents=True)
     monkeypatch.setenv("MINIKIN_HOME", str(tmp_path / "home"))
     (library / "kim.safetensors").write_bytes(concept("kim", 2))
     with served(engine, tmp_path / "s") as s, s.client() as c:
-        engine.hold.clear()
+        engine.go.clear()
         assert c.post("/api/paint", json={"prompt": "a <kim>"}).status_code == 202
         s.service.sweep()
         assert len(kept(s)) == 1
-        engine.hold.set()
+        engine.go.set()
         s.drained()
         s.service.sweep()
         assert kept(s) == set()
@@ -100,8 +100,8 @@ def test_copies_of_the_library_are_for_jobs_alone(tmp_path: Path, monkeypatch: A
 def test_one_uploads_what_another_deletes(tmp_path: Path, monkeypatch: Any) -> None:
     """The same content, between the moment it is nobody's and the moment its file goes."""
     data = concept("tom", 1)
-    with served(Canary(), tmp_path / "s") as s:
-        shelf, told = s.service.shelf, s.service.store.contents
+    with served(FakeEngine(), tmp_path / "s") as s:
+        shelf, told = s.service.concept_store, s.service.store.contents
         entry = shelf.put("a", data)
 
         def meanwhile() -> set[str]:
@@ -120,7 +120,7 @@ def test_one_uploads_what_another_deletes(tmp_path: Path, monkeypatch: Any) -> N
 
 def test_a_concept_that_is_deleted_while_its_job_is_taken(tmp_path: Path, monkeypatch: Any) -> None:
     """Between looking it up and writing the job down: refused, not taken for ever."""
-    engine = Canary()
+    engine = FakeEngine()
     with served(engine, tmp_path / "s") as s, s.client(headers={"X-Minikin-Client": "a"}) as c:
         upload(c, concept("tom", 1))
         prepare = engine.prepare
@@ -134,11 +134,11 @@ def test_a_concept_that_is_deleted_while_its_job_is_taken(tmp_path: Path, monkey
         assert s.service.store.unfinished() == [] and kept(s) == set()
 
 
-class Teaching(Canary):
+class Teaching(FakeEngine):
     """Teaches a concept at once, when it is let."""
 
     def run(self, kind: str, prepared: Any, given: Any) -> Any:
-        while not self.hold.wait(0.01):
+        while not self.go.wait(0.01):
             yield events.Progress(kind, 0, 1)
         yield events.Done(from_bytes(concept(prepared.recipe.name, 1)), {})
 
@@ -154,20 +154,20 @@ def test_a_full_shelf_is_told_before_anything_is_taught(tmp_path: Path) -> None:
             files = {"photos": ("a.png", picture.getvalue())}
             return c.post("/api/concepts/teach", data={"recipe": recipe}, files=files)
 
-        engine.hold.clear()
+        engine.go.clear()
         jobs = [teach("tom"), teach("kim")]
         assert [told.status_code for told in jobs] == [202, 202]
         told = teach("ann")
-        assert told.status_code == 422 and told.json()["error"]["code"] == "shelf_full"
+        assert told.status_code == 422 and told.json()["error"]["code"] == "concept_quota_exceeded"
         for k in range(2):  # uploads are not kept waiting for them
             assert c.post("/api/concepts", files={"file": ("x", concept(f"pet{k}", k))}).status_code == 201
-        engine.hold.set()
+        engine.go.set()
         s.drained()
         for job, name in zip(jobs, ("tom", "kim"), strict=True):
             told = c.get(f"/api/jobs/{job.json()['id']}").json()
             assert told["status"] == "completed" and told["result"]["concept"]["name"] == name, told
             assert c.get(f"/api/concepts/{name}").status_code == 200
-        assert teach("ann").json()["error"]["code"] == "shelf_full"
+        assert teach("ann").json()["error"]["code"] == "concept_quota_exceeded"
 
 
 # ---- requests ----------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_a_full_shelf_is_told_before_anything_is_taught(tmp_path: Path) -> None:
 
 def test_requests_go_when_their_time_is_over(tmp_path: Path) -> None:
     """Prompts are nowhere in the folder any more, in no row, no free page and no log of the store."""
-    with served(Canary(), tmp_path / "s", limits=Limits(keep_s=0)) as s, s.client() as c:
+    with served(FakeEngine(), tmp_path / "s", limits=Limits(keep_s=0)) as s, s.client() as c:
         told = [c.post("/api/paint?wait=true", json={"prompt": f"sentinel {k} " * 40}).json() for k in range(9)]
         assert b"sentinel" in everything(s.folder)
         s.service.sweep()
@@ -186,7 +186,7 @@ def test_requests_go_when_their_time_is_over(tmp_path: Path) -> None:
 
 
 def test_requests_stay_for_their_time(tmp_path: Path) -> None:
-    with served(Canary(), tmp_path / "s", limits=Limits(keep_bytes=1)) as s, s.client() as c:
+    with served(FakeEngine(), tmp_path / "s", limits=Limits(keep_bytes=1)) as s, s.client() as c:
         told = c.post("/api/paint?wait=true", json={"prompt": "a"}).json()
         assert s.service.sweep() == 1
         assert c.get(f"/api/jobs/{told['id']}").json()["status"] == "completed"

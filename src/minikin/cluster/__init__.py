@@ -1,12 +1,12 @@
 """Many concepts, many prompts, many replicas, through Ray: on this machine or on a cluster.
 
-    cluster                        Ray itself, and a crew of workers
-    manifests, teaching, teacher   a CSV of concepts
-    prompts, painting, painter     a file of prompts; manifest: what of it is done
-    engine, replica                what the server's gateway paints with
-    distilling                     one student, by many
+    pool                                 Ray itself, and a pool of actors
+    concept_table, teach, teach_worker   teach a CSV of concepts
+    prompts, paint, paint_worker         generate a file of prompts; run_log: the lines that are done
+    engine, replica                      inference backends of the server's gateway in other processes
+    distill                              one student, trained by many workers
 
-What is done is in files (concepts, images, a manifest), never in the cluster's memory: workers, nodes and
-the program that sent the work may die at any moment, and the same command goes on. Needs `minikin[ray]`,
-but for `cluster=None`, which does the same work in this process, one piece after the other.
+Results are files (concepts, images, a run log), never in the cluster's memory: workers, nodes and the driver
+may die at any moment, and the same command resumes. Needs `minikin[ray]`, except for `cluster=None`, which
+does the same work in this process, one item after the other.
 """

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from minikin import events
-from minikin.cluster.pool import LOSSES, Cluster, Lost, answer
+from minikin.cluster.pool import LOSSES, Cluster, WorkerLost, result_of
 from minikin.errors import MinikinError
 from minikin.recipes import Distill
 
@@ -31,30 +31,31 @@ def distill(recipe: Distill, out: Path, cluster: Cluster, *, resume: bool = Fals
         for attempt in range(1, LOSSES + 1):
             ranks = [ray.remote(**share)(Rank).remote(k, count) for k in range(count)]
             try:
-                place = answer(ray, ranks[0].place.remote())
+                rendezvous = result_of(ray, ranks[0].rendezvous.remote())
                 first, *others = (
-                    one.run.options(num_returns="streaming").remote(recipe, out, resume, place) for one in ranks
+                    rank.run.options(num_returns="streaming").remote(recipe, out, resume, rendezvous)
+                    for rank in ranks
                 )
                 for ref in first:
-                    yield answer(ray, ref)
-                for one in others:
-                    for ref in one:
-                        answer(ray, ref)
+                    yield result_of(ray, ref)
+                for rank in others:
+                    for ref in rank:
+                        result_of(ray, ref)
                 return
-            except (Lost, RuntimeError, ray.exceptions.RayError) as e:
-                if not _anybody_died(ray, ranks) or attempt == LOSSES:
+            except (WorkerLost, RuntimeError, ray.exceptions.RayError) as e:
+                if not _has_dead_rank(ray, ranks) or attempt == LOSSES:
                     raise
                 resume = resume or (out / "checkpoint.safetensors").exists()
                 yield events.Note(f"A worker died ({type(e).__name__}); all go on from the checkpoint.", True)
             finally:
-                for one in ranks:
-                    ray.kill(one)
+                for rank in ranks:
+                    ray.kill(rank)
 
 
-def _anybody_died(ray: Any, ranks: list[Any]) -> bool:
+def _has_dead_rank(ray: Any, ranks: list[Any]) -> bool:
     """Whether a failure is a worker's death, first seen by its peers, rather than an error of the work."""
-    for one in ranks:
-        ref = one.__ray_ready__.remote()
+    for rank in ranks:
+        ref = rank.__ray_ready__.remote()
         try:
             ray.get(ref, timeout=GRACE_S)
         except ray.exceptions.GetTimeoutError:
@@ -70,7 +71,7 @@ class Rank:
     def __init__(self, rank: int, count: int) -> None:
         self.rank, self.count = rank, count
 
-    def place(self) -> tuple[str, int]:
+    def rendezvous(self) -> tuple[str, int]:
         """Where the ranks meet: this machine, and a port that this process has open from here on.
 
         The group that it begins later at this port takes the same store; a port that was only found free
@@ -83,18 +84,18 @@ class Rank:
         return ray.util.get_node_ip_address(), self.store.port
 
     def run(
-        self, recipe: Distill, out: Path, resume: bool, place: tuple[str, int]
+        self, recipe: Distill, out: Path, resume: bool, rendezvous: tuple[str, int]
     ) -> Iterator[events.Event]:  # fmt: skip
         from minikin.studio import Studio
 
         os.environ |= {
             "RANK": str(self.rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(self.count),
-            "MASTER_ADDR": place[0], "MASTER_PORT": str(place[1]),
+            "MASTER_ADDR": rendezvous[0], "MASTER_PORT": str(rendezvous[1]),
         }  # fmt: skip
         try:
             studio = Studio.open(recipe.base, device=recipe.device, dtype=recipe.dtype)
             for event in studio.distilling(recipe, out, resume=resume):
-                if self.rank == 0 and not isinstance(event, events.Picture):
+                if self.rank == 0 and not isinstance(event, events.ImageReady):
                     yield event
         except (MinikinError, RuntimeError):
             raise

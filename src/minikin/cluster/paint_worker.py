@@ -1,7 +1,7 @@
-"""What a worker does with a chunk of prompts: batches of whatever goes together, files named by content.
+"""The worker for chunks of prompts: generates them in batches, into files named by content.
 
-The batches of a chunk follow from the chunk alone, not from what was done before or from who paints, so that
-an image has the same bytes whoever paints it, whenever. A batch all of whose images are there is left out.
+The batches of a chunk depend on the chunk alone, not on what was done before or on the worker, so that an image
+has the same bytes wherever and whenever it is generated. A batch whose images all exist is skipped.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from minikin.cluster.prompts import Line, failure
+from minikin.cluster.prompts import PromptLine, failure
 from minikin.errors import BadConceptFile, MinikinError, OutOfMemory, StorageError
 from minikin.files import atomic_new, read_small
 from minikin.images.encode import MARKED
@@ -26,17 +26,17 @@ from minikin.perfusion.concept_file import from_bytes
 from minikin.perfusion.strict_safetensors import MAX_FILE
 from minikin.recipes import Paint
 from minikin.server import image_metadata
-from minikin.server.engine import Engine, Pinned, Prepared, Row
+from minikin.server.engine import Engine, PinnedConcept, PreparedRequest, Row
 
-ADDRESS = 1  # the form of addresses
-KEPT = 512  # concepts in a worker's memory; about 100 KB each
+ADDRESS = 1  # version of the addresses
+MAX_CONCEPTS = 512  # concepts in a worker's memory; about 100 KB each
 
 log = logging.getLogger(__name__)
-Opening = Callable[[], Engine]
+EngineFactory = Callable[[], Engine]
 
 
 def studio_engine(base: str, device: str | None = None, dtype: str | None = None) -> Engine:
-    """The engine that paints with a base."""
+    """Open a base as the engine of a worker or a replica."""
     from minikin.server.studio_engine import StudioEngine
     from minikin.studio import Studio
 
@@ -44,11 +44,11 @@ def studio_engine(base: str, device: str | None = None, dtype: str | None = None
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """One image: the line it is of, and where it will be."""
+class PlannedImage:
+    """One image to generate: its line in the file, and its address."""
 
     line: int
-    prepared: Prepared
+    prepared: PreparedRequest
     seed: int
     address: str
 
@@ -57,65 +57,66 @@ class Wanted:
         return f"{self.address[:2]}/{self.address}.png"
 
 
-class Painted(NamedTuple):
-    """A chunk's records for the manifest, how many images are new, and what base painted them."""
+class ChunkResult(NamedTuple):
+    """A chunk's records for the run log, how many images are new, and the base's fingerprint."""
 
     records: list[dict[str, Any]]
     new: int
     fingerprint: str
 
 
-class Painter:
-    """Paints chunks into a folder that all workers share. See `cluster.Crew`."""
+class PaintWorker:
+    """Generates chunks into a folder that all workers share; runs in a `pool.ActorPool`."""
 
-    def __init__(self, opening: Opening, out: Path, batch: int) -> None:
-        self.engine, self.out, self.batch = opening(), out, batch
+    def __init__(self, open_engine: EngineFactory, out: Path, batch: int) -> None:
+        self.engine, self.out, self.batch = open_engine(), out, batch
         self._concepts: OrderedDict[str, Concept] = OrderedDict()
         self._images: dict[str, dict[str, Any]] = {}
         self._failed: dict[str, dict[str, str]] = {}
 
-    def work(self, chunk: Sequence[Line]) -> Painted:
-        """Paint what is not there of a chunk. Raises StorageError."""
-        wrong: dict[int, dict[str, str]] = {}
-        wanted: list[Wanted] = []
+    def work(self, chunk: Sequence[PromptLine]) -> ChunkResult:
+        """Generate the missing images of a chunk. Raises StorageError."""
+        errors: dict[int, dict[str, str]] = {}
+        planned: list[PlannedImage] = []
         for line in chunk:
             try:
-                wanted += self._wanted(line)
+                planned += self._planned(line)
             except StorageError:
                 raise
             except Exception as e:
-                wrong[line.number] = _told(e, line.number)
-        painted = 0
+                errors[line.number] = _failure(e, line.number)
+        count = 0
         self._images, self._failed = {}, {}
-        for batch in self._batches(wanted):
-            if all((self.out / one.file).is_file() for one in batch):
+        for batch in self._batches(planned):
+            if all((self.out / image.file).is_file() for image in batch):
                 continue
-            painted += self._paint(batch, wrong)
+            count += self._paint(batch, errors)
         records = []
         for line in chunk:
-            head = {"line": line.number, "id": line.id, "asked": line.asked}
-            mine = [one for one in wanted if one.line == line.number]
-            error = line.error or wrong.get(line.number)
-            error = error or next((self._failed[w.address] for w in mine if w.address in self._failed), None)
-            records.append({**head, **({"error": error} if error else {"pictures": self._records(mine)})})
-        return Painted(records, painted, self.engine.describe()["base"]["fingerprint"])
+            head = {"line": line.number, "id": line.id, "asked": line.digest}
+            images = [image for image in planned if image.line == line.number]
+            error = line.error or errors.get(line.number)
+            error = error or next((self._failed[w.address] for w in images if w.address in self._failed), None)
+            result = {"error": error} if error else {"pictures": self._records(images)}  # word: key of the file
+            records.append({**head, **result})
+        return ChunkResult(records, count, self.engine.describe()["base"]["fingerprint"])
 
-    def _wanted(self, line: Line) -> list[Wanted]:
+    def _planned(self, line: PromptLine) -> list[PlannedImage]:
         if line.recipe is None:
             return []
         pinned = {name: self._pinned(name, *where) for name, where in line.concepts.items()}
         recipe: Paint = Paint.make(**line.recipe)
-        found = []
+        planned = []
         for seed in range(recipe.seed, recipe.seed + recipe.n):
-            one = recipe.model_copy(update={"seed": seed, "n": 1})
-            prepared = self.engine.prepare("paint", one, pinned)
+            single = recipe.model_copy(update={"seed": seed, "n": 1})
+            prepared = self.engine.prepare("paint", single, pinned)
             facts = {"address": ADDRESS, "seed": seed, "made": self.engine.facts(prepared)}
-            told = json.dumps(facts, sort_keys=True, default=str)
-            found.append(Wanted(line.number, prepared, seed, hashlib.sha256(told.encode()).hexdigest()))
-        return found
+            text = json.dumps(facts, sort_keys=True, default=str)
+            planned.append(PlannedImage(line.number, prepared, seed, hashlib.sha256(text.encode()).hexdigest()))
+        return planned
 
-    def _pinned(self, name: str, path: str, sha256: str) -> Pinned:
-        """This content, under this name. Raises BadConceptFile."""
+    def _pinned(self, name: str, path: str, sha256: str) -> PinnedConcept:
+        """The concept with this content, under this name. Raises BadConceptFile."""
         if sha256 not in self._concepts:
             try:
                 data = read_small(Path(path), MAX_FILE)
@@ -127,60 +128,62 @@ class Painter:
             if data is None or hashlib.sha256(data).hexdigest() != sha256:
                 raise BadConceptFile(f"{path} changed while the run went on. Run it again.")
             self._concepts[sha256] = from_bytes(data, f"concept '{name}'")
-            while len(self._concepts) > KEPT:
+            while len(self._concepts) > MAX_CONCEPTS:
                 self._concepts.popitem(last=False)
         self._concepts.move_to_end(sha256)
         concept = self._concepts[sha256]
-        return Pinned(sha256, concept if concept.name == name else replace(concept, name=name))
+        return PinnedConcept(sha256, concept if concept.name == name else replace(concept, name=name))
 
-    def _batches(self, wanted: Sequence[Wanted]) -> list[list[Wanted]]:
-        """What goes together, in the order of the lines; the same image once."""
-        groups: dict[Hashable, list[Wanted]] = {}
-        for one in {w.address: w for w in reversed(wanted)}.values():
-            groups.setdefault(one.prepared.group, []).append(one)
+    def _batches(self, planned: Sequence[PlannedImage]) -> list[list[PlannedImage]]:
+        """Batches of compatible images, in the order of the lines; each image once."""
+        groups: dict[Hashable, list[PlannedImage]] = {}
+        for image in {w.address: w for w in reversed(planned)}.values():
+            groups.setdefault(image.prepared.group, []).append(image)
         for group in groups.values():
             group.reverse()
         return [g[i : i + self.batch] for g in groups.values() for i in range(0, len(g), self.batch)]
 
-    def _paint(self, batch: Sequence[Wanted], wrong: dict[int, dict[str, str]]) -> int:
-        """Paint and keep a batch; what cannot be painted is `wrong`. Returns how many images are new."""
+    def _paint(self, batch: Sequence[PlannedImage], errors: dict[int, dict[str, str]]) -> int:
+        """Generate and save a batch; errors go into `errors`. Returns how many images are new."""
         try:
-            images = self.engine.paint([Row(w.prepared, w.seed) for w in batch], _unseen)
+            images = self.engine.paint([Row(w.prepared, w.seed) for w in batch], _ignore_step)
         except Exception as e:
             if len(batch) > 1:
                 half = len(batch) // 2 if isinstance(e, OutOfMemory) else 1
-                return sum(self._paint(batch[i : i + half], wrong) for i in range(0, len(batch), half))
-            self._failed[batch[0].address] = wrong[batch[0].line] = _told(e, batch[0].line)
+                return sum(self._paint(batch[i : i + half], errors) for i in range(0, len(batch), half))
+            self._failed[batch[0].address] = errors[batch[0].line] = _failure(e, batch[0].line)
             return 0
         return sum(self._keep(w, image) for w, image in zip(batch, images, strict=True))
 
-    def _keep(self, one: Wanted, image: Image.Image) -> bool:
-        """Write an image; False when there was one already."""
-        info, _ = image_metadata.inside(self.engine.facts(one.prepared), one.prepared.recipe, image, one.seed)
+    def _keep(self, planned: PlannedImage, image: Image.Image) -> bool:
+        """Write an image; False when it existed already."""
+        info, _ = image_metadata.image_texts(
+            self.engine.facts(planned.prepared), planned.prepared.recipe, image, planned.seed
+        )
         data = MARKED.encode(image, info=info)
-        new = atomic_new(self.out / one.file, data)
+        new = atomic_new(self.out / planned.file, data)
         if new:
-            self._images[one.address] = _record(data)
+            self._images[planned.address] = _record(data)
         return new
 
-    def _records(self, wanted: Sequence[Wanted]) -> list[dict[str, Any]]:
-        found = []
-        for one in wanted:
-            if one.address not in self._images:
-                self._images[one.address] = _record((self.out / one.file).read_bytes())
-            found.append({"seed": one.seed, "file": one.file, **self._images[one.address]})
-        return found
+    def _records(self, planned: Sequence[PlannedImage]) -> list[dict[str, Any]]:
+        records = []
+        for image in planned:
+            if image.address not in self._images:
+                self._images[image.address] = _record((self.out / image.file).read_bytes())
+            records.append({"seed": image.seed, "file": image.file, **self._images[image.address]})
+        return records
 
 
 def _record(data: bytes) -> dict[str, Any]:
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
-def _told(e: Exception, line: int) -> dict[str, str]:
+def _failure(e: Exception, line: int) -> dict[str, str]:
     if not isinstance(e, MinikinError):
         log.error("line %d", line, exc_info=e)
     return failure(e)
 
 
-def _unseen(done: int, preview: Any) -> None:
-    """Nobody looks at the steps of an image among a million."""
+def _ignore_step(done: int, preview: Any) -> None:
+    """No progress within an image of a large run."""

@@ -1,9 +1,12 @@
-"""Ray, as a fleet uses it: one of this machine's own, or a cluster that is running already.
+"""Ray clusters, started on this machine or joined, and a pool of actors that survives dead workers.
 
     with Cluster(workers=2).joined() as ray: ...
 
-One of our own listens on 127.0.0.1 alone, asks for a token that nobody else knows, has no dashboard and
-tells nobody that it runs. Who may talk to a cluster may run anything on it: see docs/fleet.md.
+A local cluster listens on 127.0.0.1 only, requires a random token, has no dashboard and sends no usage
+statistics. Whoever can talk to a cluster can run anything on it: see docs/fleet.md.
+
+`ray.util.ActorPool` also distributes work over actors, but it neither replaces dead actors nor repeats their
+work, and raises the first error; the workers of a fleet may die at any time, so `ActorPool` here does both.
 """
 
 from __future__ import annotations
@@ -20,12 +23,12 @@ from typing import Any
 from minikin.errors import BadRecipe, MinikinError, extra
 
 STORE_BYTES = 100 << 20  # of shared memory: what travels is recipes and answers
-LOSSES = 3  # workers that may die under the same work
-CORES_EACH = 4  # of a worker without a GPU, where it is not said
+LOSSES = 3  # workers that may die on the same item before it is given up
+CORES_EACH = 4  # per worker without a GPU, by default
 
 
-class Lost(MinikinError):
-    """A worker died under this work, and so did those that tried it again."""
+class WorkerLost(MinikinError):
+    """A worker died on this item, and so did those that tried it again."""
 
     exit_code = 1
     code = "worker_lost"
@@ -33,12 +36,12 @@ class Lost(MinikinError):
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where a fleet works.
+    """A Ray cluster and the resources of its workers.
 
-    workers  at once; None for one a GPU, or one for every four cores of machines without
-    address  of a running cluster: auto, HOST:PORT or ray://HOST:10001; None for this machine alone
-    cpus     of each worker; its threads, too
-    gpus     of each worker, a share below 1 as well; None for one where there are any
+    workers  how many at once; None for one per GPU, or one per four cores on machines without
+    address  of a running cluster: auto, HOST:PORT or ray://HOST:10001; None starts one on this machine
+    cpus     cores, and threads, per worker
+    gpus     GPUs per worker, also a share below 1; None for one where there are any
     """
 
     workers: int | None = None
@@ -54,9 +57,9 @@ class Cluster:
 
     @contextmanager
     def joined(self) -> Iterator[Any]:
-        """Inside, Ray is up and this process belongs to it; yields the module. Raises BadRecipe."""
-        ray = _ray(own=self.address is None)
-        if ray.is_initialized():  # somebody else's to end
+        """Inside, this process is connected to Ray; yields the module. Raises BadRecipe."""
+        ray = _ray(local=self.address is None)
+        if ray.is_initialized():  # whoever started it shuts it down
             yield ray
             return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -80,7 +83,7 @@ class Cluster:
             ray.shutdown()
 
     def share(self, ray: Any) -> dict[str, float]:
-        """What Ray is to set aside for one worker."""
+        """Ray's resource options of one worker."""
         gpus = self.gpus
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
@@ -88,7 +91,7 @@ class Cluster:
         return {"num_cpus": cpus, "num_gpus": gpus}
 
     def count(self, ray: Any) -> int:
-        """Workers at once."""
+        """How many workers run at once."""
         if self.workers:
             return self.workers
         have, each = ray.cluster_resources(), self.share(ray)
@@ -97,41 +100,40 @@ class Cluster:
         return max(1, int(have.get("CPU", 1) / each["num_cpus"]))
 
     def _cores(self) -> int:
-        asked = (self.workers or 1) * (self.cpus or 1)
-        return max(os.cpu_count() or 1, int(asked + 0.999))
+        cpus = (self.workers or 1) * (self.cpus or 1)
+        return max(os.cpu_count() or 1, int(cpus + 0.999))
 
 
-def _ray(*, own: bool) -> Any:
-    """The module, with its environment set before it looks; raises BadRecipe where it is not installed."""
+def _ray(*, local: bool) -> Any:
+    """The module, imported with its environment set; raises BadRecipe where it is not installed."""
     if not find_spec("ray"):
         raise BadRecipe(
             f"Ray is not installed, which a fleet of workers needs. Install it with {extra('ray')}, "
-            "or work in this process alone with --workers 0."
+            "or run in this process with --workers 0."
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if own:
-        os.environ.setdefault(
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0"
-        )  # its switch for 127.0.0.1, on Linux too
+    if local:
+        # in spite of its name, Ray's switch for listening on 127.0.0.1 only, on Linux too
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         if not os.environ.get("RAY_AUTH_MODE"):
             os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN"] = "token", secrets.token_hex(32)
     import ray
 
-    with suppress(AttributeError):  # it was imported, and has looked for a token, before there was one
+    with suppress(AttributeError):  # if Ray was imported before, it has cached that there is no token
         ray._raylet.AuthenticationTokenLoader.instance().reset_cache()
     return ray
 
 
-def answer(ray: Any, ref: Any) -> Any:
-    """What a worker answered; raises what it raised, and Lost when it died too often."""
+def result_of(ray: Any, ref: Any) -> Any:
+    """A worker's result; raises what the worker raised, and WorkerLost when workers died too often."""
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as e:
         raise e.cause if isinstance(e.cause, Exception) else e from e
     except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError) as e:
-        raise Lost(f"The worker died under this, {LOSSES} times: {_reason(e)}.") from e
-    except ray.exceptions.RayError as e:  # a node that is gone, an object that went with it, too little memory
-        raise Lost(f"The work was lost with its worker ({type(e).__name__}): {_reason(e)}.") from e
+        raise WorkerLost(f"The worker died on this, {LOSSES} times: {_reason(e)}.") from e
+    except ray.exceptions.RayError as e:  # a lost node, an object lost with it, too little memory
+        raise WorkerLost(f"The work was lost with its worker ({type(e).__name__}): {_reason(e)}.") from e
 
 
 def _reason(e: BaseException) -> str:
@@ -139,13 +141,14 @@ def _reason(e: BaseException) -> str:
     return lines[0][:200].rstrip(".") if lines else type(e).__name__
 
 
-def over_tasks(
+def run_tasks(
     ray: Any, function: Callable[[Any], Any], items: Iterator[Any], share: dict[str, float], most: int,
     stopped: Callable[[], bool],
 ) -> Iterator[tuple[Any, Any]]:  # fmt: skip
-    """Each item's answer, or the exception, as they come; at most `most` are sent at once.
+    """(item, result or exception) for each item, in the order of completion; at most `most` run at once.
 
-    (None, None) now and then while nothing comes. What was sent when `stopped` is ended by force.
+    Yields (None, None) at least twice a second, so that the caller can react. Tasks that run when `stopped`
+    returns True are killed.
     """
     task = ray.remote(max_retries=LOSSES - 1, **share)(function)
     waiting: dict[Any, Any] = {}
@@ -158,38 +161,38 @@ def over_tasks(
                 if more:
                     waiting[task.remote(item)] = item
             yield None, None
-            yield from _arrived(ray, waiting)
+            yield from _completed(ray, waiting)
     finally:
         for ref in waiting:
             ray.cancel(ref, force=True)
 
 
-def _arrived(ray: Any, waiting: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
-    """What came within half a second, out of `waiting`: its value there, and the answer or the exception."""
+def _completed(ray: Any, waiting: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:
+    """(value in `waiting`, result or exception) of references that complete within half a second."""
     done, _ = ray.wait(list(waiting), timeout=0.5) if waiting else ([], None)
     for ref in done:
         value = waiting.pop(ref)
         try:
-            yield value, answer(ray, ref)
+            yield value, result_of(ray, ref)
         except Exception as e:
             yield value, e
 
 
 @dataclass(eq=False)
-class _Piece:
-    """An item, and how many workers died that had it in hand. From the first on it is tried by itself."""
+class _Task:
+    """An item, and how many workers died while they had it; after the first it runs by itself."""
 
     item: Any
     losses: int = 0
 
 
-class Crew:
-    """Workers that keep something open: `factory()` is called in each, then `.work(item)` of what it gave.
+class ActorPool:
+    """A pool of actors with state: `factory()` is called in each, then `.work(item)` of the object it returned.
 
-    A worker gets work when it is up, and once all are, `ahead` items so that it never waits for the next. One
-    that dies is replaced. What it had in hand is tried again, each item by itself: the one that kills its
-    workers is found, and no other is blamed for standing beside it.
-    split  an item under which LOSSES workers died, in parts to be tried by themselves; [] when it is lost
+    An actor gets its first item when it has started, and up to `ahead` items once all have, so that it never
+    waits for the next. An actor that dies is replaced, and its items are tried again one at a time, so that the
+    item that kills its workers is told from the others.
+    split  returns the parts of an item on which LOSSES workers died, to be tried one by one; [] gives it up
     """
 
     def __init__(
@@ -197,101 +200,101 @@ class Crew:
         split: Callable[[Any], list[Any]], ahead: int = 2,
     ) -> None:  # fmt: skip
         self.ray, self.factory, self.split, self.ahead = ray, factory, split, ahead
-        self._actor = ray.remote(max_restarts=0, **share)(Holder)
+        self._actor = ray.remote(max_restarts=0, **share)(ActorHost)
         self._starting: dict[Any, Any] = {}
-        self._in_hand: dict[Any, int] = {}  # of workers that are up
-        self._waiting: dict[Any, tuple[Any, _Piece, int]] = {}
-        self._again: deque[_Piece] = deque()
+        self._load: dict[Any, int] = {}  # items by started actor
+        self._waiting: dict[Any, tuple[Any, _Task, int]] = {}
+        self._retry: deque[_Task] = deque()
         self._failed_starts = 0
         for _ in range(count):
             self._start()
 
-    def answers(self, items: Iterator[Any], stopped: Callable[[], bool]) -> Iterator[tuple[Any, Any]]:
-        """Each item's answer, or the exception, as they come; (None, None) now and then while nothing comes."""
+    def results(self, items: Iterator[Any], stopped: Callable[[], bool]) -> Iterator[tuple[Any, Any]]:
+        """(item, result or exception) in the order of completion; (None, None) at least twice a second."""
         more = True
         try:
-            while (more or self._waiting or self._again) and not stopped():
-                self._welcome()
-                while (more or self._again) and (one := self._free()):
-                    piece = self._again.popleft() if self._again else _Piece(next(items, None))
-                    if piece.item is None:
+            while (more or self._waiting or self._retry) and not stopped():
+                self._collect_started()
+                while (more or self._retry) and (actor := self._idlest()):
+                    task = self._retry.popleft() if self._retry else _Task(next(items, None))
+                    if task.item is None:
                         more = False
                     else:
-                        self._send(one, piece)
+                        self._send(actor, task)
                 yield None, None
-                for (one, piece, room), found in _arrived(self.ray, self._waiting):
-                    if one in self._in_hand:
-                        self._in_hand[one] -= room
-                    if not isinstance(found, Lost) or self._lost(one, piece):
-                        yield piece.item, found
+                for (actor, task, slots), result in _completed(self.ray, self._waiting):
+                    if actor in self._load:
+                        self._load[actor] -= slots
+                    if not isinstance(result, WorkerLost) or self._lost(actor, task):
+                        yield task.item, result
         finally:
-            for one in [*self._starting.values(), *self._in_hand]:
-                self.ray.kill(one)
+            for actor in [*self._starting.values(), *self._load]:
+                self.ray.kill(actor)
 
     def _start(self) -> None:
-        one = self._actor.remote(self.factory)
-        self._starting[one.hello.remote()] = one
+        actor = self._actor.remote(self.factory)
+        self._starting[actor.ping.remote()] = actor
 
-    def _welcome(self) -> None:
-        """Whoever is up by now. Raises what keeps one from opening: it keeps all of them."""
+    def _collect_started(self) -> None:
+        """Collect the actors that have started. Raises the error of a factory: it would meet all actors."""
         if not self._starting:
             return
         for ref in self.ray.wait(list(self._starting), timeout=0 if self._waiting else 0.5)[0]:
-            one = self._starting.pop(ref)
+            actor = self._starting.pop(ref)
             try:
-                answer(self.ray, ref)
-                self._in_hand[one], self._failed_starts = 0, 0
-            except Lost:
+                result_of(self.ray, ref)
+                self._load[actor], self._failed_starts = 0, 0
+            except WorkerLost:
                 self._failed_starts += 1
                 if self._failed_starts > LOSSES:
                     raise
                 self._start()
 
-    def _free(self) -> Any:
-        """Who has least in hand, if it may have more; None for nobody."""
-        most = 1 if self._starting or self._again else self.ahead
-        one = min(self._in_hand, key=self._in_hand.__getitem__, default=None)
-        return one if one is not None and self._in_hand[one] < most else None
+    def _idlest(self) -> Any:
+        """The actor with the fewest items, if it may have more, else None."""
+        most = 1 if self._starting or self._retry else self.ahead
+        actor = min(self._load, key=self._load.__getitem__, default=None)
+        return actor if actor is not None and self._load[actor] < most else None
 
-    def _send(self, one: Any, piece: _Piece) -> None:
-        room = self.ahead if piece.losses else 1  # by itself: nothing else fits beside it
-        self._in_hand[one] += room
-        self._waiting[one.work.remote(piece.item)] = (one, piece, room)
+    def _send(self, actor: Any, task: _Task) -> None:
+        slots = self.ahead if task.losses else 1  # an item that lost a worker fills its actor
+        self._load[actor] += slots
+        self._waiting[actor.work.remote(task.item)] = (actor, task, slots)
 
-    def _lost(self, one: Any, piece: _Piece) -> bool:
-        """Replace a dead worker, try its work again; whether the piece is given up."""
-        if self._in_hand.pop(one, None) is not None:
-            self.ray.kill(one)
+    def _lost(self, actor: Any, task: _Task) -> bool:
+        """Replace a dead actor and queue its item again; returns whether the item is given up."""
+        if self._load.pop(actor, None) is not None:
+            self.ray.kill(actor)
             self._start()
-        piece.losses += 1
-        if piece.losses < LOSSES:
-            self._again.append(piece)
+        task.losses += 1
+        if task.losses < LOSSES:
+            self._retry.append(task)
             return False
-        parts = self.split(piece.item)
-        self._again += [_Piece(part, 1) for part in parts]
+        parts = self.split(task.item)
+        self._retry += [_Task(part, 1) for part in parts]
         return not parts
 
 
-class Holder:
-    """An actor around something that opens slowly and works often."""
+class ActorHost:
+    """The actor's class: opens a worker once, then calls it for each item."""
 
     def __init__(self, factory: Callable[[], Any]) -> None:
-        self.held = factory()
+        self.worker = factory()
 
-    def hello(self) -> int:
+    def ping(self) -> int:
         return os.getpid()
 
     def work(self, item: Any) -> Any:
-        return self.held.work(item)
+        return self.worker.work(item)
 
 
-def here(worker: Any, items: Iterator[Any], stopped: Callable[[], bool]) -> Iterator[tuple[Any, Any]]:
-    """The same in this process, one after the other."""
+def run_locally(worker: Any, items: Iterator[Any], stopped: Callable[[], bool]) -> Iterator[tuple[Any, Any]]:
+    """As `ActorPool.results`, in this process, one item after the other."""
     for item in items:
         if stopped():
             return
         try:
-            found = worker.work(item)
+            result = worker.work(item)
         except Exception as e:
-            found = e
-        yield item, found
+            result = e
+        yield item, result

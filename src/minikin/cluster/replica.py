@@ -1,7 +1,7 @@
-"""What runs in a replica: an engine, and what the gateway asks of it from another process.
+"""The Ray actor of a replica: an engine, called by the gateway from another process.
 
-Several calls run at once in threads of one process: a batch, a look at how far it is, the door's questions.
-A call says everything it needs, so that another replica can be asked the same.
+Several calls run at once in threads of one process: a batch, questions for its progress, admissions. Every
+call carries everything it needs, so that any other replica can answer it, too.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from PIL import Image
 from minikin import events
 from minikin.perfusion.concept import Concept
 from minikin.recipes import Recipe
-from minikin.server.engine import Concepts, Engine, Given, Pinned, Prepared, Preview, Row
+from minikin.server.engine import Concepts, Engine, JobInputs, PinnedConcept, PreparedRequest, Preview, Row
 
-KEPT = 512  # concepts and plans in memory
-THREADS = 16  # calls at once; painting takes turns by itself
+MAX_CACHED = 512  # concepts, and as many prepared requests, in memory
+THREADS = 16  # calls at once; the engine generates one batch at a time
 
-Sent = Mapping[str, tuple[str, Any]]  # concepts by name: SHA-256, and Ray's reference to the content
+SentConcepts = Mapping[str, tuple[str, Any]]  # concepts by name: SHA-256, and Ray's reference to the content
 
 
-class Asked(NamedTuple):
-    """A request as it travels: recipes and concepts are plain data, checked by the gateway."""
+class RemoteRequest(NamedTuple):
+    """A request as it is sent to a replica: plain data, checked by the gateway."""
 
     kind: str
     recipe: Recipe
-    concepts: Sent
+    concepts: SentConcepts
 
     @property
     def key(self) -> tuple[str, str, tuple[tuple[str, str], ...]]:
@@ -40,8 +40,8 @@ class Asked(NamedTuple):
 
 
 @dataclass
-class Ticket:
-    """Work in progress."""
+class RunningTask:
+    """A batch or job that runs, or was cancelled before it started."""
 
     cancelled: threading.Event
     stop: threading.Event
@@ -50,16 +50,16 @@ class Ticket:
 
 
 class Replica:
-    """See `engine.Remote`."""
+    """The actor behind an `engine.RemoteEngine`."""
 
-    def __init__(self, opening: Callable[[], Engine]) -> None:
-        self.engine = opening()
-        self._tickets: dict[str, Ticket] = {}
+    def __init__(self, open_engine: Callable[[], Engine]) -> None:
+        self.engine = open_engine()
+        self._tasks: dict[str, RunningTask] = {}
         self._concepts: OrderedDict[str, Concept] = OrderedDict()
-        self._prepared: OrderedDict[Any, Prepared] = OrderedDict()
+        self._prepared: OrderedDict[Any, PreparedRequest] = OrderedDict()
         self._lock = threading.Lock()
 
-    def hello(self) -> dict[str, Any]:
+    def ping(self) -> dict[str, Any]:
         return {"name": self.engine.name, "side": self.engine.side, "pid": os.getpid()}
 
     def describe(self) -> dict[str, Any]:
@@ -68,28 +68,28 @@ class Replica:
     def warm_up(self) -> None:
         self.engine.warm_up()
 
-    def room(self, prepared: Prepared) -> int:
-        return self.engine.room(prepared)
+    def max_batch(self, prepared: PreparedRequest) -> int:
+        return self.engine.max_batch(prepared)
 
-    # ---- the door ----------------------------------------------------------------------------
+    # ---- admission ---------------------------------------------------------------------------
 
-    def prepare(self, asked: Asked, given: Given | None) -> Prepared:
-        """As the engine's; its plan is the facts for the image's record, and its concepts stay here."""
-        prepared = self._ready(asked, given)
+    def prepare(self, request: RemoteRequest, inputs: JobInputs | None) -> PreparedRequest:
+        """As the engine's; `plan` is the record for the images' metadata, and concepts are not sent back."""
+        prepared = self._ready(request, inputs)
         return replace(prepared, concepts={}, plan=self.engine.facts(prepared))
 
-    def _ready(self, asked: Asked, given: Given | None = None) -> Prepared:
-        key = asked.key
+    def _ready(self, request: RemoteRequest, inputs: JobInputs | None = None) -> PreparedRequest:
+        key = request.key
         with self._lock:
-            known = self._prepared.get(key)
-        if known is None or given is not None:
-            known = self.engine.prepare(asked.kind, asked.recipe, self._pinned(asked.concepts), given)
+            prepared = self._prepared.get(key)
+        if prepared is None or inputs is not None:
+            prepared = self.engine.prepare(request.kind, request.recipe, self._pinned(request.concepts), inputs)
             with self._lock:
-                _keep(self._prepared, key, known)
-        return known
+                _keep(self._prepared, key, prepared)
+        return prepared
 
-    def _pinned(self, sent: Sent) -> Concepts:
-        found = {}
+    def _pinned(self, sent: SentConcepts) -> Concepts:
+        pinned = {}
         for name, (sha, ref) in sent.items():
             with self._lock:
                 concept = self._concepts.get(sha)
@@ -99,73 +99,73 @@ class Replica:
                 concept = ray.get(ref)
                 with self._lock:
                     _keep(self._concepts, sha, concept)
-            found[name] = Pinned(sha, concept if concept.name == name else concept.renamed(name))
-        return found
+            pinned[name] = PinnedConcept(sha, concept if concept.name == name else concept.renamed(name))
+        return pinned
 
     # ---- work --------------------------------------------------------------------------------
 
-    def paint(self, ticket: str, rows: Sequence[tuple[Asked, int]]) -> list[Image.Image] | None:
-        """One image a row; None when it was cancelled."""
-        mine = self._begin(ticket)
+    def paint(self, task_id: str, rows: Sequence[tuple[RemoteRequest, int]]) -> list[Image.Image] | None:
+        """One image per row; None when it was cancelled."""
+        task = self._task(task_id)
 
         def step(done: int, preview: Preview) -> None:
-            mine.done, mine.preview = done, preview
-            if mine.cancelled.is_set():
+            task.done, task.preview = done, preview
+            if task.cancelled.is_set():
                 raise events.Cancelled
 
         try:
-            return self.engine.paint([Row(self._ready(asked), seed) for asked, seed in rows], step)
+            return self.engine.paint([Row(self._ready(request), seed) for request, seed in rows], step)
         except events.Cancelled:
             return None
         finally:
-            self._tickets.pop(ticket, None)
+            self._tasks.pop(task_id, None)
 
-    def run(self, ticket: str, asked: Asked, given: Given) -> Iterator[events.Event]:
-        """Work that is done alone, as events."""
-        mine = self._begin(ticket)
-        own = replace(given, stop=mine.stop)
-        work = self.engine.run(asked.kind, self._ready(asked, own), own)
+    def run(self, task_id: str, request: RemoteRequest, inputs: JobInputs) -> Iterator[events.Event]:
+        """Events of a job that runs alone."""
+        task = self._task(task_id)
+        inputs_with_stop = replace(inputs, stop=task.stop)
+        work = self.engine.run(request.kind, self._ready(request, inputs_with_stop), inputs_with_stop)
         try:
             for event in work:
-                if mine.cancelled.is_set():
+                if task.cancelled.is_set():
                     return
-                if isinstance(event, events.Progress):  # who wants to see it asks `preview`
-                    mine.preview = _looking(event)
-                    event = replace(event, look=None)
+                if isinstance(event, events.Progress):  # the gateway calls `preview` for it
+                    task.preview = _preview_of(event)
+                    event = replace(event, preview=None)
                 yield event
         finally:
             close: Any = getattr(work, "close", None)
             if close:
                 close()
-            self._tickets.pop(ticket, None)
+            self._tasks.pop(task_id, None)
 
-    def look(self, ticket: str) -> int:
-        """Steps done."""
-        mine = self._tickets.get(ticket)
-        return mine.done if mine else 0
+    def steps_done(self, task_id: str) -> int:
+        """Steps done so far."""
+        task = self._tasks.get(task_id)
+        return task.done if task else 0
 
-    def preview(self, ticket: str, row: int) -> Image.Image | None:
-        mine = self._tickets.get(ticket)
-        return mine.preview(row) if mine and mine.preview else None
+    def preview(self, task_id: str, row: int) -> Image.Image | None:
+        task = self._tasks.get(task_id)
+        return task.preview(row) if task and task.preview else None
 
-    def cancel(self, ticket: str) -> None:
-        self._begin(ticket).cancelled.set()
+    def cancel(self, task_id: str) -> None:
+        self._task(task_id).cancelled.set()
 
-    def stop(self, ticket: str) -> None:
-        self._begin(ticket).stop.set()
+    def stop(self, task_id: str) -> None:
+        self._task(task_id).stop.set()
 
-    def _begin(self, ticket: str) -> Ticket:
-        """The work of this ticket; made by whoever comes first, a cancellation too."""
-        return self._tickets.setdefault(ticket, Ticket(threading.Event(), threading.Event()))
-
-
-def _looking(event: events.Progress) -> Preview | None:
-    look = event.look
-    return (lambda row: look()) if look else None
+    def _task(self, task_id: str) -> RunningTask:
+        """The task with this id; a cancellation that arrives before the work creates it."""
+        return self._tasks.setdefault(task_id, RunningTask(threading.Event(), threading.Event()))
 
 
-def _keep(kept: OrderedDict[Any, Any], key: Any, value: Any) -> None:
-    kept[key] = value
-    kept.move_to_end(key)
-    while len(kept) > KEPT:
-        kept.popitem(last=False)
+def _preview_of(event: events.Progress) -> Preview | None:
+    preview = event.preview
+    return (lambda row: preview()) if preview else None
+
+
+def _keep(cache: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    cache[key] = value
+    cache.move_to_end(key)
+    while len(cache) > MAX_CACHED:
+        cache.popitem(last=False)

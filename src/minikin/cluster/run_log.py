@@ -1,13 +1,13 @@
-"""The manifest of a run: one JSON object a line, added to and never changed.
+"""Run log of `minikin fleet paint` (manifest.jsonl): one JSON object per line, append-only.
 
     {"manifest": 1, "base": "tiny", ..., "fingerprint": "9f3c..."}             the run, first
-    {"line": 7, "id": null, "asked": "c1d4...", "images": [{"seed": 7, "file": "a1/a1b2....png",
+    {"line": 7, "id": null, "asked": "c1d4...", "pictures": [{"seed": 7, "file": "a1/a1b2....png",  # word: key
      "sha256": "...", "bytes": 61234}]}
     {"line": 8, "id": null, "asked": "07fe...", "error": {"code": "unknown_name", "message": "..."}}
 
-Lines come in the order in which work ended. A line whose record has images that are there is done; one
-with an error is tried again by the next run, and then the later record counts. Of what is done 8 bytes a line
-are kept in memory: 8 MB for a million prompts.
+Records are in the order in which lines were finished. A line is done when the images of its record exist; one
+with an error is tried again by the next run, and then the later record counts. Finished lines take 8 bytes each
+in memory: 8 MB for a million prompts.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from typing import IO, Any
 
 import numpy as np
 
-from minikin.cluster.prompts import Line
+from minikin.cluster.prompts import PromptLine
 from minikin.errors import BadRecipe, StorageError
 
 VERSION = 1
 
 
-class Manifest:
-    """The manifest in a run's folder; written by one process alone.
+class RunLog:
+    """The run log in a run's folder; written by one process alone.
 
-    run  what must be the same for the run to go on
+    run  settings that must be the same when the run is resumed
     """
 
     def __init__(self, folder: Path, run: Mapping[str, Any]) -> None:
         self.folder, self.path = folder, folder / "manifest.jsonl"
         self.head, self.fingerprint = {"manifest": VERSION, **run}, ""
-        self._held: list[Mapping[str, Any]] = []
+        self._pending: list[Mapping[str, Any]] = []
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _cut_torn_line(self.path)
@@ -44,18 +44,18 @@ class Manifest:
         except OSError as e:
             raise StorageError(f"{self.path} cannot be written: {e.strerror}.") from e
 
-    def has(self, line: Line) -> bool:
-        """Whether a line was done before this run."""
-        key = np.uint64(_key(line.number, line.asked))
+    def has(self, line: PromptLine) -> bool:
+        """Whether a line was done before this run started."""
+        key = np.uint64(_key(line.number, line.digest))
         at = int(np.searchsorted(self.done, key))
         return at < len(self.done) and bool(self.done[at] == key)
 
     def add(self, records: Sequence[Mapping[str, Any]], fingerprint: str) -> None:
-        """One write for all. Raises StorageError, and BadRecipe when another base painted what is there."""
-        if not fingerprint:  # of lines that killed their workers: nobody knows yet who paints
-            self._held += records
+        """Append records in one write. Raises StorageError, and BadRecipe when another base was used before."""
+        if not fingerprint:  # of lines that killed their workers: the base's fingerprint is not known yet
+            self._pending += records
             return
-        records, self._held = [*self._held, *records], []
+        records, self._pending = [*self._pending, *records], []
         if self.fingerprint not in ("", fingerprint):
             raise BadRecipe(
                 f"{self.folder} holds images of {self.head['base']} {self.fingerprint[:8]}; this worker's "
@@ -63,7 +63,7 @@ class Manifest:
             )
         try:
             if not self.fingerprint:
-                self._anew()
+                self._restart()
                 records = [{**self.head, "fingerprint": fingerprint}, *records]
             self._write(records)
             self.fingerprint = fingerprint
@@ -74,15 +74,15 @@ class Manifest:
         """Raises StorageError."""
         try:
             with self._file:
-                if self._held and not self.fingerprint:  # every line killed its workers
-                    self._anew()
-                    self._write([{**self.head, "fingerprint": ""}, *self._held])
+                if self._pending and not self.fingerprint:  # every line killed its workers
+                    self._restart()
+                    self._write([{**self.head, "fingerprint": ""}, *self._pending])
                 os.fsync(self._file.fileno())
         except OSError as e:
             raise StorageError(f"{self.path} was not written: {e.strerror}. The run goes on from here.") from e
 
-    def _anew(self) -> None:
-        """Of a run that nobody painted in only errors are told: they were tried again, and are told anew."""
+    def _restart(self) -> None:
+        """Empty the log of a run that has only errors: its lines were tried again and are recorded again."""
         self._file.truncate(0)
 
     def _write(self, records: Iterable[Mapping[str, Any]]) -> None:
@@ -94,23 +94,23 @@ class Manifest:
 
     def _read(self) -> np.ndarray:
         records = read(self.path)
-        theirs = next(records, None)
-        if theirs is None:
+        header = next(records, None)
+        if header is None:
             return _sorted([])
-        self.fingerprint, head = str(theirs.pop("fingerprint", "")), self.head
-        differ = [k for k in {**theirs, **head} if theirs.get(k) != head.get(k)]
+        self.fingerprint, head = str(header.pop("fingerprint", "")), self.head
+        differ = [key for key in {**header, **head} if header.get(key) != head.get(key)]
         if differ:
-            k = differ[0]
+            key = differ[0]
             raise BadRecipe(
-                f"{self.folder} holds another run: {k} is {theirs.get(k)!r} there and {head.get(k)!r} here. "
+                f"{self.folder} holds another run: {key} is {header.get(key)!r} there, {head.get(key)!r} here. "
                 "Use the same settings, or another --out."
             )
-        return _sorted(_key(r["line"], r["asked"]) for r in records if self._stands(r))
+        return _sorted(_key(r["line"], r["asked"]) for r in records if self._is_done(r))
 
-    def _stands(self, record: Mapping[str, Any]) -> bool:
-        for one in record.get("pictures", [None]):
+    def _is_done(self, record: Mapping[str, Any]) -> bool:
+        for image in record.get("pictures", [None]):  # word: key of the file
             try:
-                if one is None or (self.folder / one["file"]).stat().st_size != one["bytes"]:
+                if image is None or (self.folder / image["file"]).stat().st_size != image["bytes"]:
                     return False
             except OSError:
                 return False
@@ -118,21 +118,21 @@ class Manifest:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """A manifest's objects, the run's first; raises BadRecipe for a file that is none."""
+    """The objects of a run log, the run's first; raises BadRecipe for a file that is no run log."""
     with open(path, encoding="utf-8") as f:
         for number, text in enumerate(f, 1):
             try:
-                found = json.loads(text)
-                _ = found["manifest" if number == 1 else "line"]
+                record = json.loads(text)
+                _ = record["manifest" if number == 1 else "line"]
             except (ValueError, KeyError, TypeError):
                 raise BadRecipe(
-                    f"{path} is no manifest of a run (line {number}). Choose another --out."
+                    f"{path} is not the log of a run (line {number}). Choose another --out."
                 ) from None
-            yield found
+            yield record
 
 
 def _cut_torn_line(path: Path) -> None:
-    """What a killed process did not finish writing was not said."""
+    """Remove an incomplete last line, which a killed process left."""
     if not path.exists():
         return
     with open(path, "rb+") as f:
@@ -140,17 +140,17 @@ def _cut_torn_line(path: Path) -> None:
         while end:
             begin = max(0, end - 65536)
             f.seek(begin)
-            found = f.read(end - begin).rfind(b"\n")
-            if found >= 0:
-                end = begin + found + 1
+            newline = f.read(end - begin).rfind(b"\n")
+            if newline >= 0:
+                end = begin + newline + 1
                 break
             end = begin
         f.truncate(end)
 
 
-def _key(line: int, asked: str) -> int:
-    """A line and what it asks for, in 64 bits."""
-    return (int(asked[:16], 16) ^ (line * 0x9E3779B97F4A7C15)) & 0xFFFF_FFFF_FFFF_FFFF
+def _key(line: int, digest: str) -> int:
+    """Hash of a line's number and request, 64 bits."""
+    return (int(digest[:16], 16) ^ (line * 0x9E3779B97F4A7C15)) & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def _sorted(keys: Iterable[int]) -> np.ndarray:

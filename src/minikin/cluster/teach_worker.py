@@ -1,7 +1,7 @@
-"""What a worker does with one concept: teach it, or go on with it, and write it whole.
+"""The task of one concept: teach it, or resume it, and write its file.
 
-Teaching is the same to the bit wherever it is resumed, so that a worker that was believed dead and comes
-back late writes what its successor writes.
+Teaching gives the same bits wherever it is resumed, so that a worker that was believed dead and comes back late
+writes the same file as its successor.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ class Task(NamedTuple):
         return self.out / PARTS / f"{self.row.recipe.name}.json"
 
     def done(self) -> dict[str, Any] | None:
-        """What is known of the concept when it is there and was taught from exactly this; else None."""
+        """The saved state of a concept that was taught from exactly this row; None when there is none."""
         try:
-            known: dict[str, Any] = json.loads(self.state.read_text())
-            same = known["asked"] == self.row.asked
-            return known if same and known["sha256"] == _sha256(self.file.read_bytes()) else None
+            state: dict[str, Any] = json.loads(self.state.read_text())
+            same = state["asked"] == self.row.source_digest
+            return state if same and state["sha256"] == _sha256(self.file.read_bytes()) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
 
 def teach(task: Task) -> dict[str, Any]:
-    """Teach one concept; what is known of it, or `error`. Raises StorageError: the next would meet it, too."""
+    """Teach one concept; returns its state, or `error`. Raises StorageError, which the next would meet, too."""
     recipe = task.row.recipe
     folder = task.out / PARTS / recipe.name
-    checkpoint = folder / f"{task.row.asked[:16]}.safetensors"
+    checkpoint = folder / f"{task.row.source_digest[:16]}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("*.safetensors"):
@@ -61,23 +61,25 @@ def teach(task: Task) -> dict[str, Any]:
                 old.unlink(missing_ok=True)
         sweep_orphans(folder)
         studio = _studio(recipe.base, recipe.device, recipe.dtype).beside()
-        began = checkpoint.exists()
+        resumed = checkpoint.exists()
         done = None
         for event in studio.teaching(
-            load_photos(task.row.photos), recipe, checkpoint=checkpoint, resume=began
+            load_photos(task.row.photos), recipe, checkpoint=checkpoint, resume=resumed
         ):  # fmt: skip
-            if isinstance(event, events.Picture):
+            if isinstance(event, events.ImageReady):
                 save_image(event.image, folder / f"{event.caption}.png")
             elif isinstance(event, events.Done):
                 done = event
         assert done is not None
         data = to_bytes(done.result, int8=recipe.int8)
         atomic_write(task.file, data)
-        known = {"asked": task.row.asked, "sha256": _sha256(data), "bytes": len(data), "resumed": began,
-                 **{k: done.facts[k] for k in ("steps", "best_step", "seconds")}}  # fmt: skip
-        atomic_write(task.state, json.dumps(known).encode())
+        state = {
+            "asked": task.row.source_digest, "sha256": _sha256(data), "bytes": len(data), "resumed": resumed,
+            **{k: done.facts[k] for k in ("steps", "best_step", "seconds")},
+        }  # fmt: skip
+        atomic_write(task.state, json.dumps(state).encode())
         checkpoint.unlink(missing_ok=True)
-        return known
+        return state
     except OSError as e:
         raise StorageError(f"{folder} cannot be used: {e.strerror}.") from e
     except MinikinError as e:
@@ -88,7 +90,7 @@ def teach(task: Task) -> dict[str, Any]:
 
 @lru_cache(1)
 def _studio(base: str, device: str | None, dtype: str | None) -> Studio:
-    """Opened once in a process: the next concept finds it open."""
+    """Opened once per process."""
     return Studio.open(base, device=device, dtype=dtype)
 
 

@@ -1,7 +1,7 @@
-"""The app: one service, three dialects, one gate.
+"""The FastAPI app: one service, three APIs (dialects), one access middleware.
 
-`create` returns the FastAPI app (`app.state.service`), to which a page can be mounted, and `gated` puts
-the gate in front of all of it. `serve` runs both under uvicorn until it is told to stop.
+`create` returns the app (`app.state.service`), to which the page can be mounted, and `with_middleware` puts
+authentication and limits in front of all of it. `serve` runs both under uvicorn until SIGTERM or SIGINT.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from minikin import __version__
 from minikin.errors import MinikinError
 from minikin.server import http, live, previews, probes
 from minikin.server.api import a1111, a1111_options, native, native_concepts, openai
-from minikin.server.errors import described, dialect_of
-from minikin.server.middleware import Guard
+from minikin.server.errors import dialect_of, error_responses
+from minikin.server.middleware import AccessMiddleware
 from minikin.server.service import Service
 
 SWEEP_S = 60.0
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 def create(service: Service) -> FastAPI:
-    """All routes on one service; the app's life is the service's."""
+    """All routes on one service, which starts and closes with the app."""
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -48,12 +48,12 @@ def create(service: Service) -> FastAPI:
 
     app = FastAPI(
         title="Minikin", version=__version__, lifespan=life,
-        description="Images from words and personal concepts: the native API, OpenAI's images and A1111's.",
+        description="Images from prompts and personal concepts: the native API, OpenAI's images and A1111's.",
         docs_url="/docs", redoc_url=None,
     )  # fmt: skip
     app.state.service = service
     for module in (probes, native, native_concepts, previews, live, openai, a1111, a1111_options):
-        app.include_router(module.router, responses=described(dialect_of(f"{module.router.prefix}/")))
+        app.include_router(module.router, responses=error_responses(dialect_of(f"{module.router.prefix}/")))
     app.add_exception_handler(Exception, http.on_unexpected)
     app.add_exception_handler(MinikinError, http.on_minikin_error)
     app.add_exception_handler(RequestValidationError, http.on_invalid)
@@ -62,12 +62,12 @@ def create(service: Service) -> FastAPI:
     return app
 
 
-def gated(
+def with_middleware(
     app: FastAPI, *, keys: Sequence[str] = (), hosts: Sequence[str] = (), origins: Sequence[str] = ()
-) -> Guard:
-    """The app behind the gate: what uvicorn is given."""
+) -> AccessMiddleware:
+    """The ASGI app for uvicorn: the app behind its access middleware."""
     service: Service = app.state.service
-    return Guard(app, keys=keys, hosts=hosts, origins=origins, limits=service.limits)
+    return AccessMiddleware(app, keys=keys, hosts=hosts, origins=origins, limits=service.limits)
 
 
 async def _sweep(service: Service) -> None:
@@ -77,34 +77,36 @@ async def _sweep(service: Service) -> None:
             await run_in_threadpool(service.sweep)
         except MinikinError as e:
             log.warning("sweeping: %s", e)
-        except Exception:  # whatever it is: nothing would be removed any more
+        except Exception:  # whatever it is: the loop must go on
             log.exception("sweeping")
 
 
-def listening(guard: Guard, host: str, port: int, **more: Any) -> Any:
-    """uvicorn's configuration, a `uvicorn.Config`: the one that every server runs with, those of the tests too.
+def listening(guard: AccessMiddleware, host: str, port: int, **more: Any) -> Any:
+    """The `uvicorn.Config` of every server, in tests too.
 
-    more  settings that differ, by uvicorn's names
+    more  other settings, by uvicorn's names
     """
     import uvicorn
 
     from minikin.server.protocol import protocol
 
     limits = guard.limits
-    own: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "log_level": "warning", "server_header": False, "date_header": True, "proxy_headers": False,
         "timeout_graceful_shutdown": 3, "timeout_keep_alive": 15, "http": protocol(limits),
         "h11_max_incomplete_event_size": 32_768, "ws_max_size": 1 << 20, "lifespan": "on",
     }  # fmt: skip
-    return uvicorn.Config(guard, host=host, port=port, **{**own, **more})
+    return uvicorn.Config(guard, host=host, port=port, **{**settings, **more})
 
 
-def server(guard: Guard, service: Service, host: str, port: int, **more: Any) -> Any:
-    """A `uvicorn.Server` that leaves as `serve` says; more: as for `listening`."""
+def server(guard: AccessMiddleware, service: Service, host: str, port: int, **more: Any) -> Any:
+    """A `uvicorn.Server` that drains as `serve` says; more: as for `listening`."""
     import uvicorn
 
     class Server(uvicorn.Server):
-        def handle_exit(self, sig: int, frame: Any) -> None:  # theirs would end by the signal again, not with 0
+        def handle_exit(
+            self, sig: int, frame: Any
+        ) -> None:  # uvicorn's re-raises the signal and exits with its number
             if service.draining:
                 self.force_exit, self.should_exit = self.should_exit, True
                 return
@@ -118,9 +120,9 @@ def server(guard: Guard, service: Service, host: str, port: int, **more: Any) ->
     return Server(listening(guard, host, port, **more))
 
 
-def serve(guard: Guard, service: Service, host: str, port: int) -> None:
-    """Run until SIGTERM or SIGINT; then take nothing new, finish what is in hand, and leave.
+def serve(guard: AccessMiddleware, service: Service, host: str, port: int) -> None:
+    """Run until SIGTERM or SIGINT; then accept no new request, finish the running ones, and exit.
 
-    Meanwhile it goes on listening: /readyz and new requests hear 503, /livez 200. A second signal ends it.
+    Until then it goes on listening: /readyz and new requests get 503, /livez 200. A second signal ends it.
     """
     server(guard, service, host, port).run()

@@ -1,7 +1,7 @@
-"""How many images fit into memory at once: what is free now, by what a pixel takes.
+"""Batch sizer: how many images fit into memory at once, from the memory that is free and bytes per pixel.
 
-What a pixel takes is estimated from the autoencoder, whose last level at full size is the peak of
-painting, and measured with every batch from the first (the warm-up's) on. A batch that ran out of
+Bytes per pixel are first estimated from the autoencoder, whose last level at full size is the peak of
+image generation, then measured with every batch from the first (the warm-up's) on. A batch that ran out of
 memory counts as one that needed more than there was.
 """
 
@@ -17,59 +17,59 @@ from minikin.errors import OutOfMemory
 from minikin.models import memory
 from minikin.models.base import Base
 
-SHARE = 0.8  # of what is free: other programs, and an allocator's odd pieces, need some
-COPIES = 4  # of the widest level: what goes in, its norm, what comes out, the convolution's own
-FADE = 0.9  # a batch that needed less lets the rest of an older, larger measure count so far
-LEAST = 0.25  # of the estimate: memory that a process holds back makes later batches look free
-UNKNOWN = 8 << 20  # pixels, where nothing tells what is free
+SHARE = 0.8  # of free memory: other programs, and the allocator's fragments, need some
+COPIES = 4  # of the widest level: its input, its norm, its output, the convolution's workspace
+DECAY = 0.9  # per batch, of an older and larger measurement
+LEAST = 0.25  # of the estimate: memory that the process keeps makes later batches look free
+UNKNOWN = 8 << 20  # pixels per batch where the free memory is not known
 
 
-class Room:
-    """Of one device.
+class BatchSizer:
+    """Memory estimate of one device.
 
-    per_pixel  bytes, at first an estimate
-    free       bytes that may be taken now, or None where nothing tells
-    peak       measures the most that was needed inside
+    bytes_per_pixel  at first an estimate
+    free             returns the bytes that may be allocated now, or None where that is not known
+    peak             context manager that measures the peak memory inside it
     """
 
     def __init__(
-        self, per_pixel: float, free: Callable[[], int | None], peak: Callable[[], Any]
+        self, bytes_per_pixel: float, free: Callable[[], int | None], peak: Callable[[], Any]
     ) -> None:  # fmt: skip
-        self.per_pixel, self._least = per_pixel, LEAST * per_pixel
+        self.bytes_per_pixel, self._least = bytes_per_pixel, LEAST * bytes_per_pixel
         self._free, self._peak = free, peak
 
     @classmethod
-    def of(cls, base: Base) -> Room:
-        """Of the device a base is on."""
+    def for_base(cls, base: Base) -> BatchSizer:
+        """The batch sizer of the device a base is on."""
         device: torch.device = base.device
         return cls(estimate(base), lambda: memory.free(device), lambda: memory.peak(device))
 
     def fits(self, pixels: int) -> int:
-        """Images of so many pixels each; at least one, for which nothing but trying is left."""
+        """How many images of so many pixels each fit; at least 1, which is always tried."""
         free = self._free()
-        most = UNKNOWN if free is None else SHARE * free / self.per_pixel
+        most = UNKNOWN if free is None else SHARE * free / self.bytes_per_pixel
         return max(1, int(most // max(1, pixels)))
 
     @contextmanager
     def measuring(self, pixels: int) -> Iterator[None]:
-        """Inside, a batch of so many pixels in all is painted."""
+        """Measure the batch that is generated inside, of so many pixels in all."""
         before = self._free()
         try:
-            with self._peak() as found:
+            with self._peak() as peak:
                 yield
         except OutOfMemory:
             if before is not None:
-                self._needed(before / pixels)
+                self._record(before / pixels)
             raise
-        if found.bytes is not None and found.before is not None:
-            self._needed((found.bytes - found.before) / pixels)
+        if peak.bytes is not None and peak.before is not None:
+            self._record((peak.bytes - peak.before) / pixels)
 
-    def _needed(self, per_pixel: float) -> None:
-        self.per_pixel = max(per_pixel, FADE * self.per_pixel, self._least)
+    def _record(self, bytes_per_pixel: float) -> None:
+        self.bytes_per_pixel = max(bytes_per_pixel, DECAY * self.bytes_per_pixel, self._least)
 
 
 def estimate(base: Base) -> float:
-    """Bytes a pixel takes while it is decoded."""
+    """Bytes per pixel while an image is decoded."""
     config = base.vae.config
     widths = config.block_out_channels  # the decoder's last level takes in the second of them at full size
     half = base.vae.dtype.itemsize < 4 and not config.force_upcast

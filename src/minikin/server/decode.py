@@ -1,9 +1,8 @@
-"""Images from strangers, decoded in a process of its own with little memory and little time.
+"""Untrusted images, decoded in a child process with limited memory and time.
 
-An image arrives as bytes or as base64, never as an address. What does not begin as an image of the three
-formats is refused at once; the rest is opened and decoded in a child process, rebuilt from pixels, with no
-metadata. Whatever a broken or hostile file does to a decoder, it does there. Few decode at a time: each may
-take a gigabyte.
+An image arrives as bytes or as base64, never as a URL. Data without the signature of one of the three formats
+is rejected at once; the rest is decoded in a child process and rebuilt from pixels, without metadata. What a
+broken or hostile file does to a decoder happens there. Few children run at a time: each may take a gigabyte.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from functools import partial
 
 from PIL import Image
 
-from minikin.images.xmp import made
-from minikin.server.errors import Refused
+from minikin.images.xmp import with_source_type
+from minikin.server.errors import RequestRejected
 from minikin.server.limits import Limits
 
-_BEGINS = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)  # JPEG, PNG, WebP
+_SIGNATURES = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)  # JPEG, PNG, WebP
 _DATA = re.compile(r"data:image/[\w.+-]{1,20};base64,")
-AT_ONCE, WAIT_S = 3, 2.0  # children, whoever asked for them; how long another one waits for its turn
-_turns = threading.BoundedSemaphore(AT_ONCE)
-_CHILD = r"""
+MAX_CHILDREN, WAIT_S = 3, 2.0  # seconds that a further one waits for a free slot
+_slots = threading.BoundedSemaphore(MAX_CHILDREN)
+_SCRIPT = r"""
 import sys, resource
 memory, seconds, pixels = map(int, sys.argv[1:4])
 resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
@@ -83,8 +82,8 @@ except Exception:  # as above
 head = json.dumps([keep, image.width, image.height, texts, origin])
 sys.stdout.buffer.write(head.encode() + b"\n" + image.tobytes())
 """
-_SAID = {
-    "unsupported_image": (415, "is no JPEG, PNG or WebP image"),
+_REASONS = {
+    "unsupported_image": (415, "is not a JPEG, PNG or WebP image"),
     "image_too_large": (413, "has too many pixels: at most {mpx:.0f} million are read"),
     "image_too_small": (422, "is smaller than 8 pixels"),
     "image_corrupt": (422, "is damaged or incomplete"),
@@ -92,68 +91,68 @@ _SAID = {
 
 
 def from_base64(text: object, what: str, limits: Limits) -> Image.Image:
-    """An image from base64, with or without `data:image/...;base64,`; raises Refused."""
+    """An image from base64, with or without `data:image/...;base64,`; raises RequestRejected."""
     if not isinstance(text, str):
-        raise Refused(
-            f"{what} is no text; send the image as base64.", status=422, code="invalid_image", param=what
+        raise RequestRejected(
+            f"{what} is not a string; send the image as base64.", status=422, code="invalid_image", param=what
         )
     if re.match(r"\s*[a-z][a-z0-9+.-]*://", text[:64], re.IGNORECASE):
-        raise Refused(
+        raise RequestRejected(
             "Image URLs are disabled. Send base64 data.", status=400, code="url_inputs_disabled", param=what
         )  # fmt: skip
     try:
         head = _DATA.match(text[:64])
         data = base64.b64decode(text[head.end() if head else 0 :], validate=True)
     except (binascii.Error, ValueError):
-        raise Refused(f"{what} is not base64.", status=422, code="invalid_image", param=what) from None
+        raise RequestRejected(f"{what} is not base64.", status=422, code="invalid_image", param=what) from None
     return decode(data, what, limits)
 
 
 def decode(data: bytes, what: str, limits: Limits) -> Image.Image:
-    """An image, RGB or RGBA, from untrusted bytes; blocks; raises Refused with what is wrong.
+    """An RGB or RGBA image from untrusted bytes; blocks; raises RequestRejected.
 
-    Its `info` holds the texts that record how it was made and the code of its origin (`images.xmp`), if it
-    has such, and nothing else.
+    Its `info` holds the texts that record how it was generated and its source type (`images.xmp`), where it
+    has them, and nothing else.
     """
     if len(data) > limits.image:
-        raise Refused(
+        raise RequestRejected(
             f"{what} has {len(data) / 1e6:.0f} MB; at most {limits.image / 1e6:.0f} MB are read.",
             status=413, code="image_too_large", param=what,
         )  # fmt: skip
-    refuse = partial(_refused, what, limits)
-    if not _BEGINS.match(data):
-        raise refuse("unsupported_image")
-    sized = [str(limits.decode_memory), str(max(1, round(limits.decode_s))), str(limits.image_pixels)]
-    if not _turns.acquire(timeout=WAIT_S):
+    reject = partial(_rejection, what, limits)
+    if not _SIGNATURES.match(data):
+        raise reject("unsupported_image")
+    arguments = [str(limits.decode_memory), str(max(1, round(limits.decode_s))), str(limits.image_pixels)]
+    if not _slots.acquire(timeout=WAIT_S):
         raise _busy()
     try:
         child = subprocess.run(
-            [sys.executable, "-I", "-c", _CHILD, *sized], input=data, capture_output=True,
+            [sys.executable, "-I", "-c", _SCRIPT, *arguments], input=data, capture_output=True,
             timeout=limits.decode_s, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        raise refuse("image_corrupt") from None
+        raise reject("image_corrupt") from None
     except OSError as e:  # no process, memory or file handle left for the child
         raise _busy() from e
     finally:
-        _turns.release()
+        _slots.release()
     if child.returncode != 0:
         code = child.stderr.decode("ascii", "replace").strip()
-        raise refuse(code if code in _SAID else "image_corrupt")
+        raise reject(code if code in _REASONS else "image_corrupt")
     head, _, body = child.stdout.partition(b"\n")
     mode, width, height, texts, origin = json.loads(head)
     image = Image.frombytes(mode, (width, height), body)
     image.info = dict(texts)
-    return image if origin is None else made(image, origin)
+    return image if origin is None else with_source_type(image, origin)
 
 
-def _busy() -> Refused:
-    said = "The server cannot look at images just now; try again."
-    return Refused(said, status=503, code="busy", retry_s=5)
+def _busy() -> RequestRejected:
+    message = "The server cannot decode images at the moment; try again."
+    return RequestRejected(message, status=503, code="busy", retry_s=5)
 
 
-def _refused(what: str, limits: Limits, code: str) -> Refused:
-    status, why = _SAID[code]
-    return Refused(
+def _rejection(what: str, limits: Limits, code: str) -> RequestRejected:
+    status, why = _REASONS[code]
+    return RequestRejected(
         f"{what} {why.format(mpx=limits.image_pixels / 1e6)}.", status=status, code=code, param=what
     )  # fmt: skip

@@ -1,10 +1,10 @@
-"""What the server needs of whoever paints: a small protocol, so that tests need no diffusion.
+"""Inference backend as the server sees it: a small protocol, so that tests need no diffusion model.
 
-    prepare   at the door: everything that can be wrong with a request is said here, before it waits
+    prepare   at admission: raises everything that can be wrong with a request, before it waits
     paint     one batch of rows of one group, in the worker's thread
-    run       any other kind of work, as events
+    run       any other type of job, as events
 
-A `Row` carries its own concepts, pinned by content when the request was taken. Nothing is looked up by
+A `Row` carries its concepts, pinned by content when the request was accepted. Nothing is looked up by
 name later, so what other clients add, replace or remove meanwhile changes nothing.
 """
 
@@ -12,35 +12,38 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event as Flag
 from typing import Any, NamedTuple, Protocol
 
 from PIL import Image
 
 from minikin.errors import MinikinError
 from minikin.events import Event
+from minikin.images.photos import Photo
 from minikin.perfusion.concept import Concept
 from minikin.recipes import Paint, Recipe
 
 
 @dataclass(frozen=True)
-class Pinned:
-    """A concept of exactly this content, under the name it has in this request."""
+class PinnedConcept:
+    """A concept with exactly this content (SHA-256 of its file), under the name it has in this request."""
 
     sha256: str
     concept: Concept
 
 
-Concepts = Mapping[str, Pinned]  # by name in the prompt
+Concepts = Mapping[str, PinnedConcept]  # by name in the prompt
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRequest:
     """A request that can be carried out.
 
-    recipe    as it was asked for
-    group     rows of equal groups may share a batch; None for work that is done alone
-    steps     of one image; pixels of one image
-    plan      the engine's own business
+    recipe    as the client sent it
+    group     rows of equal groups may share a batch; None for a job that runs alone
+    steps     denoising steps of one image; pixels of one image
+    plan      the engine's private data
     """
 
     recipe: Recipe
@@ -53,12 +56,12 @@ class Prepared:
 
     @property
     def cost(self) -> float:
-        """Of one image, in megapixel-steps."""
+        """Cost of one image in megapixel-steps."""
         return self.steps * self.pixels / 1e6
 
 
 class EngineLost(MinikinError):
-    """What painted is gone, with everything it had in hand; `warm_up` brings back another."""
+    """The engine died with everything it was working on; `warm_up` starts another."""
 
     exit_code = 1
     code = "engine_lost"
@@ -67,70 +70,71 @@ class EngineLost(MinikinError):
 class Row(NamedTuple):
     """One image of a batch."""
 
-    prepared: Prepared
+    prepared: PreparedRequest
     seed: int
 
 
-Preview = Callable[[int], Image.Image | None]  # of the row with this number, as it is now
+Preview = Callable[[int], Image.Image | None]  # the current image of the row with this number
 OnStep = Callable[[int, Preview], None]  # steps done; may raise events.Cancelled
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a request brings besides its recipe: images by field name, and a folder for its work.
+class JobInputs:
+    """What a request carries besides its recipe: images, photos for teaching, and a folder to work in.
 
-    images  "image", "mask"; "photos" and "masks" of teaching are lists in `many`
-    stop      asks long work to end early and keep what there is
+    images  by field name: "image" and "mask"
+    stop    when set, teaching ends early and keeps the concept as it is
     """
 
-    pictures: Mapping[str, Image.Image] = field(default_factory=dict)
-    many: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    folder: Any = None
-    stop: Any = None
+    images: Mapping[str, Image.Image] = field(default_factory=dict)
+    photos: Sequence[Photo] = ()
+    folder: Path | None = None
+    stop: Flag | None = None
 
     @property
     def area(self) -> int:
-        """Pixels of all images in it."""
-        photos = (one.pixels.shape for one in self.many.get("photos", ()))
-        sides = [*(one.size for one in self.pictures.values()), *(shape[:2] for shape in photos)]
-        return int(sum(a * b for a, b in sides))
+        """Pixels of all images and photos together."""
+        sizes = [*(image.size for image in self.images.values()), *(p.pixels.shape[:2] for p in self.photos)]
+        return int(sum(a * b for a, b in sizes))
 
 
 class Engine(Protocol):
-    """Paints for one device. `prepare` is called from any thread, the others from the worker's alone.
+    """Runs a model on one device. `prepare` is called from any thread, the others from the worker's alone.
 
-    Work may raise EngineLost; it is then done again, by whoever is free.
+    Any method may raise EngineLost; another worker then repeats the work.
     """
 
     name: str
     side: int
 
-    def prepare(self, kind: str, recipe: Recipe, concepts: Concepts, given: Given | None = None) -> Prepared:
-        """Raise MinikinError for what cannot be done; quick, and never waits for a batch."""
+    def prepare(
+        self, kind: str, recipe: Recipe, concepts: Concepts, inputs: JobInputs | None = None
+    ) -> PreparedRequest:
+        """Raise MinikinError for what cannot be done; fast, never waits for a batch."""
 
     def paint(self, rows: Sequence[Row], on_step: OnStep) -> list[Image.Image]:
-        """One image a row, in their order."""
+        """One image per row, in the order of the rows."""
 
     def check(self) -> None:
-        """Raise EngineLost when what paints is gone; asked when there is nothing to do."""
+        """Raise EngineLost when the engine is gone; called when there is nothing to do."""
 
-    def room(self, prepared: Prepared) -> int:
-        """How many images like this one may be painted at once, by the memory that is free now.
+    def max_batch(self, prepared: PreparedRequest) -> int:
+        """How many images like this one fit into the memory that is free now.
 
-        Asked before every batch. Raises EngineLost when what paints is gone: no job has a part in that.
+        Called before every batch. Raises EngineLost when the engine is gone; no job is blamed for that.
         """
 
-    def run(self, kind: str, prepared: Prepared, given: Given) -> Iterator[Event]:
-        """Work that is done alone; closing the iterator ends it within a step."""
+    def run(self, kind: str, prepared: PreparedRequest, inputs: JobInputs) -> Iterator[Event]:
+        """Events of a job that runs alone; closing the iterator ends it within a step."""
 
-    def facts(self, prepared: Prepared) -> dict[str, Any]:
-        """What an image should know about how it was made."""
+    def facts(self, prepared: PreparedRequest) -> dict[str, Any]:
+        """The record that goes into the image's metadata."""
 
     def describe(self) -> dict[str, Any]:
-        """Base, presets, samplers, LoRAs: what a client may ask for."""
+        """Base, presets, samplers and LoRAs a client may use."""
 
-    def hastened(self, recipe: Paint) -> Paint:
-        """The recipe as it is painted live, where an image is looked at once: as quickly as can be."""
+    def with_live_engine(self, recipe: Paint) -> Paint:
+        """The recipe for live painting, on the fastest inference backend there is for it."""
 
     def warm_up(self) -> None:
-        """The first image, so that nobody waits for it; also after EngineLost."""
+        """Generate a first image, so that nobody waits for compilation; also called after EngineLost."""

@@ -1,8 +1,8 @@
-"""Errors as answers: a status, a code and one sentence, in the words of the dialect that was spoken.
+"""Errors as HTTP responses: a status, a code and one sentence, in the format of each API (dialect).
 
-The retry contract (the openai client tries 408, 409, 429 and every 5xx twice more): only 429 and 503 are
-worth another try and carry Retry-After; every other 5xx carries `x-should-retry: false`; 409 is never
-used. Nothing here tells a path, a traceback or another caller's words.
+Retries (the openai client repeats 408, 409, 429 and every 5xx twice): only 429 and 503 are worth another try
+and carry Retry-After; every other 5xx carries `x-should-retry: false`; 409 is never used. No response contains
+a path, a traceback or another client's data.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from minikin import errors
 from minikin.errors import MinikinError
 
 
-class Refused(MinikinError):
-    """What a server refuses: a status of HTTP, a code for programs, what to do for people."""
+class RequestRejected(MinikinError):
+    """A request the server rejects: an HTTP status, a code for programs, a message for people."""
 
     def __init__(
         self, message: str, *, status: int, code: str, param: str | None = None, retry_s: float | None = None
@@ -26,14 +26,14 @@ class Refused(MinikinError):
         self.status, self.code, self.param, self.retry_s = status, code, param, retry_s
 
 
-def not_found(what: str, name: str) -> Refused:
-    """For what is not there and for what is somebody else's: the same words."""
-    return Refused(f"There is no {what} '{name[:80]}'.", status=404, code="not_found")
+def not_found(what: str, name: str) -> RequestRejected:
+    """404 for what does not exist and, in the same words, for what belongs to another client."""
+    return RequestRejected(f"There is no {what} '{name[:80]}'.", status=404, code="not_found")
 
 
-def wrong(param: str, message: str, *, code: str = "invalid_request") -> Refused:
-    """For a field that cannot be as it is: 422, or 400 where OpenAI's dialect is spoken (see `answer`)."""
-    return Refused(message, status=422, code=code, param=param)
+def invalid_field(param: str, message: str, *, code: str = "invalid_request") -> RequestRejected:
+    """422 for an invalid field; 400 in OpenAI's dialect (see `error_response`)."""
+    return RequestRejected(message, status=422, code=code, param=param)
 
 
 _STATUS: dict[type[MinikinError], int] = {
@@ -46,8 +46,8 @@ PUBLIC_STORAGE = "Not enough space, or no right, to save this; nothing was overw
 
 
 def status_of(error: MinikinError) -> int:
-    """The status of an error that a user can read; 500 for one that is nobody's in particular."""
-    if isinstance(error, Refused):
+    """The HTTP status of an error; 500 for one without its own."""
+    if isinstance(error, RequestRejected):
         return error.status
     if error.code == "unsupported_concept_format":
         return 415
@@ -55,12 +55,12 @@ def status_of(error: MinikinError) -> int:
 
 
 def sentence_of(error: MinikinError) -> str:
-    """The message, without the server's own paths."""
+    """The message, without paths of the server."""
     return PUBLIC_STORAGE if isinstance(error, errors.StorageError) else str(error)
 
 
-def internal(request_id: str) -> Refused:
-    return Refused(f"Internal error. Reference {request_id}.", status=500, code="internal_error")
+def internal(request_id: str) -> RequestRejected:
+    return RequestRejected(f"Internal error. Reference {request_id}.", status=500, code="internal_error")
 
 
 def dialect_of(path: str) -> str:
@@ -69,8 +69,8 @@ def dialect_of(path: str) -> str:
     return "a1111" if path.startswith("/sdapi/") else "native"
 
 
-def body_of(dialect: str, status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:
-    """The envelope that clients of this dialect read."""
+def error_body(dialect: str, status: int, code: str, message: str, param: str | None = None) -> dict[str, Any]:
+    """The JSON body of an error, as clients of this dialect expect it."""
     if dialect == "openai":
         return {"error": {"message": message, "type": _openai_type(status), "param": param, "code": code}}
     if dialect == "a1111":
@@ -78,11 +78,11 @@ def body_of(dialect: str, status: int, code: str, message: str, param: str | Non
     return {"error": {"code": code, "message": message, "param": param}}
 
 
-def described(dialect: str) -> dict[int | str, dict[str, Any]]:
-    """The same for OpenAPI, as FastAPI takes it: what every operation of this dialect may answer instead."""
-    schema = _schema_of(body_of(dialect, 500, "code", "message"))
-    told = {"description": "An error, in one sentence", "content": {"application/json": {"schema": schema}}}
-    return {"4XX": told, "5XX": told}
+def error_responses(dialect: str) -> dict[int | str, dict[str, Any]]:
+    """The error responses of every operation of this dialect, for FastAPI's OpenAPI schema."""
+    schema = _schema_of(error_body(dialect, 500, "code", "message"))
+    response = {"description": "An error, in one sentence", "content": {"application/json": {"schema": schema}}}
+    return {"4XX": response, "5XX": response}
 
 
 def _schema_of(value: Any) -> dict[str, Any]:
@@ -93,17 +93,17 @@ def _schema_of(value: Any) -> dict[str, Any]:
 
 
 def _openai_type(status: int) -> str:
-    named = {401: "authentication", 403: "permission", 404: "not_found", 429: "rate_limit"}
-    return f"{named.get(status, 'server' if status >= 500 else 'invalid_request')}_error"
+    types = {401: "authentication", 403: "permission", 404: "not_found", 429: "rate_limit"}
+    return f"{types.get(status, 'server' if status >= 500 else 'invalid_request')}_error"
 
 
-def answer(error: MinikinError, path: str, request_id: str) -> Response:
-    """The response for an error on this path."""
+def error_response(error: MinikinError, path: str, request_id: str) -> Response:
+    """The HTTP response for an error on this path."""
     status, dialect = status_of(error), dialect_of(path)
     if dialect == "openai" and status == 422:
         status = 400  # as theirs
-    param = error.param if isinstance(error, Refused) else None
-    body = body_of(dialect, status, error.code, sentence_of(error), param)
+    param = error.param if isinstance(error, RequestRejected) else None
+    body = error_body(dialect, status, error.code, sentence_of(error), param)
     response = Response(
         json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"), status, media_type="application/json"
     )
@@ -115,13 +115,13 @@ def answer(error: MinikinError, path: str, request_id: str) -> Response:
 
 def headers_of(error: MinikinError) -> dict[str, str]:
     status = status_of(error)
-    retry = error.retry_s if isinstance(error, Refused) else None
+    retry = error.retry_s if isinstance(error, RequestRejected) else None
     if retry is not None:
         return {"Retry-After": str(max(1, min(120, round(retry))))}
     if status == 408:
         return {"x-should-retry": "false", "Connection": "close"}
     if status >= 500:
         return {"x-should-retry": "false"}
-    if status == 413 or error.code == "bad_request":  # nobody knows where the next request begins
+    if status == 413 or error.code == "bad_request":  # the start of the next request is unknown
         return {"Connection": "close"}
     return {"WWW-Authenticate": 'Basic realm="minikin"'} if status == 401 else {}

@@ -1,4 +1,4 @@
-"""What all dialects share of HTTP: strict JSON, errors in their own words, holding the line, previews."""
+"""HTTP for all dialects: strict JSON and forms, errors, blocking requests, previews."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from minikin.images.encode import Marking
 from minikin.recipes import first_sentence
 from minikin.server import serializers
-from minikin.server.errors import Refused, answer, internal
+from minikin.server.errors import RequestRejected, error_response, internal
 from minikin.server.jobs import Job
-from minikin.server.middleware import Cut
+from minikin.server.middleware import BodyRejected
 from minikin.server.service import Service
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 MAX_DEPTH = 32
-FIELD = 1 << 20  # bytes of a field of a form that is no file
-POLL_S = 0.1  # how often a held line looks whether its caller is still there
+FIELD = 1 << 20  # bytes of a form's field that is not a file
+POLL_S = 0.1  # how often a blocking request checks whether its client is still connected
 
 
 class Strict(BaseModel):
-    """A request in which true is not one."""
+    """A request in which `true` is not accepted for the number 1."""
 
     @model_validator(mode="before")
     @classmethod
@@ -50,8 +50,7 @@ class Strict(BaseModel):
 
 
 class StrictRequest(Request):
-    """Its JSON is JSON: no NaN, no key twice, no depth without end, text that can be encoded. Its forms have
-    few parts."""
+    """A request with strict JSON (no NaN, no duplicate keys, limited depth, valid Unicode) and small forms."""
 
     async def json(self) -> Any:
         if not hasattr(self, "_json"):
@@ -63,45 +62,47 @@ class StrictRequest(Request):
         try:
             return await super()._get_form(max_files=most, max_fields=most, max_part_size=FIELD)
         except StarletteHTTPException as e:
-            if isinstance(e, Cut):
+            if isinstance(e, BodyRejected):
                 raise
-            refused = (
-                Refused(f"A form may have {most} files and {most} fields.", status=413, code="too_many_parts")
+            rejection = (
+                RequestRejected(
+                    f"A form may have {most} files and {most} fields.", status=413, code="too_many_parts"
+                )
                 if e.detail.startswith("Too many")
-                else Refused(f"The form cannot be read: {e.detail}", status=400, code="invalid_form")
+                else RequestRejected(f"The form cannot be read: {e.detail}", status=400, code="invalid_form")
             )
-            raise Cut(refused) from None
+            raise BodyRejected(rejection) from None
 
 
-def queued(handle: Handler) -> Handler:
-    """Marks what adds to the line: a caller for whom there is no place hears that before its body is read."""
-    handle.adds_to_the_line = True  # type: ignore[attr-defined]
+def enqueues_jobs(handle: Handler) -> Handler:
+    """Marks a handler that adds a job: a full queue rejects the request before its body is read."""
+    handle.enqueues_jobs = True  # type: ignore[attr-defined]
     return handle
 
 
-def uploads(handle: Handler) -> Handler:
-    """Marks what takes a form: any other route refuses one, which a page elsewhere could send unasked."""
-    handle.takes_forms = True  # type: ignore[attr-defined]
+def accepts_forms(handle: Handler) -> Handler:
+    """Marks a handler that accepts forms: other routes reject them, since foreign web pages can send forms."""
+    handle.accepts_forms = True  # type: ignore[attr-defined]
     return handle
 
 
 class StrictRoute(APIRoute):
-    """Routes that read their bodies strictly."""
+    """Routes whose requests are `StrictRequest`s."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
-        waits = getattr(self.endpoint, "adds_to_the_line", False)
-        forms = getattr(self.endpoint, "takes_forms", False)
+        enqueues = getattr(self.endpoint, "enqueues_jobs", False)
+        accepts_forms = getattr(self.endpoint, "accepts_forms", False)
 
         async def strict(request: Request) -> Response:
-            kind = request.headers.get("content-type", "").lower()
-            if kind.startswith("multipart/") and not forms:
-                raise Refused(
+            content_type = request.headers.get("content-type", "").lower()
+            if content_type.startswith("multipart/") and not accepts_forms:
+                raise RequestRejected(
                     "This route takes no form. Send application/json.",
                     status=415,
                     code="unsupported_media_type",
                 )
-            if waits:
+            if enqueues:
                 service_of(request).check_open(client_of(request))
             return await handle(StrictRequest(request.scope, request.receive))
 
@@ -109,25 +110,25 @@ class StrictRoute(APIRoute):
 
 
 def parse_json(body: bytes) -> Any:
-    """Raises HTTPException, 400, whose detail is the sentence."""
+    """Strict JSON; raises HTTPException (400) whose detail is the message."""
     try:
         text = body.decode("utf-8")
-        found = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
-        if _depth(found) > MAX_DEPTH:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
+        if _depth(value) > MAX_DEPTH:
             raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
-        json.dumps(found, ensure_ascii=False).encode("utf-8")
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
     except RecursionError:
         raise HTTPException(400, "The body is not valid JSON: it is nested too deeply.") from None
     except ValueError as e:  # of decoding, parsing, and encoding lone surrogates
         raise HTTPException(400, f"The body is not valid JSON: {str(e)[:120]}.") from None
-    return found
+    return value
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
         raise ValueError("a key occurs twice")
-    return found
+    return unique
 
 
 def _no_constant(name: str) -> Any:
@@ -145,42 +146,44 @@ def _depth(value: Any) -> int:
     level, deepest = [value], 0
     while level and deepest <= MAX_DEPTH:
         level = [
-            v
-            for one in level
-            if isinstance(one, dict | list)
-            for v in (one.values() if isinstance(one, dict) else one)
+            child
+            for item in level
+            if isinstance(item, dict | list)
+            for child in (item.values() if isinstance(item, dict) else item)
         ]
         deepest += bool(level)
     return deepest
 
 
 async def on_http_error(request: Request, e: Exception) -> Response:
-    """Errors of the framework, in the dialect's envelope."""
+    """Errors of the framework, in the dialect's format."""
     assert isinstance(e, HTTPException) or hasattr(e, "status_code")
-    if (refused := getattr(e, "refused", None)) is not None:
-        return _tell(request, refused)
+    if (rejection := getattr(e, "rejection", None)) is not None:
+        return _respond(request, rejection)
     status = int(getattr(e, "status_code", 500))
     codes = {400: "invalid_json", 404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
     text = str(getattr(e, "detail", "")) or "The request was not understood."
     if status == 404:
         text = f"There is nothing at {request.url.path[:120]}."
-    return _tell(request, Refused(text, status=status, code=codes.get(status, "bad_request")))
+    return _respond(request, RequestRejected(text, status=status, code=codes.get(status, "bad_request")))
 
 
 async def on_invalid(request: Request, e: Exception) -> Response:
-    """A request that does not fit its model: the first problem as a sentence."""
+    """A request that does not validate: the first problem as a sentence."""
     assert isinstance(e, RequestValidationError)
     problem = e.errors()[0]
     where = [str(p) for p in problem["loc"] if p not in ("body", "query", "path")]
     if problem["type"] == "json_invalid":
-        return _tell(request, Refused("The body is not valid JSON.", status=400, code="invalid_json"))
-    text = _Sentence([problem | {"loc": tuple(where)}])
+        return _respond(
+            request, RequestRejected("The body is not valid JSON.", status=400, code="invalid_json")
+        )
+    message = first_sentence(_Problems([problem | {"loc": tuple(where)}]))  # type: ignore[arg-type]
     param = ".".join(where) or None
-    return _tell(request, Refused(first_sentence(text), status=422, code="invalid_request", param=param))  # type: ignore[arg-type]
+    return _respond(request, RequestRejected(message, status=422, code="invalid_request", param=param))
 
 
-class _Sentence:
-    """As much of a ValidationError as `first_sentence` reads."""
+class _Problems:
+    """The part of a ValidationError that `first_sentence` reads."""
 
     def __init__(self, problems: list[dict[str, Any]]) -> None:
         self._problems = problems
@@ -190,26 +193,26 @@ class _Sentence:
 
 
 async def on_minikin_error(request: Request, e: Exception) -> Response:
-    return _tell(request, e)
+    return _respond(request, e)
 
 
 async def on_unexpected(request: Request, e: Exception) -> Response:
-    """A fault of ours: its reference, and nothing else."""
-    return _tell(request, internal(request.scope["state"].get("request_id", "")))
+    """An internal error: its reference, and nothing else."""
+    return _respond(request, internal(request.scope["state"].get("request_id", "")))
 
 
-def _tell(request: Request, e: Any) -> Response:
-    return answer(e, request.url.path, request.scope["state"].get("request_id", ""))
+def _respond(request: Request, error: Any) -> Response:
+    return error_response(error, request.url.path, request.scope["state"].get("request_id", ""))
 
 
 def service_of(request: Any) -> Service:
-    found: Service = request.app.state.service
-    return found
+    service: Service = request.app.state.service
+    return service
 
 
 def client_of(request: Any) -> str:
-    found: str = request.scope["state"]["client"]
-    return found
+    client: str = request.scope["state"]["client"]
+    return client
 
 
 async def submit(request: Request, *args: Any, **kwargs: Any) -> Job:
@@ -217,8 +220,8 @@ async def submit(request: Request, *args: Any, **kwargs: Any) -> Job:
     return await run_in_threadpool(service_of(request).submit, *args, **kwargs)
 
 
-async def hold(request: Request, job: Job) -> Job:
-    """Wait for a job's end; a caller who goes away cancels it. Raises the job's error."""
+async def wait_for_job(request: Request, job: Job) -> Job:
+    """Wait for a job's end; a client that disconnects cancels it. Raises the job's error."""
     service = service_of(request)
     until = time.monotonic() + service.limits.queue_wait_s
     try:
@@ -226,47 +229,49 @@ async def hold(request: Request, job: Job) -> Job:
             while not job.over:
                 await changes.next(POLL_S)
                 if not job.over and await request.is_disconnected():
-                    raise Refused("The caller went away.", status=499, code="client_gone")
+                    raise RequestRejected("The client disconnected.", status=499, code="client_gone")
                 if job.status == "queued" and time.monotonic() > until:
-                    raise Refused(
-                        f"The request waited {service.limits.queue_wait_s:.0f} s without its turn.",
-                        status=503, code="queue_timeout", retry_s=service.line.wait_s(),
+                    raise RequestRejected(
+                        f"The request waited {service.limits.queue_wait_s:.0f} s in the queue.",
+                        status=503, code="queue_timeout", retry_s=service.queue.wait_s(),
                     )  # fmt: skip
     except BaseException:
         service.cancel(job)
         raise
-    check(job)
+    raise_failure(job)
     return job
 
 
-async def answered(request: Request, job: Job, wait: bool) -> Response:
-    """202 and the job, or 200 and its results for a caller who waits."""
+async def job_response(request: Request, job: Job, wait: bool) -> Response:
+    """202 and the job, or 200 and its results for a blocking request."""
     if wait:
-        await hold(request, job)
-    body = json.dumps(serializers.of(service_of(request), job)).encode()
+        await wait_for_job(request, job)
+    body = json.dumps(serializers.job_json(service_of(request), job)).encode()
     return Response(body, 200 if wait else 202, {"Location": f"/api/jobs/{job.id}"}, "application/json")
 
 
-def check(job: Job) -> None:
-    """Raise what a job ended with, when it was not completed."""
+def raise_failure(job: Job) -> None:
+    """Raise the error a job ended with, when it was not completed."""
     if job.error is not None:
         raise job.error
     if job.status == "cancelled":
-        raise Refused("The job was cancelled.", status=410, code="cancelled")
+        raise RequestRejected("The job was cancelled.", status=410, code="cancelled")
 
 
-async def pictures(request: Request, job: Job, convert: Callable[[bytes], bytes] | None = None) -> list[bytes]:
+async def result_files(
+    request: Request, job: Job, convert: Callable[[bytes], bytes] | None = None
+) -> list[bytes]:
     """The files of a completed job."""
     service = service_of(request)
 
     def read() -> list[bytes]:
-        return [(convert or bytes)(service.bytes_of(p)) for p in job.pictures]
+        return [(convert or bytes)(service.read_file(p)) for p in job.images]
 
     return await run_in_threadpool(read)
 
 
 def jpeg(image: Image.Image, marking: Marking, quality: int = 75) -> bytes:
-    """An image to be looked at and forgotten, with the mark and no signature."""
+    """A preview as JPEG, with the mark and without a signature."""
     return marking.unsigned.encode(image.convert("RGB"), "JPEG", quality=quality)
 
 
@@ -275,13 +280,13 @@ def b64(data: bytes) -> str:
 
 
 async def preview(service: Service, job: Job) -> str | None:
-    """The image as it is now, a JPEG in base64."""
+    """The current state of a job's image, a JPEG in base64."""
 
-    def shown() -> str | None:
+    def encode_preview() -> str | None:
         image = job.preview()
         return b64(jpeg(image, service.marking)) if image is not None else None
 
-    return await run_in_threadpool(shown)
+    return await run_in_threadpool(encode_preview)
 
 
 def sse(event: str, data: dict[str, Any]) -> bytes:

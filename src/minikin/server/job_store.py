@@ -1,13 +1,13 @@
-"""The job store: one SQLite file in WAL mode, every change but `start` durable when the call returns.
+"""Job store: one SQLite file in WAL mode, every change but `start` durable when the call returns.
 
-    jobs      one row a job: what was asked for and how it stands
-    images  one row a finished image: its opaque id, its seed, the SHA-256 of its file
-    ledger    what happened, appended only: accepted, started, completed, failed, cancelled
-    shelf     whose concept has which name and which content
+    jobs      one row per job: its request and its status
+    IMAGES    one row per finished image: its opaque id, its seed, the SHA-256 of its file
+    EVENTS    append-only log: accepted, started, completed, failed, cancelled
+    CONCEPTS  which client owns which concept, by name and content
 
-What is forgotten is overwritten in the file, and not only marked as free.
+Deleted rows are overwritten in the file, not only marked as free.
 
-A store that cannot be read, or of a later version, is refused with its path and never touched.
+A store that cannot be read, or that a later version wrote, is rejected with its path and never changed.
 """
 
 from __future__ import annotations
@@ -24,28 +24,29 @@ from typing import Any, NamedTuple
 from minikin.errors import StorageError
 
 VERSION = 1
+IMAGES, EVENTS, CONCEPTS = "pictures", "ledger", "shelf"  # word: names of the tables since version 0.1
 ENDS = ("completed", "failed", "cancelled")
-_TABLES = """
+_TABLES = f"""
 CREATE TABLE jobs (
     id TEXT PRIMARY KEY, kind TEXT NOT NULL, client TEXT NOT NULL, dialect TEXT NOT NULL, task TEXT NOT NULL,
     held INTEGER NOT NULL, status TEXT NOT NULL, recipe TEXT NOT NULL, concepts TEXT NOT NULL,
     warnings TEXT NOT NULL, created REAL NOT NULL, started REAL, ended REAL,
     attempts INTEGER NOT NULL DEFAULT 0, code TEXT, message TEXT, result TEXT);
 CREATE INDEX jobs_by_client ON jobs (client, created);
-CREATE TABLE pictures (
+CREATE TABLE {IMAGES} (
     id TEXT PRIMARY KEY, job TEXT NOT NULL, number INTEGER NOT NULL, seed INTEGER, sha256 TEXT NOT NULL,
     bytes INTEGER NOT NULL, width INTEGER NOT NULL, height INTEGER NOT NULL, made REAL NOT NULL,
     swept INTEGER NOT NULL DEFAULT 0, UNIQUE (job, number));
-CREATE TABLE ledger (n INTEGER PRIMARY KEY, job TEXT NOT NULL, event TEXT NOT NULL, at REAL NOT NULL);
-CREATE INDEX ledger_by_job ON ledger (job);
-CREATE TABLE shelf (
+CREATE TABLE {EVENTS} (n INTEGER PRIMARY KEY, job TEXT NOT NULL, event TEXT NOT NULL, at REAL NOT NULL);
+CREATE INDEX {EVENTS}_by_job ON {EVENTS} (job);
+CREATE TABLE {CONCEPTS} (
     client TEXT NOT NULL, sha256 TEXT NOT NULL, name TEXT NOT NULL, added REAL NOT NULL,
     PRIMARY KEY (client, sha256));
 """
 
 
-class Stored(NamedTuple):
-    """A finished image: `id` names its file."""
+class StoredImage(NamedTuple):
+    """A finished image; `id` is the name of its file."""
 
     id: str
     number: int
@@ -56,8 +57,8 @@ class Stored(NamedTuple):
     height: int
 
 
-class Store:
-    """One connection, used in turns; `path` None keeps everything in memory.
+class JobStore:
+    """The store behind one connection and one lock; `path` None keeps everything in memory.
 
     wait_s  how long another process may hold the file before that is an error
     """
@@ -70,8 +71,8 @@ class Store:
             self._db.row_factory = sqlite3.Row
             for setting in (f"busy_timeout={round(1000 * wait_s)}", "journal_mode=WAL", "secure_delete=ON"):
                 self._db.execute(f"PRAGMA {setting}")
-            (found,) = self._db.execute("PRAGMA user_version").fetchone()
-            if not found:
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if not version:
                 self._db.executescript(f"BEGIN;{_TABLES}PRAGMA user_version={VERSION};COMMIT;")
             problem = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
         except sqlite3.Error as e:
@@ -79,9 +80,9 @@ class Store:
                 f"The job store {path} cannot be used ({e}). Move it away to start with an empty one; it "
                 "was not changed."
             ) from e
-        if found > VERSION:
+        if version > VERSION:
             raise StorageError(
-                f"The job store {path} is of version {found}; this Minikin reads up to {VERSION}. Update it."
+                f"The job store {path} has version {version}; this Minikin reads up to {VERSION}. Update it."
             )
         if problem != "ok":
             raise StorageError(
@@ -94,7 +95,7 @@ class Store:
 
     @contextmanager
     def _change(self, sync: str = "FULL") -> Iterator[sqlite3.Connection]:
-        """sync: FULL survives a power cut; NORMAL an end of this process alone, and waits for no disk."""
+        """A transaction. sync: FULL survives a power cut; NORMAL does not wait for the disk."""
         with self._lock:
             try:
                 self._db.execute(f"PRAGMA synchronous={sync}")
@@ -120,22 +121,22 @@ class Store:
     # ---- jobs --------------------------------------------------------------------------------
 
     def accept(self, job: dict[str, Any]) -> None:
-        """A new job: from here on it ends exactly once."""
-        told = {**job, "warnings": json.dumps(job["warnings"]), "concepts": json.dumps(job["concepts"])}
+        """Add a job; from here on it ends exactly once."""
+        columns = {**job, "warnings": json.dumps(job["warnings"]), "concepts": json.dumps(job["concepts"])}
         with self._change() as db:
             db.execute(
-                f"INSERT INTO jobs ({', '.join(told)}) VALUES ({', '.join('?' * len(told))})",
-                tuple(told.values()),
+                f"INSERT INTO jobs ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
+                tuple(columns.values()),
             )
-            _note(db, [job["id"]], "accepted")
+            _log(db, [job["id"]], "accepted")
 
     def start(self, ids: Sequence[str]) -> None:
-        """These are begun, but for those that were cancelled a moment before: their end stands.
+        """Mark jobs as running, except for those that were cancelled a moment before.
 
-        A power cut may take this back, and then costs one attempt that is not counted.
+        A power cut may undo this, which costs one attempt that is not counted.
         """
         with self._change("NORMAL") as db:
-            begun = [
+            started = [
                 id_ for id_ in ids
                 if db.execute(
                     "UPDATE jobs SET status='running', started=?, attempts=attempts+1 "
@@ -143,13 +144,13 @@ class Store:
                     (time.time(), id_),
                 ).rowcount
             ]  # fmt: skip
-            _note(db, begun, "started")
+            _log(db, started, "started")
 
     def end(
-        self, id_: str, status: str, *, pictures: Sequence[Stored] = (), code: str | None = None,
+        self, id_: str, status: str, *, images: Sequence[StoredImage] = (), code: str | None = None,
         message: str | None = None, result: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        """The one end of a job, with its images."""
+        """Record the end of a job, with its images."""
         assert status in ENDS, status
         now = time.time()
         with self._change() as db:
@@ -158,14 +159,14 @@ class Store:
                 (status, now, code, message, json.dumps(result) if result else None, id_),
             )
             db.executemany(
-                "INSERT INTO pictures (id, number, seed, sha256, bytes, width, height, job, made) "
+                f"INSERT INTO {IMAGES} (id, number, seed, sha256, bytes, width, height, job, made) "
                 "VALUES (?,?,?,?,?,?,?,?,?)",
-                [(*p, id_, now) for p in pictures],
+                [(*p, id_, now) for p in images],
             )
-            _note(db, [id_], status)
+            _log(db, [id_], status)
 
     def reopen(self, id_: str, code: str | None, message: str | None) -> None:
-        """It failed for now and is tried again by the next start; what was begun until now does not count."""
+        """Requeue a job that failed for now: the next start runs it again, with all its attempts."""
         with self._change() as db:
             db.execute(
                 "UPDATE jobs SET status='queued', attempts=0, code=?, message=? WHERE id=? AND ended IS NULL",
@@ -173,82 +174,84 @@ class Store:
             )
 
     def job(self, id_: str) -> dict[str, Any] | None:
-        found = self._rows("SELECT * FROM jobs WHERE id=?", id_)
-        return _read(found[0]) if found else None
+        rows = self._rows("SELECT * FROM jobs WHERE id=?", id_)
+        return _read(rows[0]) if rows else None
 
     def jobs(self, client: str, limit: int) -> list[dict[str, Any]]:
-        """A client's jobs, the newest first."""
-        found = self._rows("SELECT * FROM jobs WHERE client=? ORDER BY created DESC LIMIT ?", client, limit)
-        return [_read(row) for row in found]
+        """A client's jobs, newest first."""
+        rows = self._rows("SELECT * FROM jobs WHERE client=? ORDER BY created DESC LIMIT ?", client, limit)
+        return [_read(row) for row in rows]
 
     def unfinished(self) -> list[dict[str, Any]]:
-        """Jobs that have not ended, in the order they came in."""
+        """Jobs that have not ended, oldest first."""
         return [_read(r) for r in self._rows("SELECT * FROM jobs WHERE ended IS NULL ORDER BY created")]
 
     # ---- results -----------------------------------------------------------------------------
 
-    def pictures(self, job: str) -> list[dict[str, Any]]:
-        return self._rows("SELECT * FROM pictures WHERE job=? ORDER BY number", job)
+    def images(self, job: str) -> list[dict[str, Any]]:
+        return self._rows(f"SELECT * FROM {IMAGES} WHERE job=? ORDER BY number", job)
 
-    def picture(self, id_: str, client: str) -> dict[str, Any] | None:
-        """An image by its id, if it is this client's and still there."""
-        found = self._rows(
-            "SELECT p.*, j.client FROM pictures p JOIN jobs j ON j.id=p.job "
+    def image(self, id_: str, client: str) -> dict[str, Any] | None:
+        """An image by its id, if it belongs to this client and its file is still there."""
+        rows = self._rows(
+            f"SELECT p.*, j.client FROM {IMAGES} p JOIN jobs j ON j.id=p.job "
             "WHERE p.id=? AND j.client=? AND p.swept=0", id_, client,
         )  # fmt: skip
-        return found[0] if found else None
+        return rows[0] if rows else None
 
-    def oldest_pictures(self) -> list[dict[str, Any]]:
-        return self._rows("SELECT id, bytes, made FROM pictures WHERE swept=0 ORDER BY made")
+    def oldest_images(self) -> list[dict[str, Any]]:
+        return self._rows(f"SELECT id, bytes, made FROM {IMAGES} WHERE swept=0 ORDER BY made")
 
     def forget(self, ids: Sequence[str]) -> None:
-        """These images' files are gone."""
+        """Mark images whose files were removed."""
         with self._change() as db:
-            db.executemany("UPDATE pictures SET swept=1 WHERE id=?", [(i,) for i in ids])
+            db.executemany(f"UPDATE {IMAGES} SET swept=1 WHERE id=?", [(i,) for i in ids])
 
     def expire(self, before: float) -> int:
-        """Forget jobs that ended before this time and have no image left: what was asked for, and all that
-        the ledger says of them; how many."""
+        """Delete jobs that ended before this time without an image left, and their events; returns how many."""
         with self._change() as db:
-            found = db.execute(
+            rows = db.execute(
                 "SELECT id FROM jobs WHERE ended < ? AND NOT EXISTS "
-                "(SELECT 1 FROM pictures WHERE job=jobs.id AND swept=0)", (before,),
+                f"(SELECT 1 FROM {IMAGES} WHERE job=jobs.id AND swept=0)", (before,),
             ).fetchall()  # fmt: skip
-            for table, key in (("jobs", "id"), ("pictures", "job"), ("ledger", "job")):
-                db.executemany(f"DELETE FROM {table} WHERE {key}=?", [(row["id"],) for row in found])
-        if found:
-            self._rows("PRAGMA wal_checkpoint(TRUNCATE)")  # the log still has them
-        return len(found)
+            for table, key in (("jobs", "id"), (IMAGES, "job"), (EVENTS, "job")):
+                db.executemany(f"DELETE FROM {table} WHERE {key}=?", [(row["id"],) for row in rows])
+        if rows:
+            self._rows("PRAGMA wal_checkpoint(TRUNCATE)")  # the WAL still has them
+        return len(rows)
 
-    # ---- the shelf ---------------------------------------------------------------------------
+    # ---- concepts ----------------------------------------------------------------------------
 
-    def shelve(self, client: str, sha256: str, name: str) -> None:
+    def add_concept(self, client: str, sha256: str, name: str) -> None:
         with self._change() as db:
-            db.execute("INSERT OR REPLACE INTO shelf VALUES (?,?,?,?)", (client, sha256, name, time.time()))
+            db.execute(
+                f"INSERT OR REPLACE INTO {CONCEPTS} VALUES (?,?,?,?)", (client, sha256, name, time.time())
+            )
 
-    def shelved(self, client: str) -> list[dict[str, Any]]:
-        """A client's concepts, the newest of a name last."""
-        return self._rows("SELECT * FROM shelf WHERE client=? ORDER BY added, rowid", client)
+    def concepts_of(self, client: str) -> list[dict[str, Any]]:
+        """A client's concepts; of one name the newest is last."""
+        return self._rows(f"SELECT * FROM {CONCEPTS} WHERE client=? ORDER BY added, rowid", client)
 
-    def unshelve(self, client: str, sha256: str) -> None:
+    def remove_concept(self, client: str, sha256: str) -> None:
         with self._change() as db:
-            db.execute("DELETE FROM shelf WHERE client=? AND sha256=?", (client, sha256))
+            db.execute(f"DELETE FROM {CONCEPTS} WHERE client=? AND sha256=?", (client, sha256))
 
     def contents(self) -> set[str]:
-        """What somebody has on a shelf, or a job needs that has not ended."""
-        found = {row["sha256"] for row in self._rows("SELECT DISTINCT sha256 FROM shelf")}
-        named = self._rows("SELECT concepts FROM jobs WHERE ended IS NULL AND concepts!='{}'")
-        return found.union(*(json.loads(row["concepts"]).values() for row in named))
+        """SHA-256 of every concept that a client owns or an unfinished job needs."""
+        owned = {row["sha256"] for row in self._rows(f"SELECT DISTINCT sha256 FROM {CONCEPTS}")}
+        jobs = self._rows("SELECT concepts FROM jobs WHERE ended IS NULL AND concepts!='{}'")
+        return owned.union(*(json.loads(row["concepts"]).values() for row in jobs))
 
 
-def _note(db: sqlite3.Connection, ids: Sequence[str], event: str) -> None:
-    db.executemany("INSERT INTO ledger (job, event, at) VALUES (?,?,?)", [(i, event, time.time()) for i in ids])
+def _log(db: sqlite3.Connection, ids: Sequence[str], event: str) -> None:
+    rows = [(id_, event, time.time()) for id_ in ids]
+    db.executemany(f"INSERT INTO {EVENTS} (job, event, at) VALUES (?,?,?)", rows)
 
 
 def _read(row: dict[str, Any]) -> dict[str, Any]:
     try:
-        told = {k: json.loads(row[k]) for k in ("warnings", "concepts", "recipe")}
-        return {**row, **told, "result": json.loads(row["result"]) if row["result"] else None}
+        parsed = {k: json.loads(row[k]) for k in ("warnings", "concepts", "recipe")}
+        return {**row, **parsed, "result": json.loads(row["result"]) if row["result"] else None}
     except ValueError as e:
         raise StorageError(
             f"Job {row['id']} of the job store is damaged ({e}). Move the store away to start anew."

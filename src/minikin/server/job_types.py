@@ -1,10 +1,10 @@
-"""The kinds of work a server takes: one entry each, and everything else follows from it."""
+"""Job types: one entry for each type of work a server accepts; routes, recipes and inputs follow from it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
@@ -12,76 +12,69 @@ from minikin import recipes
 from minikin.errors import BadRecipe
 from minikin.events import Event
 from minikin.generation.canvas import read_mask
-from minikin.generation.source import Source, inherited
-from minikin.recipes import Recipe, Rework
-from minikin.server.engine import Given
+from minikin.generation.source import InitImage, SourceImage, inherited
+from minikin.recipes import Img2Img, Recipe
+from minikin.server.engine import JobInputs
 
-if TYPE_CHECKING:
-    from minikin.generation.img2img import Job
-
-Verb = Callable[[Any, Any, Given], Iterator[Event]]  # studio, recipe, given
+Runner = Callable[[Any, Any, JobInputs], Iterator[Event]]  # of studio, recipe and inputs
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One kind of work.
+class JobType:
+    """One type of work.
 
-    recipe   the model of its request
-    verb     runs it alone on a Studio that has this request's concepts; None for what is batched
-    takes    the images it needs, by field name; may: those it can do without
+    recipe    the pydantic model of its request
+    run       runs it alone on a Studio that has this request's concepts; None for what is batched
+    required  names of the images it needs; optional: of those it can do without
     """
 
     name: str
     recipe: type[Recipe]
-    verb: Verb | None = None
-    takes: tuple[str, ...] = ()
-    may: tuple[str, ...] = ()
+    run: Runner | None = None
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
 
 
-def job_of(given: Given) -> Job:
-    """The image to paint over and its mask; raises BadPhoto."""
-    from minikin.generation.img2img import Job  # needs PyTorch; the gateway does not come here
-
-    source = Source.of(given.pictures["picture"])
-    mask = given.pictures.get("mask")
-    return Job(source, None if mask is None else read_mask(mask, source.image.size))
+def init_image(inputs: JobInputs) -> InitImage:
+    """The source image and its mask; raises BadPhoto."""
+    source = SourceImage.of(inputs.images["image"])
+    mask = inputs.images.get("mask")
+    return InitImage(source, None if mask is None else read_mask(mask, source.image.size))
 
 
-def complete(kind: str, values: Mapping[str, Any], picture: Image.Image, base: str) -> dict[str, Any]:
-    """A recipe's fields with the image's own for what is not given; raises BadRecipe."""
-    model = ready(kind)
-    assert issubclass(model, Rework)
-    made = inherited(model, Source.of(picture), {"base": base, **values})
-    return made.model_dump(exclude_none=True)
+def with_defaults_of(kind: str, values: Mapping[str, Any], image: Image.Image, base: str) -> dict[str, Any]:
+    """A recipe's fields; those that the request left out come from the image's metadata. Raises BadRecipe."""
+    model = recipe_model(kind)
+    assert issubclass(model, Img2Img)
+    recipe = inherited(model, SourceImage.of(image), {"base": base, **values})
+    return recipe.model_dump(exclude_none=True)
 
 
-def _rework(studio: Any, recipe: Any, given: Given) -> Iterator[Event]:
-    yield from studio.working(recipe, job_of(given))
+def _img2img(studio: Any, recipe: Any, inputs: JobInputs) -> Iterator[Event]:
+    yield from studio.generating(recipe, init_image(inputs))
 
 
-def _teach(studio: Any, recipe: Any, given: Given) -> Iterator[Event]:
-    checkpoint = given.folder / "checkpoint.safetensors" if given.folder else None
+def _teach(studio: Any, recipe: Any, inputs: JobInputs) -> Iterator[Event]:
+    checkpoint = inputs.folder / "checkpoint.safetensors" if inputs.folder else None
     resume = bool(checkpoint and checkpoint.exists())
-    yield from studio.teaching(
-        given.many["photos"], recipe, checkpoint=checkpoint, resume=resume, stop=given.stop
-    )  # fmt: skip
+    yield from studio.teaching(inputs.photos, recipe, checkpoint=checkpoint, resume=resume, stop=inputs.stop)
 
 
-def _masks(studio: Any, recipe: Any, given: Given) -> Iterator[Event]:
-    yield from studio.masking(given.many["photos"], recipe.category)
+def _masks(studio: Any, recipe: Any, inputs: JobInputs) -> Iterator[Event]:
+    yield from studio.masking(inputs.photos, recipe.category)
 
 
-KINDS: dict[str, Kind] = {
-    "paint": Kind("paint", recipes.Paint),
-    "refine": Kind("refine", recipes.Refine, _rework, ("picture",)),
-    "inpaint": Kind("inpaint", recipes.Inpaint, _rework, ("picture",), ("mask",)),
-    "teach": Kind("teach", recipes.Teach, _teach),
-    "masks": Kind("masks", recipes.Teach, _masks),
+JOB_TYPES: dict[str, JobType] = {
+    "paint": JobType("paint", recipes.Paint),
+    "refine": JobType("refine", recipes.Refine, _img2img, ("image",)),
+    "inpaint": JobType("inpaint", recipes.Inpaint, _img2img, ("image",), ("mask",)),
+    "teach": JobType("teach", recipes.Teach, _teach),
+    "masks": JobType("masks", recipes.Teach, _masks),
 }
 
 
-def ready(name: str) -> type[Recipe]:
-    """The recipe of a kind; raises BadRecipe."""
-    if name not in KINDS:
-        raise BadRecipe(f"There is no kind of work '{name[:40]}'. Known: {', '.join(KINDS)}.")
-    return KINDS[name].recipe
+def recipe_model(kind: str) -> type[Recipe]:
+    """The recipe of a job type; raises BadRecipe."""
+    if kind not in JOB_TYPES:
+        raise BadRecipe(f"There is no job type '{kind[:40]}'. Known: {', '.join(JOB_TYPES)}.")
+    return JOB_TYPES[kind].recipe

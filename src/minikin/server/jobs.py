@@ -1,7 +1,7 @@
-"""A job while it lives: what it is, how far it is, who watches.
+"""A job in memory: its request, its progress, and those who watch it.
 
-States: queued -> running -> completed, failed or cancelled. A job ends once; whoever comes second to end
-it is told so and does nothing.
+States: queued -> running -> completed, failed or cancelled. A job ends once: the second attempt to end it
+does nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minikin.errors import MinikinError
-from minikin.server.engine import Given, Prepared, Preview
-from minikin.server.job_store import Stored
+from minikin.server.engine import JobInputs, PreparedRequest, Preview
+from minikin.server.job_store import StoredImage
 
 
 def new_id() -> str:
@@ -24,37 +24,38 @@ def new_id() -> str:
     return secrets.token_hex(16)
 
 
-def verdict_of(result: dict[str, Any] | None, number: int) -> dict[str, Any] | None:
-    """A job keeps what the content filter found in its result, by the image's number."""
-    found: dict[str, Any] | None = (result or {}).get("filter", {}).get(str(number))
-    return found
+def stored_verdict(result: dict[str, Any] | None, number: int) -> dict[str, Any] | None:
+    """The content filter's verdict on an image, which a job's result holds by the image's number."""
+    verdict: dict[str, Any] | None = (result or {}).get("filter", {}).get(str(number))
+    return verdict
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Who asked for what, and how.
+class JobRequest:
+    """Which client sent which type of job through which API.
 
-    client   whose job it is; nobody else sees it
-    dialect  native, openai or a1111
-    task     a name the client gave it (A1111's force_task_id)
-    held     whether the caller waits for the answer: after a restart nobody would fetch it
+    kind      a name in `job_types.JOB_TYPES`
+    client    the owner; no other client sees the job
+    dialect   native, openai or a1111
+    task      a name the client gave it (A1111's force_task_id)
+    blocking  whether the HTTP request waits for the result: after a restart nobody would fetch it
     """
 
     kind: str
     client: str
     dialect: str = "native"
     task: str = ""
-    held: bool = False
+    blocking: bool = False
 
 
 @dataclass(eq=False)
 class Job:
-    """One job. The worker's thread writes its progress; `watch` wakes the event loop."""
+    """One job. The worker's thread writes its progress; watchers on the event loop are woken."""
 
-    asked: Asked
-    prepared: Prepared
+    request: JobRequest
+    prepared: PreparedRequest
     seeds: list[int]
-    given: Given = field(default_factory=Given)
+    inputs: JobInputs = field(default_factory=JobInputs)
     id: str = field(default_factory=new_id)
     created: float = field(default_factory=time.time)
     started: float | None = None
@@ -64,15 +65,15 @@ class Job:
     stage: str = ""
     total: int = 0
     attempts: int = 0
-    losses: int = 0  # times that engines were lost while they had it in hand; then it shares no batch any more
-    lost_at: float = -math.inf  # the last time, by time.monotonic
+    losses: int = 0  # engines lost while they worked on it; after the first it shares no batch
+    lost_at: float = -math.inf  # time.monotonic of the last loss
     error: MinikinError | None = None
     result: dict[str, Any] | None = None
-    files: dict[int, Stored] = field(default_factory=dict)
+    files: dict[int, StoredImage] = field(default_factory=dict)
     infotexts: dict[int, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     version: int = 0
-    may_show: bool = True  # whether it may be seen while it is painted
+    previews_allowed: bool = True  # before the content filter has seen the image
 
     def __post_init__(self) -> None:
         self.cancelled = threading.Event()
@@ -81,17 +82,17 @@ class Job:
         self._row = 0
         self._watchers: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
         self._lock = threading.Lock()
-        self._claimed = False  # somebody ends it, and nobody is told before the store has it
+        self._claimed = False  # a thread is ending it; watchers hear of that when the store has it
         self.total = self.total or len(self.seeds) * self.prepared.steps
 
     @property
-    def pictures(self) -> list[Stored]:
-        """What is finished, in the order of the seeds."""
+    def images(self) -> list[StoredImage]:
+        """The finished images, in the order of the seeds."""
         return [self.files[k] for k in sorted(self.files)]
 
     def verdict(self, number: int) -> dict[str, Any] | None:
-        """What the content filter found of an image; None for nothing."""
-        return verdict_of(self.result, number)
+        """The content filter's verdict on an image; None where it had no objection."""
+        return stored_verdict(self.result, number)
 
     @property
     def over(self) -> bool:
@@ -105,7 +106,7 @@ class Job:
     # ---- the worker's side -------------------------------------------------------------------
 
     def begin(self) -> bool | None:
-        """From queued to running: True when this call did it, False when another had; None when it is over."""
+        """Start the job: True when this call did, False when it runs already; None when it is over."""
         with self._lock:
             if self._claimed or self.cancelled.is_set():
                 return None
@@ -115,59 +116,59 @@ class Job:
         self.changed()
         return first
 
-    def lose(self, begun: float) -> int:
-        """An engine was lost that had some of it in hand since `begun` (time.monotonic); all losses so far.
+    def count_loss(self, start: float) -> int:
+        """Count an engine lost that worked on this job since `start` (time.monotonic); returns all losses.
 
-        Engines that were lost together, each with another of its images, count once: what had begun before
-        the last loss was not yet another attempt.
+        Engines lost together, each with another image of the job, count once: work that started before the
+        last loss was no further attempt.
         """
         with self._lock:
-            if begun > self.lost_at:
+            if start > self.lost_at:
                 self.losses, self.lost_at = self.losses + 1, time.monotonic()
             return self.losses
 
-    def judged(self, number: int, seed: int | None, verdict: dict[str, Any]) -> None:
-        """The content filter found something in an image: for programs, and in words."""
-        found = (self.result or {}).get("filter", {})
-        self.result = {**(self.result or {}), "filter": {**found, str(number): verdict}}
+    def record_verdict(self, number: int, seed: int | None, verdict: dict[str, Any]) -> None:
+        """Put the content filter's verdict on an image into the result and, as a sentence, into the notes."""
+        verdicts = (self.result or {}).get("filter", {})
+        self.result = {**(self.result or {}), "filter": {**verdicts, str(number): verdict}}
         self.notes.append(f"The image of seed {seed} was {verdict['action']} by the content filter.")
 
     def step(self, done: int, preview: Preview | None = None, row: int = 0, stage: str = "") -> None:
-        """So many steps of its stage are done; never fewer than were told before."""
-        another = bool(stage) and stage != self.stage
-        self.done = done if another else max(self.done, done)
+        """Report the steps done in this stage; the number never goes back within a stage."""
+        new_stage = bool(stage) and stage != self.stage
+        self.done = done if new_stage else max(self.done, done)
         self._preview, self._row, self.stage = preview, row, stage or self.stage
         self.changed()
 
     def claim(self) -> bool:
-        """Take the right to end this job; False when somebody else has taken it."""
+        """Take the right to end this job; False when another thread has taken it."""
         with self._lock:
-            mine, self._claimed = not self._claimed, True
-            return mine
+            first, self._claimed = not self._claimed, True
+            return first
 
     def end(self, status: str, error: MinikinError | None) -> None:
-        """After the store knows: tell the end, and wake everybody who waits."""
+        """Publish the end, which the store has by now, and wake all watchers."""
         with self._lock:
             self.error, self.ended = error, time.time()
-            self.status = status  # last: who reads it meanwhile finds the reason, too
+            self.status = status  # last: a reader that sees it sees the error, too
         self._preview = None
         self.finished.set()
         self.changed()
 
     @property
-    def shown(self) -> Preview | None:
-        """What shows it now: stays until something else does."""
+    def current_preview(self) -> Preview | None:
+        """The latest preview; stays until there is another."""
         return self._preview
 
     # ---- the watchers' side ------------------------------------------------------------------
 
     def preview(self) -> Any:
-        """The image as it is now; None when there is none to show, or none may be shown."""
-        if not self.may_show:
+        """The current state of the image; None when there is none, or none may be shown."""
+        if not self.previews_allowed:
             return None
-        show, row = self._preview, self._row
+        preview, row = self._preview, self._row
         try:
-            return show(row) if show else None
+            return preview(row) if preview else None
         except (RuntimeError, IndexError):  # the batch went on meanwhile
             return None
 
@@ -184,24 +185,24 @@ class Job:
 
 
 class Watch:
-    """Hears of a job's changes on the event loop: `async with job.watch() as w: await w.next(5)`."""
+    """Waits for a job's changes on the event loop: `async with job.watch() as w: await w.next(5)`."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
 
     async def __aenter__(self) -> Watch:
-        self._mine = (asyncio.get_running_loop(), asyncio.Event())
-        self.job._watchers.add(self._mine)
+        self._entry = (asyncio.get_running_loop(), asyncio.Event())
+        self.job._watchers.add(self._entry)
         return self
 
     async def __aexit__(self, *_: Any) -> None:
-        self.job._watchers.discard(self._mine)
+        self.job._watchers.discard(self._entry)
 
     async def next(self, timeout_s: float) -> bool:
         """Wait for a change; False when there was none in time. A job that is over is always a change."""
         if self.job.over:
             return True
-        event = self._mine[1]
+        event = self._entry[1]
         try:
             await asyncio.wait_for(event.wait(), timeout_s)
         except TimeoutError:

@@ -1,8 +1,8 @@
-"""/api/live: a websocket that paints while somebody types; the latest wish wins (`generation.live`).
+"""/api/live: a websocket for live generation; the latest request replaces older ones (`generation.live`).
 
-Sent      {"prompt": "a photo of <tom> in the snow", "preset": "turbo", "steps": 1, "seed": 7,
-           "strengths": {"tom": 0.8}, "concepts": {"tom": "sha256:..."}}    any of it, as it changes
-Received  {"number": 3, "seconds": 0.04, "prompt": "...", "seed": 7, "image": "<JPEG in base64>"}
+Client    {"prompt": "a photo of <tom> in the snow", "preset": "turbo", "steps": 1, "seed": 7,
+           "strengths": {"tom": 0.8}, "concepts": {"tom": "sha256:..."}}    the fields that change
+Server    {"number": 3, "seconds": 0.04, "prompt": "...", "seed": 7, "image": "<JPEG in base64>"}
           {"number": 4, "problem": "one sentence"}
 """
 
@@ -20,8 +20,9 @@ from fastapi import APIRouter, HTTPException, WebSocket, WebSocketDisconnect
 
 from minikin import events
 from minikin.errors import BadRecipe, MinikinError
-from minikin.generation.content_filter import passed
-from minikin.generation.live import Live, Shown
+from minikin.generation.content_filter import without_blocked
+from minikin.generation.image import GeneratedImage
+from minikin.generation.live import Live, LiveResult
 from minikin.images.encode import Marking
 from minikin.recipes import Paint
 from minikin.server.engine import Row
@@ -32,23 +33,25 @@ from minikin.server.service import Service
 from minikin.stream import stream
 
 router = APIRouter(prefix="/api", tags=["native"])
-_PAINTER = ThreadPoolExecutor(1, thread_name_prefix="minikin-live")  # the engine takes turns anyway
+_EXECUTOR = ThreadPoolExecutor(
+    1, thread_name_prefix="minikin-live"
+)  # the engine generates one batch at a time anyway
 
 
 @router.websocket("/live")
 async def live(socket: WebSocket) -> None:
-    """See the module's text."""
+    """See the module's docstring."""
     service, client = service_of(socket), client_of(socket)
-    open_ = socket.app.state.__dict__.setdefault("_live", set())
-    if len(open_) >= service.limits.live_sessions or service.draining:
-        await socket.close(4429, "Too many are painting live; try again later.")
+    sessions = socket.app.state.__dict__.setdefault("_live", set())
+    if len(sessions) >= service.limits.live_sessions or service.draining:
+        await socket.close(4429, "Too many live sessions are open; try again later.")
         return
     await socket.accept()
-    open_.add(socket)
+    sessions.add(socket)
     concepts: dict[str, str] = {}
     run = Live(painter(service, client, concepts), Paint.make(prompt="", base=service.engine.name))
     loop, ready = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any] | None]()
-    threading.Thread(target=_show, args=(run, loop, ready, service.marking), daemon=True).start()
+    threading.Thread(target=_paint_all, args=(run, loop, ready, service.marking), daemon=True).start()
     sending = asyncio.create_task(_send(socket, ready))
     try:
         while True:
@@ -58,7 +61,7 @@ async def live(socket: WebSocket) -> None:
     except (WebSocketDisconnect, RuntimeError, KeyError):
         pass
     finally:
-        open_.discard(socket)
+        sessions.discard(socket)
         run.close()
         sending.cancel()
 
@@ -66,13 +69,15 @@ async def live(socket: WebSocket) -> None:
 def painter(
     service: Service, client: str, concepts: dict[str, str]
 ) -> Callable[[Paint], Iterator[events.Event]]:
-    """A verb that paints with this client's concepts."""
+    """A function that generates a recipe's image with this client's concepts."""
 
-    def verb(recipe: Paint) -> Iterator[events.Event]:
-        told, pinned = service.shelf.pin(client, recipe.model_dump(), concepts)
-        wanted: Paint = Paint.make(**told)
-        check_paint(wanted, service.limits, service.engine.side)
-        prepared = service.engine.prepare("paint", service.engine.hastened(wanted), pinned)
+    def run(recipe: Paint) -> Iterator[events.Event]:
+        fields, pinned = service.concept_store.pin(client, recipe.model_dump(), concepts)
+        recipe_without_hashes: Paint = Paint.make(**fields)
+        check_paint(recipe_without_hashes, service.limits, service.engine.side)
+        prepared = service.engine.prepare(
+            "paint", service.engine.with_live_engine(recipe_without_hashes), pinned
+        )
 
         def work(emit: Callable[[events.Event], None]) -> Any:
             return service.engine.paint(
@@ -80,31 +85,29 @@ def painter(
                 lambda done, _: emit(events.Progress("painting", done, prepared.steps)),
             )
 
-        (image,) = yield from stream(work, _PAINTER)
+        (image,) = yield from stream(work, _EXECUTOR)
         verdict = None
         if service.filtering:
-            from minikin.generation.sampler import Painted  # needs PyTorch, as every filter does
-
-            (checked,) = passed(service.filtering([Painted(image, recipe.seed)]))
+            (checked,) = without_blocked(service.filtering([GeneratedImage(image, recipe.seed)]))
             image, verdict = checked.image, checked.verdict
-        yield events.Picture(image, recipe.prompt, recipe.seed, verdict)
+        yield events.ImageReady(image, recipe.prompt, recipe.seed, verdict)
 
-    return verb
+    return run
 
 
 def _changed(run: Live, text: str, concepts: dict[str, str]) -> str:
-    """Wish for what the message says; what is wrong with it, or ""."""
+    """Apply a client's message; returns what is wrong with it, or ""."""
     try:
-        wish = parse_json(text.encode("utf-8", "replace"))
-        if not isinstance(wish, dict):
+        changes = parse_json(text.encode("utf-8", "replace"))
+        if not isinstance(changes, dict):
             raise BadRecipe('Send a JSON object with what changes, for example {"prompt": "a cat"}.')
-        named, strengths = wish.pop("concepts", {}), wish.pop("strengths", None)
-        if not isinstance(named, dict) or not isinstance(strengths or {}, dict):
+        hashes, strengths = changes.pop("concepts", {}), changes.pop("strengths", None)
+        if not isinstance(hashes, dict) or not isinstance(strengths or {}, dict):
             raise BadRecipe("concepts and strengths are JSON objects, by name.")
         if strengths and not all(isinstance(v, int | float) and 0 <= v <= 2 for v in strengths.values()):
             raise BadRecipe("A strength lies between 0 and 2; 1 is as taught.")
-        concepts.update({str(k): str(v) for k, v in named.items()})
-        run.change(strengths, **wish)
+        concepts.update({str(k): str(v) for k, v in hashes.items()})
+        run.change(strengths, **changes)
     except MinikinError as e:
         return sentence_of(e)
     except HTTPException as e:
@@ -112,21 +115,26 @@ def _changed(run: Live, text: str, concepts: dict[str, str]) -> str:
     return ""
 
 
-def _show(
+def _paint_all(
     run: Live, loop: asyncio.AbstractEventLoop, ready: asyncio.Queue[dict[str, Any] | None], marking: Marking
 ) -> None:  # fmt: skip
-    """Paint until closed, in a thread of its own."""
+    """Generate until the session is closed; runs in a thread."""
     for shown in run:
-        with suppress(RuntimeError):  # the loop ended first
+        with suppress(RuntimeError):  # the event loop has ended
             loop.call_soon_threadsafe(ready.put_nowait, _message(shown, marking))
 
 
-def _message(shown: Shown, marking: Marking) -> dict[str, Any]:
-    told = {"number": shown.wish.number, "seconds": round(time.perf_counter() - shown.wish.asked, 4)}
+def _message(shown: LiveResult, marking: Marking) -> dict[str, Any]:
+    message = {"number": shown.request.number, "seconds": round(time.perf_counter() - shown.request.time, 4)}
     if shown.image is None:
-        return {**told, "problem": shown.problem}
-    recipe = shown.wish.recipe
-    return {**told, "prompt": recipe.prompt, "seed": recipe.seed, "image": b64(jpeg(shown.image, marking, 85))}
+        return {**message, "problem": shown.problem}
+    recipe = shown.request.recipe
+    return {
+        **message,
+        "prompt": recipe.prompt,
+        "seed": recipe.seed,
+        "image": b64(jpeg(shown.image, marking, 85)),
+    }
 
 
 async def _send(socket: WebSocket, ready: asyncio.Queue[dict[str, Any] | None]) -> None:

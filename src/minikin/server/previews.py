@@ -1,5 +1,4 @@
-"""What somebody who looks at the server needs besides jobs: recipes inside images, faces of concepts,
-and where the subject of a photo is, before it is taught."""
+"""Preview routes: the recipe inside an image, the preview of a concept, masks proposed for photos."""
 
 from __future__ import annotations
 
@@ -15,41 +14,41 @@ from minikin.perfusion.concept import check_category
 from minikin.recipes import Teach
 from minikin.server import decode, serializers
 from minikin.server.api.native_concepts import photos_of
-from minikin.server.engine import Given
+from minikin.server.engine import JobInputs
 from minikin.server.errors import not_found
-from minikin.server.http import StrictRoute, client_of, queued, service_of, submit, uploads
-from minikin.server.jobs import Asked
+from minikin.server.http import StrictRoute, accepts_forms, client_of, enqueues_jobs, service_of, submit
+from minikin.server.jobs import JobRequest
 
 router = APIRouter(prefix="/api", tags=["native"], route_class=StrictRoute)
 
 
 @router.post("/recipe")
-@uploads
+@accepts_forms
 async def recipe(request: Request, file: UploadFile = File()) -> dict[str, Any]:
-    """What an image records of how it was made, ours and other programs' alike."""
+    """The generation metadata of an image, by Minikin or another program."""
     limits = service_of(request).limits
     data = await file.read(limits.image + 1)
     image = await run_in_threadpool(decode.decode, data, "the image", limits)
-    found = recorded(texts_of(image))
+    record = recorded(texts_of(image))
     return {
-        "size": list(image.size), "prompt": found.prompt, "negative": found.negative,
-        "settings": found.settings, "seed": found.recipe.get("seed"), "made": found.recipe,
-        "chain": _chain(found), "source_type": xmp.source_type_of(image),
+        "size": list(image.size), "prompt": record.prompt, "negative": record.negative,
+        "settings": record.settings, "seed": record.recipe.get("seed"), "made": record.recipe,
+        "chain": _chain(record), "source_type": xmp.source_type_of(image),
     }  # fmt: skip
 
 
-def _chain(found: Recorded) -> list[dict[str, Any]]:
-    """What was done, the first image first: kind of work, seed, preset."""
-    steps, made = [], found.recipe
-    while made:
-        told: Any = made.get("recipe")
-        told = told if isinstance(told, dict) else {}
+def _chain(record: Recorded) -> list[dict[str, Any]]:
+    """The lineage of an image, oldest first: type of work, seed, preset."""
+    steps, facts = [], record.recipe
+    while facts:
+        recipe: Any = facts.get("recipe")
+        recipe = recipe if isinstance(recipe, dict) else {}
         steps.append({
-            "work": made.get("work", "paint"), "seed": made.get("seed"), "preset": made.get("preset"),
-            "prompt": told.get("prompt", ""), "strength": told.get("strength"),
+            "work": facts.get("work", "paint"), "seed": facts.get("seed"), "preset": facts.get("preset"),
+            "prompt": recipe.get("prompt", ""), "strength": recipe.get("strength"),
         })  # fmt: skip
-        parent = made.get("parent")
-        made = parent.get("made", {}) if isinstance(parent, dict) else {}
+        parent = facts.get("parent")
+        facts = parent.get("made", {}) if isinstance(parent, dict) else {}
     return steps[::-1]
 
 
@@ -59,8 +58,8 @@ async def preview(request: Request, ref: str) -> Response:
     service, client = service_of(request), client_of(request)
 
     def read() -> bytes:
-        entry = service.shelf.find(client, ref)
-        return service.shelf.pinned(entry.name, entry).concept.preview
+        entry = service.concept_store.find(client, ref)
+        return service.concept_store.pinned(entry.name, entry).concept.preview
 
     data = await run_in_threadpool(read)
     if not data:
@@ -69,15 +68,15 @@ async def preview(request: Request, ref: str) -> Response:
 
 
 @router.post("/masks", status_code=202, response_class=JSONResponse)
-@uploads
-@queued
+@accepts_forms
+@enqueues_jobs
 async def masks(
     request: Request, photos: list[UploadFile] = File(), category: str = Form(max_length=80)
 ) -> dict[str, Any]:
-    """Where a category is in photos: a job whose images are the masks, white where it is, in their order."""
+    """Find a category in photos: a job whose images are the masks, white where it is, in the photos' order."""
     check_category(category)
     values = {"name": "x", "category": category, "base": service_of(request).engine.name}
     Teach.make(**values)
-    given = Given(many={"photos": await photos_of(request, photos)})
-    job = await submit(request, Asked("masks", client_of(request)), values, None, given)
-    return serializers.of(service_of(request), job)
+    inputs = JobInputs(photos=await photos_of(request, photos))
+    job = await submit(request, JobRequest("masks", client_of(request)), values, None, inputs)
+    return serializers.job_json(service_of(request), job)

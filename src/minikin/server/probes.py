@@ -1,4 +1,4 @@
-"""Is it alive, is it ready, how much has it done."""
+"""Health checks and metrics: /livez, /readyz, /metrics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def livez() -> dict[str, str]:
 
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
-    """200 when a request would be served; 503 and why while it would not."""
+    """200 when a request would be served, else 503 with the reason."""
     why = service_of(request).ready
     return JSONResponse({"status": why or "ok"}, 503 if why else 200)
 
@@ -28,7 +28,7 @@ async def readyz(request: Request) -> Response:
 async def prometheus(request: Request) -> Response:
     """Counters in Prometheus' text format."""
     service = service_of(request)
-    waiting = service.line.waiting()
+    waiting = service.queue.waiting()
     metrics.QUEUE.set(len(waiting))
     metrics.RUNNING.set(len(service.running()))
     return Response(metrics.text(), media_type="text/plain; version=0.0.4")

@@ -1,21 +1,21 @@
-"""HTTP on the wire: uvicorn's protocol, with an end to its patience.
+"""uvicorn's HTTP protocol with timeouts.
 
-uvicorn waits for ever for the rest of a request's head, for a body that nobody reads any more, and for a
-caller who does not take the answer (its issue #157). Each costs an attacker one byte now and then. Here a
-connection is looked at a few times in each deadline, and ended when
+uvicorn waits forever for the rest of a request's head, for a body that nobody reads any more, and for a
+client that does not read the response (its issue #157). Each costs an attacker one byte now and then. Here
+every connection is checked a few times per deadline and closed when
 
-    its first or next request's head has not arrived after `receive_s`       408, or without a word
-    the body of a request that is answered already still comes after that    without a word
-    not a byte of an answer was taken for `send_s`                           without a word
+    the head of its first or next request is incomplete after `receive_s`     408, or no response
+    the body of a request with a finished response still comes after that     no response
+    the client has not read a byte of the response for `send_s`               no response
 
-A body that is being read has its own deadline in the gate, which answers in the caller's dialect. When there
-are more than `connections`, the one that has been sending its head for longest makes room: sockets that say
-nothing keep nobody out; but whoever lingers (below) goes first, the oldest before others.
+A body that is being read has its own deadline in the middleware, which responds in the client's dialect. When
+there are more than `connections`, the one that has been sending its head for longest is closed, so that idle
+sockets keep nobody out; lingering ones (see below) are closed before it, the oldest first.
 
-A caller who is refused before its body was read hears why: a socket that is closed over bytes nobody took is
-reset, and a reset throws away the answer the caller had not read yet. So our side is closed, and what still
-comes is thrown away until the caller closes too, for `LINGER_S` at most and never with more sockets than
-`connections` (nginx's lingering_close).
+A client whose request is rejected before its body was read receives the response: a socket that is closed with
+unread bytes is reset, and a reset discards the response on the client's side. So our side is closed, and
+incoming bytes are discarded until the client closes too, for `LINGER_S` at most and never with more sockets
+than `connections` (nginx's lingering_close).
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from minikin.server import metrics
-from minikin.server.errors import body_of
+from minikin.server.errors import error_body
 from minikin.server.limits import Limits
 
-LOOKS = 6  # in each deadline
-LINGER_S = 2.0  # what is on its way when we answer has come by then
+CHECKS_PER_DEADLINE = 6
+LINGER_S = 2.0  # bytes in flight when we respond have arrived by then
 
 
 def protocol(limits: Limits) -> type[H11Protocol]:
     """The class that uvicorn's `http` setting takes."""
-    return type("Protocol", (Watched,), {"limits": limits})
+    return type("Protocol", (TimeoutProtocol,), {"limits": limits})
 
 
-class Lingering:
-    """A transport that asks before it is closed: `close` is `last`, everything else the transport's own."""
+class LingeringTransport:
+    """A transport whose `close` first calls `before_close`, which may keep it open for a while."""
 
-    def __init__(self, transport: Any, last: Callable[[Any], bool]) -> None:
-        self.real, self._last, self._closing = transport, last, False
+    def __init__(self, transport: Any, before_close: Callable[[Any], bool]) -> None:
+        self.real, self._before_close, self._closing = transport, before_close, False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.real, name)
@@ -57,101 +57,101 @@ class Lingering:
 
     def close(self) -> None:
         if not self.is_closing():
-            self._closing = self._last(self.real)
+            self._closing = self._before_close(self.real)
             if not self._closing:
                 self.real.close()
 
 
-class Watched(H11Protocol):
-    """One connection; see the module's text."""
+class TimeoutProtocol(H11Protocol):
+    """One connection; see the module's docstring."""
 
     limits = Limits()
 
     def connection_made(self, transport: Any) -> None:
-        own = transport.get_extra_info("socket")
-        if own is not None and own.family in (socket.AF_INET, socket.AF_INET6):
-            # asyncio sets it for sockets of its own making alone, uvloop always: without it, what follows an
-            # answer's head waits 40 ms for that to be acknowledged
-            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        super().connection_made(Lingering(transport, self._linger))  # type: ignore[arg-type]
-        self._leaving: asyncio.TimerHandle | None = None
-        self._looking: asyncio.TimerHandle | None = None
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            # asyncio sets it only for sockets it opened itself, uvloop always: without it, the body of a
+            # response waits 40 ms until its head is acknowledged
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super().connection_made(LingeringTransport(transport, self._linger))  # type: ignore[arg-type]
+        self._linger_timer: asyncio.TimerHandle | None = None
+        self._checking: asyncio.TimerHandle | None = None
         self._wait: tuple[object, ...] = ()  # what it waits for, and since when
-        self._since = self._moved = time.monotonic()
+        self._since = self._last_progress = time.monotonic()
         self._unsent = 0
-        self._make_room()
-        self._look()
+        self._close_surplus()
+        self._check()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._stop_looking()
-        if self._leaving is not None:
-            self._leaving.cancel()
+        self._stop_checking()
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._leaving is None:
+        if self._linger_timer is None:
             super().data_received(data)
 
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        self._stop_looking()  # from here on it is pinged
+        self._stop_checking()  # from here on websocket pings replace the checks
         self.transport = self.transport.real  # type: ignore[attr-defined]
         super().handle_websocket_upgrade(event)
 
     def _linger(self, transport: Any) -> bool:
-        """Close our side alone where more of the request may be on its way; whether that was done."""
-        comes = self.conn.their_state in (h11.SEND_BODY, h11.ERROR) or bool(self.conn.trailing_data[0])
-        if not comes or not transport.can_write_eof() or len(self.connections) > self.limits.connections:
+        """Close only our side where more of the request may be in flight; returns whether it did."""
+        more_to_come = self.conn.their_state in (h11.SEND_BODY, h11.ERROR) or bool(self.conn.trailing_data[0])
+        if not more_to_come or not transport.can_write_eof() or len(self.connections) > self.limits.connections:
             return False
-        # armed first: the caller may see our end, and act on it, before this thread goes on
-        self._leaving = self.loop.call_later(LINGER_S, transport.close)
+        # set first: the client may see our end, and act on it, before this thread goes on
+        self._linger_timer = self.loop.call_later(LINGER_S, transport.close)
         try:
             transport.write_eof()
-        except OSError:  # the caller is gone
-            self._leaving.cancel()
-            self._leaving = None
+        except OSError:  # the client is gone
+            self._linger_timer.cancel()
+            self._linger_timer = None
             return False
-        if self.cycle is not None and not self.cycle.response_complete:  # whoever still answers it need not
+        if self.cycle is not None and not self.cycle.response_complete:  # stops the handler
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.flow.resume_reading()
         return True
 
     def _is_cut_off(self) -> bool:
-        """Of one that lingers: whether it was told to go, and is there until the loop comes to it."""
+        """Whether a lingering connection was aborted, and remains until the event loop removes it."""
         return bool(self.transport.real.is_closing())  # type: ignore[attr-defined]
 
     def shutdown(self) -> None:
-        """The server ends: nobody is waited for who was answered."""
-        if self._leaving is not None:
+        """The server ends: lingering connections are not waited for."""
+        if self._linger_timer is not None:
             self.transport.real.close()  # type: ignore[attr-defined]
         else:
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is told so in the words of the others; in the middle of an answer, it is cut off."""
+        """Respond 400 in the native dialect to what is not HTTP; in the middle of a response, close."""
         metrics.REJECTED.labels("bad_http").inc()
-        self._refuse(400, "bad_http", "This is no HTTP/1.1 request.")
+        self._reject(400, "bad_http", "This is no HTTP/1.1 request.")
 
-    # ---- looking -----------------------------------------------------------------------------
+    # ---- timeouts ----------------------------------------------------------------------------
 
     def waits_for_head(self) -> bool:
-        """Whether a request has begun, or should have, and is not here."""
+        """Whether the head of a request is due and not complete."""
         begun = self.cycle is None or bool(self.conn.trailing_data[0])
         return self.conn.their_state is h11.IDLE and begun
 
     def _waits_for_nothing(self) -> bool:
-        """Whether a body still comes that nobody reads."""
-        answered = self.cycle is not None and self.cycle.response_complete
-        return self.conn.their_state is h11.SEND_BODY and answered
+        """Whether a body is still arriving after its response was sent."""
+        job_response = self.cycle is not None and self.cycle.response_complete
+        return self.conn.their_state is h11.SEND_BODY and job_response
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         now = time.monotonic()
-        self._check_arriving(now)
-        self._check_leaving(now)
-        every = min(self.limits.receive_s, self.limits.send_s) / LOOKS
-        self._looking = self.loop.call_later(every, self._look)
+        self._check_receiving(now)
+        self._check_sending(now)
+        every = min(self.limits.receive_s, self.limits.send_s) / CHECKS_PER_DEADLINE
+        self._checking = self.loop.call_later(every, self._check)
 
-    def _check_arriving(self, now: float) -> None:
+    def _check_receiving(self, now: float) -> None:
         head, rest = self.waits_for_head(), self._waits_for_nothing()
         wait = (head, rest, self.cycle)
         if wait != self._wait:
@@ -160,42 +160,44 @@ class Watched(H11Protocol):
             return
         metrics.REJECTED.labels("receive_timeout").inc()
         if head and self.conn.trailing_data[0]:
-            self._refuse(408, "receive_timeout", "The request did not arrive in time.")
+            self._reject(408, "receive_timeout", "The request did not arrive in time.")
         else:
             self.transport.abort()
 
-    def _check_leaving(self, now: float) -> None:
+    def _check_sending(self, now: float) -> None:
         unsent = self.transport.get_write_buffer_size()
         if unsent < self._unsent or not unsent:
-            self._moved = now
+            self._last_progress = now
         self._unsent = unsent
-        if now - self._moved >= self.limits.send_s:
+        if now - self._last_progress >= self.limits.send_s:
             metrics.REJECTED.labels("send_timeout").inc()
             self.transport.abort()
 
-    def _stop_looking(self) -> None:
-        if self._looking is not None:
-            self._looking.cancel()
+    def _stop_checking(self) -> None:
+        if self._checking is not None:
+            self._checking.cancel()
 
-    def _make_room(self) -> None:
-        # one that was told to go is among `connections` until the loop comes to it
-        here = [c for c in self.connections if isinstance(c, Watched) and not c.transport.is_closing()]
-        others = [c for c in here if c is not self and c.waits_for_head()]
-        leaving = [
-            (c._leaving.when(), id(c), c)
-            for c in self.connections
-            if isinstance(c, Watched) and c._leaving is not None and not c._is_cut_off()
+    def _close_surplus(self) -> None:
+        # an aborted connection stays in `connections` until the event loop removes it
+        open_connections = [
+            c for c in self.connections if isinstance(c, TimeoutProtocol) and not c.transport.is_closing()
         ]
-        if len(here) + len(leaving) > self.limits.connections and leaving:
-            min(leaving)[2].transport.abort()
-        elif len(here) > self.limits.connections and others:
+        idle = [c for c in open_connections if c is not self and c.waits_for_head()]
+        lingering = [
+            (c._linger_timer.when(), id(c), c)
+            for c in self.connections
+            if isinstance(c, TimeoutProtocol) and c._linger_timer is not None and not c._is_cut_off()
+        ]
+        if len(open_connections) + len(lingering) > self.limits.connections and lingering:
+            min(lingering)[2].transport.abort()
+        elif len(open_connections) > self.limits.connections and idle:
             metrics.REJECTED.labels("too_many_connections").inc()
-            min(others, key=lambda c: c._since).transport.abort()
+            min(idle, key=lambda c: c._since).transport.abort()
 
-    def _refuse(self, status: int, code: str, message: str) -> None:
-        """Answer outside of any request, and close."""
+    def _reject(self, status: int, code: str, message: str) -> None:
+        """Respond outside of any request, and close."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
-            body = json.dumps(body_of("native", status, code, message)).encode()
+            body = json.dumps(error_body("native", status, code, message)).encode()
             headers = [("content-type", "application/json"), ("content-length", str(len(body))),
                        ("connection", "close"), ("x-should-retry", "false")]  # fmt: skip
             for event in (

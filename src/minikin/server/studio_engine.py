@@ -1,11 +1,11 @@
-"""The engine that paints: a Studio for one device, with every request's concepts kept apart."""
+"""The server's engine on a Studio: one base on one device, with the concepts of each request separated."""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -13,137 +13,117 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minikin.errors import MinikinError
+from minikin.errors import NanOrInf
 from minikin.events import Event
-from minikin.generation import batching, img2img
-from minikin.generation import sampler as painting
-from minikin.generation.plan import Plan
+from minikin.generation import sampler
+from minikin.generation.batching import BatchRow, batch_key, generate_together
+from minikin.generation.request import ImageRequest, resolve
 from minikin.generation.schedulers import SCHEDULERS
 from minikin.models.lora import adapters
-from minikin.models.prompt import Prompt, parse
-from minikin.perfusion.conditioning import Loaded, load
-from minikin.recipes import Paint, Recipe, Rework, Teach
-from minikin.server.batch_size import Room
-from minikin.server.engine import Concepts, Given, OnStep, Pinned, Prepared, Row
-from minikin.server.job_types import KINDS, job_of
+from minikin.perfusion.conditioning import PreparedConcept, prepare_concept
+from minikin.recipes import Img2Img, Paint, Recipe, Teach
+from minikin.server.batch_size import BatchSizer
+from minikin.server.engine import Concepts, JobInputs, OnStep, PinnedConcept, PreparedRequest, Row
+from minikin.server.job_types import JOB_TYPES, init_image
 from minikin.studio import Studio
 
-ON_CPU = 8  # images at once: more are no quicker there, and keep everybody waiting
-READY = 512  # concepts kept ready for this base; each takes about 100 KB
+CPU_BATCH = 8  # images at once: more are no faster there, and keep other jobs waiting
+MAX_PREPARED = 512  # concepts encoded for this base, about 100 KB each
 _NOTHING = torch.empty(0)
-
-
-class NotFinite(MinikinError):
-    """The model gave numbers that are none: an image that cannot be shown."""
-
-    code = "non_finite_output"
-
-
-@dataclass(frozen=True)
-class Planned:
-    """How a recipe is painted here."""
-
-    plan: Plan
-    prompt: Prompt
-    wanted: tuple[tuple[Any, float], ...]
-    facts: dict[str, Any]
 
 
 class StudioEngine:
     """See `engine.Engine`.
 
-    quick  the engine (`models.backends`) of what is painted live with the quickest preset; whatever else is
-           painted is PyTorch's, to the bit
+    live_engine  inference backend (`models.backends`) of live generation with the fastest preset; everything
+                 else runs in eager PyTorch, bit for bit as in diffusers
     """
 
-    def __init__(self, studio: Studio, quick: str = "eager") -> None:
-        self.studio, self.quick = studio, quick
+    def __init__(self, studio: Studio, live_engine: str = "eager") -> None:
+        self.studio, self.live_engine = studio, live_engine
         self.name, self.side = studio.base.name, studio.base.size_px
-        self.memory = Room.of(studio.base)
-        self._door = threading.Lock()  # LoRA files and plans, one request at a time
-        self._ready: OrderedDict[tuple[str, str], Loaded] = OrderedDict()
+        self.memory = BatchSizer.for_base(studio.base)
+        self._prepare_lock = threading.Lock()  # LoRA files and plans, one request at a time
+        self._prepared: OrderedDict[tuple[str, str], PreparedConcept] = OrderedDict()
 
-    def prepare(self, kind: str, recipe: Recipe, concepts: Concepts, given: Given | None = None) -> Prepared:
-        for one in concepts.values():
-            self.studio.concepts.check(one.concept)
+    def prepare(
+        self, kind: str, recipe: Recipe, concepts: Concepts, inputs: JobInputs | None = None
+    ) -> PreparedRequest:
+        for concept in concepts.values():
+            self.studio.concepts.check(concept.concept)
         if isinstance(recipe, Teach):
             side = recipe.size or self.side
             if kind == "masks":
-                return Prepared(recipe, concepts, None, 1, side**2)
-            return Prepared(recipe, concepts, None, recipe.steps or recipe.max_steps, side**2)
+                return PreparedRequest(recipe, concepts, None, 1, side**2)
+            return PreparedRequest(recipe, concepts, None, recipe.steps or recipe.max_steps, side**2)
         assert isinstance(recipe, Paint)
         base = self.studio.base
-        job = job_of(given) if given and isinstance(recipe, Rework) else None
-        with self._door:
-            # planning asks concepts for their facts alone; they are encoded in the worker's thread
-            view = self._view({n: Loaded(p.concept, None, _NOTHING) for n, p in concepts.items()})
-            prompt = parse(recipe.prompt, view.concepts.categories)
-            painting.check(base, recipe)
-            plan, wanted = view.prepared(recipe, prompt)
-            facts = view.facts_now(recipe, job)
+        init = init_image(inputs) if inputs and isinstance(recipe, Img2Img) else None
+        with self._prepare_lock:
+            # resolving needs facts of concepts alone; their tensors are prepared in the worker's thread
+            named = {n: PreparedConcept(p.concept, None, _NOTHING) for n, p in concepts.items()}
+            request = resolve(base, recipe, named, self.studio.adapters, init)
+        if request.canvas:  # runs alone, resolves again when it runs, and yields its warnings then
+            width, height = request.canvas.padded
+            steps = sampler.start_of(base, request, request.strength).steps
+            without_pixels = replace(request, init=None, canvas=None)  # jobs wait, and are remembered
+            return PreparedRequest(recipe, concepts, None, steps, width * height, (), without_pixels)
         identity = tuple(sorted((n, p.sha256) for n, p in concepts.items()))
-        key = batching.group(plan, prompt, wanted, identity)
-        w, h = plan.recipe.width or base.size_px, plan.recipe.height or base.size_px
-        said = (*plan.warnings, *painting.cautions(base, plan.recipe, prompt, view.concepts.loaded))
-        own = Planned(plan, prompt, tuple(wanted), facts)
-        if isinstance(recipe, Rework):  # done alone; its verb says the warnings
-            work = img2img.begun(base, recipe, job)
-            assert work is not None
-            w, h = work.canvas.padded
-            return Prepared(recipe, concepts, None, painting.steps(base, plan, recipe.strength), w * h, (), own)
-        return Prepared(recipe, concepts, key, plan.steps, w * h, said, own)
+        width, height = request.recipe.width or base.size_px, request.recipe.height or base.size_px
+        key = batch_key(request, identity)
+        return PreparedRequest(recipe, concepts, key, request.steps, width * height, request.warnings, request)
 
     def paint(self, rows: Sequence[Row], on_step: OnStep) -> list[Image.Image]:
         base, last = self.studio.base, torch.empty(0)
-        planned: list[Planned] = [row.prepared.plan for row in rows]
-        pixels = planned[0].plan.recipe
+        requests: list[ImageRequest] = [row.prepared.plan for row in rows]
+        pixels = requests[0].recipe
         size = (pixels.width or base.size_px, pixels.height or base.size_px)
 
         def step(done: int, latents: Tensor) -> None:
             nonlocal last
             last = latents
-            on_step(done, lambda i: self.studio.colours.show(latents[i], size))
+            on_step(done, lambda i: self.studio.preview.image(latents[i], size))
 
         with (
-            self.studio.turn(), self.studio.adapters.using(list(planned[0].wanted)),
+            self.studio.turn(), self.studio.adapters.using(requests[0].adapters),
             self.memory.measuring(len(rows) * rows[0].prepared.pixels),
         ):  # fmt: skip
-            made = batching.paint_together(
+            results = generate_together(
                 base,
                 [
-                    batching.Row(p.plan, p.prompt, self._loaded(row.prepared.concepts), row.seed)
-                    for p, row in zip(planned, rows, strict=True)
+                    BatchRow(request.with_concepts(self._loaded(row.prepared.concepts)), row.seed)
+                    for request, row in zip(requests, rows, strict=True)
                 ],
                 on_step=step,
             )
         if not bool(torch.isfinite(last).all()):
-            raise NotFinite(
-                "The model gave numbers that are not finite, so there is no image. Try other guidance or "
-                "LoRA weights; in half precision, restart the server with --dtype float32."
+            raise NanOrInf(
+                "The model returned NaN or Inf, so there is no image. Try other guidance or LoRA weights. "
+                "In half precision, restart the server with --dtype float32."
             )
-        self.studio.colours.learn(last[0], made[0].image)
-        return [one.image for one in made]
+        self.studio.preview.fit(last[0], results[0].image)
+        return [item.image for item in results]
 
     def check(self) -> None:
-        pass  # it ends with this process
+        pass  # lives as long as this process
 
-    def room(self, prepared: Prepared) -> int:
+    def max_batch(self, prepared: PreparedRequest) -> int:
         fits = self.memory.fits(prepared.pixels)
-        return min(ON_CPU, fits) if self.studio.base.device.type == "cpu" else fits
+        return min(CPU_BATCH, fits) if self.studio.base.device.type == "cpu" else fits
 
-    def run(self, kind: str, prepared: Prepared, given: Given) -> Iterator[Event]:
-        verb = KINDS[kind].verb
-        assert verb is not None, kind
+    def run(self, kind: str, prepared: PreparedRequest, inputs: JobInputs) -> Iterator[Event]:
+        runner = JOB_TYPES[kind].run
+        assert runner is not None, kind
         with self.studio.turn():
-            view = self._view(self._loaded(prepared.concepts))
-            yield from verb(view, prepared.recipe, given)
+            studio = self._view(self._loaded(prepared.concepts))
+            yield from runner(studio, prepared.recipe, inputs)
 
-    def facts(self, prepared: Prepared) -> dict[str, Any]:
+    def facts(self, prepared: PreparedRequest) -> dict[str, Any]:
         if prepared.plan is None:
             base = self.studio.base
-            own = prepared.recipe.model_dump(mode="json", exclude={"device", "dtype"})
-            return {"recipe": own, "base": {"name": base.name, "fingerprint": base.fingerprint}}
-        facts: dict[str, Any] = prepared.plan.facts
+            recipe = prepared.recipe.model_dump(mode="json", exclude={"device", "dtype"})
+            return {"recipe": recipe, "base": {"name": base.name, "fingerprint": base.fingerprint}}
+        facts: dict[str, Any] = prepared.plan.record
         return facts
 
     def describe(self) -> dict[str, Any]:
@@ -152,47 +132,51 @@ class StudioEngine:
             "base": {"name": base.name, "architecture": base.architecture, "fingerprint": base.fingerprint,
                      "licence": base.licence, "side": base.size_px},
             "presets": self.studio.presets(),
-            "live": self.live,
+            "live": self.live_preset,
             "samplers": list(SCHEDULERS),
             "loras": sorted({p.stem for p in adapters.folder().glob("*.safetensors")}),
         }  # fmt: skip
 
-    def hastened(self, recipe: Paint) -> Paint:
-        """On the quick engine where that is warm: every preset, LoRA and size is an export of its own."""
-        usual = recipe.preset == self.live and not (recipe.width or recipe.height or "<lora:" in recipe.prompt)
-        return recipe.model_copy(update={"engine": self.quick}) if usual else recipe
+    def with_live_engine(self, recipe: Paint) -> Paint:
+        """On the live engine where it is warm: every preset, LoRA and size needs its own export."""
+        default = recipe.preset == self.live_preset and not (
+            recipe.width or recipe.height or "<lora:" in recipe.prompt
+        )
+        return recipe.model_copy(update={"backend": self.live_engine}) if default else recipe
 
     @cached_property
-    def live(self) -> str | None:
-        """The preset that is ready with the fewest steps it can do with; of several the one made for few."""
+    def live_preset(self) -> str | None:
+        """The ready preset with the fewest steps; of several the one that allows the fewest choices."""
         ready = [p for p in self.studio.presets() if p["ready"]]
 
         def order(p: dict[str, Any]) -> tuple[int, int, int]:
             return min(p["allowed"], default=p["steps"]), len(p["allowed"]), p["steps"]
 
-        quickest = min(ready, key=order, default=None)
-        return str(quickest["name"]) if quickest else None
+        fastest = min(ready, key=order, default=None)
+        return str(fastest["name"]) if fastest else None
 
     def warm_up(self) -> None:
-        usual = Paint(prompt="a photo of a cat", base=self.name, steps=2)
-        quick = self.hastened(usual.model_copy(update={"preset": self.live, "steps": None}))
-        for recipe in (usual, quick) if self.quick != "eager" else (usual,):
+        default = Paint(prompt="a photo of a cat", base=self.name, steps=2)
+        live_engine = self.with_live_engine(
+            default.model_copy(update={"preset": self.live_preset, "steps": None})
+        )
+        for recipe in (default, live_engine) if self.live_engine != "eager" else (default,):
             self.paint([Row(self.prepare("paint", recipe, {}), 0)], lambda done, preview: None)
 
-    def _view(self, loaded: Mapping[str, Loaded]) -> Studio:
-        """A Studio in which these concepts alone are in use."""
+    def _view(self, loaded: Mapping[str, PreparedConcept]) -> Studio:
+        """A Studio in which only these concepts are loaded."""
         view = self.studio.beside()
         view.concepts.loaded = dict(loaded)
         return view
 
-    def _loaded(self, concepts: Concepts) -> dict[str, Loaded]:
-        return {name: self._encoded(name, one) for name, one in concepts.items()}
+    def _loaded(self, concepts: Concepts) -> dict[str, PreparedConcept]:
+        return {name: self._prepared_concept(name, pinned) for name, pinned in concepts.items()}
 
-    def _encoded(self, name: str, one: Pinned) -> Loaded:
-        key = (one.sha256, name)
-        if key not in self._ready:
-            self._ready[key] = load(self.studio.base, one.concept)
-            while len(self._ready) > READY:
-                self._ready.popitem(last=False)
-        self._ready.move_to_end(key)
-        return self._ready[key]
+    def _prepared_concept(self, name: str, pinned: PinnedConcept) -> PreparedConcept:
+        key = (pinned.sha256, name)
+        if key not in self._prepared:
+            self._prepared[key] = prepare_concept(self.studio.base, pinned.concept)
+            while len(self._prepared) > MAX_PREPARED:
+                self._prepared.popitem(last=False)
+        self._prepared.move_to_end(key)
+        return self._prepared[key]

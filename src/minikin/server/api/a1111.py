@@ -1,9 +1,8 @@
 """A1111's API, as far as `webuiapi` and Open WebUI call it.
 
-Requests carry some 45 keys whatever is wanted: keys that mean nothing here are left alone, keys that would
-change the server, run scripts or ask for what is not there are refused with a sentence. Errors have honest
-4xx codes. What one client interrupts is its own: its jobs by key and Basic user name, or the one job it
-named with `force_task_id`.
+Clients always send some 45 keys: those without a meaning here are ignored; those that would change the server,
+run scripts or need a missing feature are rejected with a sentence. Errors have 4xx codes. A client can
+interrupt only its jobs (by key and Basic user name), or the one job it named with `force_task_id`.
 """
 
 from __future__ import annotations
@@ -22,22 +21,32 @@ from minikin.generation.schedulers import SCHEDULERS
 from minikin.images.metadata import parse_parameters
 from minikin.server import decode
 from minikin.server.api.a1111_options import digest, title
-from minikin.server.api.shared import known, seed_of, words
-from minikin.server.engine import Given
-from minikin.server.errors import Refused, wrong
-from minikin.server.http import StrictRoute, b64, client_of, hold, pictures, preview, queued, service_of, submit
-from minikin.server.jobs import Asked, Job
+from minikin.server.api.shared import known_fields, prompts_or_recorded, seed_of
+from minikin.server.engine import JobInputs
+from minikin.server.errors import RequestRejected, invalid_field
+from minikin.server.http import (
+    StrictRoute,
+    b64,
+    client_of,
+    enqueues_jobs,
+    preview,
+    result_files,
+    service_of,
+    submit,
+    wait_for_job,
+)
+from minikin.server.jobs import Job, JobRequest
 from minikin.server.service import Service
 
 router = APIRouter(prefix="/sdapi/v1", tags=["a1111"], route_class=StrictRoute)
 HARMLESS = ("CLIP_stop_at_last_layers", "sd_model_checkpoint", "samples_format", "eta_noise_seed_delta")
 UNSUPPORTED = "unsupported_field"
 KARRAS = " Karras"
-LEAST = 0.01  # strength
+MIN_STRENGTH = 0.01
 
 
 class Txt2Img(BaseModel):
-    """What is read of /txt2img; everything else a client sends is left alone."""
+    """The fields of /txt2img that are read; all others are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -66,7 +75,7 @@ class Txt2Img(BaseModel):
 
 
 class Img2Img(Txt2Img):
-    """What is read of /img2img besides."""
+    """The further fields of /img2img that are read."""
 
     init_images: list[str] = Field(min_length=1)
     mask: str | None = None
@@ -79,39 +88,39 @@ class Img2Img(Txt2Img):
 
 
 @router.post("/txt2img", response_class=JSONResponse)
-@queued
+@enqueues_jobs
 async def txt2img(request: Request, body: Txt2Img) -> Response:
-    """Paint from a prompt."""
+    """Generate images from a prompt."""
     return await _answer(request, "paint", body, {}, None)
 
 
 @router.post("/img2img", response_class=JSONResponse)
-@queued
+@enqueues_jobs
 async def img2img(request: Request, body: Img2Img) -> Response:
     """Refine an image, or inpaint it where a mask is white."""
     limits = service_of(request).limits
     kind = "refine" if body.mask is None else "inpaint"
     image = await run_in_threadpool(decode.from_base64, body.init_images[0], "init_images", limits)
-    body.prompt, body.negative_prompt = words(body.prompt, body.negative_prompt, image)
+    body.prompt, body.negative_prompt = prompts_or_recorded(body.prompt, body.negative_prompt, image)
     # A1111's 0 changes nothing; here at least one step runs
     strength = 0.75 if body.denoising_strength is None else body.denoising_strength
-    more: dict[str, Any] = {"strength": max(LEAST, strength)}
-    shown = {"picture": image.convert("RGB")}
+    extra: dict[str, Any] = {"strength": max(MIN_STRENGTH, strength)}
+    images = {"image": image.convert("RGB")}
     if body.mask is not None:
         mask = await run_in_threadpool(decode.from_base64, body.mask, "mask", limits)
-        shown["mask"] = _cover(mask, image.size, invert=bool(body.inpainting_mask_invert))
-        more |= {"feather": body.mask_blur, "only_masked": body.inpaint_full_res,
+        images["mask"] = _resized_mask(mask, image.size, invert=bool(body.inpainting_mask_invert))
+        extra |= {"feather": body.mask_blur, "only_masked": body.inpaint_full_res,
                  "padding": body.inpaint_full_res_padding}  # fmt: skip
-    return await _answer(request, kind, body, more, shown)
+    return await _answer(request, kind, body, extra, images)
 
 
 @router.get("/progress")
 async def progress(request: Request, id_task: str = "", skip_current_image: bool = False) -> dict[str, Any]:
-    """How far your own jobs are; one of them by its `force_task_id`."""
+    """Progress of your jobs, or of the one with this `force_task_id`."""
     service = service_of(request)
-    mine = _mine(service, client_of(request), id_task)
-    now = next((job for job in mine if job.started), mine[0] if mine else None)
-    if now is None:
+    jobs = _jobs_of(service, client_of(request), id_task)
+    job = next((job for job in jobs if job.started), jobs[0] if jobs else None)
+    if job is None:
         return {
             "progress": 0.0,
             "eta_relative": 0.0,
@@ -119,23 +128,23 @@ async def progress(request: Request, id_task: str = "", skip_current_image: bool
             "current_image": None,
             "textinfo": None,
         }
-    shown = None if skip_current_image else await preview(service, now)
-    share = now.done / now.total if now.total else 0.0
-    wait = (1 - share) * now.prepared.cost * max(1, len(now.seeds)) * service.line.rate_s
-    ahead = service.line.position(now)
+    image = None if skip_current_image else await preview(service, job)
+    share = job.done / job.total if job.total else 0.0
+    wait = (1 - share) * job.prepared.cost * max(1, len(job.seeds)) * service.queue.rate_s
+    ahead = service.queue.position(job)
     return {
         "progress": max(0.01, min(share, 0.99)), "eta_relative": round(wait, 2),
-        "state": _state(now, len(mine)), "current_image": shown,
-        "textinfo": f"In the queue: {ahead + 1}" if now.status == "queued" else None,
+        "state": _state(job, len(jobs)), "current_image": image,
+        "textinfo": f"In the queue: {ahead + 1}" if job.status == "queued" else None,
     }  # fmt: skip
 
 
 @router.post("/interrupt")
 @router.post("/skip")
 async def interrupt(request: Request, id_task: str = "") -> dict[str, Any]:
-    """Leave your own jobs, or one of them by its `force_task_id`; nobody else's."""
+    """Cancel your jobs, or the one with this `force_task_id`; never another client's."""
     service = service_of(request)
-    for job in _mine(service, client_of(request), id_task):
+    for job in _jobs_of(service, client_of(request), id_task):
         job.result = {"interrupted": await preview(service, job)}
         service.cancel(job)
     return {}
@@ -143,7 +152,7 @@ async def interrupt(request: Request, id_task: str = "") -> dict[str, Any]:
 
 @router.post("/options")
 async def set_options(request: Request, body: dict[str, Any]) -> None:
-    """Only what changes nothing: the base is chosen when the server is started."""
+    """Accepts only settings that change nothing: the base is chosen when the server is started."""
     _check_settings(service_of(request), body)
 
 
@@ -152,38 +161,38 @@ async def set_options(request: Request, body: dict[str, Any]) -> None:
 
 @router.post("/png-info")
 async def png_info(request: Request, body: dict[str, Any]) -> dict[str, Any]:
-    """What an image records about how it was made."""
+    """The generation metadata of an image."""
     image = await run_in_threadpool(decode.from_base64, body.get("image"), "image", service_of(request).limits)
     text = str(image.info.get("parameters", ""))
     prompt, negative, settings = parse_parameters(text)
-    told = {"Prompt": prompt, "Negative prompt": negative, **settings} if text else {}
-    return {"info": text, "items": {"parameters": text} if text else {}, "parameters": told}
+    parameters = {"Prompt": prompt, "Negative prompt": negative, **settings} if text else {}
+    return {"info": text, "items": {"parameters": text} if text else {}, "parameters": parameters}
 
 
 # ---- requests and answers ----------------------------------------------------------------------
 
 
-def values(service: Service, kind: str, body: Txt2Img) -> dict[str, Any]:
-    """The recipe's fields for this request; raises Refused for what is not there."""
-    for name, wanted in (("script_name", body.script_name), ("alwayson_scripts", body.alwayson_scripts),
+def recipe_fields(service: Service, kind: str, body: Txt2Img) -> dict[str, Any]:
+    """The recipe's fields for this request; raises RequestRejected for unsupported ones."""
+    for name, value in (("script_name", body.script_name), ("alwayson_scripts", body.alwayson_scripts),
                          ("styles", body.styles), ("enable_hr", body.enable_hr),
                          ("subseed_strength", body.subseed_strength)):  # fmt: skip
-        if wanted:
-            raise wrong(name, f"{name} is not offered here: leave it out.", code=UNSUPPORTED)
+        if value:
+            raise invalid_field(name, f"{name} is not offered here: leave it out.", code=UNSUPPORTED)
     _check_settings(service, body.override_settings or {})
     n = (body.batch_size or 1) * (body.n_iter or 1)
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "prompt": body.prompt, "negative": body.negative_prompt or "", "n": n, "seed": seed_of(body.seed),
         "steps": body.steps, "guidance": body.cfg_scale, "width": body.width, "height": body.height,
         "preset": body.preset, "scheduler": sampler(body.sampler_name or body.sampler_index, body.scheduler),
     }  # fmt: skip
     if kind == "inpaint":  # keeps its image's size
-        told["width"] = told["height"] = None
-    return known(kind, told)
+        fields["width"] = fields["height"] = None
+    return known_fields(kind, fields)
 
 
 def sampler(name: str | None, schedule: str | None) -> str | None:
-    """One name from A1111's two: ("DPM++ 2M", "Karras") is "DPM++ 2M Karras"; None for the base's own."""
+    """One name from A1111's two: ("DPM++ 2M", "Karras") is "DPM++ 2M Karras"; None for the base's default."""
     if not name or name.lower() == "automatic":
         return None
     if (schedule or "").lower() == "karras" and not name.endswith(KARRAS) and name + KARRAS in SCHEDULERS:
@@ -192,76 +201,80 @@ def sampler(name: str | None, schedule: str | None) -> str | None:
 
 
 async def _answer(
-    request: Request, kind: str, body: Txt2Img, more: dict[str, Any], shown: dict[str, Image.Image] | None
+    request: Request, kind: str, body: Txt2Img, extra: dict[str, Any], images: dict[str, Image.Image] | None
 ) -> Response:  # fmt: skip
     service = service_of(request)
-    told = {**await run_in_threadpool(values, service, kind, body), **known(kind, more)}
-    asked = Asked(kind, client_of(request), "a1111", body.force_task_id or "", held=True)
-    job = await submit(request, asked, told, body.concepts, Given(pictures=shown) if shown else None)
+    fields = {**await run_in_threadpool(recipe_fields, service, kind, body), **known_fields(kind, extra)}
+    job_request = JobRequest(kind, client_of(request), "a1111", body.force_task_id or "", blocking=True)
+    job = await submit(request, job_request, fields, body.concepts, JobInputs(images) if images else None)
     try:
-        await hold(request, job)
-    except Refused as e:
-        left = job.result or {}
-        if e.code != "cancelled" or "interrupted" not in left:
+        await wait_for_job(request, job)
+    except RequestRejected as e:
+        result = job.result or {}
+        if e.code != "cancelled" or "interrupted" not in result:
             raise
-        last = left["interrupted"]  # as A1111 does: an interrupted image is shown as far as it came
+        last = result["interrupted"]  # as A1111 does: an interrupted request returns the last preview
         return JSONResponse(
-            {"images": [last] if last else [], "parameters": _asked(body), "info": _info(job, told)}
+            {"images": [last] if last else [], "parameters": _parameters(body), "info": _info(job, fields)}
         )
-    files = await pictures(request, job) if body.send_images is not False else []
+    files = await result_files(request, job) if body.send_images is not False else []
     return JSONResponse(
-        {"images": [b64(f) for f in files], "parameters": _asked(body), "info": _info(job, told)}
+        {"images": [b64(f) for f in files], "parameters": _parameters(body), "info": _info(job, fields)}
     )  # fmt: skip
 
 
-def _asked(body: Txt2Img) -> dict[str, Any]:
-    """What was asked for, without the images it came with."""
+def _parameters(body: Txt2Img) -> dict[str, Any]:
+    """The request's parameters, without its images."""
     return body.model_dump(exclude={"init_images", "mask"})
 
 
-def _info(job: Job, told: dict[str, Any]) -> str:
-    seeds = [p.seed for p in job.pictures] or job.seeds
-    size = (job.pictures[0].width, job.pictures[0].height) if job.pictures else (0, 0)
+def _info(job: Job, fields: dict[str, Any]) -> str:
+    seeds = [p.seed for p in job.images] or job.seeds
+    size = (job.images[0].width, job.images[0].height) if job.images else (0, 0)
     n = len(seeds)
     return json.dumps({
-        "prompt": told.get("prompt", ""), "all_prompts": [told.get("prompt", "")] * n,
-        "negative_prompt": told.get("negative", ""), "all_negative_prompts": [told.get("negative", "")] * n,
+        "prompt": fields.get("prompt", ""), "all_prompts": [fields.get("prompt", "")] * n,
+        "negative_prompt": fields.get("negative", ""), "all_negative_prompts": [fields.get("negative", "")] * n,
         "seed": seeds[0] if seeds else -1, "all_seeds": seeds, "subseed": -1, "all_subseeds": [-1] * n,
         "subseed_strength": 0, "width": size[0], "height": size[1],
-        "sampler_name": told.get("scheduler") or "base default", "cfg_scale": told.get("guidance"),
+        "sampler_name": fields.get("scheduler") or "base default", "cfg_scale": fields.get("guidance"),
         "steps": job.prepared.steps, "batch_size": n, "restore_faces": False,
-        "denoising_strength": told.get("strength"),
+        "denoising_strength": fields.get("strength"),
         "extra_generation_params": {}, "index_of_first_image": 0, "styles": [], "clip_skip": 1,
-        "infotexts": [job.infotexts[p.number] for p in job.pictures], "job_timestamp": _stamp(job.created),
+        "infotexts": [job.infotexts[p.number] for p in job.images], "job_timestamp": _stamp(job.created),
         "is_using_inpainting_conditioning": False, "warnings": job.notes,
         "concepts": {name: p.sha256 for name, p in job.prepared.concepts.items()},
         "interrupted": job.status == "cancelled",
-        # as the filters among A1111's extensions tell it: by image
-        "nsfw": [job.verdict(p.number) is not None for p in job.pictures],
-        "content_filter": [(job.verdict(p.number) or {}).get("action") for p in job.pictures],
+        # per image, as A1111's filter extensions report it
+        "nsfw": [job.verdict(p.number) is not None for p in job.images],
+        "content_filter": [(job.verdict(p.number) or {}).get("action") for p in job.images],
     })  # fmt: skip
 
 
 def _check_settings(service: Service, settings: dict[str, Any]) -> None:
-    """Raise Refused, 422, for settings that would change something."""
+    """Raise RequestRejected (422) for settings that would change something."""
     for name, value in settings.items():
         if name not in HARMLESS:
-            raise wrong(name[:60], f"The option '{name[:60]}' cannot be set over HTTP.", code=UNSUPPORTED)
-        ours = service.engine.name, title(service), digest(service)
-        if name == "sd_model_checkpoint" and value not in ours:
-            said = f"The base is '{ours[0]}' and is chosen when the server is started, with --base."
-            raise wrong(name, said, code=UNSUPPORTED)
+            raise invalid_field(
+                name[:60], f"The option '{name[:60]}' cannot be set over HTTP.", code=UNSUPPORTED
+            )
+        names = service.engine.name, title(service), digest(service)
+        if name == "sd_model_checkpoint" and value not in names:
+            message = f"The base is '{names[0]}' and is chosen when the server is started, with --base."
+            raise invalid_field(name, message, code=UNSUPPORTED)
 
 
-def _cover(mask: Image.Image, size: tuple[int, int], *, invert: bool) -> Image.Image:
+def _resized_mask(mask: Image.Image, size: tuple[int, int], *, invert: bool) -> Image.Image:
     grey = mask.convert("L") if mask.size == size else mask.convert("L").resize(size, Image.Resampling.BILINEAR)
     return ImageChops.invert(grey) if invert else grey
 
 
-def _mine(service: Service, client: str, task: str) -> list[Job]:
-    """This client's jobs of this dialect, or the one of that name."""
+def _jobs_of(service: Service, client: str, task: str) -> list[Job]:
+    """This client's A1111 jobs, or the one with this `force_task_id`."""
     return [
-        j for j in service.live(client) if j.asked.dialect == "a1111" and (not task or j.asked.task == task)
+        j
+        for j in service.unfinished(client)
+        if j.request.dialect == "a1111" and (not task or j.request.task == task)
     ]
 
 
@@ -269,7 +282,7 @@ def _state(job: Job | None, count: int) -> dict[str, Any]:
     steps = job.prepared.steps if job else 0
     return {
         "skipped": False, "interrupted": bool(job and job.cancelled.is_set()), "stopping_generation": False,
-        "job": (job.asked.task or job.id) if job else "", "job_count": count,
+        "job": (job.request.task or job.id) if job else "", "job_count": count,
         "job_timestamp": _stamp(job.created if job else time.time()), "job_no": 0,
         "sampling_step": job.done % steps if job and steps else 0, "sampling_steps": steps,
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What there is, in A1111's words: models, samplers, LoRAs, embeddings; and what there is not."""
+"""A1111's lists: models, samplers, LoRAs, embeddings, and the routes that have nothing to list."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
 from minikin.generation.schedulers import SCHEDULERS
-from minikin.server.errors import Refused
+from minikin.server.errors import RequestRejected
 from minikin.server.http import StrictRoute, client_of, service_of
 from minikin.server.service import Service
 
@@ -16,7 +16,7 @@ router = APIRouter(prefix="/sdapi/v1", tags=["a1111"], route_class=StrictRoute)
 
 
 def title(service: Service) -> str:
-    """The base's name as A1111 writes checkpoints: with the first of its hash."""
+    """The base's name as A1111 writes checkpoints: with the first digits of its hash."""
     return f"{service.engine.name} [{digest(service)[:10]}]"
 
 
@@ -27,7 +27,7 @@ def digest(service: Service) -> str:
 
 @router.get("/options")
 async def options(request: Request) -> dict[str, Any]:
-    """The one option there is, which base is open."""
+    """The one option there is: which base is open."""
     service = service_of(request)
     return {"sd_model_checkpoint": title(service), "sd_checkpoint_hash": digest(service),
             "CLIP_stop_at_last_layers": 1, "samples_format": "png"}  # fmt: skip
@@ -57,18 +57,18 @@ async def schedulers() -> list[dict[str, Any]]:
 
 @router.get("/loras")
 async def loras(request: Request) -> list[dict[str, Any]]:
-    found = await run_in_threadpool(service_of(request).engine.describe)
-    return [{"name": n, "alias": n, "path": f"{n}.safetensors", "metadata": {}} for n in found["loras"]]
+    description = await run_in_threadpool(service_of(request).engine.describe)
+    return [{"name": n, "alias": n, "path": f"{n}.safetensors", "metadata": {}} for n in description["loras"]]
 
 
 @router.get("/embeddings")
 async def embeddings(request: Request) -> dict[str, Any]:
-    """Concepts, which are written <name> in prompts."""
+    """The client's concepts, written <name> in prompts."""
     service, client = service_of(request), client_of(request)
-    entries = await run_in_threadpool(service.shelf.entries, client)
-    one = {"step": None, "sd_checkpoint": digest(service)[:10], "sd_checkpoint_name": service.engine.name,
+    entries = await run_in_threadpool(service.concept_store.entries, client)
+    entry = {"step": None, "sd_checkpoint": digest(service)[:10], "sd_checkpoint_name": service.engine.name,
            "shape": 0, "vectors": 1}  # fmt: skip
-    return {"loaded": {e.name: {**one, "sha256": e.sha256} for e in entries}, "skipped": {}}
+    return {"loaded": {e.name: {**entry, "sha256": e.sha256} for e in entries}, "skipped": {}}
 
 
 @router.get("/scripts")
@@ -93,7 +93,7 @@ async def none() -> list[Any]:
 @router.get("/cmd-flags")
 @router.get("/memory")
 async def nothing_to_tell() -> dict[str, Any]:
-    """How the server was started, and what its machine has, is its own business."""
+    """Empty: flags and memory of the server are not public."""
     return {}
 
 
@@ -102,7 +102,7 @@ async def nothing_to_tell() -> dict[str, Any]:
 @router.post("/refresh-embeddings")
 @router.post("/refresh-vae")
 async def nothing_to_do() -> None:
-    """Files are looked up whenever they are named."""
+    """Nothing to refresh: files are looked up whenever they are named."""
 
 
 @router.post("/extra-single-image")
@@ -111,4 +111,4 @@ async def nothing_to_do() -> None:
 @router.post("/unload-checkpoint")
 @router.post("/reload-checkpoint")
 async def not_here(request: Request) -> None:
-    raise Refused(f"{request.url.path} is not offered here.", status=501, code="not_implemented")
+    raise RequestRejected(f"{request.url.path} is not offered here.", status=501, code="not_implemented")

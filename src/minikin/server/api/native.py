@@ -1,10 +1,9 @@
 """The native API: jobs with progress and previews, results, concepts, teaching.
 
-The bodies of /api/paint, /api/refine and /api/inpaint are the recipes themselves, with two fields more:
-`concepts` (contents by name) and `task` (a name of the client's own for the job). Images come as
-base64, or as `result:ID` for one that was painted here; what a request does not say of one is the
-image's own, where it records it. A job is answered 202 at once, or 200 with its
-results when `?wait=true`.
+The bodies of /api/paint, /api/refine and /api/inpaint are the recipes, with two further fields: `concepts`
+(contents by name) and `task` (the client's name for the job). Images come as base64, or as `result:ID` for a
+result of this server; fields that a request leaves out come from the image's metadata. A request gets 202 and
+the job at once, or with `?wait=true` 200 and the results.
 """
 
 from __future__ import annotations
@@ -15,76 +14,88 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from PIL import Image
-from pydantic import BaseModel, Field, create_model
+from pydantic import AliasChoices, BaseModel, Field, create_model
 from starlette.concurrency import run_in_threadpool
 
 from minikin import __version__
 from minikin.recipes import Paint
 from minikin.server import decode, serializers
-from minikin.server.engine import Given
-from minikin.server.errors import Refused, not_found
+from minikin.server.engine import JobInputs
+from minikin.server.errors import RequestRejected, not_found
 from minikin.server.http import (
     Strict,
     StrictRoute,
-    answered,
     client_of,
+    enqueues_jobs,
+    job_response,
     preview,
-    queued,
     service_of,
     sse,
     submit,
 )
-from minikin.server.job_types import KINDS, Kind, complete
-from minikin.server.jobs import Asked
+from minikin.server.job_types import JOB_TYPES, JobType, with_defaults_of
+from minikin.server.jobs import JobRequest
 from minikin.server.service import Service
 
 router = APIRouter(prefix="/api", tags=["native"], route_class=StrictRoute)
 HEARTBEAT_S = 10.0
-LISTED = 100
+MAX_LISTED = 100
 _EXTRA = ("concepts", "task")
+OLD_IMAGE_FIELD = "picture"  # word: name of the API field in 0.1
 
 
-def _body(kind: Kind) -> type[BaseModel]:
-    """The kind's recipe with what a request adds to it."""
-    told = "JPEG, PNG or WebP in base64, or result:ID"
-    more: dict[str, Any] = {name: (str, Field(description=told)) for name in kind.takes}
-    more |= {name: (str | None, Field(None, description=told)) for name in kind.may}
-    if kind.takes:
-        more["prompt"] = (str, Field("", description="what it shows; the image's own prompt by default"))
+def _body(job_type: JobType) -> type[BaseModel]:
+    """The request model of a job type: its recipe with the request's further fields."""
+    description = "JPEG, PNG or WebP in base64, or result:ID"
+    fields: dict[str, Any] = {name: (str, _image_field(name, description)) for name in job_type.required}
+    fields |= {name: (str | None, Field(None, description=description)) for name in job_type.optional}
+    if job_type.required:
+        fields["prompt"] = (
+            str,
+            Field("", description="what it shows; by default the prompt in the image's metadata"),
+        )
     model: type[BaseModel] = create_model(
-        f"{kind.name.capitalize()}Request", __base__=(Strict, kind.recipe),
+        f"{job_type.name.capitalize()}Request", __base__=(Strict, job_type.recipe),
         concepts=(dict[str, str], Field(default_factory=dict, description="contents by name: sha256:...")),
-        task=(str, Field("", max_length=80, description="your own name for this job")),
-        **more,
+        task=(str, Field("", max_length=80, description="your name for this job")),
+        **fields,
     )  # fmt: skip
     return model
 
 
-def _add(kind: Kind) -> None:
-    async def handle(request: Request, body: Any, wait: bool = False) -> Response:
-        values = body.model_dump(exclude_unset=True)
-        extra = {name: values.pop(name, None) for name in _EXTRA}
-        given = None
-        if kind.takes:
-            brought = {n: values.pop(n, None) for n in (*kind.takes, *kind.may)}
-            given = Given(
-                pictures={n: await _picture(request, t, n) for n, t in brought.items() if t is not None}
-            )
-            base = service_of(request).engine.name
-            values = complete(kind.name, values, given.pictures["picture"], base)
-        asked = Asked(kind.name, client_of(request), "native", extra["task"] or "", wait)
-        job = await submit(request, asked, values, extra["concepts"], given)
-        return await answered(request, job, wait)
+def _image_field(name: str, description: str) -> Any:
+    """A required image; `picture`, the name in 0.1, is still accepted for `image`."""  # word: old API field
+    old = (OLD_IMAGE_FIELD,) if name == "image" else ()
+    return Field(validation_alias=AliasChoices(name, *old), description=description)
 
-    queued(handle)
-    handle.__annotations__ |= {"body": _body(kind), "request": Request, "wait": bool, "return": Response}
+
+def _add(job_type: JobType) -> None:
+    async def handle(request: Request, body: Any, wait: bool = False) -> Response:
+        recipe_fields = body.model_dump(exclude_unset=True)
+        extra = {name: recipe_fields.pop(name, None) for name in _EXTRA}
+        inputs = None
+        if job_type.required:
+            texts = {n: recipe_fields.pop(n, None) for n in (*job_type.required, *job_type.optional)}
+            inputs = JobInputs({n: await _image(request, t, n) for n, t in texts.items() if t is not None})
+            base = service_of(request).engine.name
+            recipe_fields = with_defaults_of(job_type.name, recipe_fields, inputs.images["image"], base)
+        job_request = JobRequest(job_type.name, client_of(request), "native", extra["task"] or "", wait)
+        job = await submit(request, job_request, recipe_fields, extra["concepts"], inputs)
+        if job_type.required and OLD_IMAGE_FIELD in await request.json():
+            job.notes.append(
+                f"The field {OLD_IMAGE_FIELD} is now called image; the next version drops the old name."
+            )
+        return await job_response(request, job, wait)
+
+    enqueues_jobs(handle)
+    handle.__annotations__ |= {"body": _body(job_type), "request": Request, "wait": bool, "return": Response}
     router.add_api_route(
-        f"/{kind.name}", handle, methods=["POST"], status_code=202, name=kind.name,
-        summary=f"{kind.name.capitalize()} images", response_class=JSONResponse,
+        f"/{job_type.name}", handle, methods=["POST"], status_code=202, name=job_type.name,
+        summary=f"{job_type.name.capitalize()} images", response_class=JSONResponse,
     )  # fmt: skip
 
 
-for _kind in KINDS.values():
+for _kind in JOB_TYPES.values():
     if issubclass(_kind.recipe, Paint):
         _add(_kind)
 
@@ -93,12 +104,12 @@ for _kind in KINDS.values():
 
 
 @router.get("/jobs")
-async def jobs(request: Request, limit: int = LISTED) -> dict[str, Any]:
-    """Your jobs, the newest first."""
+async def jobs(request: Request, limit: int = MAX_LISTED) -> dict[str, Any]:
+    """Your jobs, newest first."""
     service, client = service_of(request), client_of(request)
 
     def listed() -> list[dict[str, Any]]:
-        rows = service.store.jobs(client, max(1, min(limit, LISTED)))
+        rows = service.store.jobs(client, max(1, min(limit, MAX_LISTED)))
         return [_view(service, client, row["id"], row) for row in rows]
 
     return {"jobs": await run_in_threadpool(listed)}
@@ -106,22 +117,22 @@ async def jobs(request: Request, limit: int = LISTED) -> dict[str, Any]:
 
 @router.get("/jobs/{id}")
 async def job(request: Request, id: str) -> dict[str, Any]:
-    """One job: its place in the line, progress, preview, results or error."""
+    """One job: its queue position, progress, preview, results or error."""
     service, client = service_of(request), client_of(request)
-    told = await run_in_threadpool(_view, service, client, id)
-    live = service.job(client, id)
-    return {**told, "preview": await preview(service, live) if live and not live.over else None}
+    body = await run_in_threadpool(_view, service, client, id)
+    active = service.job(client, id)
+    return {**body, "preview": await preview(service, active) if active and not active.over else None}
 
 
 @router.delete("/jobs/{id}")
 async def cancel(request: Request, id: str) -> dict[str, Any]:
-    """Cancel: a waiting job at once, a running one within a step."""
+    """Cancel a job: a waiting one at once, a running one within a step."""
     service, client = service_of(request), client_of(request)
-    found = service.job(client, id)
-    if found is not None:
-        service.cancel(found)
-        async with found.watch() as changes:
-            while not found.over and await changes.next(30.0):
+    active = service.job(client, id)
+    if active is not None:
+        service.cancel(active)
+        async with active.watch() as changes:
+            while not active.over and await changes.next(30.0):
                 pass
     return await run_in_threadpool(_view, service, client, id)
 
@@ -129,41 +140,43 @@ async def cancel(request: Request, id: str) -> dict[str, Any]:
 @router.post("/jobs/{id}/stop")
 async def stop(request: Request, id: str) -> dict[str, Any]:
     """End teaching early and keep the concept as it is."""
-    found = service_of(request).job(client_of(request), id)
-    if found is None:
+    active = service_of(request).job(client_of(request), id)
+    if active is None:
         raise not_found("job", id)
-    if found.asked.kind != "teach" or found.given.stop is None:
-        raise Refused(
+    if active.request.kind != "teach" or active.inputs.stop is None:
+        raise RequestRejected(
             "Only teaching can be stopped and kept; cancel this with DELETE.", status=422, code="not_teaching"
         )
-    found.given.stop.set()
-    return serializers.of(service_of(request), found)
+    active.inputs.stop.set()
+    return serializers.job_json(service_of(request), active)
 
 
 @router.get("/jobs/{id}/events")
 async def events(request: Request, id: str) -> Response:
     """Server-sent events: `progress` with a preview after every step, `end` with the results."""
     service, client = service_of(request), client_of(request)
-    found = service.job(client, id)
-    if found is None:
-        told = await run_in_threadpool(_view, service, client, id)
-        return StreamingResponse(iter([sse("end", told)]), media_type="text/event-stream")
-    open_ = request.app.state.__dict__.setdefault("_streams", [0])
-    if open_[0] >= service.limits.event_streams:
-        raise Refused("Too many event streams are open.", status=429, code="too_many_streams", retry_s=5)
+    active = service.job(client, id)
+    if active is None:
+        body = await run_in_threadpool(_view, service, client, id)
+        return StreamingResponse(iter([sse("end", body)]), media_type="text/event-stream")
+    streams = request.app.state.__dict__.setdefault("_streams", [0])
+    if streams[0] >= service.limits.event_streams:
+        raise RequestRejected(
+            "Too many event streams are open.", status=429, code="too_many_streams", retry_s=5
+        )
 
     async def stream() -> AsyncIterator[bytes]:
-        open_[0] += 1
+        streams[0] += 1
         try:
-            async with found.watch() as changes:
-                while not found.over:
-                    shown = await preview(service, found)
-                    yield sse("progress", {**serializers.of(service, found), "preview": shown})
+            async with active.watch() as changes:
+                while not active.over:
+                    image = await preview(service, active)
+                    yield sse("progress", {**serializers.job_json(service, active), "preview": image})
                     while not await changes.next(HEARTBEAT_S):
                         yield b": still here\n\n"
-                yield sse("end", serializers.of(service, found))
+                yield sse("end", serializers.job_json(service, active))
         finally:
-            open_[0] -= 1
+            streams[0] -= 1
 
     return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
@@ -180,13 +193,13 @@ async def result(request: Request, id: str) -> Response:
 
 @router.get("/capabilities")
 async def capabilities(request: Request) -> dict[str, Any]:
-    """What can be asked for here: kinds, base, presets, samplers, LoRAs, limits."""
+    """What this server offers: job types, base, presets, samplers, LoRAs, limits."""
     service = service_of(request)
-    told = await run_in_threadpool(service.engine.describe)
+    description = await run_in_threadpool(service.engine.describe)
     return {
-        "version": __version__, "kinds": dict.fromkeys(KINDS, True), **told,
+        "version": __version__, "kinds": dict.fromkeys(JOB_TYPES, True), **description,
         "content_filter": service.filtering.mode if service.filtering else None,
-        "limits": dict(service.limits.__dict__),
+        "limits": {**service.limits.__dict__, "pictures": service.limits.images},  # word: name in 0.1
     }  # fmt: skip
 
 
@@ -196,15 +209,15 @@ async def capabilities(request: Request) -> dict[str, Any]:
 def _view(service: Service, client: str, id_: str, row: dict[str, Any] | None = None) -> dict[str, Any]:
     live = service.job(client, id_)
     if live is not None:
-        return serializers.of(service, live)
+        return serializers.job_json(service, live)
     row = row or service.store.job(id_)
     if row is None or row["client"] != client:
         raise not_found("job", id_)
-    return serializers.of_row(row, service.store.pictures(id_))
+    return serializers.stored_job_json(row, service.store.images(id_))
 
 
-async def _picture(request: Request, text: Any, what: str) -> Image.Image:
-    """An image of a request's body: base64, or one that was painted here."""
+async def _image(request: Request, text: Any, what: str) -> Image.Image:
+    """An image of a request's body: base64, or a result of this server."""
     service = service_of(request)
     if isinstance(text, str) and text.startswith("result:"):
         data = await run_in_threadpool(service.read, client_of(request), text.removeprefix("result:"))

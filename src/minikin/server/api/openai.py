@@ -3,11 +3,11 @@
     /v1/images/generations   JSON        -> paint
     /v1/images/edits         multipart   -> refine; inpaint where a mask (or the image itself) is transparent
     /v1/images/variations    multipart   -> refine, a little
-    /v1/models                           this base, and `base:preset` for each preset that is ready
+    /v1/models                           the base, and `base:preset` for each preset that is ready
 
-What the API has no word for comes through `extra_body`, in vllm-omni's names: seed, num_inference_steps,
-guidance_scale, negative_prompt, concepts; and preset, scheduler, strength. Every item of `data` also tells
-`seed`, `infotext` and `id`. A field nobody knows is an error, not silence.
+Options that the API lacks come through `extra_body`, by vllm-omni's names: seed, num_inference_steps,
+guidance_scale, negative_prompt, concepts; and preset, scheduler, strength. Every item of `data` also has
+`seed`, `infotext` and `id`. An unknown field is an error.
 """
 
 from __future__ import annotations
@@ -32,34 +32,41 @@ from minikin.images import xmp
 from minikin.images.encode import Marking
 from minikin.recipes import first_sentence
 from minikin.server import decode
-from minikin.server.api.shared import known, seed_of, words
-from minikin.server.engine import Given
-from minikin.server.errors import Refused, body_of, sentence_of, status_of, wrong
+from minikin.server.api.shared import known_fields, prompts_or_recorded, seed_of
+from minikin.server.engine import JobInputs
+from minikin.server.errors import RequestRejected, error_body, invalid_field, sentence_of, status_of
 from minikin.server.http import (
     Strict,
     StrictRoute,
+    accepts_forms,
     b64,
-    check,
     client_of,
-    hold,
-    pictures,
-    queued,
+    enqueues_jobs,
+    raise_failure,
+    result_files,
     service_of,
     sse,
     submit,
-    uploads,
+    wait_for_job,
 )
-from minikin.server.jobs import Asked, Job
+from minikin.server.jobs import Job, JobRequest
 from minikin.server.service import Service
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=StrictRoute)
-THEIRS = ("dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "chatgpt-image-latest")
+OPENAI_MODELS = (
+    "dall-e-2",
+    "dall-e-3",
+    "gpt-image-1",
+    "gpt-image-1-mini",
+    "gpt-image-1.5",
+    "chatgpt-image-latest",
+)
 EDIT_STRENGTH, VARIATION_STRENGTH = 0.75, 0.5
 _SINCE = int(time.time())
 
 
 class Images(Strict):
-    """The fields of all three calls; those that mean nothing here are taken and left alone."""
+    """The fields of all three routes; those without a meaning here are accepted and ignored."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -70,7 +77,7 @@ class Images(Strict):
     response_format: Literal["url", "b64_json"] | None = None
     output_format: Literal["png", "jpeg", "webp"] = "png"
     output_compression: int | None = Field(None, ge=0, le=100)
-    quality: str | None = Field(None, description="low takes the quickest preset that is ready")
+    quality: str | None = Field(None, description="low uses the fastest preset that is ready")
     stream: bool = False
     partial_images: int = Field(0, ge=0, le=3)
     background: str | None = None
@@ -110,72 +117,76 @@ async def model(request: Request, name: str) -> dict[str, Any]:
 
 
 @router.post("/images/generations", response_class=JSONResponse)
-@queued
+@enqueues_jobs
 async def generations(request: Request, body: Generation) -> Response:
-    """Paint from a prompt."""
-    return await _answer(request, "paint", body, None, "image_generation")
+    """Generate images from a prompt."""
+    return await _respond(request, "paint", body, None, "image_generation")
 
 
 @router.post("/images/edits", response_class=JSONResponse, openapi_extra={"requestBody": {"content": {
     "multipart/form-data": {"schema": {"type": "object", "required": ["image", "prompt"], "properties": {
         "image": {"type": "string", "format": "binary"}, "mask": {"type": "string", "format": "binary"},
         "prompt": {"type": "string"}}}}}}})  # fmt: skip
-@uploads
-@queued
+@accepts_forms
+@enqueues_jobs
 async def edits(request: Request) -> Response:
-    """Change an image: all of it, or where the mask is transparent."""
+    """Edit an image: all of it, or where the mask is transparent."""
     body, files = await _form(request, ("image", "mask"))
     if not body.prompt.strip():
-        raise wrong("prompt", "prompt is missing: say what the image should become.", code="missing_prompt")
+        raise invalid_field(
+            "prompt", "prompt is missing: say what the image should become.", code="missing_prompt"
+        )
     image, mask = files.get("image"), files.get("mask")
     if image is None:
-        raise wrong("image", "image is missing.", code="missing_image")
-    cover = mask or (image if _transparent(image) else None)
+        raise invalid_field("image", "image is missing.", code="missing_image")
+    alpha_source = mask or (image if _transparent(image) else None)
     body.strength = EDIT_STRENGTH if body.strength is None else body.strength
-    if cover is None:
-        return await _answer(request, "refine", body, {"picture": image.convert("RGB")}, "image_edit")
-    where = {"picture": image.convert("RGB"), "mask": holes(cover, image.size)}
-    return await _answer(request, "inpaint", body, where, "image_edit")
+    if alpha_source is None:
+        return await _respond(request, "refine", body, {"image": image.convert("RGB")}, "image_edit")
+    inputs = {"image": image.convert("RGB"), "mask": mask_from_alpha(alpha_source, image.size)}
+    return await _respond(request, "inpaint", body, inputs, "image_edit")
 
 
 @router.post("/images/variations", response_class=JSONResponse)
-@uploads
-@queued
+@accepts_forms
+@enqueues_jobs
 async def variations(request: Request, image: UploadFile = File()) -> Response:
-    """The image again, a little otherwise; by its own prompt where it records one."""
+    """Variations of an image, by the prompt in its metadata where it has one."""
     body, files = await _form(request, ("image",))
-    picture = files["image"]
+    source = files["image"]
     body.strength = VARIATION_STRENGTH if body.strength is None else body.strength
-    body.prompt, body.negative_prompt = words(body.prompt, body.negative_prompt, picture)
-    return await _answer(request, "refine", body, {"picture": picture.convert("RGB")}, "image_edit")
+    body.prompt, body.negative_prompt = prompts_or_recorded(body.prompt, body.negative_prompt, source)
+    return await _respond(request, "refine", body, {"image": source.convert("RGB")}, "image_edit")
 
 
 # ---- requests ----------------------------------------------------------------------------------
 
 
-def values(service: Service, kind: str, body: Images) -> dict[str, Any]:
+def recipe_fields(service: Service, kind: str, body: Images) -> dict[str, Any]:
     """The recipe's fields for this request."""
     preset = _preset(service, body)
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "prompt": body.prompt, "negative": body.negative_prompt, "n": body.n or 1, "seed": seed_of(body.seed),
         "steps": body.num_inference_steps, "guidance": body.guidance_scale, "preset": preset,
         "scheduler": body.scheduler, "strength": body.strength or None,
     }  # fmt: skip
     if body.size and body.size != "auto" and kind == "paint":  # the others follow their image's size
-        told["size"] = body.size
-    return known(kind, told)
+        fields["size"] = body.size
+    return known_fields(kind, fields)
 
 
-def holes(cover: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """OpenAI's mask, transparent where to paint, as ours: white there, black elsewhere."""
-    if "A" not in cover.getbands():
-        raise wrong("mask", "mask has no transparency; it is transparent where to paint.", code="invalid_mask")
-    if cover.size != size:
-        said = (
-            f"mask has {cover.width}x{cover.height} pixels and image {size[0]}x{size[1]}; they must be equal."
+def mask_from_alpha(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """OpenAI's mask (transparent where to paint) as ours: white there, black elsewhere."""
+    if "A" not in image.getbands():
+        raise invalid_field(
+            "mask", "mask has no transparency; it is transparent where to paint.", code="invalid_mask"
         )
-        raise wrong("mask", said, code="invalid_mask")
-    return cover.getchannel("A").point(lambda a: 255 - a)
+    if image.size != size:
+        message = (
+            f"mask has {image.width}x{image.height} pixels and image {size[0]}x{size[1]}; they must be equal."
+        )
+        raise invalid_field("mask", message, code="invalid_mask")
+    return image.getchannel("A").point(lambda a: 255 - a)
 
 
 def _transparent(image: Image.Image) -> bool:
@@ -183,27 +194,27 @@ def _transparent(image: Image.Image) -> bool:
 
 
 def _preset(service: Service, body: Images) -> str | None:
-    """Of the model's name `base:preset`, of its own field, or the quickest for quality low."""
+    """The preset of the model's name (`base:preset`) or of the field `preset`; the fastest for quality low."""
     name = body.model or service.engine.name
-    if name not in THEIRS and name != service.engine.name:
+    if name not in OPENAI_MODELS and name != service.engine.name:
         if name not in _models(service):
             raise _no_model(name, f" Known: {', '.join(_models(service))}.")
         return name.rpartition(":")[2]
     if body.preset:
         return body.preset
     if body.quality == "low" and body.num_inference_steps is None:
-        quickest: str | None = service.engine.describe()["live"]
-        return quickest
+        fastest: str | None = service.engine.describe()["live"]
+        return fastest
     return None
 
 
-def _no_model(name: str, more: str) -> Refused:
-    said = f"There is no model '{name[:80]}' here.{more}"
-    return Refused(said, status=404, code="model_not_found", param="model")
+def _no_model(name: str, hint: str) -> RequestRejected:
+    message = f"There is no model '{name[:80]}' here.{hint}"
+    return RequestRejected(message, status=404, code="model_not_found", param="model")
 
 
 async def _form(request: Request, names: tuple[str, ...]) -> tuple[Images, dict[str, Image.Image]]:
-    """Multipart fields as the same model, and its images decoded; of several images the first."""
+    """The fields of a multipart request, and its images decoded; of several images the first."""
     service = service_of(request)
     form: FormData = await request.form()
     fields: dict[str, Any] = {}
@@ -212,7 +223,9 @@ async def _form(request: Request, names: tuple[str, ...]) -> tuple[Images, dict[
         name = key.removesuffix("[]")
         if isinstance(value, Upload):
             if name not in names:
-                raise wrong(name[:40], f"'{name[:40]}' is no file of this call.", code="unknown_parameter")
+                raise invalid_field(
+                    name[:40], f"'{name[:40]}' is no file of this call.", code="unknown_parameter"
+                )
             if name not in files:
                 data = await value.read(service.limits.image + 1)
                 files[name] = await run_in_threadpool(decode.decode, data, name, service.limits)
@@ -224,7 +237,7 @@ async def _form(request: Request, names: tuple[str, ...]) -> tuple[Images, dict[
         return Images(**fields), files
     except ValidationError as e:
         where = str(e.errors()[0]["loc"][0]) if e.errors()[0]["loc"] else "body"
-        raise wrong(where, first_sentence(e)) from None
+        raise invalid_field(where, first_sentence(e)) from None
 
 
 def _contents(body: Images) -> dict[str, str]:
@@ -238,35 +251,35 @@ def _contents(body: Images) -> dict[str, str]:
 # ---- answers -----------------------------------------------------------------------------------
 
 
-async def _answer(
-    request: Request, kind: str, body: Images, shown: dict[str, Image.Image] | None, event: str
+async def _respond(
+    request: Request, kind: str, body: Images, images: dict[str, Image.Image] | None, event: str
 ) -> Response:  # fmt: skip
     if body.stream and (body.n or 1) > 1:
-        raise wrong("n", "stream works for one image: n must be 1.")
-    told = await run_in_threadpool(values, service_of(request), kind, body)
-    asked = Asked(kind, client_of(request), "openai", held=True)
-    given = Given(pictures=shown) if shown else None
-    job = await submit(request, asked, told, _contents(body), given)
+        raise invalid_field("n", "stream works for one image: n must be 1.")
+    fields = await run_in_threadpool(recipe_fields, service_of(request), kind, body)
+    job_request = JobRequest(kind, client_of(request), "openai", blocking=True)
+    inputs = JobInputs(images) if images else None
+    job = await submit(request, job_request, fields, _contents(body), inputs)
     if body.stream:
         return StreamingResponse(_stream(request, job, body, event), media_type="text/event-stream")
-    await hold(request, job)
+    await wait_for_job(request, job)
     _check_filter(job)
     service = service_of(request)
-    files = await pictures(request, job, partial(_converted, body=body, marking=service.marking))
+    files = await result_files(request, job, partial(_converted, body=body, marking=service.marking))
     as_url = (
         body.response_format or ("url" if (body.model or "").startswith("dall-e") else "b64_json")
     ) == "url"
     data = []
-    for one, file in zip(job.pictures, files, strict=True):
-        item: dict[str, Any] = {"id": one.id, "seed": one.seed, "infotext": job.infotexts.get(one.number)}
-        if verdict := job.verdict(one.number):
+    for image, file in zip(job.images, files, strict=True):
+        item: dict[str, Any] = {"id": image.id, "seed": image.seed, "infotext": job.infotexts.get(image.number)}
+        if verdict := job.verdict(image.number):
             item |= {"flagged": True, "filter": verdict}
         if as_url:
-            item["url"] = f"{str(request.base_url).rstrip('/')}/api/results/{one.id}"
+            item["url"] = f"{str(request.base_url).rstrip('/')}/api/results/{image.id}"
         else:
             item["b64_json"] = b64(file)
         data.append(item)
-    size = f"{job.pictures[0].width}x{job.pictures[0].height}"
+    size = f"{job.images[0].width}x{job.images[0].height}"
     return JSONResponse({
         "created": int(job.created), "data": data, "output_format": body.output_format, "size": size,
         "usage": _usage(), "warnings": job.notes,
@@ -275,9 +288,9 @@ async def _answer(
 
 
 async def _stream(request: Request, job: Job, body: Images, event: str) -> AsyncIterator[bytes]:
-    """Up to `partial_images` previews, then the image; a caller who goes away cancels it."""
+    """Up to `partial_images` previews, then the image; a client that disconnects cancels the job."""
     service = service_of(request)
-    told = {"output_format": body.output_format, "quality": body.quality or "auto", "background": "opaque"}
+    common = {"output_format": body.output_format, "quality": body.quality or "auto", "background": "opaque"}
     sent = 0
     try:
         async with job.watch() as changes:
@@ -291,22 +304,22 @@ async def _stream(request: Request, job: Job, body: Images, event: str) -> Async
                     data = await run_in_threadpool(_encoded, shown, body, service.marking.unsigned)
                     yield sse(f"{event}.partial_image", {
                         "type": f"{event}.partial_image", "b64_json": b64(data), "partial_image_index": sent,
-                        "created_at": int(job.created), "size": f"{shown.width}x{shown.height}", **told,
+                        "created_at": int(job.created), "size": f"{shown.width}x{shown.height}", **common,
                     })  # fmt: skip
                     sent += 1
         try:
-            check(job)
+            raise_failure(job)
             _check_filter(job)
         except MinikinError as e:
-            yield sse("error", {"type": "error", **body_of("openai", status_of(e), e.code, sentence_of(e))})
+            yield sse("error", {"type": "error", **error_body("openai", status_of(e), e.code, sentence_of(e))})
             return
-        (file,) = await pictures(request, job, partial(_converted, body=body, marking=service.marking))
-        one = job.pictures[0]
+        (file,) = await result_files(request, job, partial(_converted, body=body, marking=service.marking))
+        image = job.images[0]
         yield sse(f"{event}.completed", {
             "type": f"{event}.completed", "b64_json": b64(file), "created_at": int(job.created),
-            "size": f"{one.width}x{one.height}", "usage": _usage(), "seed": one.seed, "id": one.id,
-            "infotext": job.infotexts.get(one.number), **told,
-            **({"flagged": True, "filter": verdict} if (verdict := job.verdict(one.number)) else {}),
+            "size": f"{image.width}x{image.height}", "usage": _usage(), "seed": image.seed, "id": image.id,
+            "infotext": job.infotexts.get(image.number), **common,
+            **({"flagged": True, "filter": verdict} if (verdict := job.verdict(image.number)) else {}),
         })  # fmt: skip
     finally:
         if not job.over:
@@ -314,18 +327,18 @@ async def _stream(request: Request, job: Job, body: Images, event: str) -> Async
 
 
 def _check_filter(job: Job) -> None:
-    """Raise theirs when the content filter blocked every image; one among several is a card of words."""
-    blocked = sum(is_blocked(job.verdict(p.number)) for p in job.pictures)
-    if blocked and blocked == len(job.pictures):
-        raise Refused(refusal(blocked, blocked), status=400, code=Blocked.code)
+    """Raise OpenAI's error when the content filter blocked every image; one of several is shown as a card."""
+    blocked = sum(is_blocked(job.verdict(p.number)) for p in job.images)
+    if blocked and blocked == len(job.images):
+        raise RequestRejected(refusal(blocked, blocked), status=400, code=Blocked.code)
 
 
 def _converted(data: bytes, body: Images, marking: Marking) -> bytes:
-    """The PNG as it is, recipe inside, or another format with the same mark."""
+    """The PNG unchanged, with its recipe, or another format with the same mark."""
     if body.output_format == "png":
         return data
     image = Image.open(io.BytesIO(data))
-    return _encoded(xmp.made(image, xmp.source_type_of(image) or xmp.NONE), body, marking)
+    return _encoded(xmp.with_source_type(image, xmp.source_type_of(image) or xmp.NONE), body, marking)
 
 
 def _encoded(image: Image.Image, body: Images, marking: Marking) -> bytes:
@@ -338,9 +351,9 @@ def _encoded(image: Image.Image, body: Images, marking: Marking) -> bytes:
 
 
 def _usage() -> dict[str, Any]:
-    """Nothing is counted in tokens here."""
-    none = {"image_tokens": 0, "text_tokens": 0}
-    return {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "input_tokens_details": none}
+    """OpenAI's token counts, all zero: there are none here."""
+    details = {"image_tokens": 0, "text_tokens": 0}
+    return {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "input_tokens_details": details}
 
 
 def _models(service: Service) -> list[str]:

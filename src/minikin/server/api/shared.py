@@ -1,4 +1,4 @@
-"""What the borrowed dialects have in common: their fields as a recipe's, and an image's own words."""
+"""Shared by OpenAI's and A1111's API: their fields as a recipe's, prompts from an image's metadata."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from minikin.images.metadata import parse_parameters
 from minikin.server import job_types
 
 
-def known(kind: str, told: Mapping[str, Any]) -> dict[str, Any]:
-    """Of what was said, what this kind's recipe has a field for."""
-    fields = job_types.ready(kind).model_fields
-    return {k: v for k, v in told.items() if v is not None and k in fields}
+def known_fields(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that the recipe of this job type has a field for."""
+    fields = job_types.recipe_model(kind).option_names()
+    return {k: v for k, v in values.items() if v is not None and k in fields}
 
 
-def seed_of(given: int | None) -> int:
-    """A seed of ours for who names none; A1111's word for none is -1."""
-    return secrets.randbelow(2**32) if given in (None, -1) else int(given or 0)
+def seed_of(seed: int | None) -> int:
+    """The request's seed, or a random one for None and for A1111's -1."""
+    return secrets.randbelow(2**32) if seed in (None, -1) else int(seed or 0)
 
 
-def words(prompt: str, negative: str | None, picture: Image.Image) -> tuple[str, str]:
-    """Prompt and negative prompt; for who says nothing, what the image records."""
-    own = str(picture.info.get("parameters", ""))
-    if prompt.strip() or not own:
+def prompts_or_recorded(prompt: str, negative: str | None, image: Image.Image) -> tuple[str, str]:
+    """(prompt, negative prompt) of the request; without a prompt, those the image's metadata records."""
+    infotext = str(image.info.get("parameters", ""))
+    if prompt.strip() or not infotext:
         return prompt, negative or ""
-    recorded, avoided, _ = parse_parameters(own)
+    recorded, avoided, _ = parse_parameters(infotext)
     return recorded, negative or avoided
