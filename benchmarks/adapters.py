@@ -1,6 +1,6 @@
-"""LoRAs piling up on tiny: switching and painting with 1 and with 20 loaded.
+"""Many LoRAs on tiny: switching and generating with 1 and with 20 loaded.
 
-Bars: both cost the same with 20 loaded as with 1 (ratios in one run). The last row is the same
+Goals: both cost the same with 20 loaded as with 1 (ratios in one run). The last row is the same
 switch by diffusers' own set_adapters, for comparison.
 """
 
@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.measure import timed
+from benchmarks.measure import alternating, spread, timed
 from minikin.models.base import Base
 from minikin.models.loading.registry import open_base
 from minikin.models.lora.adapters import Adapters
@@ -41,11 +41,6 @@ def random_lora(base: Base, seed: int) -> dict[str, Tensor]:
     return tensors
 
 
-def spread(ratios: list[float]) -> str:
-    ratios = sorted(ratios)
-    return f"{ratios[0]:.2f} {ratios[len(ratios) // 2]:.2f} {ratios[-1]:.2f}"
-
-
 def run() -> list[dict[str, Any]]:
     base = open_base("tiny", device="cpu")
     few, many = Adapters(base), Adapters(base)
@@ -54,15 +49,15 @@ def run() -> list[dict[str, Any]]:
         for k, path in enumerate(paths):
             save_file(random_lora(base, k), path)
         loading = timed(lambda: Adapters(base).get(paths[0]), 7)["median_ms"]
-        one = [few.get(paths[0])]
-        all_ = [many.get(path) for path in paths]
+        single = [few.get(paths[0])]
+        every = [many.get(path) for path in paths]
         theirs = _with_diffusers(folder, paths)
 
-    def switching(among: list[Adapter], own: Adapters) -> Callable[[], None]:
-        wanted = itertools.cycle([[(a, w)] for a in among for w in (0.8, 0.7)])  # never what was on last
+    def switching(among: list[Adapter], adapters: Adapters) -> Callable[[], None]:
+        changes = itertools.cycle([[(a, w)] for a in among for w in (0.8, 0.7)])  # never the same twice
 
         def work() -> None:
-            with own.using(next(wanted)):
+            with adapters.using(next(changes)):
                 pass
 
         return work
@@ -71,17 +66,17 @@ def run() -> list[dict[str, Any]]:
     side = base.unet.config.sample_size
     x = torch.randn(1, base.unet.config.in_channels, side, side)
 
-    def forward(own: Adapters, adapter: Adapter) -> Callable[[], None]:
+    def forward(adapters: Adapters, adapter: Adapter) -> Callable[[], None]:
         def work() -> None:
-            with own.using([(adapter, 0.8)]), torch.no_grad():
+            with adapters.using([(adapter, 0.8)]), torch.no_grad():
                 base.unet(x, t, kv)
 
         return work
 
-    a, b = switching(one, few), switching(all_, many)
-    times = [(timed(a, 50)["median_ms"], timed(b, 50)["median_ms"]) for _ in range(RUNS)]
-    c, d = forward(few, one[0]), forward(many, all_[7])
-    steps = [(timed(c, 3)["median_ms"], timed(d, 3)["median_ms"]) for _ in range(RUNS)]
+    a, b = switching(single, few), switching(every, many)
+    times = alternating(a, b, RUNS, 50)
+    c, d = forward(few, single[0]), forward(many, every[7])
+    steps = alternating(c, d, RUNS, 3)
     switch = sorted(m for _, m in times)[RUNS // 2]
     ratios, step_ratios = ([m / f for f, m in pairs] for pairs in (times, steps))
     return [

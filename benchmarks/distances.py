@@ -9,8 +9,9 @@ among themselves only, and the Frechet distance only at equal numbers of images:
 upward, the kernel distance is not. The two sets must be independent: never compare images with edited
 versions of themselves.
 
-torchmetrics (1.9) is not used: it gives no intervals and cannot resample prompts, computes KID in float32 (which
-agrees to 7e-6 only), and its FID of a set of 20 images in 200 dimensions with itself is -1.2e-7 instead of 0.
+torchmetrics (1.9) is not used: it gives no intervals and cannot resample prompts, computes KID in float32
+(which agrees to 7e-6 only), and its FID of a set of 20 images in 200 dimensions with itself is -1.2e-7 instead
+of 0.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A library of 100,000 concepts: listing, searching and loading by the index (bars: milliseconds)."""
+"""A library of 100,000 concepts: listing, searching and loading by the index (goals: milliseconds)."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks.measure import timed
 from minikin.models.identity import Origin
 from minikin.perfusion import concept_file
 from minikin.perfusion.concept import Concept
@@ -22,61 +22,49 @@ CATEGORIES = ("cat", "dog", "teddy bear", "boat", "cup", "car", "bird", "clock",
 
 
 def _concept(name: str, category: str) -> bytes:
-    site = "mid_block.attentions.0.transformer_blocks.0.attn2"
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn2"
     none = torch.zeros(1)
-    delta = {site: torch.randn(1280, generator=torch.Generator().manual_seed(0))}
+    delta = {layer: torch.randn(1280, generator=torch.Generator().manual_seed(0))}
     return concept_file.to_bytes(
         Concept(name, category, "value", Origin("sd1", "0" * 64, "0" * 64), (), none, none, delta)
     )
 
 
-def _ms(work: Callable[[], object], times: int = 9) -> float:
-    """The median of a few runs."""
-    taken = []
-    for _ in range(times):
-        began = time.perf_counter()
-        work()
-        taken.append(1000 * (time.perf_counter() - began))
-    return sorted(taken)[times // 2]
-
-
 def run(n: int = N) -> list[dict[str, Any]]:
-    """Files are hard links to one a category, 1,000 at a time: the index reads each all the same."""
+    """Files are hard links to one file per category; the index reads each of them."""
     rows: list[dict[str, Any]] = []
 
-    def row(what: str, ms: float, bar: float | None = None) -> None:
-        told = {"what": what, "value": f"{ms:,.1f} ms", "ms": round(ms, 2)}
-        rows.append(told | ({"bar": f"<= {bar:g} ms", "holds": ms <= bar} if bar else {}))
+    def row(what: str, times: dict[str, float], bar: float | None = None) -> None:
+        ms = times["median_ms"]
+        values = {"what": what, "value": f"{ms:,.1f} ms", "ms": round(ms, 2)}
+        rows.append(values | ({"bar": f"<= {bar:g} ms", "holds": ms <= bar} if bar else {}))
 
     with tempfile.TemporaryDirectory() as place:
         folder, index = Path(place) / "concepts", Index(Path(place) / "index.sqlite")
         folder.mkdir()
         for k in range(n):
             category = CATEGORIES[k % len(CATEGORIES)]
-            source = Path(place) / f"{k // 10_000}-{category}.safetensors"  # links to one file are limited
+            source = Path(place) / f"{k // 10_000}-{category}.safetensors"  # links to a file are limited
             if not source.exists():
                 source.write_bytes(_concept("pet", category))
             os.link(source, folder / f"pet{k:06}.safetensors")
         past = time.time() - 60
         os.utime(folder, (past, past))
-        row(f"the index of {n:,} files, from nothing", _ms(lambda: index.count(folder), 1))
-        row("how many there are", _ms(lambda: index.count(folder)), 100)
-        row("the first 50 by name", _ms(lambda: index.search(folder, limit=50)), 100)
-        row("50 whose names hold '4242'", _ms(lambda: index.search(folder, "4242", limit=50)), 100)
-        row("50 of category 'boat'", _ms(lambda: index.search(folder, category="boat", limit=50)), 100)
-        row("categories and their numbers", _ms(lambda: index.categories(folder)), 100)
-        row("all names", _ms(lambda: index.search(folder), 3))
-        row(
-            "loading one by its name",
-            _ms(lambda: concept_file.load(folder / f"pet{n // 2:06}.safetensors")),
-            20,
-        )
+        row(f"the index of {n:,} files, from nothing", timed(lambda: index.count(folder), 1, 0))
+        row("how many there are", timed(lambda: index.count(folder), 9, 0), 100)
+        row("the first 50 by name", timed(lambda: index.search(folder, limit=50), 9, 0), 100)
+        row("50 whose names hold '4242'", timed(lambda: index.search(folder, "4242", limit=50), 9, 0), 100)
+        row("50 of category 'boat'", timed(lambda: index.search(folder, category="boat", limit=50), 9, 0), 100)
+        row("categories and their numbers", timed(lambda: index.categories(folder), 9, 0), 100)
+        row("all names", timed(lambda: index.search(folder), 3, 0))
+        file = folder / f"pet{n // 2:06}.safetensors"
+        row("loading one by its name", timed(lambda: concept_file.load(file), 9, 0), 20)
         (folder / "new.safetensors").write_bytes(_concept("new", "cat"))
         os.utime(folder, (past + 1, past + 1))
-        row("the first look after one was added", _ms(lambda: index.count(folder), 1))
+        row("the first look after one was added", timed(lambda: index.count(folder), 1, 0))
     return rows
 
 
 if __name__ == "__main__":
-    for one in run(int(sys.argv[1]) if len(sys.argv) > 1 else N):
-        print(f"{one['what']:50} {one['value']:>14} {one.get('bar', '')}")
+    for row in run(int(sys.argv[1]) if len(sys.argv) > 1 else N):
+        print(f"{row['what']:50} {row['value']:>14} {row.get('bar', '')}")

@@ -1,4 +1,4 @@
-"""Timing helpers: medians with spread, and what machine this is."""
+"""Timing helpers: medians with spread, alternating runs, and a description of this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,24 @@ def timed(work: Callable[[], Any], repeats: int = 15, warm_up: int = 2) -> dict[
     return {"median_ms": statistics.median(times), "least_ms": min(times), "most_ms": max(times)}
 
 
+def alternating(
+    a: Callable[[], Any], b: Callable[[], Any], runs: int = 7, repeats: int = 2, warm_up: int = 2
+) -> list[tuple[float, float]]:
+    """Medians of `a` and of `b` in milliseconds, in turn, so that other load on the machine affects both."""
+    return [
+        (timed(a, repeats, warm_up)["median_ms"], timed(b, repeats, warm_up)["median_ms"]) for _ in range(runs)
+    ]
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Least, median and most."""
+    ordered = sorted(values)
+    return " ".join(f"{v:.{digits}f}" for v in (ordered[0], ordered[len(ordered) // 2], ordered[-1]))
+
+
 def command(*args: str, repeats: int = 7) -> dict[str, float]:
-    """The same for a Python command line in a process of its own."""
-    return timed(
-        lambda: subprocess.run([sys.executable, *args], check=True, capture_output=True), repeats, 2
-    )  # fmt: skip
+    """`timed` of a Python command line in a process of its own."""
+    return timed(lambda: subprocess.run([sys.executable, *args], check=True, capture_output=True), repeats, 2)
 
 
 def machine() -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Peak memory of teaching at the true size of SD 1.5, batch 1, float32 (bar: <= 6.5 GB).
+"""Peak memory of training at the true size of SD 1.5, batch 1, float32 (goal: <= 6.5 GB).
 
-Random weights, in a process of its own so that the peak is the teaching's alone. About a minute.
+Random weights, in a process of its own. About a minute.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def full_size(name: str) -> Any:
 def _random(kind: Any, config: dict[str, Any]) -> Any:
     """A network of diffusers with random weights of the usual size, 1 / sqrt(inputs of a unit) at most.
 
-    All are pieces of one block of random numbers: drawing each of SD 1.5's anew takes four times as long.
+    All are parts of one block of random numbers: generating SD 1.5's separately takes four times as long.
     """
     import torch
 
@@ -74,7 +74,7 @@ def _random(kind: Any, config: dict[str, Any]) -> Any:
     block = torch.rand(2**22) * 2 - 1
     with torch.no_grad():
         for name, p in network.named_parameters():
-            if p.ndim == 1:  # norms leave what they are given; biases add nothing
+            if p.ndim == 1:  # norms and biases are the identity
                 p.fill_(1.0 if name.endswith("weight") else 0.0)
                 continue
             for piece in p.view(-1).split(len(block)):
@@ -84,7 +84,7 @@ def _random(kind: Any, config: dict[str, Any]) -> Any:
 
 def run() -> list[dict[str, Any]]:
     out = subprocess.run([sys.executable, "-c", CODE], check=True, capture_output=True, text=True).stdout
-    found = json.loads(out.strip().splitlines()[-1])
-    gb = found["peak_gb"]
-    return [{"what": f"peak memory, SD 1.5 at 512 px, batch 1 ({found['seconds']:.0f} s for two steps)",
+    result = json.loads(out.strip().splitlines()[-1])
+    gb = result["peak_gb"]
+    return [{"what": f"peak memory, SD 1.5 at 512 px, batch 1 ({result['seconds']:.0f} s for two steps)",
              "value": f"{gb:.2f} GB", "bar": "<= 6.5 GB", "holds": gb <= 6.5}]  # fmt: skip

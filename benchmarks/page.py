@@ -1,9 +1,9 @@
-"""The page: from a key pressed in the browser to the image that shows it, on tiny, typing live.
+"""Latency of the page: from a key press in the browser to the image of it, on tiny, typing live.
 
-Chromium and the server share the machine. `alone` waits for each image before the next key; `typing`
-presses a key every 150 ms, and counts until the image of that prompt or a newer one is shown. `in the
-server` is the part from the wish's arrival to the image's departure. The same with PyTorch and with
-OpenVINO, alternately key by key, so that a busy minute meets both.
+Chromium and the server share the machine. `alone` waits for each image before the next key; `typing` presses a
+key every 150 ms, and measures until the image of that prompt or a newer one is displayed. `in the server` is
+the part from the arrival of the request to the departure of the image. PyTorch and OpenVINO take turns key by
+key, so that other load on the machine affects both.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from urllib.request import urlopen
 
 TEXT = "a red car in the snow, a photo of a small cat on the beach, painted at night"
-ENGINES = ("eager", "openvino")
+BACKENDS = ("eager", "openvino")
 PACE_S = 0.15
 BARS_MS = (250, 500)
 # notes the time of every key, and of every image once it is decoded and shown
@@ -31,12 +31,12 @@ RECORDER = """() => {
   window.keys = []; window.took = []; window.inside = []; let last = '';
   field.addEventListener('input', () => {
     const prompt = field.value.trim();
-    if (prompt && prompt !== last) keys.push([performance.now(), prompt]); // a blank at the end changes nothing
+    if (prompt && prompt !== last) keys.push([performance.now(), prompt]); // a trailing blank changes nothing
     last = prompt;
   }, true);
   image.addEventListener('load', () => requestAnimationFrame(() => {
     const at = keys.findLastIndex(([, prompt]) => prompt === image.dataset.prompt);
-    for (const [begun] of keys.splice(0, at + 1)) took.push(performance.now() - begun);
+    for (const [pressed] of keys.splice(0, at + 1)) took.push(performance.now() - pressed);
     if (at >= 0) inside.push(image.dataset.seconds * 1000);
   }));
 }"""
@@ -48,46 +48,38 @@ def run() -> list[dict[str, Any]]:
         return [{"what": "keystroke to image in the page", "value": "no Chromium"}]
     from playwright.sync_api import sync_playwright
 
-    found: dict[str, list[Found]] = {}
+    latencies: dict[str, list[Latencies]] = {}
     with ExitStack() as stack:
         play = stack.enter_context(sync_playwright())
         args = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = play.chromium.launch(executable_path=path, args=args)
         stack.callback(browser.close)
-        pages = {name: stack.enter_context(opened(browser, name)) for name in ENGINES}
-        for wait, how in ((True, "alone"), (False, "typing, a key every 150 ms")):
-            for words in re.findall(r"\S+\s*", TEXT):  # a few keys on one, the same on the other
+        pages = {name: stack.enter_context(opened(browser, name)) for name in BACKENDS}
+        for wait, label in ((True, "alone"), (False, "typing, a key every 150 ms")):
+            for words in re.findall(r"\S+\s*", TEXT):  # the same keys on each in turn
                 for name, page in pages.items():
-                    found.setdefault(f"{name}, {how}", []).append(_typed(page, words.rstrip(), wait=wait))
-    return [row for name, parts in found.items() for row in _rows(name, parts)]
+                    latencies.setdefault(f"{name}, {label}", []).append(_typed(page, words.rstrip(), wait=wait))
+    return [row for name, parts in latencies.items() for row in _rows(name, parts)]
 
 
-class Found(NamedTuple):
-    """Milliseconds from keys to images, and of the images in the server."""
+class Latencies(NamedTuple):
+    """Milliseconds from keys to images, and of these in the server."""
 
     took: list[float]
     inside: list[float]
 
 
 @contextmanager
-def opened(browser: Any, engine: str, width: int = 1280, height: int = 720) -> Iterator[Any]:
+def opened(browser: Any, backend: str, width: int = 1280, height: int = 720) -> Iterator[Any]:
     """A page on a server of its own, once live painting is warm."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     starter = "from minikin.cli.app import main; main()"
     with tempfile.TemporaryDirectory() as folder:
-        asked = [
-            "studio",
-            "--no-browser",
-            "--port",
-            str(port),
-            "--folder",
-            f"{folder}/s",
-            "--live-engine",
-            engine,
-        ]
-        server = subprocess.Popen([sys.executable, "-c", starter, *asked], stderr=subprocess.DEVNULL)
+        args = ["studio", "--no-browser", "--port", str(port), "--folder", f"{folder}/s"]
+        args += ["--live-backend", backend]
+        server = subprocess.Popen([sys.executable, "-c", starter, *args], stderr=subprocess.DEVNULL)
         try:
             _until_ready(f"http://127.0.0.1:{port}/readyz")
             page = browser.new_page(viewport={"width": width, "height": height})
@@ -102,7 +94,7 @@ def opened(browser: Any, engine: str, width: int = 1280, height: int = 720) -> I
             server.wait(120)  # a busy machine drains slowly
 
 
-def _typed(page: Any, words: str, *, wait: bool) -> Found:
+def _typed(page: Any, words: str, *, wait: bool) -> Latencies:
     page.bring_to_front()
     page.evaluate("() => { keys.length = took.length = inside.length = 0; }")
     page.focus("#paint-prompt")
@@ -114,10 +106,10 @@ def _typed(page: Any, words: str, *, wait: bool) -> Found:
         else:
             time.sleep(PACE_S)
     page.wait_for_function("!keys.length")
-    return Found(page.evaluate("took"), page.evaluate("inside"))
+    return Latencies(page.evaluate("took"), page.evaluate("inside"))
 
 
-def _rows(name: str, parts: Sequence[Found]) -> list[dict[str, Any]]:
+def _rows(name: str, parts: Sequence[Latencies]) -> list[dict[str, Any]]:
     took, inside = (sorted(t for part in parts for t in part[k]) for k in range(2))
     rows = []
     for share, bar in zip((0.5, 0.95), BARS_MS, strict=True):

@@ -1,7 +1,7 @@
-"""The server against its bare engine: throughput with eight clients, and what a request costs besides.
+"""The server against its bare engine: throughput with eight clients, and the overhead of a request.
 
-The bare engine paints the same images in full batches, with nothing around it. The overhead is the
-time of one request alone, on an engine that takes no time, without encoding and writing its image.
+The bare engine generates the same images in full batches. The overhead is the time of a single request to an
+engine that takes no time, without encoding and writing its image.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _throughput() -> list[dict[str, Any]]:
     from minikin import Studio
     from minikin.recipes import Paint
     from minikin.server.engine import Row
-    from minikin.server.jobs import Asked
+    from minikin.server.jobs import JobRequest
     from minikin.server.service import Service
     from minikin.server.studio_engine import StudioEngine
 
@@ -39,11 +39,11 @@ def _throughput() -> list[dict[str, Any]]:
         return {"prompt": PROMPTS[k % len(PROMPTS)], "seed": k, "steps": STEPS}
 
     def bare() -> float:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         rows = [Row(engine.prepare("paint", Paint(**recipe(k)), {}), k) for k in range(total)]
         for i in range(0, total, CLIENTS):
             engine.paint(rows[i : i + CLIENTS], lambda done, preview: None)
-        return total / (time.perf_counter() - begun)
+        return total / (time.perf_counter() - started)
 
     with tempfile.TemporaryDirectory() as folder:
         service = Service([engine], Path(folder) / "s")
@@ -51,21 +51,21 @@ def _throughput() -> list[dict[str, Any]]:
         service.workers[0].warm.wait()
 
         def client(c: int) -> None:
-            """All its requests at once, then it waits for them."""
-            mine = [service.submit(Asked("paint", f"c{c}"), recipe(c * EACH + i)) for i in range(EACH)]
-            for job in mine:
+            """Submits all its requests at once, then waits for them."""
+            jobs = [service.submit(JobRequest("paint", f"c{c}"), recipe(c * EACH + i)) for i in range(EACH)]
+            for job in jobs:
                 job.finished.wait()
 
         def served() -> float:
             threads = [threading.Thread(target=client, args=(c,)) for c in range(CLIENTS)]
-            begun = time.perf_counter()
+            started = time.perf_counter()
             for t in threads:
                 t.start()
             for t in threads:
                 t.join()
-            return total / (time.perf_counter() - begun)
+            return total / (time.perf_counter() - started)
 
-        pairs = [(bare(), served()) for _ in range(3)]  # alternately, so that a busy minute meets both
+        pairs = [(bare(), served()) for _ in range(3)]  # in turn, so that other load affects both
         service.close()
     ratio = statistics.median(b / a for a, b in pairs)
     return [
@@ -82,18 +82,18 @@ def _overhead() -> list[dict[str, Any]]:
 
     import httpx
     import uvicorn
+    from tests.helpers.fake_engine import FakeEngine, draw
 
     from minikin import files
-    from minikin.server.app import create, gated
-    from minikin.server.fake_engine import Canary, drawn
+    from minikin.server.app import create, with_middleware
     from minikin.server.service import Service
 
     with tempfile.TemporaryDirectory() as folder:
-        service = Service([Canary(steps=1)], Path(folder) / "s")
+        service = Service([FakeEngine(steps=1)], Path(folder) / "s")
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
-        app = gated(create(service))
+        app = with_middleware(create(service))
         server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
         thread = threading.Thread(target=server.run)
         thread.start()
@@ -105,7 +105,7 @@ def _overhead() -> list[dict[str, Any]]:
             )
         server.should_exit = True
         thread.join()
-        image, path = drawn(bytes(range(64)), (64, 64)), Path(folder) / "one.png"
+        image, path = draw(bytes(range(64)), (64, 64)), Path(folder) / "image.png"
 
         def encode() -> None:
             buffer = io.BytesIO()

@@ -1,13 +1,13 @@
-"""Whether fewer channels of latents, or wider levels, are learned faster (docs/tiny.md, "Finding the shape").
+"""Latent shapes and U-Net widths compared by training from scratch (docs/tiny.md, "Finding the shape").
 
-    python -m benchmarks.shapes prepare                scenes, words, latents of tiny's own autoencoder
-    python -m benchmarks.shapes train 8x8x16           one U-Net from nothing, on one core
-    python -m benchmarks.shapes table                  paint held-out prompts, let the classifier count
+    python -m benchmarks.shapes prepare                scenes, tokens, latents of tiny's own autoencoder
+    python -m benchmarks.shapes train 8x8x16           one U-Net from scratch, on one core
+    python -m benchmarks.shapes table                  accuracy on held-out prompts by the classifier
 
 8x8x16 are the 16 principal channels of tiny's 32, so that both have one autoencoder, and what is lost is what
 those 16 cannot hold: the classifier is shown scenes that went through each, too. Losses on different latents
 do not compare; what is painted does. 8x8x32-wide has levels half as wide again, on the same latents as 8x8x32,
-where losses do compare. The tokenizer and the text tower are tiny's own.
+where losses do compare. The tokenizer and the text encoder are tiny's own.
 
 16x16x8 wants an autoencoder of factor 8 with 8 channels: `prepare --autoencoder FOLDER --out ELSEWHERE`, a
 diffusers folder. 16x16x8-folded are the same latents with every 2x2 positions as channels, 8x8x32, so that
@@ -31,7 +31,7 @@ from tools.tiny_training import images, latents, stages
 from tools.tiny_training.evaluate import evaluate
 from tools.tiny_training.evaluation.model import Model
 from tools.tiny_training.job import Job
-from tools.tiny_training.recipes import Build, Pictures, recipe
+from tools.tiny_training.recipes import Build, Images, recipe
 from tools.tiny_training.sampler import Painter
 from tools.tiny_training.shards import write
 from torch import Tensor
@@ -44,10 +44,10 @@ from minikin.models.loading.registry import tiny_folder
 
 @dataclass(frozen=True)
 class Shape:
-    """What a U-Net reads and how wide it is."""
+    """Latents and width of a U-Net."""
 
     encoded: int  # channels of the autoencoder
-    kept: int  # principal channels of them
+    channels: int  # principal channels of them
     levels: tuple[int, ...]
     fold: int = 1  # side of the squares of positions that become channels
 
@@ -60,46 +60,46 @@ SHAPES = {
     "16x16x8-folded": Shape(8, 8, (128, 256), fold=2),
 }
 SCENES, BATCH = 8_192, 128
-SHARED = ("pictures", "tokenizer", "text", "tokens", "autoencoder")
+SHARED = ("images", "tokenizer", "text", "tokens", "autoencoder")
 
 
 def job(out: Path, name: str, minutes: float = 1.0) -> Job:
-    """The build in out/name; all but its latents and its U-Net is in out/common."""
+    """The build in out/name; everything but its latents and its U-Net is shared in out/common."""
     small = recipe("small", "cpu")
     plan = small.unet.plan.model_copy(update={"steps": None, "minutes": minutes, "batch": BATCH})
-    drawn = Pictures(count=SCENES, pairs=SCENES // 4, others=0)
+    scenes = Images(count=SCENES, pairs=SCENES // 4, others=0)
     unet = {"plan": plan} | ({"channels": SHAPES[name].levels} if name in SHAPES else {})
-    made = Build(pictures=drawn, unet=small.unet.model_copy(update=unet))
+    build = Build(images=scenes, unet=small.unet.model_copy(update=unet))
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)
     for part in SHARED if name != "common" else ():
         if not (folder / part).is_symlink():
             (folder / part).symlink_to(Path("..") / "common" / part)
-    return Job(recipe=made, out=folder, workers=1)
+    return Job(recipe=build, out=folder, workers=1)
 
 
 def prepare(out: Path, autoencoder: Path) -> Iterator[events.Event]:
-    """What the U-Nets that fit the autoencoder read."""
+    """Scenes, tokens and latents for every U-Net that fits the autoencoder."""
     common = job(out, "common")
     yield from images.stage(common)
     for name, source in (("autoencoder", autoencoder), ("tokenizer", tiny_folder()), ("text", tiny_folder())):
         yield from stages.run(replace(common, source=source), [name])
     yield from latents.stage(common)
-    found = latents.stores(common)[0]
-    z = torch.from_numpy(found.all()).float()
+    common_latents = latents.stores(common)[0]
+    z = torch.from_numpy(common_latents.all()).float()
     for name, shape in SHAPES.items():
         if shape.encoded != z.shape[1]:
             continue
-        p = principal(z, shape.kept)
+        p = principal(z, shape.channels)
         store = latents.stores(job(out, name))[0]
         for i in store.missing():
-            part = torch.from_numpy(np.array(found.shard(i))).float()
+            part = torch.from_numpy(np.array(common_latents.shard(i))).float()
             write(store.path(i), pixel_unshuffle(projected(part, p), shape.fold).half().numpy())
         np.save(out / name / "projection.npy", p.numpy())
 
 
 def principal(z: Tensor, channels: int) -> Tensor:
-    """(channels, C): orthogonal, the directions of largest variance; all of them as they are."""
+    """Orthogonal projection (channels, C) on the directions of largest variance; the identity for all C."""
     if channels == z.shape[1]:
         return torch.eye(channels)
     flat = z.transpose(0, 1).flatten(1)
@@ -111,7 +111,7 @@ def projected(z: Tensor, p: Tensor) -> Tensor:
 
 
 class Projected(Model):
-    """Paints in the projected latents and decodes them by tiny's own decoder."""
+    """Generates in the projected latents and decodes by tiny's own decoder."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / "model", "cpu")
@@ -121,24 +121,23 @@ class Projected(Model):
     def decode(self, x: Tensor) -> np.ndarray:
         return super().decode(projected(pixel_shuffle(x, self.fold), self.p.T))
 
-    def latents(self, drawn: np.ndarray) -> Tensor:
-        return pixel_unshuffle(projected(super().latents(drawn), self.p), self.fold)
+    def latents(self, images: np.ndarray) -> Tensor:
+        return pixel_unshuffle(projected(super().latents(images), self.p), self.fold)
 
 
 def table(out: Path, n: int) -> None:
-    """Print and keep a row for each U-Net."""
+    """Print and store a row for each U-Net."""
     rows: list[dict[str, Any]] = []
     for name in (n for n in SHAPES if (out / n / "model").is_dir()):
         model = Projected(out / name)
-        found = evaluate(model, pictures=n, steps=25, guidance=3.0, seed=11, tell=True)
-        found.sheet().save(out / name / "sheet.png")
+        evaluation = evaluate(model, images=n, steps=25, guidance=3.0, seed=11, show_progress=True)
+        evaluation.sheet().save(out / name / "sheet.png")
         log = [json.loads(line) for line in (out / name / "unet" / "log.jsonl").read_text().splitlines()]
-        told = found.report.as_json()
-        seen = max(line.get("seen", 0) for line in log)
-        rows.append(
-            {"latents": name, "seen": seen} | {k: told[k] for k in ("drawn", "captions", "psnr", "v_loss")}
-        )
-        print(found.report.text(), json.dumps(rows[-1]), sep="\n", flush=True)
+        report = evaluation.report.as_json()
+        examples = max(line.get("seen", 0) for line in log)
+        columns = ("drawn", "captions", "psnr", "v_loss")
+        rows.append({"latents": name, "examples": examples} | {k: report[k] for k in columns})
+        print(evaluation.report.text(), json.dumps(rows[-1]), sep="\n", flush=True)
     atomic_write(out / "table.json", (json.dumps(rows, indent=1) + "\n").encode())
 
 
@@ -147,26 +146,26 @@ def main() -> None:
     p.add_argument("what", choices=("prepare", "train", "table"))
     p.add_argument("name", nargs="?", choices=SHAPES)
     p.add_argument("--out", type=Path, default=Path("out/shapes"))
-    p.add_argument("--autoencoder", type=Path, default=tiny_folder(), help="diffusers folder that has it")
-    p.add_argument("--minutes", type=float, default=30.0, help="of a U-Net")
-    p.add_argument("--pictures", type=int, default=400, help="painted with each")
+    p.add_argument("--autoencoder", type=Path, default=tiny_folder(), help="diffusers folder of it")
+    p.add_argument("--minutes", type=float, default=30.0, help="training time of a U-Net")
+    p.add_argument("--images", type=int, default=400, help="generated with each")
     a = p.parse_args()
     if a.what == "train" and not a.name:
         p.error(f"train wants one of {', '.join(SHAPES)}")
     if a.what == "table":
-        table(a.out, a.pictures)
+        table(a.out, a.images)
         return
     from minikin.cli import display
 
     if a.what == "train":
-        torch.set_num_threads(1)  # one process a core
-        Painter.sheet = lambda self: Image.new("RGB", (8, 8))  # type: ignore[method-assign]  # `table` paints
-    own = (
+        torch.set_num_threads(1)  # one process per core
+        Painter.sheet = lambda self: Image.new("RGB", (8, 8))  # type: ignore[method-assign]  # `table` has samples
+    stage_events = (
         prepare(a.out, a.autoencoder)
         if a.what == "prepare"
         else stages.run(job(a.out, a.name, a.minutes), ["unet", "export"])
     )
-    ended = (e for e in own if not isinstance(e, events.Done))  # a stage's own end is not the end
+    ended = (e for e in stage_events if not isinstance(e, events.Done))  # the end of one stage
     display.run(e for part in (ended, [events.Done("", {})]) for e in part)
 
 

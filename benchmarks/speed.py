@@ -1,10 +1,10 @@
-"""Few-step painting on tiny, decoder included, against the stock pipeline on the same work; live painting.
+"""Few-step generation on tiny, decoder included, against the stock pipeline on the same work; live mode.
 
-The stock pipeline has the same adapter fused into its weights and runs the sampler that the adapter's
-header names, in the same steps and guidance, one image after the other with ours, so that a busy minute
-meets both. OpenVINO computes in bfloat16 where the processor has it, stock PyTorch in float32; so both are
-measured in the other's precision, too.
-Bars: turbo p50 <= 60 ms, 4-step LCM <= 150 ms, at least 2.0 times faster than the stock pipeline.
+The stock pipeline has the same adapter fused into its weights and runs the scheduler that the adapter's header
+names, in the same steps and guidance, in turn with ours, so that other load on the machine affects both.
+OpenVINO computes in bfloat16 where the processor has it, stock PyTorch in float32; so both are measured in the
+other's precision, too. Goals: turbo p50 <= 60 ms, 4-step LCM <= 150 ms, at least 2.0 times faster than the
+stock pipeline.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import timed
-from benchmarks.shares import shares, shown
+from benchmarks.time_shares import as_text, shares
 from minikin import Studio
 from minikin.errors import MinikinError
 from minikin.generation import schedulers
@@ -28,9 +28,9 @@ from minikin.models.loading.registry import tiny_folder
 
 PROMPT, RUNS = "a photo of a cat on the beach", 25
 CASES = (("turbo", 1, 60), ("lcm-lora", 4, 150), ("tdm", 4, None))
-ENGINES = ("eager", "openvino")
+BACKENDS = ("eager", "openvino")
 EXACT = "openvino in float32"
-TYPED, PAUSE = "a photo of a red cat wearing a top hat on the beach", 0.12  # s: 100 words a minute
+TYPED, PAUSE = "a photo of a red cat in a top hat on the beach", 0.12  # s: 100 words a minute
 
 
 def run() -> list[dict[str, Any]]:
@@ -60,50 +60,50 @@ def _preset(name: str, steps: int, bar: float | None) -> list[dict[str, Any]]:
         with torch.autocast("cpu", torch.bfloat16):
             theirs()
 
-    for engine in (*ENGINES, EXACT):
+    for label in (*BACKENDS, EXACT):
 
-        def ours(engine: str = engine.split()[0]) -> None:
-            studio.paint(PROMPT, preset=name, steps=steps, seed=1, engine=engine)
+        def ours(backend: str = label.split()[0]) -> None:
+            studio.paint(PROMPT, preset=name, steps=steps, seed=1, backend=backend)
 
-        with _precision("float32" if engine == EXACT else None):
+        with _precision("float32" if label == EXACT else None):
             runs = [
                 [timed(f, 1, 3 * (not k))["median_ms"] for f in (theirs, halved, ours)] for k in range(RUNS)
             ]
-            where = shown(shares(studio.base.pipe, ours))
-        mine = sorted(b for *_, b in runs)
+            parts = as_text(shares(studio.base.pipe, ours))
+        times = sorted(b for *_, b in runs)
         faster = sorted(a / b for a, _, b in runs)
         even = sorted(a / b for _, a, b in runs)
-        p50, p95 = mine[RUNS // 2], mine[int(RUNS * 0.95)]
-        best = engine == ENGINES[-1]  # bars are of what `--engine openvino` does
+        p50, p95 = times[RUNS // 2], times[int(RUNS * 0.95)]
+        best = label == BACKENDS[-1]  # goals are for `--backend openvino` does
         rows.append({
-            "what": f"{name}, {steps} step{'s' * (steps > 1)}, {engine}: p50 (p95)",
+            "what": f"{name}, {steps} step{'s' * (steps > 1)}, {label}: p50 (p95)",
             "value": f"{p50:.0f} ({p95:.0f}) ms", "bar": f"<= {bar} ms" if bar and best else "",
             "holds": p50 <= bar if bar and best else None,
         })  # fmt: skip
         rows.append({
-            "what": f"{name}, {engine}: times faster than stock diffusers (least, median, most)",
+            "what": f"{name}, {label}: times faster than stock diffusers (least, median, most)",
             "value": f"{faster[0]:.2f} {faster[RUNS // 2]:.2f} {faster[-1]:.2f}",
             "bar": ">= 2.0" if best else "", "holds": faster[RUNS // 2] >= 2.0 if best else None,
         })  # fmt: skip
         rows.append({
-            "what": f"{name}, {engine}: the same against stock under bfloat16 autocast",
+            "what": f"{name}, {label}: the same against stock under bfloat16 autocast",
             "value": f"{even[0]:.2f} {even[RUNS // 2]:.2f} {even[-1]:.2f}",
         })  # fmt: skip
-        rows.append({"what": f"{name}, {engine}: ms in {where}", "value": ""})
+        rows.append({"what": f"{name}, {label}: ms in {parts}", "value": ""})
     return rows
 
 
 @contextmanager
-def _precision(wanted: str | None) -> Iterator[None]:
-    """Inside, the engine openvino computes in this precision."""
-    before = dict(backends._MADE)
-    if wanted:
-        backends._MADE["openvino", None] = backends.engine("openvino", wanted)
+def _precision(dtype: str | None) -> Iterator[None]:
+    """Inside, the backend openvino computes in this precision."""
+    before = dict(backends._BACKENDS)
+    if dtype:
+        backends._BACKENDS["openvino", None] = backends.get_backend("openvino", dtype)
     try:
         yield
     finally:
-        backends._MADE.clear()
-        backends._MADE.update(before)
+        backends._BACKENDS.clear()
+        backends._BACKENDS.update(before)
 
 
 def _stock(preset: Any, adapter: Any) -> Any:
@@ -119,14 +119,14 @@ def _stock(preset: Any, adapter: Any) -> Any:
 
 
 def _live() -> list[dict[str, Any]]:
-    """Somebody types; each keystroke waits for the first image that knows of it."""
+    """Typing: milliseconds from each keystroke to the first image that includes it."""
     studio = Studio.open("tiny", device="cpu")
     ready = studio.presets()
     if not any(p["name"] == "turbo" and p["ready"] for p in ready):
         return []
     pressed: list[float] = []
-    seen: dict[int, float] = {}
-    with studio.live(preset="turbo", steps=1, engine=ENGINES[-1]) as live:
+    images: dict[int, float] = {}
+    with studio.live(preset="turbo", steps=1, backend=BACKENDS[-1]) as live:
 
         def type_() -> None:
             for k in range(1, len(TYPED) + 1):
@@ -134,25 +134,27 @@ def _live() -> list[dict[str, Any]]:
                 live.change(prompt=TYPED[:k])
                 time.sleep(PAUSE)
 
-        studio.paint(TYPED, preset="turbo", steps=1, engine=ENGINES[-1])  # the export is not what is measured
-        hand = threading.Thread(target=type_)
-        hand.start()
-        for one in live:
-            seen[one.wish.number] = time.perf_counter()
-            if one.wish.number == len(TYPED):
+        studio.paint(
+            TYPED, preset="turbo", steps=1, backend=BACKENDS[-1]
+        )  # exports the model before anything is measured
+        typist = threading.Thread(target=type_)
+        typist.start()
+        for update in live:
+            images[update.request.number] = time.perf_counter()
+            if update.request.number == len(TYPED):
                 break
-        hand.join()
-    waits = sorted(1e3 * (min(at for n, at in seen.items() if n > k) - t) for k, t in enumerate(pressed))
+        typist.join()
+    waits = sorted(1e3 * (min(at for n, at in images.items() if n > k) - t) for k, t in enumerate(pressed))
     p50, p95 = waits[len(waits) // 2], waits[int(len(waits) * 0.95)]
-    return [{"what": f"live, turbo, {ENGINES[-1]}: keystroke to image p50 (p95), {len(seen)} images of "
+    return [{"what": f"live, turbo, {BACKENDS[-1]}: keystroke to image p50 (p95), {len(images)} images of "
                      f"{len(TYPED)} keys", "value": f"{p50:.0f} ({p95:.0f}) ms"}]  # fmt: skip
 
 
 def _around() -> list[dict[str, Any]]:
-    """What every image costs outside the networks."""
+    """Time of an image outside the networks."""
     studio = Studio.open("tiny", device="cpu")
-    (picture,) = studio.paint(PROMPT, steps=2)
-    png = timed(lambda: picture.save(io.BytesIO(), "PNG"), 30)["median_ms"]
+    (image,) = studio.paint(PROMPT, steps=2)
+    png = timed(lambda: image.save(io.BytesIO(), "PNG"), 30)["median_ms"]
     steps = [
         shares(studio.base.pipe, lambda k=k: studio.paint(PROMPT, steps=k, guidance=1.0), 9) for k in (1, 9)
     ]

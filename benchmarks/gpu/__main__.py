@@ -1,10 +1,10 @@
-"""Teaching and painting at true SD 1.5 and SDXL size in bfloat16, random weights.
+"""Training and generation at true SD 1.5 and SDXL size in bfloat16, random weights.
 
     python -m benchmarks.gpu --json result.json
     python -m benchmarks.gpu --miniature --device cpu     a quick check that the script runs
 
-For each family: one teaching step and a whole run of 200 steps at batch 16 (goal on an H100: <= 30 s
-for SD 1.5 at 512 px), painting at 1, 4 and 30 steps with stock diffusers beside it, peak memory.
+For each family: one training step and a whole run of 200 steps at batch 16 (goal on an H100: <= 30 s for SD 1.5
+at 512 px), text-to-image in 1, 4 and 30 steps against stock diffusers, peak memory.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def _family(family: str, side: int, args: argparse.Namespace) -> list[dict[str, 
             times.append(now - last)
             last = now
     steady = sorted(times[len(times) // 4 :])
-    say(f"one teaching step, batch {batch}", steady[len(steady) // 2], "s")
-    say(f"teaching, {args.steps} steps with preparation", time.perf_counter() - start, "s")
-    say("peak memory of teaching", _peak(args.device), "GB")
+    say(f"one training step, batch {batch}", steady[len(steady) // 2], "s")
+    say(f"training, {args.steps} steps with preparation", time.perf_counter() - start, "s")
+    say("peak memory of training", _peak(args.device), "GB")
     _paint(base, side, args, say)
     return rows
 
@@ -96,9 +96,9 @@ def _paint(base: Base, side: int, args: argparse.Namespace, say: Any) -> None:
                 base.pipe("a cat on the beach", num_inference_steps=steps, guidance_scale=guidance,
                           width=side, height=side)  # fmt: skip
 
-            say(f"painting, {what}", 1e3 * _median(ours, args.device), "ms")
+            say(f"text-to-image, {what}", 1e3 * _median(ours, args.device), "ms")
             say(f"stock diffusers, {what}", 1e3 * _median(theirs, args.device), "ms")
-    say("peak memory of painting", _peak(args.device), "GB")
+    say("peak memory of text-to-image", _peak(args.device), "GB")
 
 
 def _base(family: str, args: argparse.Namespace) -> Base:

@@ -1,9 +1,9 @@
-"""Few-step painting at true SD 1.5 and SDXL size, end to end, with the share of every part.
+"""Few-step generation at true SD 1.5 and SDXL size, end to end, with the share of every part.
 
     python -m benchmarks.gpu.fewstep --json result.json
     python -m benchmarks.gpu.fewstep --miniature --device cpu     a quick check that the script runs
 
-Random weights in bfloat16: speed does not depend on what they say. Each case is painted eagerly and
+Random weights in bfloat16: speed does not depend on their values. Each case runs eagerly and
 compiled, by Minikin and by the stock diffusers pipeline in the same run, with the base's own decoder and
 with a tiny one (AutoencoderTiny, the size of TAESD). Goals on an H100 with the tiny decoder: SDXL 1 step
 at 512 px <= 25 ms (SDXL-Turbo's paper: 207 ms on an A100), SD 1.5 LCM 4 steps at 512 px <= 45 ms.
@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.gpu.__main__ import _base, _device_name, _median
 from benchmarks.measure import machine
-from benchmarks.shares import PARTS, shares
+from benchmarks.time_shares import PARTS, shares
 from minikin import Studio
 from minikin.models.base import Base
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--only", choices=("sd15", "sdxl"))
-    parser.add_argument("--engines", nargs="*", default=["eager", "compile"])
+    parser.add_argument("--backends", nargs="*", default=["eager", "compile"])
     parser.add_argument("--miniature", action="store_true", help="tiny layers, to check the script")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -51,35 +51,35 @@ def main() -> None:
                     base.pipe.vae = tiny_decoder(args)
                 for case in CASES:
                     if case[0] == family:
-                        results["rows"] += measured(base, case, decoder, args)
+                        results["rows"] += measure(base, case, decoder, args)
             del base
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
 
 
-def measured(base: Base, case: Any, decoder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One case on every engine, the stock pipeline beside it."""
+def measure(base: Base, case: Any, decoder: str, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One case with every backend, and the stock pipeline."""
     family, scheduler, steps, side, goal = case
     side = 64 if args.miniature else side
     studio, rows = Studio(base), []
-    how = {"scheduler": scheduler, "steps": steps, "guidance": 1.0, "width": side, "height": side}
+    recipe = {"scheduler": scheduler, "steps": steps, "guidance": 1.0, "width": side, "height": side}
 
     def theirs() -> None:
         base.pipe(PROMPT, num_inference_steps=steps, guidance_scale=1.0, width=side, height=side,
                   generator=torch.Generator().manual_seed(1))  # fmt: skip
 
     stock = 1e3 * _median(theirs, args.device)
-    for engine in args.engines:
+    for backend in args.backends:
 
-        def ours(engine: str = engine) -> None:
-            studio.paint(PROMPT, seed=1, engine=engine, **how)
+        def ours(backend: str = backend) -> None:
+            studio.paint(PROMPT, seed=1, backend=backend, **recipe)
 
-        ours()  # compiling is not what is measured
-        found = shares(base.pipe, ours, 9)
+        ours()  # compiles before anything is measured
+        times = shares(base.pipe, ours, 9)
         row = {
             "case": f"{family} {scheduler}, {steps} step{'s' * (steps > 1)}, {side} px, {decoder} decoder",
-            "engine": engine, "ms": round(1e3 * _median(ours, args.device), 2), "stock_ms": round(stock, 2),
-            **{f"{p}_ms": round(found[p], 2) for p in (*PARTS, "rest")},
+            "backend": backend, "ms": round(1e3 * _median(ours, args.device), 2), "stock_ms": round(stock, 2),
+            **{f"{p}_ms": round(times[p], 2) for p in (*PARTS, "rest")},
             "goal_ms": goal if decoder == "tiny" else None,
         }  # fmt: skip
         rows.append(row)

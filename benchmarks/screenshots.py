@@ -1,9 +1,8 @@
-"""The images of the page in docs/: studio-paint, studio-phone, studio-inpaint.
+"""Screenshots of the page for docs/: studio-paint, studio-phone, studio-inpaint.
 
-    python -m benchmarks.shots [FOLDER]
+    python -m benchmarks.screenshots [FOLDER]
 
-Two examples are taught, then used in a real browser as a user would. Look at the images afterwards: what is
-painted there is what tiny painted that day.
+Teaches two examples and uses them in a real browser. Check the images afterwards: tiny generates them anew.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from benchmarks.page import opened
 from minikin import Studio
 
 ROOT = Path(__file__).resolve().parents[1]
-TAUGHT = {"my_teapot": "teapot", "my_guitar": "guitar"}
+CONCEPTS = {"my_teapot": "teapot", "my_guitar": "guitar"}
 SCENE = "a photo of <my_teapot> on the beach"
 BEFORE, AFTER = "a photo of a red car in the snow", "a photo of a robot in the snow"
 SEED = "7"
@@ -51,23 +50,23 @@ def main(folder: Path) -> None:
 
 
 def teach(url: str) -> None:
-    """Teach the examples and give them to the server."""
+    """Teach the examples and upload them to the server."""
     studio = Studio.open("tiny")
-    for name, category in TAUGHT.items():
+    for name, category in CONCEPTS.items():
         concept = studio.teach(ROOT / "examples" / name, name=name, category=category)
         with tempfile.TemporaryDirectory() as at:
             concept.save(file := Path(at) / f"{name}.safetensors")
-            given = {"file": (file.name, file.read_bytes())}
-            httpx.post(httpx.URL(url).join("/api/concepts"), files=given).raise_for_status()
+            body = {"file": (file.name, file.read_bytes())}
+            httpx.post(httpx.URL(url).join("/api/concepts"), files=body).raise_for_status()
 
 
 def paint(page: Any, prompt: str, *, preset: str, n: int) -> None:
-    """Paint drafts, and wait for the last and for the live image of the same prompt."""
+    """Generate drafts, and wait for the last one and for the live image of the same prompt."""
     page.select_option("#paint-preset", preset)
     page.fill("#paint-n", str(n))
     page.fill("#paint-seed", SEED)
     page.fill("#paint-prompt", prompt)
-    page.wait_for_timeout(2000)  # the live image first: the drafts' newest is what is to be seen
+    page.wait_for_timeout(2000)  # the live image first, so that the newest draft is on top
     page.keyboard.press("Control+Enter")
     page.wait_for_function(f"document.querySelectorAll('#paint-drafts img').length >= {n}", timeout=240_000)
     page.wait_for_selector("#paint-tools:not([hidden])", timeout=240_000)
@@ -75,7 +74,7 @@ def paint(page: Any, prompt: str, *, preset: str, n: int) -> None:
 
 
 def inpaint(page: Any) -> None:
-    """Draw over the middle of the draft that is shown, and put something else there."""
+    """Mask the middle of the current draft and inpaint it."""
     page.click("#paint-to-inpaint")
     page.wait_for_function("document.querySelector('#inpaint-mask').width === 128")
     page.fill("#inpaint-prompt", AFTER)

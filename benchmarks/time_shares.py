@@ -1,4 +1,4 @@
-"""Where the time of an image goes: U-Net, decoder, text, and everything else."""
+"""Time of an image by part: U-Net, decoder, text encoder, and everything else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PARTS = ("text", "U-Net", "decoder")
 
 @contextmanager
 def clocked(pipe: Any, spent: dict[str, float]) -> Iterator[None]:
-    """Inside, `spent` grows by the seconds that each part of a diffusers pipeline takes."""
+    """Inside, `spent` grows by the seconds of each part of a diffusers pipeline."""
     parts = {"U-Net": [pipe.unet], "decoder": [pipe.vae.decoder],
              "text": [t for t in (pipe.text_encoder, getattr(pipe, "text_encoder_2", None)) if t]}  # fmt: skip
     with ExitStack() as stack:
@@ -27,16 +27,16 @@ def clocked(pipe: Any, spent: dict[str, float]) -> Iterator[None]:
 
 @contextmanager
 def _clock(module: Any, name: str, spent: dict[str, float]) -> Iterator[None]:
-    """Hooks, so that whatever forward an engine has put there is what is timed."""
-    begun: list[float] = []
+    """Time by hooks, so that a replaced forward is timed, too."""
+    started: list[float] = []
 
     def before(*_: Any) -> None:
         wait(module)
-        begun.append(time.perf_counter())
+        started.append(time.perf_counter())
 
     def after(*_: Any) -> None:
         wait(module)
-        spent[name] = spent.get(name, 0.0) + time.perf_counter() - begun.pop()
+        spent[name] = spent.get(name, 0.0) + time.perf_counter() - started.pop()
 
     handles = [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     try:
@@ -70,6 +70,6 @@ def shares(pipe: Any, work: Callable[[], Any], repeats: int = 15, warm_up: int =
     }
 
 
-def shown(found: dict[str, float]) -> str:
+def as_text(times: dict[str, float]) -> str:
     """One line: U-Net 12.1 ms, decoder 3.4 ms, ..."""
-    return ", ".join(f"{name} {found[name]:.1f}" for name in (*PARTS, "rest"))
+    return ", ".join(f"{name} {times[name]:.1f}" for name in (*PARTS, "rest"))
