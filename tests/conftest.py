@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +32,21 @@ if WORKER:  # what children inherit: two workers with two threads each would wai
 FAMILIES = tuple(ARCHITECTURES)
 LONGEST: tuple[str, ...] = ()  # files that are begun first, so that no worker ends long after the other
 SHARED = pytest.StashKey[dict[str, tuple[list[torch.nn.Module], list[float]]]]()  # by fixture: modules, sums
+
+
+def pytest_report_header() -> list[str]:
+    """What the run takes and what this machine lacks, before it begins."""
+    missing = {
+        "the page in a browser (Chromium)": not any(map(shutil.which, ("chromium", "chromium-browser"))),
+        "clusters (ray)": not find_spec("ray"),
+        "the OpenVINO backend (openvino)": not find_spec("openvino"),
+        "Content Credentials (c2pa)": not find_spec("c2pa"),
+    }
+    skipped = ", ".join(name for name, gone in missing.items() if gone) or "nothing"
+    return [
+        "the whole suite: about 15 minutes on two idle cores with -n 2, as `make test` runs it",
+        f"skipped on this machine: {skipped}; soak, controls and numeric have their own `make` targets",
+    ]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -95,7 +111,7 @@ def quick_disk() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def no_curves() -> Iterator[None]:
-    """Drawing the learning curve takes a sixth of these short runs; training/test_build_run.py looks at it."""
+    """Drawing the learning curve takes a sixth of these short runs; training/test_trainer.py looks at it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("minikin.training.logger.curve", lambda *_: None)
         yield

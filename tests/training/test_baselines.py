@@ -20,7 +20,7 @@ from minikin import Studio, events
 from minikin.baselines import class_images, methods, sizes
 from minikin.baselines import train as teaching
 from minikin.baselines.methods import METHODS
-from minikin.baselines.result import Learned, using
+from minikin.baselines.result import BaselineResult, using
 from minikin.errors import BadConceptFile, BadPhoto, BadRecipe, BaseMismatch, UnknownName
 from minikin.images.photos import Photo
 from minikin.models.base import Base
@@ -28,8 +28,8 @@ from minikin.models.loading.architectures import ARCHITECTURES
 from minikin.recipes import PUBLISHED_BASELINES, TINY_BASELINES, Baseline
 from tests.conftest import build_pipeline
 
-pytestmark = pytest.mark.usefixtures("no_curves")
-FAST = {"steps": 4, "batch": 2, "rate": 1e-2, "prior": 0.0}
+pytestmark = pytest.mark.usefixtures("no_curves", "one_thread")
+FAST = {"steps": 4, "batch": 2, "lr": 1e-2, "prior": 0.0}
 TRAINS = {  # what each method may change, as regular expressions over the trained tensors' names
     "textual-inversion": r"words\.0",
     "dreambooth": r"unet\..*",
@@ -37,6 +37,8 @@ TRAINS = {  # what each method may change, as regular expressions over the train
     "dreambooth-lora": r"unet\..*\.attn[12]\.to_(q|k|v|out\.0)\.lora_[AB]\.default\.weight",
     "custom-diffusion": r"words\.0|unet\..*\.attn2\.to_[kv]\.weight",
 }  # fmt: skip
+
+Results = dict[str, tuple[BaselineResult, Path]]
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +48,15 @@ def base(tmp_path_factory: Any) -> Base:
 
 
 @pytest.fixture
-def painted(monkeypatch: pytest.MonkeyPatch, photos: list[Photo]) -> None:
-    """Class images without painting any: grey noise."""
+def noise_class_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Class images of grey noise, instead of generated ones."""
     rng = np.random.default_rng(5)
-    made = [Photo(f"{i}", rng.integers(90, 160, (64, 64, 3), dtype=np.uint8)) for i in range(4)]
-    monkeypatch.setattr(teaching, "class_pictures", lambda *_: iter([events.Done(made, {})]))
+    images = [Photo(f"{i}", rng.integers(90, 160, (64, 64, 3), dtype=np.uint8)) for i in range(4)]
+    monkeypatch.setattr(teaching, "class_images", lambda *_: iter([events.Done(images, {})]))
 
 
 def run(base: Base, photos: list[Photo], out: Path, **kwargs: Any) -> events.Done:
-    how = {k: kwargs.pop(k) for k in ("resume", "look", "look_at") if k in kwargs}
+    how = {k: kwargs.pop(k) for k in ("resume", "snapshot", "snapshot_steps") if k in kwargs}
     recipe = Baseline.make(**{"name": "tom", "category": "cat", **FAST, **kwargs})
     done = list(teaching.teach(base, photos, recipe, out, **how))[-1]
     assert isinstance(done, events.Done)
@@ -62,7 +64,7 @@ def run(base: Base, photos: list[Photo], out: Path, **kwargs: Any) -> events.Don
 
 
 @pytest.fixture(scope="module")
-def results(base: Base, tmp_path_factory: Any) -> dict[str, tuple[Learned, Path]]:
+def results(base: Base, tmp_path_factory: Any) -> Results:
     """One short run of every method (but the prior, which needs class images)."""
     rng = np.random.default_rng(0)
     photos = [Photo(f"{k}", rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for k in range(2)]
@@ -80,8 +82,8 @@ def state_of(base: Base) -> dict[str, torch.Tensor]:
 
 def files_of(folder: Path) -> dict[str, bytes]:
     """The files of a result: not the log, which has times."""
-    found = (p for p in folder.rglob("*") if p.suffix in (".safetensors",) or p.name == "config.json")
-    return {str(p.relative_to(folder)): p.read_bytes() for p in found}
+    paths = (p for p in folder.rglob("*") if p.suffix in (".safetensors",) or p.name == "config.json")
+    return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
 
 
 # ---- training -------------------------------------------------------------------------------------
@@ -89,36 +91,36 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_trains_what_it_names_and_the_loss_falls(
-    name: str, base: Base, photos: list[Photo], tmp_path: Path, painted: None
+    name: str, base: Base, photos: list[Photo], tmp_path: Path, noise_class_images: None
 ) -> None:
     """On one photo the error of a fixed batch falls; the trained tensors, and no others, have moved."""
     import re
 
     before = state_of(base)
-    rate = {"textual-inversion": 0.2, "dreambooth-lora": 5e-2}.get(name, 4e-3)
-    recipe = Baseline.make(method=name, name="tom", category="cat", batch=4, rate=rate, steps=12,
+    lr = {"textual-inversion": 0.2, "dreambooth-lora": 5e-2}.get(name, 4e-3)
+    recipe = Baseline.make(method=name, name="tom", category="cat", batch=4, lr=lr, steps=12,
                            prior=1.0 if name == "dreambooth-prior" else 0.0, flip=False)  # fmt: skip
-    seen: list[tuple[dict[str, torch.Tensor], float]] = []
-    kept: dict[str, Any] = {}
-    whole = teaching._loss
+    before_and_after: list[tuple[dict[str, torch.Tensor], float]] = []
+    training: dict[str, Any] = {}
+    make_loss = teaching._loss
 
     def spying(base: Base, method: Any, student: Any, *rest: Any) -> Any:
-        loss = whole(base, method, student, *rest)
-        kept.update(student=student, loss=loss)
-        seen.append(look())
+        loss = make_loss(base, method, student, *rest)
+        training.update(student=student, loss=loss)
+        before_and_after.append(look())
         return loss
 
     def look() -> tuple[dict[str, torch.Tensor], float]:
-        from minikin.training.plan import Turn
+        from minikin.training.config import StepContext
 
-        now = {n: p.detach().clone() for n, p in kept["student"].named_parameters()}
+        now = {n: p.detach().clone() for n, p in training["student"].named_parameters()}
         with torch.no_grad():
-            return now, float(kept["loss"](Turn(999, 8, (0,)), None)["loss"])
+            return now, float(training["loss"](StepContext(999, 8, (0,)), None)["loss"])
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teaching, "_loss", spying)
         list(teaching.teach(base, photos[:1], recipe, tmp_path / "out"))
-    (first, start), (last, end) = seen[0], look()
+    (first, start), (last, end) = before_and_after[0], look()
     moved = {n for n in first if not torch.equal(first[n], last[n])}
     assert moved and all(re.fullmatch(TRAINS[name], n) for n in moved)
     allowed = {n for n in first if re.fullmatch(TRAINS[name], n)}
@@ -130,7 +132,7 @@ def test_trains_what_it_names_and_the_loss_falls(
 
 @pytest.mark.parametrize("name", ["textual-inversion", "dreambooth-lora", "custom-diffusion"])
 def test_equal_seeds_give_equal_files(
-    name: str, base: Base, photos: list[Photo], tmp_path: Path, painted: None
+    name: str, base: Base, photos: list[Photo], tmp_path: Path, noise_class_images: None
 ) -> None:
     prior = 0.0 if name == "textual-inversion" else 1.0
     for k, seed in enumerate((1, 1, 2)):
@@ -140,19 +142,18 @@ def test_equal_seeds_give_equal_files(
     assert a != other
 
 
-@pytest.mark.parametrize("name", ["dreambooth-prior", "custom-diffusion"])
 def test_resumed_equals_uninterrupted(
-    name: str, base: Base, photos: list[Photo], tmp_path: Path, painted: None
+    base: Base, photos: list[Photo], tmp_path: Path, noise_class_images: None
 ) -> None:
     """Ctrl-C at step 5 of 8 saves, --resume goes on, and the files are those of a run in one piece."""
-    how = {"method": name, "steps": 8, "prior": 1.0}
+    how = {"method": "custom-diffusion", "steps": 8, "prior": 1.0}  # trains weights and a word
     run(base, photos, tmp_path / "whole", **how)
 
-    def interrupt(step: int, learned: Learned) -> None:
+    def interrupt(step: int, learned: BaselineResult) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        run(base, photos, tmp_path / "two", **how, look=interrupt, look_at=[5])
+        run(base, photos, tmp_path / "two", **how, snapshot=interrupt, snapshot_steps=[5])
     assert (tmp_path / "two" / "checkpoint.safetensors").exists()
     assert not files_of(tmp_path / "two").keys() - {"checkpoint.safetensors"}
     with pytest.raises(BadRecipe, match="--resume"):
@@ -164,25 +165,33 @@ def test_resumed_equals_uninterrupted(
     assert files_of(tmp_path / "two") == files_of(tmp_path / "whole")
 
 
-def test_looking_on_the_way_changes_nothing(base: Base, photos: list[Photo], tmp_path: Path) -> None:
-    seen = []
+def test_snapshots_change_nothing(base: Base, photos: list[Photo], tmp_path: Path) -> None:
+    snapshots = []
     how = {"method": "textual-inversion", "steps": 6}
-    run(base, photos, tmp_path / "a", **how, look=lambda s, one: seen.append((s, one)), look_at=[2, 6])
+    run(
+        base,
+        photos,
+        tmp_path / "a",
+        **how,
+        snapshot=lambda *args: snapshots.append(args),
+        snapshot_steps=[2, 6],
+    )
     run(base, photos, tmp_path / "b", **how)
-    assert [s for s, _ in seen] == [2, 6]
-    assert not torch.equal(seen[0][1].words[0], seen[1][1].words[0])
+    assert [step for step, _ in snapshots] == [2, 6]
+    assert not torch.equal(snapshots[0][1].words[0], snapshots[1][1].words[0])
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
 
 
-def test_first_token_is_held_in_custom_diffusion(base: Base) -> None:
+def test_first_token_has_no_gradient_in_custom_diffusion(base: Base) -> None:
     """Its keys and values pass no gradient; the positive control is a student without that."""
     from minikin.baselines.method import TO_KV
-    from minikin.baselines.student import Student, twin
+    from minikin.baselines.student import Student, partial_copy
     from minikin.models.prompt import parse
 
     for hold in (True, False):
         with base.frozen():
-            student = Student(base, twin(base.unet, lambda n: bool(TO_KV.fullmatch(n))), hold_first=hold)
+            unet = partial_copy(base.unet, lambda n: bool(TO_KV.fullmatch(n)))
+            student = Student(base, unet, detach_first_token=hold)
             kv, _ = student.condition([parse("a photo of a cat", {})])
             kv[:, 0].sum().backward() if not hold else None
             assert kv[:, 1:].requires_grad
@@ -197,108 +206,104 @@ def test_first_token_is_held_in_custom_diffusion(base: Base) -> None:
 # ---- prompts --------------------------------------------------------------------------------------
 
 
-def test_prompts_in_the_published_form(results: dict[str, tuple[Learned, Path]], base: Base) -> None:
-    for name, said in (
+def test_prompts_in_the_published_form(results: Results, base: Base) -> None:
+    for name, prompt in (
         ("textual-inversion", "a photo of a sks on the beach"),
         ("dreambooth", "a photo of a sks cat on the beach"),
         ("dreambooth-lora", "a photo of a sks cat on the beach"),
         ("custom-diffusion", "a photo of an ucd cat on the beach"),
     ):
-        assert results[name][0].prompt("a photo of <tom> on the beach") == said
-    one = results["dreambooth"][0]
-    assert one.prompt("the <tom:0.8> and (<concept:tom>:1.2)") == "the sks cat and (a sks cat:1.2)"
-    assert replace(one, name="kim").prompt("<tom> and <kim>") == "<tom> and a sks cat"
+        assert results[name][0].prompt("a photo of <tom> on the beach") == prompt
+    result = results["dreambooth"][0]
+    assert result.prompt("the <tom:0.8> and (<concept:tom>:1.2)") == "the sks cat and (a sks cat:1.2)"
+    assert replace(result, name="kim").prompt("<tom> and <kim>") == "<tom> and a sks cat"
     with pytest.raises(BadRecipe, match="does not name the concept"):
-        one.prompt("a photo of a cat")
+        result.prompt("a photo of a cat")
 
 
 def test_captions_of_photos_and_templates(base: Base, photos: list[Photo]) -> None:
-    r = Baseline.make(method="dreambooth", name="tom", category="cat").settled(False)
+    r = Baseline.make(method="dreambooth", name="tom", category="cat").resolved(False)
     some = [replace(photos[0], caption="a photo of {} in a meadow"), photos[1]]
 
     def texts(recipe: Baseline) -> list[list[str]]:
-        made = teaching._taught(base, some, recipe, METHODS["dreambooth"], "sks cat", "sks")
-        (use,) = made.prompts[0][0].uses
-        text = made.prompts[0][0].text
+        prepared = teaching._prepare_photos(base, some, recipe, METHODS["dreambooth"], "sks cat", "sks")
+        (use,) = prepared.prompts[0][0].uses
+        text = prepared.prompts[0][0].text
         assert text[use.start : use.end] == "sks"
-        assert float(made.masks.min()) == 1  # photos bring masks, the published method has none
-        return [[p.text for p in ps] for ps in made.prompts]
+        assert float(prepared.masks.min()) == 1  # photos bring masks, the published method has none
+        return [[p.text for p in ps] for ps in prepared.prompts]
 
     assert texts(r) == [["a photo of a sks cat in a meadow"], ["a photo of a sks cat"]]
     assert texts(r.model_copy(update={"captions": False})) == [["a photo of a sks cat"]] * 2
-    masked = teaching._taught(base, some, r.model_copy(update={"mask": "attention"}), METHODS["dreambooth"],
-                              "sks cat", "sks")  # fmt: skip
+    with_masks = r.model_copy(update={"mask": "attention"})
+    masked = teaching._prepare_photos(base, some, with_masks, METHODS["dreambooth"], "sks cat", "sks")
     assert float(masked.masks.min()) == 0
 
 
 def test_rare_words(base: Base, tiny: Base, photos: list[Photo]) -> None:
     """One token each, on CLIP's vocabulary and on tiny's own."""
-    for own, found in ((base, {"sks", "ucd"}), (tiny, {"bacus", "embic"})):
+    for opened, words in ((base, {"sks", "ucd"}), (tiny, {"bacus", "embic"})):
         recipes = [Baseline.make(method=m, name="tom", category="cat", prior=0.0) for m in METHODS]
-        assert {teaching.check(own, photos, r) for r in recipes} == found
+        assert {teaching.check(opened, photos, r) for r in recipes} == words
 
 
 # ---- on the base ----------------------------------------------------------------------------------
 
 
-def picture(base: Base, text: str) -> np.ndarray:
+def image_of(base: Base, text: str) -> np.ndarray:
     g = torch.Generator().manual_seed(3)
     out = base.pipe(text, num_inference_steps=2, guidance_scale=3.0, generator=g, output_type="np").images
     return np.asarray(out)
 
 
 @pytest.mark.parametrize("name", ["textual-inversion", "dreambooth", "dreambooth-lora", "custom-diffusion"])
-def test_the_base_is_untouched_bit_for_bit(
-    name: str, results: dict[str, tuple[Learned, Path]], base: Base
-) -> None:
+def test_the_base_is_untouched_bit_for_bit(name: str, results: Results, base: Base) -> None:
     """Inside, images of the word change; afterwards tensors, their memory and images are the old ones."""
     tom = results[name][0]
-    before, plain = state_of(base), picture(base, tom.prompt("<tom>"))
+    before, plain = state_of(base), image_of(base, tom.prompt("<tom>"))
     places = [p.data_ptr() for p in base.unet.parameters()]
     kinds = [type(m) for m in base.unet.modules()]
     with using(base, [(tom, 1.0)]):
-        inside = picture(base, tom.prompt("<tom>"))
+        inside = image_of(base, tom.prompt("<tom>"))
     assert np.abs(inside - plain).max() > 1e-3
     after = state_of(base)
     assert all(torch.equal(before[n], after[n]) for n in before)
     assert places == [p.data_ptr() for p in base.unet.parameters()]
     assert kinds == [type(m) for m in base.unet.modules()]
-    assert np.array_equal(picture(base, tom.prompt("<tom>")), plain)
+    assert np.array_equal(image_of(base, tom.prompt("<tom>")), plain)
     assert not any(m.get_input_embeddings()._forward_hooks for m in base.text_encoders)
 
 
-def test_an_error_inside_leaves_the_base_too(results: dict[str, tuple[Learned, Path]], base: Base) -> None:
+def test_an_error_inside_leaves_the_base_too(results: Results, base: Base) -> None:
     before = state_of(base)
     with pytest.raises(ZeroDivisionError), using(base, [(results["dreambooth"][0], 1.0)]):
         _ = 1 / 0
     assert all(torch.equal(t, before[n]) for n, t in state_of(base).items())
 
 
-def test_weighted_sums(results: dict[str, tuple[Learned, Path]], base: Base) -> None:
+def test_weighted_sums(results: Results, base: Base) -> None:
     """W + sum w (W' - W), of whole weights and of LoRAs; two concepts need two words."""
     full, lora = results["custom-diffusion"][0], results["dreambooth-lora"][0]
     name = next(iter(full.weights))
-    own = base.unet.get_parameter(name).detach().clone()
+    original = base.unet.get_parameter(name).detach().clone()
     down, up = lora.pairs[name.removesuffix(".weight")]
-    wanted = own + 0.5 * (full.weights[name] - own) + 2.0 * (up @ down)
+    expected = original + 0.5 * (full.weights[name] - original) + 2.0 * (up @ down)
     with using(base, [(full, 0.5), (lora, 2.0)]):
-        assert torch.allclose(base.unet.get_parameter(name), wanted, atol=1e-6)
+        assert torch.allclose(base.unet.get_parameter(name), expected, atol=1e-6)
     with pytest.raises(BadRecipe, match="both taught with the word 'sks'"), using(
         base, [(lora, 1.0), (replace(results["textual-inversion"][0], name="kim"), 1.0)]
     ):  # fmt: skip
         pass
 
 
-def test_another_base_is_refused(
-    results: dict[str, tuple[Learned, Path]], base: Base, bases: dict[str, Base]
-) -> None:
+def test_another_base_is_refused(results: Results, base: Base, bases: dict[str, Base]) -> None:
     """Whole weights belong to one base; LoRAs and words also to its fine-tunes, as everywhere."""
-    for name, (one, _) in results.items():
+    for name, (result, _) in results.items():
         with pytest.raises(BaseMismatch, match="Open the base it was made for"), using(
-            bases["sdxl"], [(one, 1.0)]
+            bases["sdxl"], [(result, 1.0)]
         ):  # fmt: skip
             pass
-        sibling = replace(one, origin=replace(one.origin, fingerprint="0" * 64))
+        sibling = replace(result, origin=replace(result.origin, fingerprint="0" * 64))
         if name in ("textual-inversion", "dreambooth-lora"):
             with using(base, [(sibling, 1.0)]):
                 pass
@@ -311,9 +316,7 @@ def test_another_base_is_refused(
 
 
 @pytest.mark.parametrize("name", ["textual-inversion", "dreambooth", "dreambooth-lora", "custom-diffusion"])
-def test_stock_diffusers_paints_the_same(
-    name: str, results: dict[str, tuple[Learned, Path]], base: Base, tmp_path: Path
-) -> None:
+def test_stock_diffusers_paints_the_same(name: str, results: Results, base: Base, tmp_path: Path) -> None:
     """The files in a plain pipeline give our image within 1e-4 (float32).
 
     diffusers 0.42.1 reads Custom Diffusion's processors only when it is also given `_pipeline`;
@@ -321,7 +324,7 @@ def test_stock_diffusers_paints_the_same(
     """
     tom, folder = results[name]
     with using(base, [(tom, 1.0)]):
-        mine = picture(base, tom.prompt("<tom> at night"))
+        mine = image_of(base, tom.prompt("<tom> at night"))
     stock = build_pipeline("sd15", tmp_path)
     text = tom.prompt("<tom> at night")
     if name == "textual-inversion":
@@ -336,34 +339,34 @@ def test_stock_diffusers_paints_the_same(
         stock.load_textual_inversion(str(folder / "tom.safetensors"), token="<tom>")
     if tom.words:
         text = text.replace(tom.word, "<tom>")
-    theirs = picture(Base_like(stock), text)
+    theirs = image_of(Base_like(stock), text)
     assert np.abs(mine - theirs).max() < 1e-4
-    assert np.abs(mine - picture(base, tom.prompt("<tom> at night"))).max() > 1e-3  # and it is not the base's
+    assert np.abs(mine - image_of(base, tom.prompt("<tom> at night"))).max() > 1e-3  # and it is not the base's
 
 
 class Base_like:
-    """What `picture` needs, around a pipeline that Minikin has never touched."""
+    """What `image_of` needs, around a pipeline that Minikin has never touched."""
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
 
 
 def test_a_lora_is_one_of_minikins_own(
-    results: dict[str, tuple[Learned, Path]], base: Base
+    results: Results, base: Base
 ) -> None:  # fmt: skip
     """The same file through <lora:...>'s loader gives the same image."""
     from minikin.models.lora.adapters import Adapters
 
     tom, folder = results["dreambooth-lora"]
-    own = Adapters(base)
-    with own.using([(own.get(folder / "pytorch_lora_weights.safetensors"), 1.0)]):
-        theirs = picture(base, tom.prompt("<tom>"))
+    adapters = Adapters(base)
+    with adapters.using([(adapters.get(folder / "pytorch_lora_weights.safetensors"), 1.0)]):
+        theirs = image_of(base, tom.prompt("<tom>"))
     with using(base, [(tom, 1.0)]):
-        mine = picture(base, tom.prompt("<tom>"))
+        mine = image_of(base, tom.prompt("<tom>"))
     assert np.abs(mine - theirs).max() < 1e-4
 
 
-def test_folders_are_read_back(results: dict[str, tuple[Learned, Path]], base: Base, tmp_path: Path) -> None:
+def test_folders_are_read_back(results: Results, base: Base, tmp_path: Path) -> None:
     for tom, folder in results.values():
         again = methods.load(base, folder)
         assert again.prompt("<tom>") == tom.prompt("<tom>") and again.origin == tom.origin
@@ -386,8 +389,8 @@ def test_folders_are_read_back(results: dict[str, tuple[Learned, Path]], base: B
 
 def test_sdxl_embedding_has_both_encoders(bases: dict[str, Base], photos: list[Photo], tmp_path: Path) -> None:
     done = run(bases["sdxl"], photos[:1], tmp_path / "x", method="textual-inversion", steps=1)
-    found = load_file(tmp_path / "x" / "learned_embeds.safetensors")
-    assert {k: tuple(t.shape) for k, t in found.items()} == {"clip_l": (1, 32), "clip_g": (1, 64)}
+    tensors = load_file(tmp_path / "x" / "learned_embeds.safetensors")
+    assert {k: tuple(t.shape) for k, t in tensors.items()} == {"clip_l": (1, 32), "clip_g": (1, 64)}
     assert methods.load(bases["sdxl"], tmp_path / "x").words[1].shape == (1, 64)
     assert done.facts["sizes"]["own"] == 4 * 96
 
@@ -409,39 +412,39 @@ def test_sizes_at_the_real_widths() -> None:
     assert methods.n_bytes("custom-diffusion", sdxl) == pytest.approx(1.363e9, rel=0.01)
 
 
-def test_sizes_of_files_and_results_agree(results: dict[str, tuple[Learned, Path]], base: Base) -> None:
+def test_sizes_of_files_and_results_agree(results: Results, base: Base) -> None:
     for name, (tom, folder) in results.items():
-        wanted = methods.size_table(name, base)["own"]
-        assert tom.n_bytes == wanted
+        size = methods.size_table(name, base)["own"]
+        assert tom.n_bytes == size
         on_disk = sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
         n_tensors = len(tom.words) + len(tom.weights) + 2 * len(tom.pairs)
-        assert wanted < on_disk < wanted + 200 * n_tensors + 2000  # headers
+        assert size < on_disk < size + 200 * n_tensors + 2000  # headers
 
 
 # ---- class images, recipes, refusals ---------------------------------------------------------------
 
 
-def test_class_pictures_are_painted_once(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing one is painted again, with its whole group, and is the same image."""
+def test_class_images_are_generated_once(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing one is generated again, with its whole batch, and is the same image."""
     monkeypatch.setenv("MINIKIN_CACHE", str(tmp_path))
-    made = []
-    paint = class_images.paint_batch
+    batches = []
+    generate = class_images.generate
 
-    def counted(base: Base, recipe: Any, prompt: Any, loaded: Any, seeds: list[int]) -> Any:
-        made.append(seeds)
-        quick = recipe.model_copy(update={"steps": 1, "guidance": 1.0})
-        return paint(base, quick, prompt, loaded, seeds)
+    def counted(base: Base, request: Any, seeds: list[int]) -> Any:
+        batches.append(seeds)
+        quick = class_images.Paint(prompt=class_images.prompt("owl"), base=base.name, steps=1, guidance=1.0)
+        return generate(base, class_images.resolve(base, quick), seeds)
 
-    monkeypatch.setattr(class_images, "paint_batch", counted)
-    first = list(class_images.class_pictures(base, "owl", 6))
+    monkeypatch.setattr(class_images, "generate", counted)
+    first = list(class_images.class_images(base, "owl", 6))
     assert [e.done for e in first if isinstance(e, events.Progress)] == [4, 6]
     photos = first[-1].result  # type: ignore[union-attr]
-    assert len(photos) == 6 and len(made) == 2
-    again = list(class_images.class_pictures(base, "owl", 5))
-    assert len(again) == 1 and len(made) == 2
+    assert len(photos) == 6 and len(batches) == 2
+    again = list(class_images.class_images(base, "owl", 5))
+    assert len(again) == 1 and len(batches) == 2
     (Path(again[-1].facts["folder"]) / "00001.png").unlink()  # type: ignore[union-attr]
-    third = list(class_images.class_pictures(base, "owl", 5))[-1].result  # type: ignore[union-attr]
-    assert len(made) == 3
+    third = list(class_images.class_images(base, "owl", 5))[-1].result  # type: ignore[union-attr]
+    assert len(batches) == 3
     assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(photos, third, strict=False))
     assert class_images.prompt("owl") == "a photo of an owl"
 
@@ -449,12 +452,12 @@ def test_class_pictures_are_painted_once(base: Base, tmp_path: Path, monkeypatch
 def test_recipes_hold_what_was_published_and_what_suits_tiny() -> None:
     assert PUBLISHED_BASELINES.keys() == TINY_BASELINES.keys() == METHODS.keys()
     prior = Baseline.make(method="dreambooth-prior", name="tom", category="cat")
-    assert prior.settled(False).model_dump(include={"rate", "steps", "batch", "prior", "class_pictures"}) == {
-        "rate": 5e-6, "steps": 800, "batch": 1, "prior": 1.0, "class_pictures": 200,
+    assert prior.resolved(False).model_dump(include={"lr", "steps", "batch", "prior", "class_images"}) == {
+        "lr": 5e-6, "steps": 800, "batch": 1, "prior": 1.0, "class_images": 200,
     }  # fmt: skip
-    assert prior.settled(True).class_pictures == 32 and prior.settled(True).prior == 1.0
-    asked = Baseline.make(method="dreambooth", name="tom", category="cat", rate=1e-3, prior=0.5)
-    assert (asked.settled(True).rate, asked.settled(True).prior) == (1e-3, 0.5)
+    assert prior.resolved(True).class_images == 32 and prior.resolved(True).prior == 1.0
+    explicit = Baseline.make(method="dreambooth", name="tom", category="cat", lr=1e-3, prior=0.5)
+    assert (explicit.resolved(True).lr, explicit.resolved(True).prior) == (1e-3, 0.5)
 
 
 def test_refusals(base: Base, bases: dict[str, Base], photos: list[Photo], tmp_path: Path) -> None:
@@ -503,9 +506,9 @@ def test_command_line(photo_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "tom"
     args = ["baseline", "textual-inversion", str(photo_folder), "--name", "tom", "--category", "cat",
             "--out", str(out), "--steps", "2"]  # fmt: skip
-    made = CliRunner().invoke(app, args)
-    assert made.exit_code == 0, made.output
-    assert "SD 1.5: 3.07 KB" in made.output and 'a photo of a <tom> on the beach"' in made.output
+    first = CliRunner().invoke(app, args)
+    assert first.exit_code == 0, first.output
+    assert "SD 1.5: 3.07 KB" in first.output and 'a photo of a <tom> on the beach"' in first.output
     assert load_file(out / "learned_embeds.safetensors")["<tom>"].shape == (1, 256)
     again = CliRunner().invoke(app, [*args, "--json"])
     assert again.exit_code == 1 and "holds an earlier run" in str(again.exception)
@@ -518,13 +521,13 @@ def test_command_line(photo_folder: Path, tmp_path: Path) -> None:
 def test_studio_paints_with_presets_inside(tiny: Base, photos: list[Photo], tmp_path: Path) -> None:
     """A result is on for the Studio's own painting verb, and off after it."""
     studio = Studio(tiny)
-    recipe = Baseline.make(method="dreambooth-lora", name="tom", category="cat", steps=3, batch=2, rate=0.05)
+    recipe = Baseline.make(method="dreambooth-lora", name="tom", category="cat", steps=3, batch=2, lr=0.05)
     done = list(studio.teaching_baseline(photos, recipe, tmp_path / "t"))[-1]
-    tom: Learned = done.result  # type: ignore[union-attr]
+    tom: BaselineResult = done.result  # type: ignore[union-attr]
     text = tom.prompt("a photo of <tom>")
     before, inside, after = None, None, None
     (before,) = studio.paint(text, steps=2)
-    with studio.wearing(tom):
+    with studio.using_baselines(tom):
         (inside,) = studio.paint(text, steps=2)
     (after,) = studio.paint(text, steps=2)
     assert np.array_equal(before, after) and not np.array_equal(before, inside)
@@ -539,15 +542,17 @@ def test_every_family_has_its_published_methods() -> None:
 
 def test_the_search_finds_a_planted_best() -> None:
     """Highest mean score over the concepts; a setting measured on fewer of them does not count."""
-    from benchmarks.baselines import best, leading
+    from benchmarks.baselines import best, best_rates
 
-    def row(rate: float, steps: int, concept: str, likeness: float, alignment: float) -> dict[str, Any]:
-        return {"method": "dreambooth", "rate": rate, "steps": steps, "concept": concept,
-                "likeness": likeness, "alignment": alignment}  # fmt: skip
+    def row(
+        lr: float, steps: int, concept: str, subject_fidelity: float, scene_accuracy: float
+    ) -> dict[str, Any]:
+        return {"method": "dreambooth", "lr": lr, "steps": steps, "concept": concept,
+                "subject_fidelity": subject_fidelity, "scene_accuracy": scene_accuracy}  # fmt: skip
 
     rows = [row(1e-4, 50, c, v, 1.0) for c, v in (("a", 0.36), ("b", 0.16))]
     rows += [row(1e-4, 100, c, v, 1.0) for c, v in (("a", 0.25), ("b", 0.49))]
     rows += [row(3e-4, 100, c, 0.9, 0.1) for c in ("a", "b")]
     rows += [row(1e-3, 50, "a", 1.0, 1.0)]
-    assert best(rows) == {"dreambooth": {"rate": 1e-4, "steps": 100, "score": 0.6, "concepts": 2}}
-    assert leading(rows, "dreambooth") == [1e-3, 1e-4]  # by the first concept alone, each at its best steps
+    assert best(rows) == {"dreambooth": {"lr": 1e-4, "steps": 100, "score": 0.6, "concepts": 2}}
+    assert best_rates(rows, "dreambooth") == [1e-3, 1e-4]  # by the first concept alone, each at its best steps

@@ -146,7 +146,7 @@ def teach(
 
     Yields Note, Progress, and ImageReady for the mask overlay and the samples.
     checkpoint  where to keep the state of the run; with `resume`, where to go on from
-    stop        ends teaching after the step at hand when it is set
+    stop        ends teaching after the step at hand when it is set; signals are the caller's to handle
     sample      paints an image with the concept as it stands, every `recipe.sample_every` steps
     Raises BadRecipe, AssetError, Diverged, OutOfMemory, StorageError.
     """
@@ -212,7 +212,7 @@ def _train(
         return {"loss": sum(float(concept.loss(b)[0]) for b in evaluation) / len(evaluation)}
 
     try:
-        yield from trainer.train(loss, evaluate=evaluate, after=update_i_star, stop=stop)
+        yield from trainer.train(loss, evaluate=evaluate, after=update_i_star, stop=stop or Event())
     except Diverged as e:
         raise Diverged(f"{e} Or try --dtype float32, or other photos.") from e
 
