@@ -15,7 +15,7 @@ import torch
 from minikin.generation.conditioning_schedule import conditioning_schedule, merge_schedules
 from minikin.generation.image import GeneratedImage
 from minikin.generation.request import ImageRequest
-from minikin.generation.sampler import OnStep, sample, unet_calls
+from minikin.generation.sampler import OnStep, sample, start_of
 from minikin.models import backends
 from minikin.models.base import Base
 
@@ -57,8 +57,8 @@ def generate_together(
     on_step  is called with the number of steps done and the latents (B, C, h, w); may raise events.Cancelled
     """
     first = rows[0].request
-    total, _ = unet_calls(base, first)
-    schedule = merge_schedules([conditioning_schedule(base, row.request, 1, total) for row in rows])
+    start = start_of(base, first)
+    schedule = merge_schedules([conditioning_schedule(base, row.request, 1, start) for row in rows])
     images = sample(base, first, schedule, [row.seed for row in rows], on_step=on_step, warn=warn)
     return [
         GeneratedImage(image.image, image.seed, record=row.request.record_of(row.seed, [row.seed]))

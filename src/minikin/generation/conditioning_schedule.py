@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from minikin.generation.request import ImageRequest
+from minikin.generation.start_step import StartStep
 from minikin.models.base import Base
 from minikin.models.prompt import Prompt
 from minikin.models.regions import Region
@@ -90,18 +91,20 @@ class ConditioningSchedule:
 
 
 def conditioning_schedule(
-    base: Base, request: ImageRequest, copies: int, total: int, skipped: int = 0
+    base: Base, request: ImageRequest, copies: int, start: StartStep
 ) -> ConditioningSchedule:
-    """The schedule of `copies` images in `total` steps.
+    """The schedule of `copies` images, in calls of the U-Net.
 
-    skipped  steps of a whole image that lie before these, where sampling starts below pure noise: shares are
-             of a whole image, because layout and noise, which they are about, are
+    Shares are of a whole image even where sampling starts below pure noise, because layout and noise, which
+    they are about, are.
     """
-    recipe, prompt, whole = request.recipe, request.prompt, total + skipped
+    recipe, prompt, skipped = request.recipe, request.prompt, start.skipped_calls
+    total = start.calls
+    whole = total + skipped
     late = {n: max(0, nearest(s, whole) - skipped) for n, s in concept_starts(recipe, prompt.names).items()}
     starts = tuple(sorted({0, *(step for step in late.values() if step < total)}))
     prompts = [
-        replace(prompt, uses=tuple(use for use in prompt.uses if late[use.name] <= start)) for start in starts
+        replace(prompt, uses=tuple(use for use in prompt.uses if late[use.name] <= first)) for first in starts
     ]
     positive, negative = conditionings(base, request, prompts, copies)
     low, high = recipe.interval or WHOLE

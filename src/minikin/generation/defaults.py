@@ -52,10 +52,6 @@ class PresetChoice:
         """The preset as the header of its LoRA states it."""
         return replace(self, preset=presets.for_student(self.preset, header))
 
-    @property
-    def steps(self) -> int:
-        return self.preset.steps
-
 
 def choose_preset(base: Base, recipe: Paint, header: Mapping[str, str]) -> PresetChoice:
     """Choose the preset: the recipe's, that of a LoRA in the prompt, or the one the base was made for.
@@ -112,7 +108,8 @@ def with_operating_points(
     """
     if recipe.points is not None:
         return recipe
-    preset, steps = choice.preset, recipe.steps or choice.steps
+    preset = choice.preset
+    steps = recipe.steps or preset.steps
     if not recipe.force and steps not in preset.allowed:
         steps = preset.nearest_steps(steps)
     points: dict[str, Point] = {}

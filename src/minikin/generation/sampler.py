@@ -63,8 +63,8 @@ def generate(
     Raises BadRecipe, OutOfMemory, NotFinite.
     """
     seeds = request.seeds if seeds is None else tuple(seeds)
-    total, whole = unet_calls(base, request, initial.strength if initial else 1.0)
-    schedule = conditioning_schedule(base, request, len(seeds), total, whole - total)
+    start = start_of(base, request, initial.strength if initial else 1.0)
+    schedule = conditioning_schedule(base, request, len(seeds), start)
     return sample(base, request, schedule, seeds, initial=initial, on_step=on_step, warn=warn)
 
 
@@ -81,9 +81,7 @@ def sample(
 ) -> list[GeneratedImage]:
     """Generate one batch along a conditioning schedule; see `generate`."""
     # 1. Where sampling starts, and the scheduler's timesteps from there
-    strength = initial.strength if initial else 1.0
-    start = _start(base, request, strength)
-    total, whole = unet_calls(base, request, strength)
+    start = start_of(base, request, initial.strength if initial else 1.0)
     scheduler = scheduler_for(base, request, start.levels)
     if start.timesteps:
         scheduler.set_timesteps(timesteps=list(start.timesteps), device=base.device)
@@ -115,7 +113,7 @@ def sample(
             if on_step:
                 on_step(i + 1, latents)
             latents = batch.paste_back(latents, i + 1)
-            share = (whole - total + i + 1) / whole
+            share = (start.skipped_calls + i + 1) / (start.skipped_calls + start.calls)
             if bias:
                 bias.share = share
             if tiles:
@@ -202,22 +200,8 @@ def scheduler_for(base: Base, request: ImageRequest, levels: int | None = None) 
     return schedulers.build(name, base.pipe.scheduler, overrides, levels)
 
 
-def steps_at(base: Base, request: ImageRequest, strength: float = 1.0) -> int:
-    """How many steps run at this strength."""
-    return _start(base, request, strength).steps
-
-
-def unet_calls(base: Base, request: ImageRequest, strength: float = 1.0) -> tuple[int, int]:
-    """How often the U-Net is called at this strength, and for a whole image.
-
-    Once a step; with Heun twice, except in the last.
-    """
-    start, order = _start(base, request, strength), schedulers.order(request.scheduler_class(base))
-    total, whole = (n * order - (order - 1) for n in (start.steps, start.steps + start.skipped))
-    return total, whole
-
-
-def _start(base: Base, request: ImageRequest, strength: float) -> StartStep:
+def start_of(base: Base, request: ImageRequest, strength: float = 1.0) -> StartStep:
+    """Where sampling of a request starts at this strength."""
     return start_step(request.steps, request.scheduler_class(base), strength, request.custom_timesteps)
 
 

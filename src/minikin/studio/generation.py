@@ -78,7 +78,7 @@ class ImageCommands(Session):
         """Generate a request's images batch by batch; the caller holds the lock."""
         for text in request.warnings:
             yield events.Note(text, warning=True)
-        steps = sampler.steps_at(self.base, request, request.strength)
+        steps = sampler.start_of(self.base, request, request.strength).steps
         images: list[GeneratedImage] = []
         initial: list[InitialLatents] = []  # encoded by the worker's thread, once for all batches
         for seeds in request.batches():
