@@ -61,7 +61,7 @@ class Layout(NamedTuple):
 
 
 class Addition(NamedTuple):
-    """What one concept adds to packed values and keys.
+    """Additions of one concept to packed values and keys.
 
     gate   (B, N)            how far the concept's gate is open at each token
     delta  (sum of widths,)  value difference in packed order; gate * delta is added to the values
@@ -140,10 +140,12 @@ def detach(unet: Any) -> None:
     """Restore the stock processor of every cross-attention layer."""
     from diffusers.models.attention_processor import AttnProcessor2_0
 
-    unet.set_attn_processor({
-        key: AttnProcessor2_0() if isinstance(p, PackedAttention) else p
-        for key, p in unet.attn_processors.items()
-    })  # fmt: skip
+    unet.set_attn_processor(
+        {
+            key: AttnProcessor2_0() if isinstance(p, PackedAttention) else p
+            for key, p in unet.attn_processors.items()
+        }
+    )
 
 
 class PackedAttention:
@@ -159,9 +161,14 @@ class PackedAttention:
         self.region_bias: RegionBias | None = None  # set by `regions.region_bias_applied`
 
     def __call__(
-        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None, temb: Tensor | None = None, **_: Any,
-    ) -> Tensor:  # fmt: skip
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
         residual, shape = hidden_states, hidden_states.shape
         if hidden_states.ndim == 4:
             hidden_states = hidden_states.flatten(2).transpose(1, 2)

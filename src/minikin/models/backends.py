@@ -146,10 +146,15 @@ class OpenVino:
         plain = base.unet.forward
 
         def forward(
-            sample: Tensor, timestep: Any, encoder_hidden_states: Tensor, timestep_cond: Tensor | None = None,
-            cross_attention_kwargs: Any = None, added_cond_kwargs: Mapping[str, Tensor] | None = None,
-            return_dict: bool = True, **other: Any,
-        ) -> Any:  # fmt: skip
+            sample: Tensor,
+            timestep: Any,
+            encoder_hidden_states: Tensor,
+            timestep_cond: Tensor | None = None,
+            cross_attention_kwargs: Any = None,
+            added_cond_kwargs: Mapping[str, Tensor] | None = None,
+            return_dict: bool = True,
+            **other: Any,
+        ) -> Any:
             t = torch.as_tensor(timestep, dtype=torch.float32).reshape(-1)[:1]
             inputs = {"sample": sample, "timestep": t, "encoder_hidden_states": encoder_hidden_states}
             if timestep_cond is not None:
@@ -159,10 +164,15 @@ class OpenVino:
             out = self._run(base, base.unet, _Unet, inputs, warn) if exportable else None
             if out is None:
                 return plain(
-                    sample, timestep, encoder_hidden_states, timestep_cond=timestep_cond,
-                    cross_attention_kwargs=cross_attention_kwargs, added_cond_kwargs=added_cond_kwargs,
-                    return_dict=return_dict, **other,
-                )  # fmt: skip
+                    sample,
+                    timestep,
+                    encoder_hidden_states,
+                    timestep_cond=timestep_cond,
+                    cross_attention_kwargs=cross_attention_kwargs,
+                    added_cond_kwargs=added_cond_kwargs,
+                    return_dict=return_dict,
+                    **other,
+                )
             if not return_dict:
                 return (out,)
             from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput

@@ -58,7 +58,7 @@ class Base:
             pairs.append((p.tokenizer_2, p.text_encoder_2))
         if any(t is None or m is None for t, m in pairs):
             raise BadModelFile(
-                "This base has no text encoder or tokenizer. Minikin teaches words, so it needs them; "
+                "This base has no text encoder or tokenizer. Minikin needs them to train word vectors; "
                 "use the full pipeline folder, not the U-Net alone."
             )
         self.tokenizers = [t for t, _ in pairs]
@@ -127,7 +127,7 @@ class Base:
 
     @property
     def is_inpainting(self) -> bool:
-        """Whether the U-Net also reads a mask and a masked image (9 channels)."""
+        """True for inpainting models, whose U-Net also reads a mask and a masked image (9 channels)."""
         return int(self.unet.config.in_channels) == 9
 
     @cached_property
@@ -281,7 +281,7 @@ class Base:
 
     @property
     def zeros_for_empty(self) -> bool:
-        """Whether an empty negative prompt is a zero encoding (SDXL)."""
+        """True if an empty negative prompt is a zero encoding (SDXL)."""
         return self.is_xl and bool(self.pipe.config.get("force_zeros_for_empty_prompt", False))
 
     def pack(self, encodings: Tensor, **kwargs: Any) -> Tensor:

@@ -27,7 +27,7 @@ from minikin.perfusion.gate import Gate
 from minikin.recipes import KeyLock
 
 _MISMATCHES = {
-    "stranger": "the layers of its U-Net do not match",
+    "other layers": "the layers of its U-Net do not match",
     "other text encoder": "its text encoder is another one",
 }
 

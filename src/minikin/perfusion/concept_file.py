@@ -39,9 +39,11 @@ MAX_VALUES = 400_000  # value differences; SDXL has 83,200
 MAX_LAYERS = 1_000
 MAX_ABS = 1e4
 SPEC = {
-    "tiny": "minikin-tiny/minikin", "sd1": "stable-diffusion-v1/minikin",
-    "sd2": "stable-diffusion-v2-768-v/minikin", "sdxl": "stable-diffusion-xl-v1-base/minikin",
-}  # fmt: skip
+    "tiny": "minikin-tiny/minikin",
+    "sd1": "stable-diffusion-v1/minikin",
+    "sd2": "stable-diffusion-v2-768-v/minikin",
+    "sdxl": "stable-diffusion-xl-v1-base/minikin",
+}
 
 _PATH = re.compile(
     r"(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.transformer_blocks\.(\d+)\.attn2"
@@ -273,20 +275,29 @@ def _word(tensors: dict[str, Tensor], k: int) -> Tensor:
 
 def _metadata(c: Concept) -> dict[str, str]:
     facts = {
-        "format": str(FORMAT), "name": c.name, "category": c.category, "mode": FILE_MODES[c.mode],
-        "architecture": c.origin.architecture, "fingerprint": c.origin.fingerprint,
-        "text_hash": c.origin.text_hash, "text_sketch": c.origin.text_sketch, "licence": c.origin.licence,
+        "format": str(FORMAT),
+        "name": c.name,
+        "category": c.category,
+        "mode": FILE_MODES[c.mode],
+        "architecture": c.origin.architecture,
+        "fingerprint": c.origin.fingerprint,
+        "text_hash": c.origin.text_hash,
+        "text_sketch": c.origin.text_sketch,
+        "licence": c.origin.licence,
         "c_hash": c.c_hash,
         "gate": _json({"beta": c.gate.beta, "tau": c.gate.tau}),
         "points": _json(operating_points.as_json(c.points)),
-        "recipe": _json(c.recipe), "index": _json(_index(c.delta)),
-    }  # fmt: skip
+        "recipe": _json(c.recipe),
+        "index": _json(_index(c.delta)),
+    }
     return {f"minikin.{k}": v for k, v in facts.items()} | {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": SPEC.get(c.origin.architecture, "unknown/minikin"),
-        "modelspec.implementation": "minikin", "modelspec.title": c.name,
-        "modelspec.trigger_phrase": f"<{c.name}>", "modelspec.license": c.origin.licence,
-    }  # fmt: skip
+        "modelspec.implementation": "minikin",
+        "modelspec.title": c.name,
+        "modelspec.trigger_phrase": f"<{c.name}>",
+        "modelspec.license": c.origin.licence,
+    }
 
 
 def _json(value: Any) -> str:

@@ -134,13 +134,16 @@ def _kohya_name(path: str, xl: bool) -> str:
 def _kohya_metadata(base: Base, concept: Concept) -> dict[str, str]:
     version = {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}.get(base.architecture, "tiny")
     return {
-        "ss_v2": str(base.architecture == "sd2"), "ss_base_model_version": version,
-        "ss_network_module": "networks.lora", "ss_network_dim": "1", "ss_network_alpha": "1",
-        "ss_network_args": "{}", "ss_output_name": concept.name,
-        "ss_training_comment": "rank-1 edit of Minikin, " + (
-            "gate fixed open" if concept.mode == "gated" else "at the category's direction"
-        ),
-    }  # fmt: skip
+        "ss_v2": str(base.architecture == "sd2"),
+        "ss_base_model_version": version,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "1",
+        "ss_network_alpha": "1",
+        "ss_network_args": "{}",
+        "ss_output_name": concept.name,
+        "ss_training_comment": "rank-1 edit of Minikin, "
+        + ("gate fixed open" if concept.mode == "gated" else "at the category's direction"),
+    }
 
 
 # ---- import ---------------------------------------------------------------------------------------

@@ -65,9 +65,15 @@ class Index:
         self.path = path or cache_folder() / "concepts.sqlite"
 
     def search(
-        self, folder: Path, text: str = "", *, category: str = "", limit: int | None = None, offset: int = 0,
+        self,
+        folder: Path,
+        text: str = "",
+        *,
+        category: str = "",
+        limit: int | None = None,
+        offset: int = 0,
         hashed: bool = False,
-    ) -> list[IndexEntry]:  # fmt: skip
+    ) -> list[IndexEntry]:
         """Concepts of a folder, sorted by name.
 
         text      part of the name; "" for any
@@ -108,7 +114,7 @@ class Index:
     @contextmanager
     def _ready(
         self, folder: Path, fill: Callable[[sqlite3.Connection], None] = lambda db: None
-    ) -> Iterator[sqlite3.Connection]:  # fmt: skip
+    ) -> Iterator[sqlite3.Connection]:
         """A connection to the index, refreshed for a folder; in memory if its file cannot be written.
 
         fill  runs after the refresh

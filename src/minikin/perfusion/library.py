@@ -34,7 +34,7 @@ def _names(folder: Path) -> dict[str, Path]:
 
 def search(
     text: str = "", *, category: str = "", limit: int | None = None, hashed: bool = False
-) -> list[IndexEntry]:  # fmt: skip
+) -> list[IndexEntry]:
     """Concepts sorted by name; the current folder takes precedence.
 
     text, category  part of the name, and category; "" for any

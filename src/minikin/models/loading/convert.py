@@ -56,9 +56,12 @@ def convert(source: Path, out: Path | None = None) -> tuple[Path, int]:
         out.parent.mkdir(parents=True, exist_ok=True)
         child = subprocess.run(
             [sys.executable, "-I", "-c", _CHILD, *limits, root, str(source.resolve()), str(partial.resolve())],
-            capture_output=True, timeout=SECONDS + 5, check=False, stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=SECONDS + 5,
+            check=False,
+            stdin=subprocess.DEVNULL,
             env={"PATH": os.defpath, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )  # fmt: skip
+        )
         if child.returncode != 0:
             lines = child.stderr.decode("utf-8", "replace").strip().splitlines()
             why = lines[-1] if child.returncode == 3 and lines else "its reader ran out of memory or time"

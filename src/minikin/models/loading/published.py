@@ -34,9 +34,13 @@ def network(kind: Any, where: str, what: str, *, hint: str = "", again: str = ""
     """
     with readable(what, hint):
         model, report = kind.from_pretrained(
-            where, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True,
+            where,
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
             **options,
-        )  # fmt: skip
+        )
     wrong = sorted(str(k) for k in (*report["missing_keys"], *report.get("mismatched_keys", ())))
     if wrong:  # transformers would use random values for them
         raise BadModelFile(

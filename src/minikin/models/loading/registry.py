@@ -42,7 +42,7 @@ PUBLISHED = {
         "stabilityai/sdxl-turbo", "sdxl", "Stability AI non-commercial", 6.9, "1-4 steps"
     ),
     "lcm-dreamshaper": PublishedModel("SimianLuo/LCM_Dreamshaper_v7", "sd1", "MIT", 3.4, "2-8 steps"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,12 @@ def add(path: str | Path, name: str | None = None, prediction: str | None = None
 
 
 def open_base(
-    ref: str = "tiny", *, device: str | None = None, dtype: str | None = None,
+    ref: str = "tiny",
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
     prediction: str | None = None,
-) -> Base:  # fmt: skip
+) -> Base:
     """Open a base by name, path or hub id.
 
     device      cuda, mps, xpu or cpu; by default the best one available
@@ -180,8 +183,11 @@ def _silence_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     # they warn at every start and image, but torchvision is not needed here, and a student's timesteps are
     # those of its training
-    for name in ("transformers.utils.import_utils", "transformers.image_processing_base",
-                 "diffusers.schedulers.scheduling_lcm"):  # fmt: skip
+    for name in (
+        "transformers.utils.import_utils",
+        "transformers.image_processing_base",
+        "diffusers.schedulers.scheduling_lcm",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -215,11 +215,11 @@ def weighted_sum(adapters: WeightedAdapters) -> dict[_Key, LowRank]:
         for key, (down, up) in adapter.layers.items():
             pairs_by_layer.setdefault(key, []).append(LowRank(down, up if weight == 1 else up * weight))
     return {
-        key: pairs[0] if len(pairs) == 1 else LowRank(
-            torch.cat([p.down for p in pairs], 0), torch.cat([p.up for p in pairs], 1)
-        )
+        key: pairs[0]
+        if len(pairs) == 1
+        else LowRank(torch.cat([p.down for p in pairs], 0), torch.cat([p.up for p in pairs], 1))
         for key, pairs in pairs_by_layer.items()
-    }  # fmt: skip
+    }
 
 
 # Layers change their class in place, so parameters, their names and the `state_dict` stay. A forward hook would
