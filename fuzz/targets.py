@@ -6,6 +6,7 @@ that breaks a rule.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -36,6 +37,7 @@ def check_accepted(data: bytes, concept: Concept) -> None:
     theirs = load(data)
     assert ours.keys() == theirs.keys(), "other tensors than the safetensors library reads"
     assert all(torch.equal(ours[k], theirs[k]) for k in ours), "other values than the safetensors library reads"
+    json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")], object_pairs_hook=_unique)
     assert concept.is_finite(), "numbers that are not finite"
     assert concept.n_values <= file.MAX_VALUES, "too many values"
     assert all(float(t.abs().max()) <= file.MAX_ABS for t in concept.delta.values()), "absurd values"
@@ -45,6 +47,11 @@ def check_accepted(data: bytes, concept: Concept) -> None:
     assert not any(c in told for c in "\x00\x1b\u202e\u200b"), "control characters"
     again = file.from_bytes(file.to_bytes(concept))
     assert (again.name, again.category, again.mode) == (concept.name, concept.category, concept.mode)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    assert len(dict(pairs)) == len(pairs), "a key occurs twice"
+    return dict(pairs)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -206,11 +206,12 @@ def _renamed(rng: random.Random, header: str, body: bytes) -> bytes:
 
 
 def _twice(rng: random.Random, header: str, body: bytes) -> bytes:
-    """A key that occurs twice, at the top or inside."""
-    key = rng.choice(list(json.loads(header)))
-    again = f'"{key}":{json.dumps(rng.choice(["x", 1, {}]))},'
-    at = rng.choice([i + 1 for i, c in enumerate(header) if c == "{"])
-    return joined(header[:at] + again + header[at:], body)
+    """A key that occurs twice: somewhere with another value, or at the top with the same one."""
+    entries = json.loads(header)
+    key = rng.choice(list(entries))
+    value = rng.choice(["x", 1, {}, entries[key]])
+    at = 1 if value is entries[key] else rng.choice([i + 1 for i, c in enumerate(header) if c == "{"])
+    return joined(f'{header[:at]}"{key}":{json.dumps(value)},{header[at:]}', body)
 
 
 def _numbers(rng: random.Random, header: str, body: bytes) -> bytes:

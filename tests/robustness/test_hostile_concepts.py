@@ -348,7 +348,7 @@ def test_two_million_damaged_files() -> None:
     assert survey(2_000_000, seed=2)[1] == []
 
 
-def _without_a_place_check(entry: Any, refuse: Any) -> tuple[int, int]:
+def _without_a_place_check(name: str, entry: Any, refuse: Any) -> tuple[int, int]:
     start, stop = entry["data_offsets"]
     return start, stop
 
@@ -364,7 +364,7 @@ PLANTED: dict[str, tuple[Any, str, Any]] = {
     "offsets as they come": (io, "_offsets", _without_a_place_check),
     "keys twice": (io, "_header", _last_key_wins),
     "any number": (torch, "isfinite", lambda t: torch.ones(1, dtype=torch.bool)),
-    "texts as they come": (concept_file, "_plain", lambda value: value),
+    "texts as they come": (concept_file, "_printable", lambda value: value),
 }  # fmt: skip
 
 

@@ -57,6 +57,7 @@ def parse(data: bytes, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     what  names the file in errors
     """
+    import torch
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -97,7 +98,7 @@ def parse(data: bytes, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     except SafetensorError as e:
         raise refuse(str(e)) from None
     for name, tensor in tensors.items():
-        if not bool(tensor.isfinite().all()):
+        if not bool(torch.isfinite(tensor).all()):
             raise refuse(f"tensor '{name}' holds NaN or Inf", "concept_non_finite", "Teach it again.")
     return tensors, metadata
 
