@@ -120,7 +120,7 @@ def test_teaching_painting_and_sweeping_keep_nothing_of_a_photo(
         assert WORD in p.name or p.name == "c.png"
     monkeypatch.setenv("MINIKIN_CACHE", str(cache))
     recipe = Sweep.make(concept="kim", base="sd15", photos=str(album), **QUICK)
-    (*_, done) = studio.sweeping(recipe, tmp_path / "swept", judge=Plain())
+    (*_, done) = studio.sweeping(recipe, tmp_path / "swept", encoder=Plain())
     assert isinstance(done, events.Done)
     assert leaks([tmp_path], but=[album]) == []
     assert f"{WORD}-" not in (out + err + caplog.text).replace(f"{WORD}-name", "")
