@@ -28,7 +28,7 @@ from minikin.server.studio_engine import StudioEngine
 from minikin.studio import Studio
 from tests.conftest import equal
 from tests.helpers.fake_engine import digest, read
-from tests.helpers.fleets import fake_engine, deadly, ended
+from tests.helpers.fleets import deadly, ended, fake_engine
 from tests.helpers.servers import Served, served
 
 ROOM = Limits(waiting=24, waiting_per_client=24, batch=4)

@@ -14,12 +14,12 @@ from minikin.server.limits import Limits
 from minikin.server.queue import JobQueue
 from minikin.server.service import Service
 from tests.helpers.fake_engine import FakeEngine
-from tests.helpers.loads import Tally, Told
+from tests.helpers.loads import Outcome, Tally
 from tests.helpers.overload import Equals, Leaving, Overload, beside, equals, overload, told_to_end
 from tests.helpers.planted import first_come_first_served
 from tests.helpers.servers import served
 
-pytestmark = pytest.mark.usefixtures("quick_disk")
+pytestmark = [pytest.mark.controls, pytest.mark.usefixtures("quick_disk")]
 Patch = pytest.MonkeyPatch
 
 
@@ -30,16 +30,16 @@ def about(words: str, wrong: list[str]) -> bool:
 # ---- L3 ----------------------------------------------------------------------------------------
 
 
-def told(n: int, seconds: float, status: int = 200, first: float = 0.0, wrong: str = "") -> list[Told]:
+def told(n: int, seconds: float, status: int = 200, first: float = 0.0, wrong: str = "") -> list[Outcome]:
     """So many answers, ten a second."""
-    return [Told(first + k / 10, seconds, status, int(status == 200), wrong) for k in range(n)]
+    return [Outcome(first + k / 10, seconds, status, int(status == 200), wrong) for k in range(n)]
 
 
-def overloaded(**other: list[Told]) -> Overload:
+def overloaded(**other: list[Outcome]) -> Overload:
     """Numbers as they should be, 10 images a second, but for these."""
     good = {"calm": told(20, 0.4), "many": told(100, 0.1) + told(100, 0.1, 429), "after": told(100, 0.5)}
     calm, many, after = (Tally(one) for one in {**good, **other}.values())
-    return Overload(10.0, calm, many, after, begun=0.0, seconds=10.0, settle=5.0)
+    return Overload(10.0, calm, many, after, start=0.0, seconds=10.0, settle=5.0)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def overloaded(**other: list[Told]) -> Overload:
         ({"after": told(60, 0.5) + told(40, 0.9, first=6.0)}, "afterwards 0.90 s, before 0.40 s"),
     ],
 )  # fmt: skip
-def test_l3_each_bar_is_looked_at(other: dict[str, list[Told]], words: str) -> None:
+def test_l3_each_bar_is_looked_at(other: dict[str, list[Outcome]], words: str) -> None:
     """By numbers alone: each complaint when its own are bad, none of any other, none when all are good."""
     assert overloaded().wrong() == []
     (one,) = overloaded(**other).wrong()
@@ -79,7 +79,7 @@ def test_l5_first_come_first_served_is_found(tmp_path: Path, monkeypatch: Patch)
         FakeEngine(step_s=0.02, batch_size=1), tmp_path / "s", limits=Limits(waiting_per_client=50)
     ) as s:
         measured = beside(s.url, 0.08, light="B", pause=0.2, first=2, times=2, hogs=40)
-    assert measured.beside.told and about("others waited", measured.wrong()), measured
+    assert measured.beside.outcomes and about("others waited", measured.wrong()), measured
 
 
 def test_l5_one_client_after_the_other_is_found(tmp_path: Path, monkeypatch: Patch) -> None:

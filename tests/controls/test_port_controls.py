@@ -28,7 +28,7 @@ from tests.robustness import test_open_port_limits as much
 from tests.robustness import test_open_port_values as what
 from tests.server import test_forms
 
-pytestmark = pytest.mark.usefixtures("quick_disk")
+pytestmark = [pytest.mark.controls, pytest.mark.usefixtures("quick_disk")]
 Patch = pytest.MonkeyPatch
 
 

@@ -21,35 +21,36 @@ from typing import Any, NamedTuple
 import httpx
 from PIL import Image
 
-from minikin.perfusion.concept_file import to_bytes
 from minikin.recipes import Recipe
 from minikin.server import audit
 from minikin.server.engine import Concepts, JobInputs, PinnedConcept, PreparedRequest
 from tests.helpers.fake_engine import FakeEngine, digest, read
 from tests.helpers.raw import Wire
 
-_SERVE = """
+_SCRIPT = """
 import json, pathlib, signal, sys
-from minikin.server.app import create, gated, serve
+from minikin.server.app import create, serve, with_middleware
 from minikin.server.limits import Limits
 from minikin.server.service import Service
-folder, port, told = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+folder, port, settings = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 sys.path.insert(0, sys.argv[4])
-from tests.helpers.loads import Looking
-engine = Looking(step_s=told.pop("step_s", 0.0), steps=told.pop("steps", 4))
+from tests.helpers.loads import ContentEngine
+engine = ContentEngine(step_s=settings.pop("step_s", 0.0), steps=settings.pop("steps", 4))
 signal.signal(signal.SIGUSR1, lambda *_: engine.go.clear() if engine.go.is_set() else engine.go.set())
-service = Service([engine], pathlib.Path(folder), Limits(**told))
-serve(gated(create(service)), service, "127.0.0.1", port)
+service = Service([engine], pathlib.Path(folder), Limits(**settings))
+serve(with_middleware(create(service)), service, "127.0.0.1", port)
 """
 
 
-class Looking(FakeEngine):
-    """Goes by the weights it is given, whatever hash it is told with them: what is drawn and answered is the
+class ContentEngine(FakeEngine):
+    """A fake engine that hashes the weights it receives, whatever SHA-256 the request states: images encode the
     SHA-256 of the file that these weights make."""
 
     def prepare(
         self, kind: str, recipe: Recipe, concepts: Concepts, given: JobInputs | None = None
     ) -> PreparedRequest:
+        from minikin.perfusion.concept_file import to_bytes  # PyTorch: most of these processes see no concept
+
         real = {n: PinnedConcept(sha256(to_bytes(p.concept)), p.concept) for n, p in concepts.items()}
         return super().prepare(kind, recipe, real, given)
 
@@ -63,22 +64,24 @@ _ports: list[socket.socket] = []
 
 def free_port() -> int:
     """A port that nobody is given until this process ends; a server that reuses addresses may listen there."""
-    one = socket.socket()
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    one.bind(("127.0.0.1", 0))
-    _ports.append(one)
-    return int(one.getsockname()[1])
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", 0))
+    _ports.append(sock)
+    return int(sock.getsockname()[1])
 
 
-def start(folder: Path, port: int, **told: Any) -> tuple[subprocess.Popen[bytes], httpx.Client]:
-    """A process that serves, and a client of it; told: step_s, steps, and limits by name.
+def start(folder: Path, port: int, **settings: Any) -> tuple[subprocess.Popen[bytes], httpx.Client]:
+    """A process that serves, and a client of it; settings: step_s, steps, and limits by name.
 
     SIGUSR1 holds its engine, and lets it go on."""
     here = str(Path(__file__).parents[2])
-    process = subprocess.Popen([sys.executable, "-c", _SERVE, str(folder), str(port), json.dumps(told), here])
+    process = subprocess.Popen(
+        [sys.executable, "-c", _SCRIPT, str(folder), str(port), json.dumps(settings), here]
+    )
     client = httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, verify=False, timeout=20)
     end = time.monotonic() + 180  # of which a machine that others use may need much for the imports alone
-    while time.monotonic() < end:
+    while time.monotonic() < end and process.poll() is None:
         try:
             if client.get("/readyz").status_code == 200:
                 return process, client
@@ -104,10 +107,10 @@ class Running:
 
 
 @contextmanager
-def running(folder: Path, **told: Any) -> Iterator[Running]:
+def running(folder: Path, **settings: Any) -> Iterator[Running]:
     """Inside, the server runs; afterwards it has ended with 0, and its ledger is in order."""
     port = free_port()
-    process, client = start(folder, port, **told)
+    process, client = start(folder, port, **settings)
     try:
         yield Running(process, client, f"http://127.0.0.1:{port}")
         process.terminate()
@@ -120,68 +123,71 @@ def running(folder: Path, **told: Any) -> Iterator[Running]:
     assert not wrong, wrong
 
 
-class Told(NamedTuple):
+class Outcome(NamedTuple):
     """One answer: seconds from when it should have been asked; what was wrong with its images, or ""; the
     contents it says they show, by name."""
 
     at: float
     seconds: float
     status: int
-    pictures: int
+    images: int
     wrong: str
     concepts: dict[str, str] = {}
 
 
 def ask(
     wire: Wire, dialect: str, who: str, prompt: str, seed: int, n: int, *, steps: int | None = None
-) -> Told:
+) -> Outcome:
     """One request that holds the line; every image is compared with what it must show."""
-    begun = time.monotonic()
+    start = time.monotonic()
     path, body = {
         "native": ("/api/paint?wait=true", {"n": n, "steps": steps}),
         "openai": ("/v1/images/generations", {"n": n, "size": "64x64", "num_inference_steps": steps}),
         "a1111": ("/sdapi/v1/txt2img", {"batch_size": n, "width": 64, "height": 64, "steps": steps}),
     }[dialect]
-    told = {"prompt": prompt, "seed": seed, **{k: v for k, v in body.items() if v is not None}}
+    body_ = {"prompt": prompt, "seed": seed, **{k: v for k, v in body.items() if v is not None}}
     head = ["Content-Type: application/json", f"X-Minikin-Client: {who}"]
-    answer = wire.ask("POST", path, head, json.dumps(told).encode())
-    seconds = time.monotonic() - begun
+    answer = wire.ask("POST", path, head, json.dumps(body_).encode())
+    seconds = time.monotonic() - start
     if answer.status != 200:
-        return Told(
-            begun, seconds, answer.status, 0, "" if answer.status == 429 else answer.body.decode()[:300]
+        return Outcome(
+            start, seconds, answer.status, 0, "" if answer.status == 429 else answer.body.decode()[:300]
         )
-    found = json.loads(answer.body)
+    answer_json = json.loads(answer.body)
     if dialect == "native":
-        files = [wire.ask("GET", r["url"], head[1:]).body for r in found["results"]]
-        concepts = found["concepts"]
+        files = [wire.ask("GET", r["url"], head[1:]).body for r in answer_json["results"]]
+        concepts = answer_json["concepts"]
     elif dialect == "openai":
-        files, concepts = [base64.b64decode(d["b64_json"]) for d in found["data"]], found["concepts"]
+        files, concepts = (
+            [base64.b64decode(d["b64_json"]) for d in answer_json["data"]],
+            answer_json["concepts"],
+        )
     else:
-        files = [base64.b64decode(i) for i in found["images"]]
-        concepts = json.loads(found["info"])["concepts"]
-    right = [digest(prompt, "", concepts, seed + k) for k in range(n)]
-    seen = [read(Image.open(io.BytesIO(f))) for f in files]
-    wrong = "" if seen == right else f"{who}: {prompt} {seed} of {concepts}"
-    return Told(begun, seconds, 200, len(files), wrong, concepts)
+        files = [base64.b64decode(i) for i in answer_json["images"]]
+        concepts = json.loads(answer_json["info"])["concepts"]
+    expected = [digest(prompt, "", concepts, seed + k) for k in range(n)]
+    decoded = [read(Image.open(io.BytesIO(f))) for f in files]
+    wrong = "" if decoded == expected else f"{who}: {prompt} {seed} of {concepts}"
+    return Outcome(start, seconds, 200, len(files), wrong, concepts)
 
 
 @dataclass
 class Tally:
-    """What all callers were told."""
+    """The outcomes of all clients' requests."""
 
-    told: list[Told] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
 
     @property
     def wrong(self) -> list[str]:
-        return [t.wrong for t in self.told if t.wrong]
+        return [t.wrong for t in self.outcomes if t.wrong]
 
     @property
-    def pictures(self) -> int:
-        return sum(t.images for t in self.told)
+    def images(self) -> int:
+        return sum(t.images for t in self.outcomes)
 
     def seconds(self, share: float, status: int = 200) -> float:
         """This share of the answers came within so many seconds."""
-        return quantile([t.seconds for t in self.told if t.status == status], share)
+        return quantile([t.seconds for t in self.outcomes if t.status == status], share)
 
 
 def quantile(values: Sequence[float], share: float) -> float:
@@ -211,21 +217,21 @@ def together(callers: Sequence[Callable[[Tally], None]], seconds: float) -> Tall
 def arriving(url: str, rate: float, seconds: float, callers: int = 160, first: int = 0) -> Tally:
     """An open loop: requests at their times, whatever became of those before; images are timed from then."""
     due: queue.Queue[tuple[float, int] | None] = queue.Queue()
-    begun = time.monotonic() + 0.2
+    start = time.monotonic() + 0.2
     for k in range(max(1, int(rate * seconds))):
-        due.put((begun + k / rate, first + k))
+        due.put((start + k / rate, first + k))
     for _ in range(callers):
         due.put(None)
 
     def call(tally: Tally) -> None:
         with Wire(url, timeout=60) as wire:
-            while (one := due.get()) is not None:
-                at, k = one
+            while (item := due.get()) is not None:
+                at, k = item
                 time.sleep(max(0.0, at - time.monotonic()))
-                told = ask(wire, "native", f"c{k % 16}", f"number {k}", k, 1)
-                late = max(0.0, told.at - at)
+                outcome = ask(wire, "native", f"c{k % 16}", f"number {k}", k, 1)
+                late = max(0.0, outcome.at - at)
                 # a refusal is the server's quickness alone; this machine is the callers', too
-                seconds = told.seconds + (late if told.status == 200 else 0.0)
-                tally.told.append(told._replace(at=at, seconds=seconds))
+                seconds = outcome.seconds + (late if outcome.status == 200 else 0.0)
+                tally.outcomes.append(outcome._replace(at=at, seconds=seconds))
 
     return together([call] * callers, seconds)

@@ -23,18 +23,18 @@ from tests.helpers.raw import Wire
 
 def _unlike(tallies: dict[str, Tally], statuses: set[int]) -> list[str]:
     """Images that were not what was asked for, and answers of other statuses."""
-    found = [f"{name}: {one}" for name, tally in tallies.items() for one in tally.wrong[:3]]
+    problems = [f"{name}: {text}" for name, tally in tallies.items() for text in tally.wrong[:3]]
     for name, tally in tallies.items():
-        if others := {t.status for t in tally.told} - statuses:
-            found.append(f"{name}: answers of status {sorted(others)}")
-    return found
+        if others := {t.status for t in tally.outcomes} - statuses:
+            problems.append(f"{name}: answers of status {sorted(others)}")
+    return problems
 
 
 class Watch:
     """Asks the simplest question all the time: how late the answers come, and what they are."""
 
     def __init__(self, url: str, path: str = "/livez", every: float = 0.02) -> None:
-        self.told: list[tuple[float, float, int]] = []
+        self.outcomes: list[tuple[float, float, int]] = []
         self._done, self._url, self._path, self._every = threading.Event(), url, path, every
         self._thread = threading.Thread(target=self._ask, daemon=True)
         self._thread.start()
@@ -47,13 +47,13 @@ class Watch:
                     status = wire.ask("GET", self._path).status
                 except OSError:
                     status = 0
-                self.told.append((begun, time.monotonic() - begun, status))
+                self.outcomes.append((begun, time.monotonic() - begun, status))
 
     def stop(self) -> list[tuple[float, float, int]]:
         """When it was asked, for how long, and the status of each answer; 0 for none."""
         self._done.set()
         self._thread.join(10)
-        return self.told
+        return self.outcomes
 
 
 # ---- L3: twice as much as it can ---------------------------------------------------------------
@@ -70,9 +70,9 @@ class Overload:
 
     capacity: float
     calm: Tally
-    many: Tally
+    overloaded: Tally
     after: Tally
-    begun: float
+    start: float
     seconds: float
     settle: float
 
@@ -80,44 +80,44 @@ class Overload:
     def goodput(self) -> float:
         """Images within the time, as a share of the capacity."""
         end = self.start + self.seconds + 0.2
-        within = sum(t.status == 200 and t.at + t.seconds <= end for t in self.many.told)
+        within = sum(t.status == 200 and t.at + t.seconds <= end for t in self.overloaded.outcomes)
         return within / self.seconds / self.capacity
 
     @property
     def refused(self) -> float:
         """Which share was told to come back; of twice the capacity, about half must be."""
-        asked = len(self.many.told)  # nobody: too slow a machine to say
-        return sum(t.status == 429 for t in self.many.told) / asked if asked else 1.0
+        sent = len(self.overloaded.outcomes)  # nobody: too slow a machine to say
+        return sum(t.status == 429 for t in self.overloaded.outcomes) / sent if sent else 1.0
 
     @property
     def late(self) -> float:
         """p99 of what was asked when everything should be as before."""
-        if not self.after.told:
+        if not self.after.outcomes:
             return 0.0
-        first = min(t.at for t in self.after.told)
-        return quantile([t.seconds for t in self.after.told if t.at > first + self.settle], 0.99)
+        first = min(t.at for t in self.after.outcomes)
+        return quantile([t.seconds for t in self.after.outcomes if t.at > first + self.settle], 0.99)
 
     def __str__(self) -> str:
         return (
             f"capacity {self.capacity:.1f} images/s; at 200 %: goodput {100 * self.goodput:.0f} %, "
-            f"{100 * self.refused:.0f} % of {len(self.many.told)} told to come back, "
-            f"p99 {1000 * self.many.seconds(0.99, 429):.0f} ms; accepted p50 {self.many.seconds(0.5):.2f}, "
-            f"p99 {self.many.seconds(0.99):.2f} s; at 50 %, before p99 {self.calm.seconds(0.99):.2f} s, "
+            f"{100 * self.refused:.0f} % of {len(self.overloaded.outcomes)} told to come back, "
+            f"p99 {1000 * self.overloaded.seconds(0.99, 429):.0f} ms; accepted p50 {self.overloaded.seconds(0.5):.2f}, "
+            f"p99 {self.overloaded.seconds(0.99):.2f} s; at 50 %, before p99 {self.calm.seconds(0.99):.2f} s, "
             f"{self.settle:g} s after the overload p99 {self.late:.2f} s"
         )
 
     def wrong(self) -> list[str]:
-        found = _unlike({"calm": self.calm}, {200})
-        found += _unlike({"overload": self.many, "afterwards": self.after}, {200, 429})
+        problems = _unlike({"calm": self.calm}, {200})
+        problems += _unlike({"overload": self.overloaded, "afterwards": self.after}, {200, 429})
         if self.goodput < 0.9:
-            found.append(f"goodput {100 * self.goodput:.0f} %")
+            problems.append(f"goodput {100 * self.goodput:.0f} %")
         if self.refused < 0.25:
-            found.append(f"{100 * self.refused:.0f} % told to come back: too many were let in")
-        if self.many.seconds(0.99, 429) > 0.25:
-            found.append(f"told to come back after {self.many.seconds(0.99, 429):.2f} s")
+            problems.append(f"{100 * self.refused:.0f} % told to come back: too many were let in")
+        if self.overloaded.seconds(0.99, 429) > 0.25:
+            problems.append(f"told to come back after {self.overloaded.seconds(0.99, 429):.2f} s")
         if self.late > 2 * self.calm.seconds(0.99):
-            found.append(f"afterwards {self.late:.2f} s, before {self.calm.seconds(0.99):.2f} s")
-        return found
+            problems.append(f"afterwards {self.late:.2f} s, before {self.calm.seconds(0.99):.2f} s")
+        return problems
 
 
 def overload(
@@ -130,15 +130,15 @@ def overload(
     def loop(k: int, tally: Tally) -> None:
         with Wire(url, timeout=60) as wire:
             while time.monotonic() < until:
-                tally.told.append(ask(wire, "native", f"c{k}", f"{k}", k, 1))
+                tally.outcomes.append(ask(wire, "native", f"c{k}", f"{k}", k, 1))
 
     full = together([lambda t, k=k: loop(k, t) for k in range(callers)], 2 * full_s)  # type: ignore[misc]
-    capacity = full.images / (max(t.at + t.seconds for t in full.told) - min(t.at for t in full.told))
+    capacity = full.images / (max(t.at + t.seconds for t in full.outcomes) - min(t.at for t in full.outcomes))
     calm = arriving(url, capacity / 2, calm_s, callers=40)
     begun = time.monotonic()
-    many = arriving(url, 2 * capacity, seconds, first=10_000)
+    overloaded = arriving(url, 2 * capacity, seconds, first=10_000)
     after = arriving(url, capacity / 2, after_s, callers=60, first=50_000)
-    return Overload(capacity, calm, many, after, begun, seconds, settle)
+    return Overload(capacity, calm, overloaded, after, begun, seconds, settle)
 
 
 # ---- L5: one who asks for much, and equals -----------------------------------------------------
@@ -160,7 +160,7 @@ class Beside:
     def __str__(self) -> str:
         return (
             f"alone p99 {self.alone.seconds(0.99):.2f} s, beside A p50 {self.beside.seconds(0.5):.2f}, p99 "
-            f"{self.beside.seconds(0.99):.2f} s ({len(self.beside.told)} requests); A had {self.hog} meanwhile"
+            f"{self.beside.seconds(0.99):.2f} s ({len(self.beside.outcomes)} requests); A had {self.hog} meanwhile"
         )
 
     def wrong(self) -> list[str]:
@@ -184,7 +184,7 @@ def beside(
         with Wire(url, timeout=60) as wire:
             for k in range(times):
                 time.sleep(rng.random() * pause)
-                tally.told.append(ask(wire, "native", who, f"{who}{k}", k, 1))
+                tally.outcomes.append(ask(wire, "native", who, f"{who}{k}", k, 1))
 
     alone = together([lambda t, w=w: now_and_then(w, first, t) for w in light], 60)  # type: ignore[misc]
     done, over = [0], threading.Event()
@@ -204,7 +204,7 @@ def beside(
     def others(tally: Tally) -> None:
         try:
             callers = [lambda t, w=w: now_and_then(w, times, t) for w in light]
-            tally.told += together(callers, 600).told  # type: ignore[arg-type]
+            tally.outcomes += together(callers, 600).outcomes  # type: ignore[arg-type]
         finally:
             over.set()
 
@@ -241,7 +241,7 @@ def equals(url: str, seconds: float = 20, who: str = "ABCDEFGH", each: int = 3) 
             while time.monotonic() < until:
                 told = ask(wire, "native", one, f"{one} {time.monotonic()}", 1, 1)
                 shares[one] += told.status == 200
-                tally.told.append(told)
+                tally.outcomes.append(told)
 
     callers = [lambda t, w=w: equal(w, t) for w in who for _ in range(each)]
     return Equals(shares, together(callers, seconds + 40))  # type: ignore[arg-type]
@@ -263,11 +263,11 @@ class Leaving:
 
     def wrong(self) -> list[str]:
         """New ones and those who look: until half a second before the last one in hand was answered."""
-        last = max(t.at + t.seconds for t in self.in_hand.told)
+        last = max(t.at + t.seconds for t in self.in_hand.outcomes)
         # a thread may note an answer late: the server was there until it was last seen
         last = min(last, max((at for at, _, s in self.alive if s == 200), default=last))
         found = [f"in hand: {one}" for one in self.in_hand.wrong[:3]]
-        statuses = [t.status for t in self.in_hand.told]
+        statuses = [t.status for t in self.in_hand.outcomes]
         if statuses != [200] * self.callers:
             found.append(f"in hand: not all had their images: {statuses}")
         if last - self.signalled < 0.5:
@@ -295,7 +295,7 @@ def told_to_end(url: str, signal: Callable[[], object], callers: int = 32, steps
 
     def call(k: int, tally: Tally) -> None:
         with Wire(url, timeout=30) as wire:
-            tally.told.append(ask(wire, "openai", f"c{k}", f"number {k}", k, 2, steps=steps))
+            tally.outcomes.append(ask(wire, "openai", f"c{k}", f"number {k}", k, 2, steps=steps))
 
     def end(tally: Tally) -> None:
         seen = (

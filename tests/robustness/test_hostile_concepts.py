@@ -16,10 +16,8 @@ import time
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from io import BytesIO
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -333,14 +331,11 @@ def test_c12_nothing_is_unpacked() -> None:
 # ---- mutations ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_a_hundred_thousand_damaged_files() -> None:
+def test_ten_thousand_damaged_files() -> None:
     """BadConceptFile or a concept that is sound by every rule, which the safetensors library reads alike."""
-    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        (some, wrong), (others, too) = pool.map(survey, [50_000] * 2, [0, 1])
-    assert not wrong + too, wrong + too
-    accepted = some + others
-    assert 5_000 < accepted < 40_000  # a flipped bit of a value is no damage; more would mean tame mutations
+    accepted, wrong = survey(10_000)
+    assert not wrong, wrong
+    assert 500 < accepted < 4_000  # a flipped bit of a value is no damage; more would mean tame mutations
 
 
 @pytest.mark.soak

@@ -68,7 +68,7 @@ def loop(k: int, url: str, until: float, tally: Tally, least: int = 0) -> None:
             told = ask(wire, dialect, who, prompt, rng.randrange(2**32), n)
             if not told.wrong and told.concepts != {name: sha256(mine[name])}:
                 told = told._replace(wrong=f"{who}'s {name} was not what he had uploaded: {told.concepts}")
-            tally.told.append(told)
+            tally.outcomes.append(told)
 
 
 @pytest.mark.slow
@@ -102,11 +102,11 @@ def thirty_two(r: Running, seconds: float) -> tuple[float, float, float]:
     tally = together([lambda t, k=k: loop(k, r.url, until, t, 2) for k in range(32)] + [look], seconds)  # type: ignore[misc]
     lag = quantile([s for _, s, _ in watch.stop()], 0.99)
     half, full = tally.seconds(0.5), tally.seconds(0.99)
-    print(f"\nL1: {len(tally.told)} requests, {tally.images} images in {seconds:g} s; p50 {half:.2f} s, "
+    print(f"\nL1: {len(tally.outcomes)} requests, {tally.images} images in {seconds:g} s; p50 {half:.2f} s, "
           f"p99 {full:.2f} s; /livez p99 {1000 * lag:.0f} ms; {memory[len(memory) // 2] >> 20} then "
           f"{memory[-1] >> 20} MiB")  # fmt: skip
     assert not tally.wrong, tally.wrong[:5]
-    assert {t.status for t in tally.told} == {200} and tally.images >= 64
+    assert {t.status for t in tally.outcomes} == {200} and tally.images >= 64
     assert memory[-1] < 1.1 * memory[len(memory) // 2]
     return half, full, lag
 
@@ -156,11 +156,11 @@ def churn(url: str, names: int, requests: int, callers: int) -> Tally:
                         told = told._replace(wrong=f"nobody uploaded this {name}: {told.concepts}")
                     elif any(at < told.at for _, at in contents[name][known.index(found) + 1 :]):
                         told = told._replace(wrong=f"{name} was replaced before it was asked for")
-                tally.told.append(told)
+                tally.outcomes.append(told)
 
     def all_callers(tally: Tally) -> None:
         try:
-            tally.told += together([lambda t, k=k: call(k, t) for k in range(callers)], 60).told  # type: ignore[misc]
+            tally.outcomes += together([lambda t, k=k: call(k, t) for k in range(callers)], 60).outcomes  # type: ignore[misc]
         finally:
             over.set()
 
@@ -261,7 +261,7 @@ def leaving(s: Served, engine: Counting, callers: int, times: int) -> tuple[Tall
                     wire.socket.sendall(wire.head("POST", "/api/paint?wait=true", head) + body)
                     time.sleep(rng.random() * 0.1)
                 else:
-                    tally.told.append(ask(wire, "native", f"c{k}", f"{k} stays {i}", i, 2))
+                    tally.outcomes.append(ask(wire, "native", f"c{k}", f"{k} stays {i}", i, 2))
 
     return together([lambda t, k=k: call(k, t) for k in range(callers)], 30), left[0]  # type: ignore[misc]
 
@@ -271,11 +271,11 @@ def test_l7_a_third_of_the_callers_leave(tmp_path: Path) -> None:
     engine = Counting(step_s=0.004, steps=4)
     with served(engine, tmp_path / "s", limits=Limits(waiting=200)) as s:
         tally, left = leaving(s, engine, 12, 8)
-        assert not tally.wrong and {t.status for t in tally.told} == {200} and left > 20
+        assert not tally.wrong and {t.status for t in tally.outcomes} == {200} and left > 20
         s.left()
         s.drained()
         rows = [row["status"] for row in s.service.store._rows("SELECT status FROM jobs")]
-        assert rows.count("completed") >= len(tally.told) and set(rows) <= {"completed", "cancelled"}
+        assert rows.count("completed") >= len(tally.outcomes) and set(rows) <= {"completed", "cancelled"}
         print(f"\nL7: {engine.wasted} of {engine.rows} rows wasted, {rows.count('cancelled')} cancelled")
         assert engine.wasted <= 0.05 * engine.rows
 

@@ -141,7 +141,7 @@ def test_who_kills_every_engine_is_poison(tmp_path: Path) -> None:
         deadly, *others = [asked(s, "a deadly cat"), *(asked(s, f"an innocent cat {k}") for k in range(4))]
         assert ended(deadly) == "failed" and deadly.error is not None
         assert (deadly.error.code, deadly.losses) == ("poison", 3)
-        assert "ended 3 times while it worked on this" in str(deadly.error)
+        assert "died 3 times while it worked on this" in str(deadly.error)
         assert [ended(job) for job in others] == ["completed"] * 4 and all(right(s, job) for job in others)
         assert ended(asked(s, "a cat")) == "completed"
         until(lambda: sum(engine.lives for engine in engines) == 3 + 3)
@@ -179,7 +179,7 @@ def test_an_engine_that_dies_while_nobody_asks_is_replaced(tmp_path: Path) -> No
         until(lambda: engine.lives == 2 and s.service.ready == "")
         engine.gone.set()
         engine.dead = True
-        until(lambda: s.service.ready == "a worker is not well")
+        until(lambda: s.service.ready == "no engine works")
         engine.gone.clear()
         until(lambda: s.service.ready == "")
 
@@ -204,7 +204,7 @@ def test_nobody_waits_for_an_answer_about_memory() -> None:
         answer.wait(10)
         return 2
 
-    thread = threading.Thread(target=lambda: found.extend(line.take(room=slow)))
+    thread = threading.Thread(target=lambda: found.extend(line.take(max_batch=slow)))
     thread.start()
     assert asking.wait(5)
     line.put(jobs[1])
@@ -306,13 +306,13 @@ def test_a_replica_that_hangs_is_replaced(ray: ThreadsRay) -> None:
     old.hung.set()
     late, _ = engine.submit("ping")
     for ask in (lambda: engine.max_batch(prepared), engine.check):
-        with pytest.raises(EngineLost, match=r"did not answer within 1 s|is gone"):
+        with pytest.raises(EngineLost, match=r"did not answer within 1 s|is dead"):
             ask()
     assert engine.is_dead
     engine.warm_up()
     assert engine.actor is not old and old.dead.is_set() and not engine.is_dead
     with pytest.raises(EngineLost):
-        engine.got(late, old)
+        engine.result(late, old)
     assert not engine.is_dead
     (image,) = engine.paint([Row(prepared, 3)], lambda done, preview: None)
     assert read(image) == digest("a cat", "", {}, 3)
@@ -353,7 +353,7 @@ def test_the_head_is_gone(ray: ThreadsRay, tmp_path: Path, monkeypatch: Any) -> 
         assert told.status_code == 503 and told.json()["error"]["code"] == "no_replica"
         assert 1 <= int(told.headers["Retry-After"]) <= 60
         ready = c.get("/readyz")
-        assert (ready.status_code, ready.json()["status"]) == (503, "a worker is not well")
+        assert (ready.status_code, ready.json()["status"]) == (503, "no engine works")
         assert c.get("/livez").status_code == 200
         assert {c.get(f"/api/jobs/{job.id}").json()["status"] for job in held} <= {"queued", "running"}
     other = remotes(ThreadsRay(), 2)

@@ -40,7 +40,7 @@ class Tally:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.request = self.right = self.cancelled = self.busy = 0
+        self.sent = self.right = self.cancelled = self.busy = 0
         self.wrong: list[str] = []
 
     def add(self, name: str, by: int = 1) -> None:
@@ -48,8 +48,8 @@ class Tally:
             setattr(self, name, getattr(self, name) + by)
 
 
-def run_client(s: Served, k: int, until: float, tally: Tally) -> None:
-    """One client: its own concepts of names that others use, too; a random dialect each time."""
+def run_client(s: Served, k: int, requests: int, tally: Tally) -> None:
+    """One client with its concepts, whose names other clients use, too; a random API for each request."""
     rng = random.Random(k)
     with s.client(headers={"X-Minikin-Client": f"client{k}"}) as c:
         shas = {}
@@ -58,10 +58,10 @@ def run_client(s: Served, k: int, until: float, tally: Tally) -> None:
             told = c.post("/api/concepts", files={"file": ("x", data)})
             shas[name] = hashlib.sha256(data).hexdigest()
             assert told.json()["sha256"] == shas[name]
-        while time.monotonic() < until:
+        for _ in range(requests):
             name, seed, n = rng.choice([*shas]), rng.randrange(2**32), rng.choice([1, 1, 2, 4])
             prompt = f"client {k} paints <{name}> {rng.random()}"
-            tally.add("asked")
+            tally.add("sent")
             try:
                 got = ask(c, rng.choice(["native", "openai", "a1111", "cancel"]), prompt, seed, n, tally)
             except Exception as e:
@@ -107,34 +107,34 @@ def follow(c: httpx.Client, id_: str, cancel: bool, tally: Tally) -> list[bytes]
     return [c.get(r["url"]).content for r in told["results"]]
 
 
-def load(engine: FakeEngine, folder: Path, seconds: float) -> Tally:
+def load(engine: FakeEngine, folder: Path, requests: int) -> Tally:
     tally = Tally()
     with served(engine, folder, limits=ROOMY) as s:
-        until = time.monotonic() + seconds
-        threads = [threading.Thread(target=run_client, args=(s, k, until, tally)) for k in range(CLIENTS)]
+        threads = [threading.Thread(target=run_client, args=(s, k, requests, tally)) for k in range(CLIENTS)]
         for t in threads:
             t.start()
         for t in threads:
-            t.join(seconds + 60)
+            t.join(600)  # however busy the machine is
         assert not any(t.is_alive() for t in threads), "a client never got its answer"
         s.drained()
     return tally
 
 
 @pytest.mark.parametrize(
-    "seconds", [pytest.param(15, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.soak)]
+    "requests", [pytest.param(12, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.soak)]
 )
-def test_sixteen_clients(seconds: int, tmp_path: Path) -> None:
+def test_sixteen_clients(requests: int, tmp_path: Path) -> None:
+    """So many requests of each client, whatever time they take."""
     engine = FakeEngine(step_s=0.005)
-    tally = load(engine, tmp_path / "s", seconds)
+    tally = load(engine, tmp_path / "s", requests)
     assert not tally.wrong, tally.wrong[:5]
     assert tally.right > 50 and tally.cancelled, vars(tally)
-    assert max(engine.batches) > 2, "what waits is painted together"
+    assert max(engine.batches) > 2, "waiting images share batches"
 
 
 def test_the_load_test_can_fail(tmp_path: Path) -> None:
-    """Two rows swapped in a batch are counted; on a busy machine batches may take a while to form."""
-    assert any(load(Swapping(step_s=0.02), tmp_path / f"{s}", s).wrong for s in (2, 5, 15))
+    """Two rows swapped in a batch are detected."""
+    assert load(Swapping(step_s=0.02), tmp_path / "s", 3).wrong
 
 
 # ---- a process of its own ----------------------------------------------------------------------

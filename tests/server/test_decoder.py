@@ -1,0 +1,62 @@
+"""How many images are decoded at once, whichever call brings them."""
+
+from __future__ import annotations
+
+import base64
+import io
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from minikin.server import decode
+from tests.helpers.fake_engine import FakeEngine
+from tests.helpers.servers import served
+
+
+def test_few_children_at_once_and_503_for_who_waits_too_long(tmp_path: Path, monkeypatch: Any) -> None:
+    """Also for the calls that never wait in the line; and when those before have ended, all is as it was."""
+    now, most, go, real = [0], [0], threading.Event(), subprocess.run
+    lock = threading.Lock()
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        try:
+            go.wait(20)
+            return real(*args, **kwargs)
+        finally:
+            with lock:
+                now[0] -= 1
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(decode, "WAIT_S", 0.3)
+    buffer, info = io.BytesIO(), PngInfo()
+    info.add_text("parameters", "a cat\nSteps: 4, Seed: 1")
+    Image.new("RGB", (16, 16)).save(buffer, "PNG", pnginfo=info)
+    data = buffer.getvalue()
+    with served(FakeEngine(), tmp_path / "s") as s, s.client() as c, ThreadPoolExecutor(16) as pool:
+
+        def ask(k: int) -> Any:
+            if k % 2:
+                return c.post("/api/recipe", files={"file": ("x", data)})
+            return c.post("/sdapi/v1/png-info", json={"image": base64.b64encode(data).decode()})
+
+        asked = [pool.submit(ask, k) for k in range(12)]
+        end = time.monotonic() + 20
+        while sum(one.done() for one in asked) < 12 - decode.AT_ONCE and time.monotonic() < end:
+            time.sleep(0.01)
+        assert now[0] == most[0] == decode.AT_ONCE
+        go.set()
+        told = [one.result() for one in asked]
+        busy = [one for one in told if one.status_code == 503]
+        assert len(busy) == 12 - decode.AT_ONCE
+        assert all(int(one.headers["retry-after"]) >= 1 and "busy" in one.text for one in busy)
+        assert {one.status_code for one in told if one not in busy} == {200}
+        assert ask(0).status_code == ask(1).status_code == 200
