@@ -14,8 +14,19 @@ from minikin.models.lora.lora_file import components
 from minikin.perfusion.export import _kohya_name
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-ALL = (*ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut",
-       "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj")  # fmt: skip  # LCM-LoRA's list
+ALL = (
+    *ATTENTION,
+    "proj_in",
+    "proj_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "conv1",
+    "conv2",
+    "conv_shortcut",
+    "downsamplers.0.conv",
+    "upsamplers.0.conv",
+    "time_emb_proj",
+)  # LCM-LoRA's list
 TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 LAYOUTS = ("peft", "peft-own", "diffusers", "diffusers-old", "kohya")
 
@@ -23,12 +34,17 @@ Pairs = dict[tuple[str, str], tuple[Tensor, Tensor]]
 
 
 def random_lora(
-    base: Base, seed: int = 0, *, layers: tuple[str, ...] = ALL, text: bool = False, rank: int = 2,
+    base: Base,
+    seed: int = 0,
+    *,
+    layers: tuple[str, ...] = ALL,
+    text: bool = False,
+    rank: int = 2,
     size: float = 0.2,
-) -> Pairs:  # fmt: skip
+) -> Pairs:
     """(component, layer) -> (down, up), of the shapes tools write."""
     g = torch.Generator().manual_seed(seed)
-    found: Pairs = {}
+    pairs: Pairs = {}
     for component, model in components(base).items():
         endings = layers if component == "unet" else TEXT if text else ()
         for path, module in model.named_modules():
@@ -36,8 +52,8 @@ def random_lora(
                 out, *rest = module.weight.shape
                 down = size * torch.randn(rank, *rest, generator=g)
                 up = size * torch.randn(out, rank, *[1] * (len(rest) - 1), generator=g)
-                found[component, path] = (down, up)
-    return found
+                pairs[component, path] = (down, up)
+    return pairs
 
 
 def product(down: Tensor, up: Tensor) -> Tensor:
@@ -46,9 +62,15 @@ def product(down: Tensor, up: Tensor) -> Tensor:
 
 
 def write(
-    path: Path, pairs: Pairs, layout: str = "peft", *, alpha: float | None = None, xl: bool = False,
-    sgm: bool = False, metadata: dict[str, str] | None = None,
-) -> Path:  # fmt: skip
+    path: Path,
+    pairs: Pairs,
+    layout: str = "peft",
+    *,
+    alpha: float | None = None,
+    xl: bool = False,
+    sgm: bool = False,
+    metadata: dict[str, str] | None = None,
+) -> Path:
     """A LoRA file in one of LAYOUTS; alpha None means alpha = rank."""
     tensors: dict[str, Tensor] = {}
     metadata = dict(metadata or {})
@@ -56,8 +78,8 @@ def write(
         inner = layer if component == "unet" else f"text_model.{layer.removeprefix('text_model.')}"
         if layout == "kohya":
             te = ("lora_te1" if component == "text_encoder" else "lora_te2") if xl else "lora_te"
-            own = _kohya_name(layer, True) if sgm else inner.replace(".", "_")
-            key = f"{'lora_unet' if component == 'unet' else te}_{own}"
+            name_in_file = _kohya_name(layer, True) if sgm else inner.replace(".", "_")
+            key = f"{'lora_unet' if component == 'unet' else te}_{name_in_file}"
             tensors[f"{key}.lora_down.weight"], tensors[f"{key}.lora_up.weight"] = down, up
             tensors[f"{key}.alpha"] = torch.tensor(float(alpha or down.shape[0]))
             continue

@@ -1,4 +1,4 @@
-"""Distilling from end to end on miniatures: every method, its files, resumption, and what goes wrong."""
+"""Distillation end to end on miniatures: every method, files, resume, errors."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from torch import Tensor
 
 from minikin import Studio, events
 from minikin.distillation import distill, export, lcm
-from minikin.distillation.objective import Reference, Setting
+from minikin.distillation.objective import DistillationContext, Reference
 from minikin.distillation.sampling import few_steps
 from minikin.distillation.solver import Schedule, lcm_times
 from minikin.distillation.student import Encoder, copied
 from minikin.errors import AssetError, BadRecipe, Diverged, StorageError
-from minikin.generation.plan import plan
+from minikin.generation.request import resolve
 from minikin.models.attention import layout
 from minikin.models.base import Base
 from minikin.models.loading.registry import open_base
 from minikin.models.presets import recognise
 from minikin.recipes import Distill, Paint
 from minikin.training import tensorboard
-from minikin.training.run import Run
+from minikin.training.trainer import Trainer
 from tests.conftest import filling
-from tests.helpers.distillings import CAPTIONS, captions_file, picture_folder, run
+from tests.helpers.distillings import CAPTIONS, captions_file, image_folder, run
 
 pytestmark = pytest.mark.usefixtures("no_curves", "one_thread")
 
@@ -52,15 +52,15 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 
 def interrupted_after(step: int, monkeypatch: Any) -> None:
-    """Ctrl-C while this step is computed."""
-    original = Run._step
+    """Raises KeyboardInterrupt during this step."""
+    original = Trainer._step
 
-    def stepping(self: Run, turn: Any, loss: Any, data: Any) -> Any:
-        if turn.step == step:
+    def stepping(self: Trainer, ctx: Any, loss: Any, data: Any) -> Any:
+        if ctx.step == step:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(self, turn, loss, data)
+        return original(self, ctx, loss, data)
 
-    monkeypatch.setattr(Run, "_step", stepping)
+    monkeypatch.setattr(Trainer, "_step", stepping)
 
 
 # ---- every method ----------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def interrupted_after(step: int, monkeypatch: Any) -> None:
 def test_resuming_is_bit_exact(
     bases: dict[str, Base], tmp_path: Path, monkeypatch: Any, method: str, name: str
 ) -> None:
-    """4 steps = 2, Ctrl-C, --resume: the file of an unbroken run; what was interrupted was usable too."""
+    """Ctrl-C after 2 of 4 steps, then --resume, gives the file of an unbroken run."""
     data = captions_file(tmp_path)
     more: dict[str, Any] = {"gan": 0.01, "ida": 0.99} if method == "tdm" else {}
     base = bases[name]
@@ -89,14 +89,14 @@ def test_resuming_is_bit_exact(
     assert not equal(result(tmp_path / "part"), halfway)
 
 
-def test_what_a_run_writes(bases: dict[str, Base], tmp_path: Path) -> None:
-    """Log, curve, samples, latents, and a LoRA that says what it is and how to use it."""
-    found = run(bases["sd15"], tmp_path / "out", picture_folder(tmp_path / "p"), method="lcm-lora", ema=0.9)
+def test_files_of_a_run(bases: dict[str, Base], tmp_path: Path) -> None:
+    """A run writes log, curve, samples, latents, and a LoRA whose header has the sampler spec."""
+    all_events = run(bases["sd15"], tmp_path / "out", image_folder(tmp_path / "p"), method="lcm-lora", ema=0.9)
     out = tmp_path / "out"
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert any("loss" in r for r in rows) and any("consistency" in r.get("evaluation", {}) for r in rows)
     assert list((out / "samples").glob("*.png")) and (out / "latents" / "00000.safetensors").exists()
-    assert any(isinstance(e, events.Picture) for e in found)
+    assert any(isinstance(e, events.ImageReady) for e in all_events)
     with safe_open(out / export.LORA_NAME, "pt") as f:
         facts = f.metadata()
         keys = list(f.keys())
@@ -110,9 +110,9 @@ def test_what_a_run_writes(bases: dict[str, Base], tmp_path: Path) -> None:
 
 
 def stock(pipelines: dict[str, Any], name: str, scheduler: Any, unet: Any = None) -> Any:
-    own = pipelines[name]
-    parts = {**own.components, "scheduler": scheduler, "unet": unet or own.unet}
-    pipe = type(own)(**parts, **({} if name == "sdxl" else {"requires_safety_checker": False}))
+    pipeline = pipelines[name]
+    parts = {**pipeline.components, "scheduler": scheduler, "unet": unet or pipeline.unet}
+    pipe = type(pipeline)(**parts, **({} if name == "sdxl" else {"requires_safety_checker": False}))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -121,17 +121,18 @@ def scheduler_of(base: Base, sampler: str) -> Any:
     if sampler == "renoise":
         return diffusers.LCMScheduler.from_config(base.pipe.scheduler.config)
     more = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
-    own = {k: v for k, v in base.pipe.scheduler.config.items() if k != "_use_default_values"}
-    return diffusers.DDIMScheduler.from_config({**own, **more})
+    config = {k: v for k, v in base.pipe.scheduler.config.items() if k != "_use_default_values"}
+    return diffusers.DDIMScheduler.from_config({**config, **more})
 
 
-@pytest.mark.parametrize(("method", "name"), [
-    ("lcm-lora", "sd15"), ("lcm-lora", "sdxl"), ("tdm", "sd21"), ("turbo", "sdxl"), ("lcm", "sd15"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("method", "name"),
+    [("lcm-lora", "sd15"), ("lcm-lora", "sdxl"), ("tdm", "sd21"), ("turbo", "sdxl"), ("lcm", "sd15")],
+)
 def test_stock_diffusers_samples_the_same(
     bases: dict[str, Base], pipelines: dict[str, Any], tmp_path: Path, method: str, name: str
 ) -> None:
-    """The written file, loaded by a stock pipeline: the latents of our own sampler, to 1e-4."""
+    """A stock pipeline with the written LoRA gives our sampler's latents, to 1e-4."""
     base, out = bases[name], tmp_path / "out"
     more: dict[str, Any] = {"turbo": {"student": "lora"}, "lcm": {"student": "full"}}.get(method, {})
     run(base, out, captions_file(tmp_path), method=method, half=False, alpha=8, guidance="4", **more)
@@ -141,38 +142,52 @@ def test_stock_diffusers_samples_the_same(
     x = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(1))
     g = torch.Generator().manual_seed(2)
     mine = few_steps(
-        student, x, Encoder(base)(CAPTIONS[:2]), times, renoise=renoise, scale=4.0,
+        student,
+        x,
+        Encoder(base)(CAPTIONS[:2]),
+        times,
+        renoise=renoise,
+        scale=4.0,
         noise=lambda: torch.randn(x.shape, generator=g),
-    )  # fmt: skip
+    )
     unet = diffusers.UNet2DConditionModel.from_pretrained(out / "model" / "unet") if method == "lcm" else None
     pipe = stock(pipelines, name, scheduler_of(base, "renoise" if renoise else "ddim"), unet)
     if method != "lcm":
         pipe.load_lora_weights(str(out))
     kwargs = {"timesteps": times} if method == "turbo" else {"num_inference_steps": 4}
     theirs = pipe(
-        prompt=CAPTIONS[:2], latents=x.clone(), output_type="latent",
-        guidance_scale=4.0 if method == "lcm" else 1.0, generator=torch.Generator().manual_seed(2),
-        height=64, width=64, **kwargs,
-    ).images  # fmt: skip
+        prompt=CAPTIONS[:2],
+        latents=x.clone(),
+        output_type="latent",
+        guidance_scale=4.0 if method == "lcm" else 1.0,
+        generator=torch.Generator().manual_seed(2),
+        height=64,
+        width=64,
+        **kwargs,
+    ).images
     if method != "lcm":
         pipe.unload_lora_weights()
     assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-4), (mine - theirs).abs().max()
     teacher = few_steps(
-        copied(base, Schedule.of(base), "lora", rank=4), x, Encoder(base)(CAPTIONS[:2]), times, renoise=False,
+        copied(base, Schedule.of(base), "lora", rank=4),
+        x,
+        Encoder(base)(CAPTIONS[:2]),
+        times,
+        renoise=False,
         noise=lambda: x,
-    )  # fmt: skip
+    )
     assert not torch.allclose(mine, teacher, atol=1e-2)  # something was learned at all
 
 
-def test_a_full_student_opens_as_a_base(bases: dict[str, Base], tmp_path: Path) -> None:
-    """The whole model: recognised, painted as it was trained, and by stock diffusers too."""
+def test_full_student_opens_as_a_base(bases: dict[str, Base], tmp_path: Path) -> None:
+    """The model folder is recognised, samples by its sampler spec, and opens in stock diffusers."""
     out = tmp_path / "out"
     done = run(bases["sd15"], out, captions_file(tmp_path), method="lcm", student="full", guidance="2-8")[-1]
     assert isinstance(done, events.Done) and done.result == out / "model"
     opened = open_base(str(done.result), device="cpu")
     assert recognise(opened).name == "lcm" and opened.has_guidance_embedding
     assert opened.text_hash == bases["sd15"].text_hash
-    decided = plan(opened, Paint(prompt="a cat"))
+    decided = resolve(opened, Paint(prompt="a cat"))
     assert decided.guidance == 5 and decided.timesteps == (999, 759, 499, 259) and not decided.warnings
     stock = diffusers.StableDiffusionPipeline.from_pretrained(out / "model", safety_checker=None)
     assert stock.unet.config.time_cond_proj_dim
@@ -182,7 +197,7 @@ def test_a_full_student_opens_as_a_base(bases: dict[str, Base], tmp_path: Path) 
 def test_latents_of_another_autoencoder_are_not_used(
     bases: dict[str, Base], pipelines: dict[str, Any], tmp_path: Path
 ) -> None:
-    base, out, data = bases["sd15"], tmp_path / "out", picture_folder(tmp_path / "p")
+    base, out, data = bases["sd15"], tmp_path / "out", image_folder(tmp_path / "p")
     run(base, out, data, method="lcm-lora")
     (out / "checkpoint.safetensors").unlink()
     other = deepcopy(pipelines["sd15"])
@@ -193,17 +208,17 @@ def test_latents_of_another_autoencoder_are_not_used(
 
 
 def reloaded(base: Base, out: Path, method: str) -> Any:
-    """The student as it was written, in a network of ours."""
+    """A network with the written student's weights."""
     schedule = Schedule.of(base)
     if method == "lcm":
         network = copied(base, schedule, "full", guidance=True)
         network.unet.load_state_dict(result(out))
         return network.eval()
     network = copied(base, schedule, "lora", rank=4)
-    own = dict(network.unet.named_parameters())
+    parameters = dict(network.unet.named_parameters())
     with torch.no_grad():
         for k, v in result(out).items():
-            own[k.removeprefix("unet.").replace(".weight", ".default.weight")].copy_(v)
+            parameters[k.removeprefix("unet.").replace(".weight", ".default.weight")].copy_(v)
     return network.eval()
 
 
@@ -216,22 +231,27 @@ def test_half_precision_is_the_default(bases: dict[str, Base], tmp_path: Path) -
 
 
 def gradients(base: Base, method: str, folder: Path, **recipe: Any) -> dict[str, Tensor]:
-    """Of one step, as the optimiser is given them."""
-    from tests.helpers.distillings import setting
+    """Gradients of one step, as the optimizer gets them."""
+    from tests.helpers.distillings import context
 
-    s = setting(base, method=method, batch=8, **recipe)
+    s = context(base, method=method, batch=8, **recipe)
     objective = distill.METHODS[method](s)
     shake = torch.Generator().manual_seed(9)
     with torch.no_grad():  # a LoRA starts where half its gradients are zero
-        for p in objective.learner.parameters():
+        for p in objective.train_state.parameters():
             if p.requires_grad:
                 p.add_(0.02 * torch.randn(p.shape, generator=shake))
-    made = Run(folder, objective.learner, distill._plan(s.recipe), device=torch.device("cpu"),
-               groups=objective.groups())  # fmt: skip
-    turn = made._turn(0)
+    training_run = Trainer(
+        folder,
+        objective.train_state,
+        distill._plan(s.recipe),
+        device=torch.device("cpu"),
+        groups=objective.groups(),
+    )
+    ctx = training_run._turn(0)
     with base.frozen():
-        made._backward(turn, objective.loss, objective.draw(turn))
-    return {n: p.grad for n, p in objective.learner.named_parameters() if p.grad is not None}
+        training_run._backward(ctx, objective.loss, objective.draw(ctx))
+    return {n: p.grad for n, p in objective.train_state.named_parameters() if p.grad is not None}
 
 
 def assert_close(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
@@ -259,10 +279,10 @@ from tests.helpers.distillings import run
 from safetensors.torch import save_file
 from tests.training.test_distilling import gradients
 from minikin.models.base import Base
-from minikin.training.distributed import joined
+from minikin.training.distributed import process_group
 folder = Path(sys.argv[2])
 torch.set_num_threads(1)
-with joined(torch.device("cpu")) as ranks:
+with process_group(torch.device("cpu")) as ranks:
     base = Base(build_pipeline("sd21", folder / f"base-{ranks.rank}"), "sd21")
     found = gradients(base, "tdm", folder / "grads")
     save_file({k: v.contiguous() for k, v in found.items()}, folder / f"{ranks.rank}.safetensors")
@@ -271,21 +291,24 @@ with joined(torch.device("cpu")) as ranks:
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_with_the_same_batch(bases: dict[str, Base], tmp_path: Path) -> None:
-    """gloo: both hold the gradients of the whole batch, and a run ends with the one result of the first."""
+def test_two_processes_equal_one_with_the_same_batch(bases: dict[str, Base], tmp_path: Path) -> None:
+    """With gloo both processes hold the gradients of the whole batch; the first writes the result."""
     captions_file(tmp_path)
     # where they meet is open before them and stays so: a free port could be another's by then
     store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     env = os.environ | {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "OMP_NUM_THREADS": "1", "WORLD_SIZE": "2",
-    }  # fmt: skip
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": "2",
+    }
     command = [sys.executable, "-c", TWO, str(Path(__file__).parents[2]), str(tmp_path)]
     with ExitStack() as stack:
         started = []
         for rank in range(2):
-            own = env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            started.append(subprocess.Popen(command, env=own, stderr=subprocess.PIPE, text=True))
+            process_env = env | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            started.append(subprocess.Popen(command, env=process_env, stderr=subprocess.PIPE, text=True))
             stack.callback(started[-1].kill)  # one that fails leaves the other waiting for it
         for process in started:
             _, errors = process.communicate(timeout=300)
@@ -313,7 +336,9 @@ def test_a_batch_that_cannot_be_divided(bases: dict[str, Base], tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("name", "why"), [("sd-turbo", "turbo"), ("lcm-sd15", "lcm")])
-def test_a_distilled_base_is_no_teacher(bases: dict[str, Base], tmp_path: Path, name: str, why: str) -> None:
+def test_distilled_base_is_refused_as_teacher(
+    bases: dict[str, Base], tmp_path: Path, name: str, why: str
+) -> None:
     with pytest.raises(BadRecipe, match=rf"'{name}' is already distilled \({why}\).*for example --base"):
         run(bases[name], tmp_path / "out", captions_file(tmp_path), method="tdm")
     assert not (tmp_path / "out").exists()
@@ -332,43 +357,43 @@ def test_an_earlier_run_is_not_overwritten(bases: dict[str, Base], tmp_path: Pat
 
 
 def failing(monkeypatch: Any, when: Any) -> None:
-    """The loss is not finite at these (step, rollbacks)."""
+    """Makes the loss NaN at these turns."""
     original = lcm.Consistency.loss
 
-    def loss(self: Any, turn: Any, drawn: Any) -> dict[str, Tensor]:
-        found = original(self, turn, drawn)
-        return {"loss": found["loss"] * (math.nan if when(turn) else 1.0)}
+    def loss(self: Any, ctx: Any, batch: Any) -> dict[str, Tensor]:
+        losses = original(self, ctx, batch)
+        return {"loss": losses["loss"] * (math.nan if when(ctx) else 1.0)}
 
     monkeypatch.setattr(lcm.Consistency, "loss", loss)
 
 
-def test_bad_numbers_are_skipped(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> None:
-    failing(monkeypatch, lambda turn: turn.step in (1, 2))
+def test_steps_with_nan_loss_are_skipped(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> None:
+    failing(monkeypatch, lambda ctx: ctx.step in (1, 2))
     done = run(bases["sd15"], tmp_path / "out", captions_file(tmp_path), method="lcm-lora")[-1]
     assert isinstance(done, events.Done) and done.facts["skipped"] == 2
     assert all(torch.isfinite(v).all() for v in result(tmp_path / "out").values())
 
 
 @pytest.mark.parametrize("unit", ["avx512_bf16", "none"])
-def test_imitated_bfloat16_is_said_to_be_slow(
+def test_emulated_bfloat16_warns_of_its_speed(
     bases: dict[str, Base], tmp_path: Path, monkeypatch: Any, unit: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {unit: True})
-    told = run(
+    all_events = run(
         bases["sd15"], tmp_path / "o", captions_file(tmp_path), method="lcm-lora", steps=1, autocast=True
     )
-    said = [e.text for e in told if isinstance(e, events.Note) and e.warning]
-    assert any("without --autocast" in text for text in said) == (unit == "none")
+    warnings = [e.text for e in all_events if isinstance(e, events.Note) and e.warning]
+    assert any("without --autocast" in text for text in warnings) == (unit == "none")
 
 
-def test_divergence_is_said(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> None:
-    failing(monkeypatch, lambda turn: turn.step > 0)
+def test_divergence_is_reported(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> None:
+    failing(monkeypatch, lambda ctx: ctx.step > 0)
     with pytest.raises(Diverged, match="lcm-lora diverged .* choose a lower rate"):
         run(bases["sd15"], tmp_path / "out", captions_file(tmp_path), method="lcm-lora", steps=30)
 
 
 def test_a_full_disk_leaves_the_checkpoint(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> None:
-    """While training and while the result is written; then --resume ends as if nothing had been."""
+    """A full disk while training or while writing the result; --resume then gives the same file."""
     data, out = captions_file(tmp_path), tmp_path / "out"
     run(bases["sd15"], tmp_path / "whole", data, method="lcm-lora")
     with monkeypatch.context() as m:
@@ -398,8 +423,8 @@ def test_a_damaged_checkpoint_is_named(bases: dict[str, Base], tmp_path: Path) -
         run(bases["sd15"], out, data, method="tdm", steps=2, resume=True)
 
 
-def test_the_base_is_left_as_it_was(bases: dict[str, Base], tmp_path: Path) -> None:
-    """Weights, processors and gradients of the teacher; it paints on as before."""
+def test_base_is_unchanged_after_distillation(bases: dict[str, Base], tmp_path: Path) -> None:
+    """Weights, processors and gradients of the teacher; its images are as before."""
     base = bases["sd15"]
     before = {k: v.clone() for k, v in base.unet.state_dict().items()}
     run(base, tmp_path / "out", captions_file(tmp_path), method="turbo", student="full", steps=2)
@@ -408,17 +433,19 @@ def test_the_base_is_left_as_it_was(bases: dict[str, Base], tmp_path: Path) -> N
     assert layout(base.unet) == base.layout
 
 
-def test_large_pictures_are_trained_with_checkpointing(bases: dict[str, Base]) -> None:
-    from tests.helpers.distillings import setting
+def test_large_images_are_trained_with_gradient_checkpointing(bases: dict[str, Base]) -> None:
+    from tests.helpers.distillings import context
 
-    small = setting(bases["sd15"], method="tdm")
-    large = Setting.of(small.base, small.recipe, small.data.__class__(None, [["a"]], (4, 64, 64), "x"))
+    small = context(bases["sd15"], method="tdm")
+    large = DistillationContext.of(
+        small.base, small.recipe, small.data.__class__(None, [["a"]], (4, 64, 64), "x")
+    )
     assert not small.copy("lora").unet.is_gradient_checkpointing
     assert large.copy("lora").unet.is_gradient_checkpointing
 
 
 def test_tensorboard_where_it_is_installed(tmp_path: Path, monkeypatch: Any) -> None:
-    """Without it nothing happens; with it every number of a line is written at its step."""
+    """Without TensorBoard nothing is written; with it every metric at its step."""
     written: list[tuple[str, float, int]] = []
 
     class Writer:
@@ -431,11 +458,11 @@ def test_tensorboard_where_it_is_installed(tmp_path: Path, monkeypatch: Any) -> 
         def flush(self) -> None: ...
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    assert tensorboard.board(tmp_path) is None
+    assert tensorboard.writer(tmp_path) is None
     module = type(sys)("torch.utils.tensorboard")
     module.SummaryWriter = Writer  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    write = tensorboard.board(tmp_path)
+    write = tensorboard.writer(tmp_path)
     assert write is not None
     write({"step": 5, "loss": 0.5, "evaluation": {"gap": 2.0}})
     assert written == [("loss", 0.5, 5), ("gap", 2.0, 5)]
@@ -446,14 +473,30 @@ def test_tensorboard_where_it_is_installed(tmp_path: Path, monkeypatch: Any) -> 
 
 def arguments(out: Path, data: Path, *more: str) -> list[str]:
     return [
-        "distill", "lcm-lora", "--data", str(data), "--out", str(out), "--json",
-        "--steps", "12", "--batch", "4", "--rank", "4", "--teacher-steps", "2", "--save-minutes", "0", *more,
-    ]  # fmt: skip
+        "distill",
+        "lcm-lora",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--json",
+        "--steps",
+        "12",
+        "--batch",
+        "4",
+        "--rank",
+        "4",
+        "--teacher-steps",
+        "2",
+        "--save-minutes",
+        "0",
+        *more,
+    ]
 
 
 @pytest.mark.slow
 def test_killed_distilling_resumes_to_the_same_file(tmp_path: Path, cli: Any) -> None:
-    """kill -9 at some moment of `minikin distill`; --resume ends with the file of an unbroken run."""
+    """kill -9 at a random moment of `minikin distill`; --resume gives the file of an unbroken run."""
     data = captions_file(tmp_path)
     assert cli(*arguments(tmp_path / "whole", data))[0] == 0
     out = tmp_path / "part"
@@ -464,8 +507,8 @@ def test_killed_distilling_resumes_to_the_same_file(tmp_path: Path, cli: Any) ->
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     for line in process.stdout:
-        told = json.loads(line)
-        if told.get("stage") == "lcm-lora" and told["done"] >= 5:
+        event = json.loads(line)
+        if event.get("stage") == "lcm-lora" and event["done"] >= 5:
             break
     time.sleep(0.3)
     os.kill(process.pid, signal.SIGKILL)
@@ -478,21 +521,30 @@ def test_killed_distilling_resumes_to_the_same_file(tmp_path: Path, cli: Any) ->
 
 @pytest.mark.slow
 def test_lcm_lora_learns_on_tiny(tiny: Base, tmp_path: Path, monkeypatch: Any) -> None:
-    """60 steps bring one step of the student nearer to where 25 guided steps of the teacher end.
+    """After 60 steps one step of the student is nearer to 25 guided steps of the teacher.
 
-    By a seventh and more: measured on 32 captions, for 8 tell two runs apart badly (0.87 and 0.89 after 40
+    By a seventh or more on 32 captions; 8 captions do not separate two runs (0.87 and 0.89 after 40
     and 100 steps). The consistency loss itself first rises, since its target is the student, so it would
     tell nothing.
     """
     recipe = Distill.make(
-        method="lcm-lora", data="scenes:small", count=64, steps=60, batch=8, rank=16, warmup=4, ema=0.9,
-        save_minutes=60, rate=5e-4, decay=0.5,
-    )  # fmt: skip
-    kept: list[Reference] = []
-    monkeypatch.setattr(distill, "Reference", lambda s: kept.append(Reference(s)) or kept[0])
+        method="lcm-lora",
+        data="scenes:small",
+        count=64,
+        steps=60,
+        batch=8,
+        rank=16,
+        warmup=4,
+        ema=0.9,
+        save_minutes=60,
+        rate=5e-4,
+        decay=0.5,
+    )
+    references: list[Reference] = []
+    monkeypatch.setattr(distill, "Reference", lambda s: references.append(Reference(s)) or references[0])
     event: events.Event = list(Studio(tiny).distilling(recipe, tmp_path / "out"))[-1]
     assert isinstance(event, events.Done) and event.facts["steps"] == 60
     rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     end = [r["evaluation"]["to teacher"] for r in rows if "evaluation" in r][-1]
-    untrained = lcm.Consistency(kept[0].s)
-    assert end < 0.85 * kept[0].error(untrained.student, untrained.way())
+    untrained = lcm.Consistency(references[0].s)
+    assert end < 0.85 * references[0].error(untrained.student, untrained.sampler_spec())

@@ -1,4 +1,4 @@
-"""The formulas of distillation against closed forms, float64 where it matters."""
+"""Formulas of distillation against closed forms, in float64 where precision matters."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from minikin.distillation import solver
 from minikin.distillation.add import Adversarial, r1
 from minikin.distillation.lcm import Consistency
 from minikin.distillation.solver import Estimate, Schedule
-from minikin.distillation.tdm import Matching
+from minikin.distillation.tdm import DistributionMatching
 from minikin.errors import BadRecipe
 from minikin.models.base import Base
 from minikin.recipes import Distill
-from minikin.training.plan import Turn
-from tests.helpers.distillings import setting
+from minikin.training.config import StepContext
+from tests.helpers.distillings import context
 
 SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
 def schedule(prediction: str = "epsilon", zero_snr: bool = False) -> Schedule:
-    made = diffusers.DDPMScheduler(**SD, rescale_betas_zero_snr=zero_snr)
-    return Schedule(made.alphas_cumprod, prediction)
+    scheduler = diffusers.DDPMScheduler(**SD, rescale_betas_zero_snr=zero_snr)
+    return Schedule(scheduler.alphas_cumprod, prediction)
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-class Known(nn.Module):
-    """A network that answers with what it is told, and counts what it was asked."""
+class FixedNetwork(nn.Module):
+    """Stub network that returns fixed estimates and records its inputs."""
 
     def __init__(self, *answers: Any) -> None:
         super().__init__()
         self.answers = list(answers)
-        self.asked: list[tuple[Tensor, Tensor]] = []
+        self.inputs: list[tuple[Tensor, Tensor]] = []
         self.unet = nn.Module()
         self.weight = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor, t: Tensor, texts: Any, w: Any = None) -> Estimate:
-        self.asked.append((x, t))
-        answer: Estimate = self.answers[(len(self.asked) - 1) % len(self.answers)]
+        self.inputs.append((x, t))
+        answer: Estimate = self.answers[(len(self.inputs) - 1) % len(self.answers)]
         return Estimate(answer.x0 + 0 * self.weight, answer.eps + 0 * self.weight)
 
     def watching(self, modules: Any) -> Any:
@@ -59,44 +59,44 @@ class Known(nn.Module):
 
 def test_lcm_target_is_the_closed_form(bases: dict[str, Base]) -> None:
     """z + (1 + w) Psi(c) - w Psi(empty) of the LCM paper, to float64's precision, at both ends too."""
-    s = setting(bases["sd15"], method="lcm-lora", guidance="3-15")
-    own, n = schedule(), 5
+    s = context(bases["sd15"], method="lcm-lora", guidance="3-15")
+    sd_schedule, n = schedule(), 5
     z, eps_c, eps_u = (noise(n, 4, 8, 8, seed=k) for k in range(3))
     t = torch.tensor([19, 39, 499, 979, 999])
     w = torch.tensor([2.0, 7.5, 14.0, 0.0, 3.0], dtype=torch.float64)
-    teacher = Known(own.estimate(eps_c, z, t), own.estimate(eps_u, z, t))
+    teacher = FixedNetwork(sd_schedule.estimate(eps_c, z, t), sd_schedule.estimate(eps_u, z, t))
     consistency = Consistency(s)
-    consistency.s = replace(s, schedule=own, teacher=teacher)  # type: ignore[arg-type]
-    found, t_prev = consistency.teacher_step(z, t, s.encoder(["a cat"] * n), w + 1)
+    consistency.s = replace(s, schedule=sd_schedule, teacher=teacher)  # type: ignore[arg-type]
+    x_prev, t_prev = consistency.teacher_step(z, t, s.encoder(["a cat"] * n), w + 1)
     assert t_prev.tolist() == [0, 19, 479, 959, 979]
 
     def psi(eps: Tensor) -> Tensor:
-        (a, sig), (a_n, sig_n) = own.at(t, z), own.at(t_prev, z)
+        (a, sig), (a_n, sig_n) = sd_schedule.at(t, z), sd_schedule.at(t_prev, z)
         return (a_n / a) * z - sig_n * (sig * a_n / (a * sig_n) - 1) * eps - z
 
     ww = w.view(-1, 1, 1, 1)
     expected = z + (1 + ww) * psi(eps_c) - ww * psi(eps_u)
-    assert (found - expected).abs().max() < 1e-11
+    assert (x_prev - expected).abs().max() < 1e-11
 
 
 def test_guided_ddim_step_is_that_of_diffusers() -> None:
-    """Guidance of image and noise together is guidance of the prediction; then a DDIM step."""
+    """Guidance of x0 and noise together equals guidance of the prediction, followed by a DDIM step."""
     for prediction in ("epsilon", "v_prediction"):
         ddim = diffusers.DDIMScheduler(
             **SD, prediction_type=prediction, clip_sample=False, timestep_spacing="trailing"
         )
         ddim.alphas_cumprod = ddim.alphas_cumprod.double()
         ddim.set_timesteps(50)
-        own = Schedule(ddim.alphas_cumprod, prediction)
+        sd_schedule = Schedule(ddim.alphas_cumprod, prediction)
         z, yes, no = (noise(2, 4, 8, 8, seed=k) for k in range(3))
         t = torch.tensor([499, 499])
         theirs = ddim.step(no + 7.5 * (yes - no), 499, z).prev_sample
-        both = solver.guided(own.estimate(yes, z, t), own.estimate(no, z, t), 7.5)
-        assert (own.ddim(both, t - 20) - theirs).abs().max() < 1e-11
+        both = solver.guided(sd_schedule.estimate(yes, z, t), sd_schedule.estimate(no, z, t), 7.5)
+        assert (sd_schedule.ddim(both, t - 20) - theirs).abs().max() < 1e-11
 
 
 def test_boundary_condition() -> None:
-    """f(x, 0) = x exactly; at other times diffusers' scalings; at t = 19 nothing is left of x."""
+    """f(x, 0) = x exactly; at other times diffusers' scalings; from t = 19 on c_skip is nearly 0."""
     lcm = diffusers.LCMScheduler(**SD)
     x, other = noise(4, 4, 8, 8), noise(4, 4, 8, 8, seed=1)
     t = torch.tensor([0, 19, 499, 999])
@@ -108,33 +108,33 @@ def test_boundary_condition() -> None:
     assert torch.equal(solver.consistent(Estimate(other, other), x, t)[0], x[0])
 
 
-def test_predictions_say_the_same(bases: dict[str, Base]) -> None:
-    """x_t = alpha x0 + sigma eps either way, also where alpha is 0; eps-prediction there is refused."""
+def test_both_prediction_types_give_equal_estimates(bases: dict[str, Base]) -> None:
+    """x_t = alpha x0 + sigma eps for both, also at alpha = 0, where eps-prediction is refused."""
     x0, eps = noise(3, 4, 8, 8), noise(3, 4, 8, 8, seed=1)
     t = torch.tensor([19, 500, 999])
     v_like = schedule("v_prediction", zero_snr=True)
     alpha, sigma = v_like.at(t, x0)
     assert float(alpha[-1]) == 0
     x_t = v_like.noised(x0, eps, t)
-    found = v_like.estimate(alpha * eps - sigma * x0, x_t, t)
-    assert (found.x0 - x0).abs().max() < 1e-12 and (found.eps - eps).abs().max() < 1e-12
-    own = schedule()
-    found = own.estimate(eps, own.noised(x0, eps, t), t)
-    assert (found.x0 - x0).abs().max() < 1e-12
+    estimate = v_like.estimate(alpha * eps - sigma * x0, x_t, t)
+    assert (estimate.x0 - x0).abs().max() < 1e-12 and (estimate.eps - eps).abs().max() < 1e-12
+    sd_schedule = schedule()
+    estimate = sd_schedule.estimate(eps, sd_schedule.noised(x0, eps, t), t)
+    assert (estimate.x0 - x0).abs().max() < 1e-12
     with pytest.raises(BadRecipe, match="pure noise"):
         schedule("epsilon", zero_snr=True)
     with pytest.raises(BadRecipe, match="predicts 'sample'"):
         schedule("sample")
 
 
-def test_noise_added_in_two_parts_is_noise_added_at_once() -> None:
-    """Mean and variance of x_t made from x_s are those of x_t made from x0; from the image itself too."""
-    own = schedule()
+def test_noise_in_two_parts_equals_noise_at_once() -> None:
+    """Mean and variance of x_t from x_s equal those of x_t from x0; also for s = -1, the clean image."""
+    sd_schedule = schedule()
     s, t = torch.tensor([-1, 249, 499]), torch.tensor([200, 499, 700])
-    one = torch.ones(3, 1, 1, 1, dtype=torch.float64)
-    alpha_s, sigma_s = own.at(s, one)
-    alpha_t, sigma_t = own.at(t, one)
-    mean, d = own.noised_from(alpha_s * one, s, t, 0 * one)
+    x_unit = torch.ones(3, 1, 1, 1, dtype=torch.float64)
+    alpha_s, sigma_s = sd_schedule.at(s, x_unit)
+    alpha_t, sigma_t = sd_schedule.at(t, x_unit)
+    mean, d = sd_schedule.noised_from(alpha_s * x_unit, s, t, 0 * x_unit)
     assert (mean - alpha_t).abs().max() < 1e-12
     assert ((alpha_t / alpha_s * sigma_s).square() + d.square() - sigma_t.square()).abs().max() < 1e-12
 
@@ -155,32 +155,34 @@ def test_guidance_embedding_is_that_of_the_pipelines(pipelines: dict[str, Any]) 
 # ---- distribution matching -------------------------------------------------------------------------
 
 
-def matching(base: Base, student: Known, fake: Known, teacher: Known, **recipe: Any) -> Matching:
-    made = Matching(setting(base, method="tdm", guidance="4.5", **recipe))
-    made.s = replace(made.s, teacher=teacher)  # type: ignore[arg-type]
-    made.student, made.fake = student, fake  # type: ignore[assignment]
-    return made
+def matching(
+    base: Base, student: FixedNetwork, fake: FixedNetwork, teacher: FixedNetwork, **recipe: Any
+) -> DistributionMatching:
+    objective = DistributionMatching(context(base, method="tdm", guidance="4.5", **recipe))
+    objective.s = replace(objective.s, teacher=teacher)  # type: ignore[arg-type]
+    objective.student, objective.fake = student, fake  # type: ignore[assignment]
+    return objective
 
 
 @pytest.mark.parametrize("kind", ["l2", "huber"])
 @pytest.mark.parametrize("steps", [1, 4])
-def test_students_gradient_is_fake_minus_teacher(bases: dict[str, Base], kind: str, steps: int) -> None:
-    """On a toy where both scores are known: the direction, guidance and length of the step, and its sign."""
+def test_student_gradient_is_fake_minus_teacher(bases: dict[str, Base], kind: str, steps: int) -> None:
+    """Direction, guidance, length and sign of the step, on an example with known scores."""
     n, shape = 4, (4, 4, 8, 8)
     x0 = nn.Parameter(noise(*shape, dtype=torch.float32))
     yes, no, wrong, eps = (noise(*shape, seed=k, dtype=torch.float32) for k in range(1, 5))
-    student, fake = Known(Estimate(x0, eps)), Known(Estimate(wrong, eps))
+    student, fake = FixedNetwork(Estimate(x0, eps)), FixedNetwork(Estimate(wrong, eps))
     m = matching(
         bases["sd15"],
         student,
         fake,
-        Known(Estimate(yes, eps), Estimate(no, eps)),
+        FixedNetwork(Estimate(yes, eps), Estimate(no, eps)),
         loss=kind,
         student_steps=steps,
     )
     m.trajectory = lambda x, step, texts: x  # type: ignore[method-assign]
-    turn = Turn(0, n, (1,))
-    losses = m.loss(turn, m.draw(turn))
+    ctx = StepContext(0, n, (1,))
+    losses = m.loss(ctx, m.draw(ctx))
     losses["student"].backward()
     direction = (yes - wrong) + 3.5 * (yes - no)
     length = (x0 - (no + 4.5 * (yes - no))).abs().flatten(1).mean(1).detach()
@@ -192,24 +194,24 @@ def test_students_gradient_is_fake_minus_teacher(bases: dict[str, Base], kind: s
     assert (len(m.times), m.times.tolist()[-1]) == (steps + 1, -1)
 
 
-def test_trajectory_walks_as_ddim(bases: dict[str, Base]) -> None:
-    """Every example is given what plain DDIM with the same network arrives at before its step."""
-    m = Matching(setting(bases["sd15"], method="tdm"))
+def test_trajectory_equals_ddim(bases: dict[str, Base]) -> None:
+    """x_k of every example equals plain DDIM with the same network up to its step."""
+    m = DistributionMatching(context(bases["sd15"], method="tdm"))
     texts = m.s.encoder(["a cat"] * 4)
     x = noise(4, 4, 8, 8, dtype=torch.float32)
-    found = m.trajectory(x, torch.tensor([0, 1, 2, 3]), texts)
+    x_k = m.trajectory(x, torch.tensor([0, 1, 2, 3]), texts)
     here = x
     for k, (t, then) in enumerate([(999, 749), (749, 499), (499, 249), (249, -1)]):
-        assert torch.allclose(found[k], here[k], atol=1e-4), k
+        assert torch.allclose(x_k[k], here[k], atol=1e-4), k
         with torch.no_grad():
             e = m.student(here, torch.full((4,), t), texts)
         here = m.s.schedule.ddim(e, torch.full((4,), then))
 
 
 @pytest.mark.parametrize(("s", "t"), [(-1, 180), (249, 400), (499, 510)])
-def test_the_fake_score_learns_the_score_of_what_it_is_shown(bases: dict[str, Base], s: int, t: int) -> None:
-    """For Gaussian x_s the score at t is known: there the loss has no slope, and beside it it has."""
-    m = Matching(setting(bases["sd15"], method="tdm"))
+def test_fake_score_learns_the_score_of_its_samples(bases: dict[str, Base], s: int, t: int) -> None:
+    """For Gaussian x_s the score at t is known: the loss has zero slope there and a slope beside it."""
+    m = DistributionMatching(context(bases["sd15"], method="tdm"))
     n, mean, spread = 200_000, 0.4, 0.7
     x_s = (mean + spread * noise(n)).view(n, 1, 1, 1)
     eps = noise(n, seed=1).view(n, 1, 1, 1)
@@ -222,14 +224,14 @@ def test_the_fake_score_learns_the_score_of_what_it_is_shown(bases: dict[str, Ba
 
     def slopes(at: Tensor) -> Tensor:
         e = Estimate(x_t, at + change[0] + change[1] * x_t)
-        (found,) = torch.autograd.grad(m.denoising(e, eps, d, tt).mean(), change)
-        return found
+        (gradient,) = torch.autograd.grad(m.denoising(e, eps, d, tt).mean(), change)
+        return gradient
 
     assert slopes(-sigma * score).abs().max() < 0.2 * slopes(-sigma * score + 0.3).abs().max()
 
 
 def test_denoising_is_finite_at_pure_noise(bases: dict[str, Base]) -> None:
-    m = Matching(setting(bases["sd15"], method="tdm"))
+    m = DistributionMatching(context(bases["sd15"], method="tdm"))
     m.s = replace(m.s, schedule=schedule("v_prediction", zero_snr=True))
     x = noise(2, 4, 8, 8)
     t = torch.tensor([999, 998])
@@ -245,38 +247,40 @@ def test_r1_is_the_squared_gradient() -> None:
     features = [noise(3, 2, 5).requires_grad_(), noise(3, 4, 2, seed=1).requires_grad_()]
     a = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     scores = torch.stack([(a * f.square()).sum((1, 2)) for f in features], 1)
-    found = r1(scores, features)
+    penalty = r1(scores, features)
     squares = sum(f.detach().square().sum() for f in features) / 3
-    assert float(found.detach()) == pytest.approx(4 * 0.49 * float(squares), rel=1e-12)
-    (slope,) = torch.autograd.grad(found, a)
+    assert float(penalty.detach()) == pytest.approx(4 * 0.49 * float(squares), rel=1e-12)
+    (slope,) = torch.autograd.grad(penalty, a)
     assert float(slope) == pytest.approx(8 * 0.7 * float(squares), rel=1e-12)
 
 
-def teacher_of(own: Schedule, made: Tensor, t: Tensor, eps: Tensor, *said: Tensor) -> Known:
-    x_t = own.noised(made.detach(), eps, t)
-    return Known(*(own.estimate(s, x_t, t) for s in said))
+def teacher_of(
+    sd_schedule: Schedule, x0: Tensor, t: Tensor, eps: Tensor, *eps_estimates: Tensor
+) -> FixedNetwork:
+    x_t = sd_schedule.noised(x0.detach(), eps, t)
+    return FixedNetwork(*(sd_schedule.estimate(s, x_t, t) for s in eps_estimates))
 
 
 @pytest.mark.parametrize("weighting", ["exponential", "sds", "nfsd"])
 def test_distillation_gradients(bases: dict[str, Base], weighting: str) -> None:
     """sds: exactly w(t) (eps_teacher - eps'); nfsd: its noise-free direction; exponential: alpha_t."""
-    s = setting(bases["sd15"], method="turbo", weighting=weighting, guidance="1", student="lora")
-    own, n = schedule(), 3
-    made = noise(n, 4, 8, 8).requires_grad_()
+    s = context(bases["sd15"], method="turbo", weighting=weighting, guidance="1", student="lora")
+    sd_schedule, n = schedule(), 3
+    x0 = noise(n, 4, 8, 8).requires_grad_()
     eps, yes, no, bad = (noise(n, 4, 8, 8, seed=k) for k in range(1, 5))
     t = torch.tensor([100, 400, 900])
     a = Adversarial(s)
-    a.s = replace(s, schedule=own, teacher=teacher_of(own, made, t, eps, yes, no, bad))  # type: ignore[arg-type]
-    a.distillation(made, s.encoder(["a cat"] * n), t, eps).sum().backward()
-    alpha, sigma = own.at(t, made)
+    a.s = replace(s, schedule=sd_schedule, teacher=teacher_of(sd_schedule, x0, t, eps, yes, no, bad))  # type: ignore[arg-type]
+    a.distillation(x0, s.encoder(["a cat"] * n), t, eps).sum().backward()
+    alpha, sigma = sd_schedule.at(t, x0)
     near = torch.tensor([1.0, 0, 0]).view(-1, 1, 1, 1)
     direction = {
         "exponential": 2 * alpha * (sigma / alpha) * (yes - eps),
         "sds": sigma.square() * (yes - eps),
         "nfsd": sigma.square() * ((yes - no) + near * no + (1 - near) * (no - bad)),
     }[weighting]
-    assert made.grad is not None
-    assert (made.grad - direction / (4 * 64)).abs().max() < 1e-9
+    assert x0.grad is not None
+    assert (x0.grad - direction / (4 * 64)).abs().max() < 1e-9
 
 
 # ---- what a recipe may ask of a student ------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Students, teachers and heads: what they start as, what is trained, where gradients go."""
+"""Networks of a distillation: initial outputs, trainable parameters, gradients of each loss."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from torch import Tensor
 from minikin.distillation.add import Adversarial
 from minikin.distillation.features import PixelFeatures, augmented
 from minikin.distillation.lcm import Consistency
-from minikin.distillation.objective import Setting, frozen_twin
+from minikin.distillation.objective import DistillationContext, frozen_copy
 from minikin.distillation.student import TARGETS, Texts, trained
-from minikin.distillation.tdm import Matching, follow
+from minikin.distillation.tdm import DistributionMatching, follow
 from minikin.errors import BadRecipe, NoNetwork
 from minikin.models.base import Base
-from minikin.training.plan import Turn
-from tests.helpers.distillings import setting
+from minikin.training.config import StepContext
+from tests.helpers.distillings import context
 
-TURN = Turn(0, 4, (7,))
+TURN = StepContext(0, 4, (7,))
 
 
-def inputs(s: Setting, n: int = 3) -> tuple[Tensor, Tensor, Texts]:
+def inputs(s: DistillationContext, n: int = 3) -> tuple[Tensor, Tensor, Texts]:
     x = torch.randn((n, *s.data.shape), generator=torch.Generator().manual_seed(1))
     return x, torch.tensor([999, 400, 19])[:n], s.encoder(["a cat", "a dog in the snow", ""][:n])
 
 
 def shaken(network: Any) -> None:
-    """Every trained number moved, as training would."""
+    """Changes every trainable parameter, as training would."""
     g = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for p in trained(network):
@@ -37,30 +37,32 @@ def shaken(network: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd21", "sdxl"])
-def test_a_student_starts_as_its_teacher(bases: dict[str, Base], name: str) -> None:
-    """Bit for bit, for a LoRA and a full copy; switched off after training, the LoRA's is the teacher again."""
-    s = setting(bases[name], method="tdm")
+def test_student_starts_equal_to_teacher(bases: dict[str, Base], name: str) -> None:
+    """Bit for bit, for a LoRA and a full copy; a trained LoRA that is disabled gives the teacher again."""
+    s = context(bases[name], method="tdm")
     lora, full = s.copy("lora"), s.copy("full")
     x, t, texts = inputs(s)
     with s.base.frozen(), torch.no_grad():
-        own = s.teacher(x, t, texts)
+        teacher_estimate = s.teacher(x, t, texts)
         for student in (lora, full):
             learns = trained(student)
             for p in learns:  # on a CPU, PyTorch has other kernels for weights that ask for gradients
                 p.requires_grad_(False)
-            made = student(x, t, texts)
-            assert torch.equal(own.x0, made.x0) and torch.equal(own.eps, made.eps)
+            estimate = student(x, t, texts)
+            assert torch.equal(teacher_estimate.x0, estimate.x0) and torch.equal(
+                teacher_estimate.eps, estimate.eps
+            )
             for p in learns:
                 p.requires_grad_(True)
             shaken(student)
-            assert not torch.equal(own.x0, student(x, t, texts).x0)
+            assert not torch.equal(teacher_estimate.x0, student(x, t, texts).x0)
         lora.unet.disable_adapters()
-        assert torch.equal(own.x0, lora(x, t, texts).x0)
+        assert torch.equal(teacher_estimate.x0, lora(x, t, texts).x0)
 
 
 def test_the_teacher_is_the_stock_unet(bases: dict[str, Base], pipelines: dict[str, Any]) -> None:
-    """Packing changes nothing: the raw prediction is that of diffusers with plain encodings."""
-    s = setting(bases["sd15"], method="tdm")
+    """The raw prediction equals that of diffusers with plain encodings, so packing changes nothing."""
+    s = context(bases["sd15"], method="tdm")
     x, t, texts = inputs(s)
     stock = pipelines["sd15"].unet
     with s.base.frozen(), torch.no_grad():
@@ -69,7 +71,7 @@ def test_the_teacher_is_the_stock_unet(bases: dict[str, Base], pipelines: dict[s
 
 
 def test_the_lora_is_on_the_published_layers(bases: dict[str, Base]) -> None:
-    s = setting(bases["sd15"], method="lcm-lora")
+    s = context(bases["sd15"], method="lcm-lora")
     names = {n for n, _ in s.copy("lora").unet.named_parameters() if ".lora_A." in n}
     layers = [n for n, m in s.base.unet.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
     expected = [n for n in layers if any(n.endswith(f".{t}") for t in TARGETS)]
@@ -77,25 +79,25 @@ def test_the_lora_is_on_the_published_layers(bases: dict[str, Base]) -> None:
     assert not any(n.startswith(("conv_in", "conv_out", "time_embedding")) for n in names)
 
 
-def test_the_prompts_projections_are_trained(bases: dict[str, Base]) -> None:
+def test_cross_attention_projections_are_trained(bases: dict[str, Base]) -> None:
     """Gradients reach to_k and to_v of cross-attention through the packed tensor."""
-    s = setting(bases["sd15"], method="lcm-lora")
+    s = context(bases["sd15"], method="lcm-lora")
     c = Consistency(s)
     c.loss(TURN, c.draw(TURN))["loss"].backward()
     grads = {n: p.grad for n, p in c.student.unet.named_parameters() if "attn2" in n and ".lora_B." in n}
     for layer in ("to_k", "to_v"):
-        found = [g for n, g in grads.items() if layer in n]
-        assert found and all(g is not None and g.abs().sum() > 0 for g in found)
+        layer_gradients = [g for n, g in grads.items() if layer in n]
+        assert layer_gradients and all(g is not None and g.abs().sum() > 0 for g in layer_gradients)
 
 
 def test_a_rank_larger_than_a_layer_is_refused(bases: dict[str, Base]) -> None:
     with pytest.raises(BadRecipe, match=r"rank 65 is larger than layer .* whose rank is (\d+)\. Use --rank \1"):
-        setting(bases["sd15"], method="tdm", rank=65).copy("lora")
+        context(bases["sd15"], method="tdm", rank=65).copy("lora")
 
 
 def test_full_lcm_has_a_guidance_embedding(bases: dict[str, Base]) -> None:
-    """New, of width 256, and its input matters; all else starts as the teacher's."""
-    s = setting(bases["sd15"], method="lcm", guidance="3-15")
+    """The embedding is new, of width 256, and its input has an effect; all other weights are the teacher's."""
+    s = context(bases["sd15"], method="lcm", guidance="3-15")
     c = Consistency(s)
     assert c.student.unet.config.time_cond_proj_dim == 256
     old = s.base.unet.state_dict()
@@ -103,13 +105,13 @@ def test_full_lcm_has_a_guidance_embedding(bases: dict[str, Base]) -> None:
     assert new.keys() == old.keys() and all(torch.equal(new[k], old[k]) for k in old)
     x, t, texts = inputs(s)
     with torch.no_grad():
-        one, other = (c.student(x, t, texts, torch.full((3,), w)).x0 for w in (2.0, 14.0))
-    assert not torch.equal(one, other)
+        x0, x0_other = (c.student(x, t, texts, torch.full((3,), w)).x0 for w in (2.0, 14.0))
+    assert not torch.equal(x0, x0_other)
 
 
-def test_the_target_is_an_average(bases: dict[str, Base]) -> None:
-    """mu target + (1 - mu) student; a part of what is saved."""
-    s = setting(bases["sd15"], method="lcm", target_ema=0.9)
+def test_target_network_is_an_ema(bases: dict[str, Base]) -> None:
+    """target <- mu target + (1 - mu) student, and the target is part of the checkpoint."""
+    s = context(bases["sd15"], method="lcm", target_ema=0.9)
     c = Consistency(s)
     assert c.target is not None
     before = [p.clone() for p in c.target.parameters()]
@@ -121,9 +123,9 @@ def test_the_target_is_an_average(bases: dict[str, Base]) -> None:
     assert not any(p.requires_grad for p in c.target.parameters())
 
 
-def test_what_is_saved_is_what_can_change(bases: dict[str, Base]) -> None:
-    """A LoRA's checkpoint holds the LoRA, not the frozen U-Net under it; it goes back in as it came out."""
-    s = setting(bases["sd15"], method="lcm-lora")
+def test_checkpoint_holds_trainable_tensors_only(bases: dict[str, Base]) -> None:
+    """A LoRA's checkpoint holds the LoRA, not the frozen U-Net; loading restores it exactly."""
+    s = context(bases["sd15"], method="lcm-lora")
     c = Consistency(s)
     state = {k: v.clone() for k, v in c.learner.state_dict().items()}
     assert state and all(".lora_" in k for k in state)
@@ -138,59 +140,65 @@ def test_what_is_saved_is_what_can_change(bases: dict[str, Base]) -> None:
 
 
 def gradient_of(objective: Any, name: str, module: Any) -> float:
-    """Norm of what this loss alone does to a module."""
-    for p in objective.learner.parameters():
+    """Norm of the gradient of this loss in a module."""
+    for p in objective.train_state.parameters():
         p.grad = None
     objective.loss(TURN, objective.draw(TURN))[name].backward()
     return sum(float(p.grad.norm()) for p in trained(module) if p.grad is not None)
 
 
-def test_losses_of_tdm_reach_their_own_networks(bases: dict[str, Base]) -> None:
-    m = Matching(setting(bases["sd15"], method="tdm", gan=0.01))
+def test_each_tdm_loss_reaches_one_network(bases: dict[str, Base]) -> None:
+    m = DistributionMatching(context(bases["sd15"], method="tdm", gan=0.01))
     moved = {
         name: [gradient_of(m, name, module) > 0 for module in (m.student, m.fake, m.heads)]
         for name in ("student", "fake", "adversarial", "heads")
     }
     assert moved == {
-        "student": [True, False, False], "fake": [False, True, False],
-        "adversarial": [True, False, False], "heads": [False, True, True],
-    }  # fmt: skip
+        "student": [True, False, False],
+        "fake": [False, True, False],
+        "adversarial": [True, False, False],
+        "heads": [False, True, True],
+    }
 
 
-def test_losses_of_turbo_reach_their_own_networks(bases: dict[str, Base]) -> None:
-    a = Adversarial(setting(bases["sd15"], method="turbo", student="lora"))
+def test_each_turbo_loss_reaches_one_network(bases: dict[str, Base]) -> None:
+    a = Adversarial(context(bases["sd15"], method="turbo", student="lora"))
     with a.s.base.frozen():
         moved = {
             name: [gradient_of(a, name, module) > 0 for module in (a.student, a.heads)]
             for name in ("adversarial", "heads", "r1", "distillation")
         }
     assert moved == {
-        "adversarial": [True, False], "heads": [False, True], "r1": [False, True],
+        "adversarial": [True, False],
+        "heads": [False, True],
+        "r1": [False, True],
         "distillation": [True, False],
-    }  # fmt: skip
+    }
 
 
-def test_the_adversaries_disagree(bases: dict[str, Base]) -> None:
-    """A step against the heads' loss raises what they say of real images over what they say of made ones."""
-    a = Adversarial(setting(bases["sd15"], method="turbo", student="lora", distillation=0.0))
-    drawn = a.draw(TURN)
-    first = a.loss(TURN, drawn)["heads"]
+def test_discriminator_and_generator_losses_oppose(bases: dict[str, Base]) -> None:
+    """A step against the heads' loss raises scores of real images over those of generated ones."""
+    a = Adversarial(context(bases["sd15"], method="turbo", student="lora", distillation=0.0))
+    batch = a.draw(TURN)
+    first = a.loss(TURN, batch)["heads"]
     first.backward()
     with torch.no_grad():
         for p in trained(a.heads):
             p -= 0.01 * p.grad / (p.grad.norm() + 1e-6)
-    assert float(a.loss(TURN, drawn)["heads"]) < float(first)
+    assert float(a.loss(TURN, batch)["heads"]) < float(first)
 
 
-@pytest.mark.parametrize("kind", [Consistency, Matching, Adversarial])
+@pytest.mark.parametrize("kind", [Consistency, DistributionMatching, Adversarial])
 def test_autocast_is_nearly_the_same_gradient(bases: dict[str, Base], kind: Any) -> None:
     """Teacher and student compute in bfloat16; weights and gradients stay float32 and point the same way."""
-    s = setting(
-        bases["sd15"], method={Consistency: "lcm-lora", Matching: "tdm"}.get(kind, "turbo"), student="lora"
+    s = context(
+        bases["sd15"],
+        method={Consistency: "lcm-lora", DistributionMatching: "tdm"}.get(kind, "turbo"),
+        student="lora",
     )
-    found = []
+    gradients = []
     for autocast in (False, True):
-        objective = kind(Setting.of(s.base, s.recipe, s.data, autocast=autocast))
+        objective = kind(DistillationContext.of(s.base, s.recipe, s.data, autocast=autocast))
         computed: set[torch.dtype] = set()
         hooks = [
             network.unet.conv_in.register_forward_hook(lambda _m, _i, out, to=computed: to.add(out.dtype))
@@ -204,8 +212,8 @@ def test_autocast_is_nearly_the_same_gradient(bases: dict[str, Base], kind: Any)
         assert computed == {torch.bfloat16 if autocast else torch.float32}
         learns = [p for p in trained(objective.student) if p.grad is not None]
         assert {t.dtype for p in learns for t in (p, p.grad)} == {torch.float32}
-        found.append(torch.cat([p.grad.flatten() for p in learns]))
-    exact, rounded = found
+        gradients.append(torch.cat([p.grad.flatten() for p in learns]))
+    exact, rounded = gradients
     assert not torch.equal(exact, rounded)
     same = torch.nn.functional.cosine_similarity(exact, rounded, dim=0)
     assert same > 0.8  # losses of untrained networks are differences of nearly equal numbers
@@ -215,10 +223,10 @@ def test_autocast_is_nearly_the_same_gradient(bases: dict[str, Base], kind: Any)
 
 
 @pytest.mark.parametrize(("student", "fake"), [("lora", "lora"), ("full", "full"), ("lora", "full")])
-def test_the_fake_score_follows_the_student(bases: dict[str, Base], student: str, fake: str) -> None:
-    """At lambda 0+ the fake score becomes the student: its images are the student's."""
-    s = setting(bases["sd15"], method="tdm", student=student, fake=fake, ida=1e-9)
-    m = Matching(s)
+def test_fake_score_ema_follows_the_student(bases: dict[str, Base], student: str, fake: str) -> None:
+    """With lambda near 0 the fake score becomes the student and gives equal images."""
+    s = context(bases["sd15"], method="tdm", student=student, fake=fake, fake_ema=1e-9)
+    m = DistributionMatching(s)
     shaken(m.student)
     x, t, texts = inputs(s)
     with torch.no_grad():
@@ -228,9 +236,9 @@ def test_the_fake_score_follows_the_student(bases: dict[str, Base], student: str
     assert len(follow(m.fake, m.student)) == len(trained(m.fake))
 
 
-def test_a_lora_cannot_follow_every_weight(bases: dict[str, Base]) -> None:
+def test_lora_fake_score_cannot_follow_a_full_student(bases: dict[str, Base]) -> None:
     with pytest.raises(BadRecipe, match="--fake full"):
-        Matching(setting(bases["sd15"], method="tdm", student="full", fake="lora", ida=0.97))
+        DistributionMatching(context(bases["sd15"], method="tdm", student="full", fake="lora", fake_ema=0.97))
 
 
 # ---- pixels ----------------------------------------------------------------------------------------
@@ -251,8 +259,8 @@ def dinov2(tmp_path_factory: Any) -> Path:
 
 
 def test_add_on_pixels(bases: dict[str, Base], dinov2: Path) -> None:
-    """Decoded pixels, conditioned on prompt and image; the student and the heads learn, DINOv2 does not."""
-    a = Adversarial(setting(bases["sd15"], method="turbo", student="lora", features=str(dinov2)))
+    """On decoded pixels, conditioned on prompt and image: student and heads get gradients, DINOv2 none."""
+    a = Adversarial(context(bases["sd15"], method="turbo", student="lora", features=str(dinov2)))
     assert isinstance(a.features, PixelFeatures) and len(a.features.channels) == 5
     with a.s.base.frozen():
         losses = a.loss(TURN, a.draw(TURN))
@@ -263,9 +271,9 @@ def test_add_on_pixels(bases: dict[str, Base], dinov2: Path) -> None:
     assert all(p.grad is None for p in a.features.model.parameters())
 
 
-def test_missing_features_are_not_fetched(bases: dict[str, Base]) -> None:
+def test_missing_dinov2_is_not_downloaded(bases: dict[str, Base]) -> None:
     with pytest.raises(NoNetwork, match="--features teacher"):
-        Adversarial(setting(bases["sd15"], method="turbo", student="lora", features="dinov2"))
+        Adversarial(context(bases["sd15"], method="turbo", student="lora", features="dinov2"))
 
 
 def test_augmentation_moves_cuts_and_can_be_differentiated() -> None:
@@ -280,16 +288,16 @@ def test_augmentation_moves_cuts_and_can_be_differentiated() -> None:
     assert images.grad is not None and float(images.grad.sum()) > 0
 
 
-def test_a_twin_copies_the_network_alone(bases: dict[str, Base]) -> None:
-    """The averaged target has weights of its own and shares the base: one pipeline in memory is enough."""
-    s = setting(bases["sd15"], method="lcm")
+def test_frozen_copy_shares_the_base(bases: dict[str, Base]) -> None:
+    """The copy has separate weights but shares the base, so one pipeline stays in memory."""
+    s = context(bases["sd15"], method="lcm")
     network = Consistency(s).student
-    twin = frozen_twin(network)
-    assert twin._base is network._base and twin.unet is not network.unet
-    assert not trained(twin) and trained(network)
+    copy = frozen_copy(network)
+    assert copy._base is network._base and copy.unet is not network.unet
+    assert not trained(copy) and trained(network)
     x, t, texts = inputs(s)
     w = torch.full((len(x),), 3.0)
     with torch.no_grad():
-        assert torch.equal(twin(x, t, texts, w).x0, network(x, t, texts, w).x0)
+        assert torch.equal(copy(x, t, texts, w).x0, network(x, t, texts, w).x0)
         shaken(network)
-        assert not torch.equal(twin(x, t, texts, w).x0, network(x, t, texts, w).x0)
+        assert not torch.equal(copy(x, t, texts, w).x0, network(x, t, texts, w).x0)

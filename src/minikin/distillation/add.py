@@ -1,11 +1,11 @@
 """Adversarial diffusion distillation: ADD on pixels, and its latent form.
 
 Sauer et al. 2023, arXiv:2311.17042; latent: 2024, arXiv:2403.12015. The student removes all noise of a real
-image at one of a few timesteps in one call. A discriminator, trainable heads on frozen features,
-tells its images from real ones (hinge loss, gradient penalty on what the heads see), and the
-teacher, given the student's image noised again, says where it would move it.
+image at one of a few timesteps in one call. A discriminator (trainable heads on frozen features)
+tells its images from real ones, with a hinge loss and a gradient penalty on the features. The teacher
+denoises the student's image after noise was added again, and the student moves towards the result.
 
-    --features teacher   everything in latents, features of the teacher itself (no other weights)
+    --features teacher   everything in latents, with features of the teacher itself (no other weights)
     --features dinov2    ADD proper: decoded pixels, DINOv2, conditioned on prompt and real image
 """
 
@@ -19,35 +19,41 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.utils.parametrize import is_parametrized
 
-from minikin.distillation.data import Drawn
+from minikin.distillation.data import ExampleBatch
 from minikin.distillation.features import Heads, PixelFeatures, TeacherFeatures, augmented
-from minikin.distillation.objective import Setting, Way, detached, fixed_turn, groups_of
+from minikin.distillation.objective import (
+    DistillationContext,
+    SamplerSpec,
+    detached,
+    evaluation_context,
+    groups_of,
+)
 from minikin.distillation.solver import guided
-from minikin.distillation.student import Learner, Texts
-from minikin.training.plan import Turn
-from minikin.training.run import Group
+from minikin.distillation.student import Texts, TrainState
+from minikin.training.config import StepContext
+from minikin.training.trainer import ParamGroup
 
-T_RANGE = (0.02, 0.98)  # of the teacher's noise levels; beyond, its word on an image says little
+T_RANGE = (0.02, 0.98)  # timesteps of the teacher, as shares of the schedule; its estimate is poor at the ends
 NFSD_DOMAIN = 0.2  # below this share of the schedule, the empty prompt alone gives the domain's direction
 
 
 class Batch(NamedTuple):
-    """A whole batch's choices."""
+    """The random choices of one whole batch."""
 
-    examples: Drawn
+    examples: ExampleBatch
     s: Tensor  # (B,) the student's timestep
-    eps: Tensor  # (B, C, h, w)
-    t: Tensor  # (B,) the teacher's
-    noise: Tensor
-    level: Tensor  # (B,) the discriminator's, of latents
-    veil: Tensor  # (B, C, h, w) the discriminator's noise, of latents
-    changes: Tensor  # (2, B, 7) augmentations of real and made pixels
+    eps: Tensor  # (B, C, h, w) the student's noise
+    t: Tensor  # (B,) the teacher's timestep
+    noise: Tensor  # (B, C, h, w) the teacher's noise
+    level: Tensor  # (B,) the discriminator's timestep, with --features teacher
+    discriminator_noise: Tensor  # (B, C, h, w) noise on its latents, with --features teacher
+    changes: Tensor  # (2, B, 7) augmentations of real and generated pixels, with DINOv2
 
 
 class Adversarial:
     """The objective of turbo."""
 
-    def __init__(self, s: Setting) -> None:
+    def __init__(self, s: DistillationContext) -> None:
         self.s, r = s, s.recipe
         self.times = torch.tensor(r.student_times(s.schedule.n_train))
         self.student = s.student(r.student or "full")
@@ -55,81 +61,89 @@ class Adversarial:
         summary = self.negative.summary.shape[1]
         self.features: TeacherFeatures | PixelFeatures
         if r.features == "teacher":
-            self.features, more = TeacherFeatures(s.teacher), 2
+            self.features, condition_width = TeacherFeatures(s.teacher), 2
         else:
-            self.features = PixelFeatures(s.base, r.features, s.data.shape[1] * s.base.factor)
-            more = self.features.width
+            self.features = PixelFeatures(s.base, r.features, s.data.shape[1] * s.base.vae_scale_factor)
+            condition_width = self.features.width
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(r.seed)
-            heads = Heads(self.features.channels, summary + more, self.features.dims)
+            heads = Heads(self.features.channels, summary + condition_width, self.features.dims)
         self.heads = heads.to(s.device)
-        self.learner = Learner({"student": self.student, "heads": self.heads}, whole=("heads",))
+        self.train_state = TrainState({"student": self.student, "heads": self.heads}, whole=("heads",))
 
-    def groups(self) -> list[Group]:
+    def groups(self) -> list[ParamGroup]:
         return groups_of(self.s.recipe, self.student, self.heads)
 
-    def draw(self, turn: Turn) -> Batch:
-        g, n, shape = turn.generator, turn.size, (turn.size, *self.s.data.shape)
+    def draw(self, ctx: StepContext) -> Batch:
+        g, n, shape = ctx.generator, ctx.batch_size, (ctx.batch_size, *self.s.data.shape)
         low, high = (share * self.s.schedule.n_train for share in T_RANGE)
         latents = isinstance(self.features, TeacherFeatures)
         return Batch(
-            self.s.data.draw(n, g), self.times[torch.randint(len(self.times), (n,), generator=g)],
-            torch.randn(shape, generator=g), (low + (high - low) * torch.rand(n, generator=g)).long(),
+            self.s.data.draw(n, g),
+            self.times[torch.randint(len(self.times), (n,), generator=g)],
+            torch.randn(shape, generator=g),
+            (low + (high - low) * torch.rand(n, generator=g)).long(),
             torch.randn(shape, generator=g),
             self.features.times(n, g) if isinstance(self.features, TeacherFeatures) else torch.zeros(n),
             torch.randn(shape, generator=g) if latents else torch.zeros(n, 0),
             torch.zeros(2, n, 0) if latents else torch.rand(2, n, 7, generator=g),
-        )  # fmt: skip
+        )
 
-    def loss(self, turn: Turn, drawn: Batch) -> dict[str, Tensor]:
-        s, r, rows, device = self.s, self.s.recipe, turn.rows, self.s.device
-        self.heads.eval()  # spectral norms move once a step, in `after`, not with every piece of a batch
-        texts = s.encoder(drawn.examples.captions[rows])
-        x0 = s.data.pictures(drawn.examples.rows[rows], device)
-        now = drawn.s[rows]
-        made = self.student(s.schedule.noised(x0, drawn.eps[rows].to(device), now), now, texts).x0
-        real, mine, c = self._seen(x0, made, texts, drawn, rows)
-        fooled = -functional_call(self.heads, detached(self.heads), (mine, c)).sum(1).mean()
-        judged, penalty = self._judged(real, [f.detach() for f in mine], c)
-        losses = {"adversarial": fooled, "heads": judged, "r1": penalty}
-        total = fooled + judged + r.r1 * penalty
+    def loss(self, ctx: StepContext, batch: Batch) -> dict[str, Tensor]:
+        s, r, rows, device = self.s, self.s.recipe, ctx.rows, self.s.device
+        self.heads.eval()  # spectral norms move once a step, in `after`, not with every part of a batch
+        texts = s.encoder(batch.examples.captions[rows])
+        x0 = s.data.x0(batch.examples.rows[rows], device)
+        t = batch.s[rows]
+        generated = self.student(s.schedule.noised(x0, batch.eps[rows].to(device), t), t, texts).x0
+        real_features, fake_features, c = self._features(x0, generated, texts, batch, rows)
+        adversarial = -functional_call(self.heads, detached(self.heads), (fake_features, c)).sum(1).mean()
+        discriminator, penalty = self._discriminator_loss(real_features, [f.detach() for f in fake_features], c)
+        losses = {"adversarial": adversarial, "heads": discriminator, "r1": penalty}
+        total = adversarial + discriminator + r.r1 * penalty
         if r.distillation:
             losses["distillation"] = self.distillation(
-                made, texts, drawn.t[rows], drawn.noise[rows].to(device)
-            ).mean()  # fmt: skip
+                generated, texts, batch.t[rows], batch.noise[rows].to(device)
+            ).mean()
             total = total + r.distillation * losses["distillation"]
         return {"loss": total, **losses}
 
     # ---- the discriminator -------------------------------------------------------------------
 
-    def _seen(
-        self, x0: Tensor, made: Tensor, texts: Texts, drawn: Batch, rows: slice
+    def _features(
+        self, x0: Tensor, generated: Tensor, texts: Texts, batch: Batch, rows: slice
     ) -> tuple[list[Tensor], list[Tensor], Tensor]:
-        """Features of the real and the made images, and the heads' condition (B, S)."""
+        """Features of real (x0) and generated images, and the heads' condition (B, S)."""
         if isinstance(self.features, TeacherFeatures):
-            t, veil = drawn.level[rows], drawn.veil[rows].to(x0)
+            t, discriminator_noise = batch.level[rows], batch.discriminator_noise[rows].to(x0)
             with torch.no_grad():
-                real = self.features(x0, t, veil, texts)
+                real_features = self.features(x0, t, discriminator_noise, texts)
             c = torch.cat([texts.summary.float(), self.features.level(t).to(x0)], 1)
-            return real, self.features(made, t, veil, texts), c
+            return real_features, self.features(generated, t, discriminator_noise, texts), c
         with torch.no_grad():
-            picture = self.features.decoded(x0)
-            real = self.features(augmented(picture, drawn.changes[0][rows]))
-            c = torch.cat([texts.summary.float(), self.features.whole(picture)], 1)
-        return real, self.features(augmented(self.features.decoded(made), drawn.changes[1][rows])), c
+            image = self.features.decoded(x0)
+            real_features = self.features(augmented(image, batch.changes[0][rows]))
+            c = torch.cat([texts.summary.float(), self.features.whole(image)], 1)
+        return (
+            real_features,
+            self.features(augmented(self.features.decoded(generated), batch.changes[1][rows])),
+            c,
+        )
 
-    def _judged(self, real: list[Tensor], made: list[Tensor], c: Tensor) -> tuple[Tensor, Tensor]:
-        """Hinge loss of the heads, summed over them, and their gradient penalty; means over examples."""
-        learning = torch.is_grad_enabled()
-        real = [f.detach().requires_grad_(learning) for f in real]
-        said = self.heads(real, c)
-        hinge = F.relu(1 - said).sum(1).mean() + F.relu(1 + self.heads(made, c)).sum(1).mean()
-        return hinge, r1(said, real) if learning else torch.zeros_like(hinge)
+    def _discriminator_loss(
+        self, real_features: list[Tensor], fake_features: list[Tensor], c: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Hinge loss, summed over the heads, and gradient penalty; both are means over the examples."""
+        training = torch.is_grad_enabled()
+        real_features = [f.detach().requires_grad_(training) for f in real_features]
+        scores = self.heads(real_features, c)
+        hinge = F.relu(1 - scores).sum(1).mean() + F.relu(1 + self.heads(fake_features, c)).sum(1).mean()
+        return hinge, r1(scores, real_features) if training else torch.zeros_like(hinge)
 
     # ---- the teacher -------------------------------------------------------------------------
 
-    def distillation(self, made: Tensor, texts: Texts, t: Tensor, noise: Tensor) -> Tensor:
-        """(B,): c(t) |made - sg(teacher's image)|^2, mean over numbers; the teacher sees it noised.
+    def distillation(self, x0: Tensor, texts: Texts, t: Tensor, noise: Tensor) -> Tensor:
+        """Distillation loss (B,): c(t) |x0 - sg(teacher's x0)|^2, where the teacher denoises x0 + noise.
 
         exponential  c = alpha_t
         sds          c = alpha_t w(t) / (2 sigma_t), w = sigma_t^2: exactly the gradient of SDS
@@ -137,25 +151,25 @@ class Adversarial:
                      (Katzir et al. 2023, arXiv:2310.17590)
         """
         s, r = self.s, self.s.recipe
-        alpha, sigma = s.schedule.at(t, made)
+        alpha, sigma = s.schedule.at(t, x0)
         with torch.no_grad():
-            x_t = s.schedule.noised(made, noise, t)
-            yes, no = s.teacher(x_t, t, texts), s.teacher(x_t, t, s.encoder.empty(len(made)))
-            target = guided(yes, no, r.scales[1]).x0
+            x_t = s.schedule.noised(x0, noise, t)
+            conditional, unconditional = s.teacher(x_t, t, texts), s.teacher(x_t, t, s.encoder.empty(len(x0)))
+            target = guided(conditional, unconditional, r.scales[1]).x0
             if r.weighting == "nfsd":
-                bad = s.teacher(x_t, t, self.negative.rows(torch.zeros(len(made), dtype=torch.long)))
-                low = (t < NFSD_DOMAIN * s.schedule.n_train).to(made.device).view(-1, 1, 1, 1)
-                domain = torch.where(low, no.eps, no.eps - bad.eps)
-                target = made - sigma / alpha * (r.scales[1] * (yes.eps - no.eps) + domain)
+                negative = s.teacher(x_t, t, self.negative.rows(torch.zeros(len(x0), dtype=torch.long)))
+                is_low_noise = (t < NFSD_DOMAIN * s.schedule.n_train).to(x0.device).view(-1, 1, 1, 1)
+                domain = torch.where(is_low_noise, unconditional.eps, unconditional.eps - negative.eps)
+                target = x0 - sigma / alpha * (r.scales[1] * (conditional.eps - unconditional.eps) + domain)
         weight = alpha if r.weighting == "exponential" else alpha * sigma / 2
         if isinstance(self.features, PixelFeatures):  # distances of what is seen
             with torch.no_grad():
                 target = self.features.decoded(target)
-            made = self.features.decoded(made)
-        return (weight * (made - target).square()).flatten(1).mean(1)
+            x0 = self.features.decoded(x0)
+        return (weight * (x0 - target).square()).flatten(1).mean(1)
 
     @torch.no_grad()
-    def after(self, turn: Turn) -> None:
+    def after(self, ctx: StepContext) -> None:
         """One power iteration of the heads' spectral norms."""
         self.heads.train()
         for module in self.heads.modules():
@@ -165,12 +179,12 @@ class Adversarial:
 
     @torch.no_grad()
     def measure(self) -> dict[str, float]:
-        turn = fixed_turn(self.s.recipe.batch or 16)
-        found = self.loss(turn, self.draw(turn))
-        return {k: float(found[k]) for k in ("adversarial", "heads", "distillation") if k in found}
+        ctx = evaluation_context(self.s.recipe.batch or 16)
+        losses = self.loss(ctx, self.draw(ctx))
+        return {k: float(losses[k]) for k in ("adversarial", "heads", "distillation") if k in losses}
 
-    def way(self) -> Way:
-        return Way(self.times.tolist(), True)
+    def sampler_spec(self) -> SamplerSpec:
+        return SamplerSpec(self.times.tolist(), True)
 
 
 def r1(scores: Tensor, features: list[Tensor]) -> Tensor:

@@ -1,8 +1,8 @@
-"""Concepts that captions name: a student that has met some follows others better.
+"""Concept captions: training captions that name concepts, so that the student learns to follow them.
 
-A student of plain captions never sees a concept's values, and paints concepts that its teacher paints well
-with less likeness (docs/measurements.md). With `--concepts FOLDER` captions may name the concepts of that
-folder as prompts do, `a photo of <tom> on the beach`; teacher and student are given their values alike.
+A student trained on plain captions never sees a concept's values, and its images of concepts have a lower
+subject fidelity than the teacher's (docs/measurements.md). With `--concepts FOLDER` captions may name the
+concepts of that folder as prompts do, `a photo of <tom> on the beach`; teacher and student use their values.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from minikin.distillation.sources import Source
 from minikin.errors import BadRecipe, UnknownName
 from minikin.models.base import Base
 from minikin.models.prompt import Prompt, concept_tags, parse
-from minikin.models.text import tokenized
+from minikin.models.text import tokenize
 from minikin.perfusion.attach import Concepts
 from minikin.perfusion.concept import Concept
 
 
 def find(base: Base, folder: str | None, source: Source, *others: str) -> Concepts | None:
-    """The concepts of a folder that the captions of a source name; None without a folder.
+    """The concepts of a folder that a source's captions name; None without a folder.
 
-    others  what else is encoded as a caption
-    Raises BadRecipe for a folder without concepts, captions without names, or one that cannot be read or is
-    cut off before a name; UnknownName, BadConceptFile, BaseMismatch.
+    others  further texts that are encoded as captions, such as the negative prompt
+    Raises BadRecipe for a folder without concepts, captions without names, and a caption with a syntax error
+    or cut off before a name; UnknownName, BadConceptFile, BaseMismatch.
     """
     if folder is None:
         return None
@@ -50,21 +50,21 @@ def find(base: Base, folder: str | None, source: Source, *others: str) -> Concep
 
 
 def _check(base: Base, concepts: Concepts, captions: Iterable[str]) -> None:
-    """Every caption that names something, before anything is painted for it."""
+    """Parse and tokenize every caption that names a concept, so that errors come before the training."""
     for caption in captions:
         if concept_tags(caption):
             try:
                 prompt = read(caption, concepts)
                 for tokenizer in base.tokenizers:
-                    tokenized(tokenizer, [prompt])
+                    tokenize(tokenizer, [prompt])
             except BadRecipe as e:
                 raise BadRecipe(f"The caption '{caption[:80]}' cannot be used: {e}") from None
 
 
 def read(caption: str, concepts: Concepts) -> Prompt:
-    """A caption as a prompt; one that names nothing as it is, without any syntax.
+    """A caption as a prompt. A caption without <name> has no syntax and is taken literally.
 
-    Raises UnknownName, and BadRecipe for what a student is not given: LoRAs, regions, operating points.
+    Raises UnknownName, and BadRecipe for LoRAs, regions and operating points, which captions cannot have.
     """
     if not concept_tags(caption):
         return Prompt(caption, caption)
@@ -78,6 +78,6 @@ def read(caption: str, concepts: Concepts) -> Prompt:
 
 
 def digest(concepts: Concepts) -> str:
-    """Equal for equal concepts."""
+    """Hash of the concepts: names and contents."""
     facts = {name: concepts.digest(name) for name in sorted(concepts.loaded)}
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -1,9 +1,9 @@
-"""Results as ordinary files that stock diffusers loads: a LoRA, or the folder of a whole model.
+"""Export of a student as files that stock diffusers loads: a LoRA, or the folder of a whole model.
 
 The LoRA is pytorch_lora_weights.safetensors with PEFT keys; alpha is folded in, so that every loader
-gives it the same weight. A student with weights of its own becomes model/, a pipeline folder with the
-other parts of its base, which `--base` and `models add` take as they take any other. The metadata
-(of a folder: in model_index.json) say how it was made and how it is to be used.
+applies the same weight. A full student becomes model/, a pipeline folder with the other parts of its
+base, which `--base` and `models add` accept. The metadata (in a folder: in model_index.json) record
+recipe and sampler spec.
 """
 
 from __future__ import annotations
@@ -25,14 +25,12 @@ MODEL_NAME = "model"
 
 
 def metadata(facts: Mapping[str, Any]) -> dict[str, str]:
-    """Facts as a safetensors header: `minikin.NAME`, text as it is and all else as JSON."""
+    """Facts as a safetensors header: keys are `minikin.NAME`, values text or JSON."""
     rows = {f"minikin.{k}": v if isinstance(v, str) else json.dumps(v) for k, v in facts.items()}
     return {"format": "pt", **rows}
 
 
-def write(
-    network: Network, base: Base, folder: Path, facts: Mapping[str, Any], *, half: bool = True
-) -> Path:  # fmt: skip
+def write(network: Network, base: Base, folder: Path, facts: Mapping[str, Any], *, half: bool = True) -> Path:
     """Write the student of a base; returns the LoRA's file or the model's folder. Raises StorageError."""
     if hasattr(network.unet, "peft_config"):
         return _write_lora(network, folder / LORA_NAME, facts, half)
@@ -40,15 +38,15 @@ def write(
 
 
 def lora_tensors(network: Network) -> dict[str, Tensor]:
-    """The LoRA's factors by PEFT key, float32, alpha folded into the second one."""
+    """The LoRA's factors by PEFT key, float32, with alpha folded into the second one."""
     from peft.utils import get_peft_model_state_dict
 
     config = network.unet.peft_config["default"]
     scale = config.lora_alpha / config.r
-    found = get_peft_model_state_dict(network.unet, adapter_name="default")
+    factors = get_peft_model_state_dict(network.unet, adapter_name="default")
     return {
         f"unet.{k}": (v * scale if ".lora_B." in k else v).detach().float().cpu().contiguous()
-        for k, v in found.items()
+        for k, v in factors.items()
     }
 
 
@@ -60,7 +58,7 @@ def _write_lora(network: Network, path: Path, facts: Mapping[str, Any], half: bo
 
 
 def _write_model(network: Network, base: Base, folder: Path, facts: Mapping[str, Any], half: bool) -> Path:
-    """The base's pipeline folder with the student's U-Net in the place of its own."""
+    """The base's pipeline folder with the student's U-Net."""
     from safetensors.torch import save
 
     tensors = {k: _stored(v.cpu().contiguous(), half) for k, v in network.unet.state_dict().items()}
@@ -78,7 +76,7 @@ def _write_model(network: Network, base: Base, folder: Path, facts: Mapping[str,
 
 
 def _stored(value: Tensor, half: bool) -> Tensor:
-    """In float16, unless that would lose a number altogether."""
+    """The tensor in float16, or as it is where float16 would overflow."""
     if not half or not value.is_floating_point():
         return value
     small = value.half()

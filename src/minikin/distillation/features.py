@@ -1,11 +1,11 @@
-"""What a discriminator sees an image by: frozen features, and trainable heads on them.
+"""Discriminator of adversarial distillation: frozen features of images and trainable heads on them.
 
-    TeacherFeatures   latents, noised again, through the teacher; the outputs of its attention blocks
-                      (as latent ADD: Sauer et al. 2024, arXiv:2403.12015)
-    PixelFeatures     decoded pixels through DINOv2; patch tokens of four depths
+    TeacherFeatures   outputs of the teacher's attention blocks for noised latents
+                      (latent ADD: Sauer et al. 2024, arXiv:2403.12015)
+    PixelFeatures     DINOv2's patch tokens of four depths for decoded pixels
                       (ADD: Sauer et al. 2023, arXiv:2311.17042; heads as in StyleGAN-T)
 
-Both give a list of feature maps, (B, C, h, w) or (B, C, tokens); gradients reach the images only.
+Both return a list of feature maps, (B, C, h, w) or (B, C, tokens); gradients reach the images only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's 
 
 
 class TeacherFeatures:
-    """Features of noisy latents. The heads' condition is the prompt and the noise level."""
+    """Features of noisy latents by the teacher. The heads' condition is the prompt and the noise level."""
 
     dims = 2
 
@@ -43,23 +43,23 @@ class TeacherFeatures:
         self.channels = [int(m.proj_out.weight.shape[0]) for m in self.blocks]
 
     def level(self, t: Tensor) -> Tensor:
-        """(B, 2): the noise level as a condition."""
+        """The noise level as a condition, (B, 2)."""
         share = (t / self.network.schedule.n_train)[:, None]
         return torch.cat([(math.pi * share).cos(), (math.pi * share).sin()], 1).float()
 
     def times(self, n: int, g: torch.Generator) -> Tensor:
-        """Logit-normal (1, 1): mostly high noise, where structure shows."""
+        """Random timesteps (n,), logit-normal (1, 1): mostly high noise, where the layout is decided."""
         share = torch.sigmoid(1 + torch.randn(n, generator=g))
         return (share * self.network.schedule.n_train).long().clamp(max=self.network.schedule.n_train - 1)
 
     def __call__(self, latents: Tensor, t: Tensor, noise: Tensor, texts: Texts) -> list[Tensor]:
-        with self.network.watching(self.blocks) as found:
+        with self.network.watching(self.blocks) as feature_maps:
             self.network(self.network.schedule.noised(latents, noise, t), t, texts)
-        return [f.float() for f in found]
+        return [f.float() for f in feature_maps]
 
 
 class PixelFeatures:
-    """Features of decoded images. The heads' condition is the prompt and the real image."""
+    """Features of decoded images by DINOv2. The heads' condition is the prompt and the real image."""
 
     dims = 1
 
@@ -73,7 +73,7 @@ class PixelFeatures:
         self.side = PATCH * max(4, min(37, round(max(side, 224) / PATCH)))
 
     def _states(self, image: Tensor) -> tuple[Tensor, ...]:
-        """image (B, 3, H, W) in [-1, 1]"""
+        """Hidden states of all layers for an image (B, 3, H, W) in [-1, 1]."""
         small = F.interpolate(image, (self.side, self.side), mode="bilinear", antialias=True)
         mean, deviation = (torch.tensor(v).to(small).view(1, 3, 1, 1) for v in (MEAN, DEVIATION))
         out = self.model(pixel_values=((small + 1) / 2 - mean) / deviation, output_hidden_states=True)
@@ -86,7 +86,7 @@ class PixelFeatures:
 
     @torch.no_grad()
     def whole(self, image: Tensor) -> Tensor:
-        """(B, width): the class token, the image as one vector."""
+        """The class token (B, width): the whole image as one vector."""
         return self._states(image)[-1][:, 0]
 
     def decoded(self, latents: Tensor) -> Tensor:
@@ -103,19 +103,19 @@ def _dinov2(name: str) -> Any:
     except (OSError, ValueError) as e:
         raise NoNetwork(
             f"The features '{name}' ({ref}) are not on this machine, and training never downloads. Fetch "
-            "them once with `minikin models pull dinov2-s14`, give the folder of a DINOv2 model; or use "
-            "--features teacher, which needs nothing."
+            "them once with `minikin models pull dinov2-s14`, or give the folder of a DINOv2 model, or use "
+            "--features teacher, which needs no other weights."
         ) from e
     return model.eval().requires_grad_(False)
 
 
-NORMED = 8  # examples
+NORM_GROUP = 8  # examples that share the statistics of a virtual batch norm
 
 
 class VirtualBatchNorm(nn.Module):
     """Batch norm over groups of 8 examples, without running averages, as in StyleGAN-T."""
 
-    def __init__(self, channels: int, group: int = NORMED) -> None:
+    def __init__(self, channels: int, group: int = NORM_GROUP) -> None:
         super().__init__()
         self.group = group
         self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
@@ -135,10 +135,10 @@ def _normed(x: Tensor) -> Tensor:
 
 
 class Head(nn.Module):
-    """Scores of every position of one feature map, conditioned by projection.
+    """Discriminator head: a score for every position of one feature map, conditioned by projection.
 
-    StyleGAN-T: 1x1 convolution, a residual one of width 9 (3x3 on maps), spectral norm on both, and
-    the dot product of 64 channels with a linear function of the condition, over 8.
+    As in StyleGAN-T: a 1x1 convolution, a residual convolution of width 9 (3x3 on 2D maps), spectral
+    norm on both, and the dot product of 64 channels with a linear function of the condition, over 8.
     """
 
     def __init__(self, channels: int, condition: int, dims: int, inner: int = 64) -> None:
@@ -164,7 +164,7 @@ class Head(nn.Module):
 
 
 class Heads(nn.Module):
-    """One head for each feature map; their mean scores, (B, heads)."""
+    """One head for each feature map; returns their mean scores (B, heads)."""
 
     def __init__(self, channels: list[int], condition: int, dims: int) -> None:
         super().__init__()
@@ -178,8 +178,10 @@ class Heads(nn.Module):
 def augmented(images: Tensor, draws: Tensor) -> Tensor:
     """Differentiable augmentation: brightness, saturation, contrast, shift by an eighth, a cut-out half.
 
-    images (B, 3, H, W) in [-1, 1]; draws (B, 7) in [0, 1), what is random. (Zhao et al. 2020,
-    arXiv:2006.10738.)
+    images  (B, 3, H, W) in [-1, 1]
+    draws   (B, 7) random numbers in [0, 1)
+
+    Zhao et al. 2020, arXiv:2006.10738.
     """
     d = draws.to(images)[:, :, None, None, None]  # (B, 7, 1, 1, 1)
     x = images + (d[:, 0] - 0.5)
@@ -189,11 +191,11 @@ def augmented(images: Tensor, draws: Tensor) -> Tensor:
     h, w = x.shape[-2:]
     rows, columns = torch.arange(h, device=x.device), torch.arange(w, device=x.device)
     out = []
-    for image, own in zip(x, draws, strict=True):
-        down, right = (int((2 * float(v) - 1) * side / 8) for v, side in zip(own[3:5], (h, w), strict=True))
+    for image, draw in zip(x, draws, strict=True):
+        down, right = (int((2 * float(v) - 1) * side / 8) for v, side in zip(draw[3:5], (h, w), strict=True))
         padded = F.pad(image, (abs(right),) * 2 + (abs(down),) * 2)
         moved = padded[:, abs(down) - down :, abs(right) - right :][:, :h, :w]
-        top, left = float(own[5]) * h, float(own[6]) * w
+        top, left = float(draw[5]) * h, float(draw[6]) * w
         hole = ((rows - top).abs() < h / 4)[:, None] & ((columns - left).abs() < w / 4)[None]
         out.append(moved * ~hole)
     return torch.stack(out)

@@ -1,8 +1,8 @@
-"""Students that begin as a LoRA paints instead of as the teacher does.
+"""Initial LoRA: a student that starts from a published or trained adapter instead of from the teacher.
 
-One step from pure noise is far from anything the teacher does, and an adversary alone takes long to
-get there. A student that begins as a consistency model only has to be sharpened, as Hyper-SD does (Ren
-et al. 2024, arXiv:2404.13686, section 3.2: consistency first, then the adversary).
+The teacher cannot paint in one step, and an adversarial loss alone takes long to teach it. A student
+that starts as a consistency model needs sharpening only, as in Hyper-SD (Ren et al. 2024,
+arXiv:2404.13686, section 3.2: consistency distillation first, then adversarial).
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ def find(base: Base, ref: str) -> Path:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of the LoRA's tensors; safetensors writes its header in another order every time."""
+    """SHA-256 of the LoRA's tensors. Not of the file: safetensors orders its header differently every time."""
     from safetensors.torch import load_file
 
-    told = hashlib.sha256()
+    sha = hashlib.sha256()
     for name, value in sorted(load_file(path).items()):
-        told.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        told.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return told.hexdigest()
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        sha.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
 
 
 @torch.no_grad()
-def begin(student: Network, base: Base, path: Path) -> None:
-    """Give a student, fresh from its base, the LoRA's changes: exactly, if its rank has room for them.
+def apply(student: Network, base: Base, path: Path) -> None:
+    """Initialise an untrained student with the LoRA; its outputs are then exactly those of base and LoRA.
 
-    A full student takes them into its weights. Raises BadRecipe when they do not fit, BadAdapterFile,
-    BaseMismatch.
+    A LoRA student copies the factors, a full student adds their product to its weights. Raises BadRecipe
+    when the student's rank is smaller or a layer is not trained, BadAdapterFile, BaseMismatch.
     """
     adapter = lora_file.load(base, path, path.stem)
     for (component, layer), pair in adapter.layers.items():
@@ -77,5 +77,5 @@ def _layer(student: Network, name: str) -> Any:
         module: Any = student.unet.get_submodule(name)
     except AttributeError:
         return None
-    trained = hasattr(module, "lora_A") or (hasattr(module, "weight") and module.weight.requires_grad)
-    return module if trained else None
+    trainable = hasattr(module, "lora_A") or (hasattr(module, "weight") and module.weight.requires_grad)
+    return module if trainable else None

@@ -1,4 +1,4 @@
-"""What every method of distillation is given, and what the one loop wants of it."""
+"""Interface between a method of distillation and the training loop: context, objective, sampler spec."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from minikin.distillation.data import Examples, painting_scale
-from minikin.distillation.initial_lora import begin, find
+from minikin.distillation.initial_lora import apply, find
 from minikin.distillation.sampling import few_steps, many_steps
 from minikin.distillation.solver import Schedule
-from minikin.distillation.student import Encoder, Kind, Learner, Network, copied, teacher, trained
+from minikin.distillation.student import Encoder, Kind, Network, TrainState, copied, teacher, trained
 from minikin.models.base import Base
 from minikin.recipes import Distill
-from minikin.training.plan import Turn
-from minikin.training.run import Group
+from minikin.training.config import StepContext
+from minikin.training.trainer import ParamGroup
 
 CHECKPOINTING_FROM = 512  # px
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One distillation: the base, its teacher, the settled recipe and the examples."""
+class DistillationContext:
+    """What a method works on: base, resolved recipe, noise schedule, teacher, caption encoder, examples."""
 
     base: Base
     recipe: Distill
@@ -37,7 +37,7 @@ class Setting:
     data: Examples
 
     @classmethod
-    def of(cls, base: Base, recipe: Distill, data: Examples, *, autocast: bool = False) -> Setting:
+    def of(cls, base: Base, recipe: Distill, data: Examples, *, autocast: bool = False) -> DistillationContext:
         schedule = Schedule.of(base)
         return cls(base, recipe, schedule, teacher(base, schedule, autocast=autocast), Encoder(base), data)
 
@@ -46,24 +46,36 @@ class Setting:
         return self.base.device
 
     def copy(self, kind: Kind, *, guidance: bool = False) -> Network:
-        """A network to train that starts as the teacher; copies of one kind start exactly equal."""
+        """A trainable network that starts equal to the teacher; copies of one kind start equal to the bit."""
         r = self.recipe
-        big = self.data.shape[1] * self.base.factor >= CHECKPOINTING_FROM
+        big = self.data.shape[1] * self.base.vae_scale_factor >= CHECKPOINTING_FROM
         return copied(
-            self.base, self.schedule, kind, rank=r.rank, alpha=r.alpha, seed=r.seed, guidance=guidance,
-            autocast=self.teacher.autocast, checkpointing=big,
-        )  # fmt: skip
+            self.base,
+            self.schedule,
+            kind,
+            rank=r.rank,
+            alpha=r.alpha,
+            seed=r.seed,
+            guidance=guidance,
+            autocast=self.teacher.autocast,
+            checkpointing=big,
+        )
 
     def student(self, kind: Kind, *, guidance: bool = False) -> Network:
-        """The copy that becomes the result; it starts as the LoRA that the recipe names, if it names one."""
+        """The student; it starts from the recipe's initial LoRA, or from the teacher without one."""
         student = self.copy(kind, guidance=guidance)
         if self.recipe.start:
-            begin(student, self.base, find(self.base, self.recipe.start))
+            apply(student, self.base, find(self.base, self.recipe.start))
         return student
 
 
-class Way(NamedTuple):
-    """How the result paints: its timesteps, the sampler, and the guidance its embedding is given."""
+class SamplerSpec(NamedTuple):
+    """How images are sampled with a student.
+
+    times    timesteps, falling
+    renoise  True: LCM sampler (fresh noise after every step); False: DDIM
+    scale    guidance scale for the guidance embedding; 1 without one
+    """
 
     times: Sequence[int]
     renoise: bool
@@ -71,32 +83,40 @@ class Way(NamedTuple):
 
 
 class Objective(Protocol):
-    """One method. `loss` returns means over `turn.rows`; its gradients reach each group's parameters
-    from that group's own loss alone."""
+    """One method of distillation, as the training loop calls it.
+
+    groups        parameter groups with their learning rates
+    draw          the random choices of one batch
+    loss          {"loss": total, ...}, means over the examples `ctx.rows`; each parameter group gets
+                  gradients from its own term of the total alone
+    after         called after every optimizer step (EMA of other networks)
+    measure       evaluation metrics by name, on the same batch every time
+    sampler_spec  how images are sampled with the student
+    """
 
     student: Network
-    learner: Learner
+    train_state: TrainState
 
-    def groups(self) -> list[Group]: ...
-    def draw(self, turn: Turn) -> Any: ...
-    def loss(self, turn: Turn, drawn: Any) -> dict[str, Tensor]: ...
-    def after(self, turn: Turn) -> None: ...
+    def groups(self) -> list[ParamGroup]: ...
+    def draw(self, ctx: StepContext) -> Any: ...
+    def loss(self, ctx: StepContext, batch: Any) -> dict[str, Tensor]: ...
+    def after(self, ctx: StepContext) -> None: ...
     def measure(self) -> dict[str, float]: ...
-    def way(self) -> Way: ...
+    def sampler_spec(self) -> SamplerSpec: ...
 
 
-MANY, FEW = 32, 8  # captions of the reference: 8 tell two runs apart badly, but 32 are slow to paint large
-SMALL = 4096  # numbers in one image's latents
+MANY, FEW = 32, 8  # captions of the reference: more compare two runs better, but are slow at large sizes
+SMALL = 4096  # latent values of one image, up to which MANY are used
 
 
 class Reference:
-    """How far one step of a student is from where many guided steps of its teacher end.
+    """Evaluation metric: distance of one step of the student from many guided steps of the teacher.
 
-    The same noise and captions every time, so that it can be followed while training. It falls for
-    every method; the losses themselves need not, since their targets move with the student.
+    Noise and captions are the same every time, so the metric can be followed while training. It falls
+    for every method; the losses need not fall, since their targets move with the student.
     """
 
-    def __init__(self, s: Setting) -> None:
+    def __init__(self, s: DistillationContext) -> None:
         self.s = s
         n = min(MANY if math.prod(s.data.shape) <= SMALL else FEW, len(s.data))
         self.texts = s.encoder([s.data.captions[i * len(s.data) // n][0] for i in range(n)])
@@ -109,34 +129,36 @@ class Reference:
         r, empty = self.s.recipe, self.s.encoder.empty(len(self.x))
         return many_steps(self.s.teacher, self.x, self.texts, empty, r.teacher_steps, painting_scale(r))
 
-    def error(self, student: Network, way: Way) -> float:
-        """Mean squared distance of latents."""
-        made = few_steps(
-            student, self.x, self.texts, way.times[:1], renoise=False, noise=lambda: self.x, scale=way.scale
+    def error(self, student: Network, spec: SamplerSpec) -> float:
+        """Mean squared error of the student's latents after one step."""
+        latents = few_steps(
+            student, self.x, self.texts, spec.times[:1], renoise=False, noise=lambda: self.x, scale=spec.scale
         )
-        return float((made - self.end).square().mean())
+        return float((latents - self.end).square().mean())
 
 
-def fixed_turn(batch: int) -> Turn:
-    """The batch that `measure` looks at, the same at every time."""
-    return Turn(0, min(batch, 16), (20_23,))
+def evaluation_context(batch: int) -> StepContext:
+    """The step whose batch `measure` evaluates, the same every time."""
+    return StepContext(0, min(batch, 16), (20_23,))
 
 
-def groups_of(recipe: Distill, student: nn.Module, *sides: nn.Module) -> list[Group]:
-    """The student's group, averaged in the result, and one for what is trained beside it."""
-    assert recipe.rate is not None
-    assert recipe.side_rate is not None
-    out = [Group(trained(student), recipe.rate, recipe.clip)]
-    if sides:
-        out.append(Group([p for m in sides for p in trained(m)], recipe.side_rate, 1.0, averaged=False))
-    return out
+def groups_of(recipe: Distill, student: nn.Module, *auxiliary: nn.Module) -> list[ParamGroup]:
+    """Parameter groups: the student, whose EMA is the result, and the auxiliary networks."""
+    assert recipe.lr is not None
+    assert recipe.aux_lr is not None
+    groups = [ParamGroup(trained(student), recipe.lr, recipe.clip)]
+    if auxiliary:
+        groups.append(
+            ParamGroup([p for network in auxiliary for p in trained(network)], recipe.aux_lr, 1.0, ema=False)
+        )
+    return groups
 
 
 def detached(module: nn.Module) -> dict[str, Tensor]:
-    """Its parameters as constants, for `torch.func.functional_call`: gradients pass through, none arrive."""
+    """A module's parameters as constants, for `torch.func.functional_call`: gradients reach its inputs only."""
     return {name: p.detach() for name, p in module.named_parameters()}
 
 
-def frozen_twin(network: Network) -> Network:
-    """A copy that is never trained by gradients."""
+def frozen_copy(network: Network) -> Network:
+    """A copy whose parameters need no gradients."""
     return deepcopy(network).requires_grad_(False)

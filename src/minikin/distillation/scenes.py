@@ -1,7 +1,7 @@
-"""Training data without end and without files: the scenes tiny was trained on, drawn on the spot.
+"""Data source `scenes:small`: captioned scenes of tiny's world, drawn when they are needed.
 
-The one place of the product that knows tiny's world. Scenes come from a stream of their own, and
-combinations that the world holds out for tests never appear.
+Besides models, evaluation and cli this is the one module that knows tiny's world. The scenes have a
+seed of their own, and combinations that the world holds out for tests never appear.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from minikin.tiny.captions import caption
 from minikin.tiny.vocabulary import WORLDS
 from minikin.tiny.world import World
 
-SEED = 5  # the stream of scenes
+SEED = 5  # of the scenes
 WORDINGS = 4  # captions of every scene
 
 
 class Scenes:
-    """The first `count` scenes of a world. Raises UnknownName."""
+    """The first `count` scenes of a world, "small" or "wide". Raises UnknownName."""
 
-    painted = True
+    has_images = True
 
     def __init__(self, world: str, count: int) -> None:
         if world not in WORLDS:
@@ -38,7 +38,7 @@ class Scenes:
     def name(self, i: int) -> str:
         return f"scene {i}"
 
-    def picture(self, i: int) -> Image.Image:
+    def image(self, i: int) -> Image.Image:
         return self.world.draw(self.world.scene(SEED, i))[0]
 
     @property

@@ -1,8 +1,8 @@
-"""Schedule maths of distillation: what a prediction says, one step of a solver, distances.
+"""Noise schedule of distillation: conversion of predictions, one DDIM step, guidance, distances.
 
-All of it is tensors only and exact in float64. Timesteps index the base's own table; -1 stands for
-the clean image (alpha 1, sigma 0). Zero-terminal SNR (alpha 0 at the last timestep) is handled
-wherever the formulas allow it, which is everywhere but for eps-prediction.
+Functions take tensors only and are exact in float64. Timesteps index the base's own table; -1 stands for
+the clean image (alpha 1, sigma 0). Zero-terminal SNR (alpha 0 at the last timestep) works with
+v-prediction; with eps-prediction it is refused.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ TIMESTEP_SCALING, SIGMA_DATA = 10.0, 0.5  # LCM's boundary condition, as in diff
 
 
 class Estimate(NamedTuple):
-    """What a network says of x_t: the image and the noise in it, (B, C, h, w) each."""
+    """A network's estimate of the clean image and of the noise in x_t, (B, C, h, w) each."""
 
     x0: Tensor
     eps: Tensor
 
 
 class Schedule:
-    """alpha_t and sigma_t = sqrt(1 - alpha_t^2) of a base, float64, and what its U-Net predicts.
+    """A base's noise schedule: alpha_t and sigma_t = sqrt(1 - alpha_t^2), float64, and its prediction type.
 
     Raises BadRecipe for a prediction type that cannot be distilled.
     """
@@ -44,7 +44,7 @@ class Schedule:
 
     @classmethod
     def of(cls, base: Any) -> Schedule:
-        return cls(base.noise.alphas_cumprod, base.prediction)
+        return cls(base.training_scheduler.alphas_cumprod, base.prediction_type)
 
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t for timesteps (B,), shaped to multiply `like`."""
@@ -58,7 +58,7 @@ class Schedule:
         return alpha * x0 + sigma * eps
 
     def noised_from(self, x_s: Tensor, s: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """x_t for a later t from x_s, and the deviation of the noise added.
+        """x_t for a t above s from x_s, and the standard deviation of the noise added.
 
         x_t = (alpha_t / alpha_s) x_s + d noise, d^2 = sigma_t^2 - (alpha_t sigma_s / alpha_s)^2
         """
@@ -84,11 +84,14 @@ class Schedule:
         return (alpha / sigma).square()
 
 
-def guided(yes: Estimate, no: Estimate, scale: Tensor | float) -> Estimate:
-    """Classifier-free guidance of both image and noise: no + scale (yes - no); scale = w + 1."""
+def guided(conditional: Estimate, unconditional: Estimate, scale: Tensor | float) -> Estimate:
+    """Classifier-free guidance of both image and noise; scale = w + 1 in the papers' w."""
     if isinstance(scale, Tensor):
-        scale = scale.to(yes.x0).view(-1, *(1,) * (yes.x0.ndim - 1))
-    return Estimate(no.x0 + scale * (yes.x0 - no.x0), no.eps + scale * (yes.eps - no.eps))
+        scale = scale.to(conditional.x0).view(-1, *(1,) * (conditional.x0.ndim - 1))
+    return Estimate(
+        unconditional.x0 + scale * (conditional.x0 - unconditional.x0),
+        unconditional.eps + scale * (conditional.eps - unconditional.eps),
+    )
 
 
 def boundary(t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,7 +105,7 @@ def boundary(t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def consistent(e: Estimate, x_t: Tensor, t: Tensor) -> Tensor:
-    """The consistency function's value, from a network's estimate at (x_t, t)."""
+    """Consistency function f(x_t, t) = c_skip x_t + c_out x0 of a network's estimate."""
     c_skip, c_out = boundary(t, x_t)
     return c_skip * x_t + c_out * e.x0
 
@@ -113,7 +116,7 @@ def grid(n_train: int, skip: int) -> Tensor:
 
 
 def lcm_times(n_train: int, skip: int, steps: int) -> list[int]:
-    """The timesteps LCMScheduler visits in so many steps: 4 of 50 are 999, 759, 499, 259."""
+    """The timesteps of LCMScheduler for a number of steps: 4 of 50 are 999, 759, 499, 259."""
     falling = grid(n_train, skip).flip(0)
     return [int(falling[i * len(falling) // steps]) for i in range(steps)]
 

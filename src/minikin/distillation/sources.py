@@ -1,12 +1,12 @@
-"""Where training data come from: captioned images in a folder or in tar files, captions alone, scenes.
+"""Data sources of distillation: captioned images in a folder or in tar files, captions alone, scenes.
 
-Every source is a sequence of examples with one or more captions each; images are decoded only
-when asked for, by the same careful opener as photos. Nothing is ever extracted to disk.
+A source is a sequence of examples with one or more captions each. Images are decoded when they are
+needed, with the same limits as photos; archives are never extracted to disk.
 
     folder         images with NAME.txt beside them, or metadata.jsonl with file_name and text
     tar            WebDataset: KEY.jpg with KEY.txt or KEY.json (caption or text); one or many files
-    captions       a .txt file with one caption a line, or .jsonl with text: the teacher paints
-    scenes:small   the world that tiny was trained on
+    captions       a .txt file with one caption a line, or .jsonl with text; the teacher makes the images
+    scenes:small   scenes of the world that tiny was trained on
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ TEXT_KEYS = ("text", "caption", "prompt", "txt")
 
 
 class Source(Protocol):
-    """Examples by number. `painted` is false when there are captions only."""
+    """Training examples by index. `has_images` is False when there are captions only."""
 
-    painted: bool
+    has_images: bool
 
     def __len__(self) -> int: ...
     def captions(self, i: int) -> list[str]: ...
     def name(self, i: int) -> str: ...
-    def picture(self, i: int) -> Image.Image: ...
+    def image(self, i: int) -> Image.Image: ...
 
     @property
     def identity(self) -> str:
@@ -44,7 +44,7 @@ class Source(Protocol):
 
 
 def find(data: str, count: int | None = None) -> Source:
-    """The source that `data` names, its first `count` examples. Raises BadRecipe or BadPhoto."""
+    """The source that `data` names, limited to its first `count` examples. Raises BadRecipe or BadPhoto."""
     kind, _, name = data.partition(":")
     if kind == "scenes" and name:
         from minikin.distillation.scenes import Scenes
@@ -63,11 +63,11 @@ def find(data: str, count: int | None = None) -> Source:
         return Tars([path], count)
     if path.suffix in (".txt", ".jsonl"):
         return Captions(path, count)
-    raise BadRecipe(f"{path.name} is no kind of training data that is known: .tar, .txt, .jsonl or a folder.")
+    raise BadRecipe(f"{path.name} is not training data. Expected a folder, or a .tar, .txt or .jsonl file.")
 
 
 def squared(image: Image.Image, side: int, name: str) -> Image.Image:
-    """The middle square of an image at `side` pixels. Raises BadPhoto when it is less than half of that."""
+    """Centre crop of an image, resized to `side` pixels. Raises BadPhoto below half of that size."""
     image = on_white(image)
     short = min(image.size)
     if 2 * short < side:
@@ -81,9 +81,9 @@ def squared(image: Image.Image, side: int, name: str) -> Image.Image:
 
 
 class Folder:
-    """Images of a folder and of those in it, by name."""
+    """Captioned images of a folder and its subfolders, by name."""
 
-    painted = True
+    has_images = True
 
     def __init__(self, path: Path, count: int | None) -> None:
         files = sorted(f for f in path.rglob("*") if f.suffix.lower() in ENDINGS and f.is_file())[:count]
@@ -94,9 +94,9 @@ class Folder:
             )
         self.path, self.files = path, files
         table = _table(path / "metadata.jsonl")
-        found = [table.get(f.relative_to(path).as_posix()) or _beside(f) for f in files]
-        _need_all([f.relative_to(path).as_posix() for f in files], found, "NAME.txt beside it")
-        self._captions = found
+        captions = [table.get(f.relative_to(path).as_posix()) or _beside(f) for f in files]
+        _need_all([f.relative_to(path).as_posix() for f in files], captions, "NAME.txt beside it")
+        self._captions = captions
 
     def __len__(self) -> int:
         return len(self.files)
@@ -107,7 +107,7 @@ class Folder:
     def name(self, i: int) -> str:
         return self.files[i].relative_to(self.path).as_posix()
 
-    def picture(self, i: int) -> Image.Image:
+    def image(self, i: int) -> Image.Image:
         return decoded(self.files[i], self.name(i))
 
     @property
@@ -117,9 +117,9 @@ class Folder:
 
 
 class Tars:
-    """WebDataset files; only their tables of contents are read at first."""
+    """WebDataset .tar files. Only their tables of contents and captions are read on opening."""
 
-    painted = True
+    has_images = True
 
     def __init__(self, paths: Iterable[Path], count: int | None) -> None:
         self._at: list[tuple[Path, str, int, int]] = []  # file, name, offset, bytes of every image
@@ -132,7 +132,7 @@ class Tars:
         _need_all([name for _, name, _, _ in self._at], self._captions, "KEY.txt or KEY.json with it")
 
     def _index(self, path: Path) -> None:
-        pictures: dict[str, tuple[str, int, int]] = {}
+        images: dict[str, tuple[str, int, int]] = {}
         texts: dict[str, list[str]] = {}
         try:
             with tarfile.open(path, "r:") as tar:
@@ -141,18 +141,18 @@ class Tars:
                     if not member.isreg():
                         continue
                     if f".{ending.lower()}" in ENDINGS:
-                        pictures[stem] = (member.name, member.offset_data, member.size)
+                        images[stem] = (member.name, member.offset_data, member.size)
                     elif ending in ("txt", "json") and member.size < MAX_BYTES:
                         file = tar.extractfile(member)
                         assert file is not None
                         text = file.read().decode("utf-8", "replace")
-                        own = (
+                        captions = (
                             _of_json(text, f"{path.name}:{member.name}") if ending == "json" else _clean([text])
                         )
-                        texts.setdefault(stem, []).extend(own)
+                        texts.setdefault(stem, []).extend(captions)
         except (tarfile.TarError, OSError, EOFError) as e:
             raise BadRecipe(f"{path.name} cannot be read as a .tar file ({e}). Make it again.") from e
-        for stem, (name, offset, size) in pictures.items():
+        for stem, (name, offset, size) in images.items():
             self._at.append((path, name, offset, size))
             self._captions.append(texts.get(stem, []))
 
@@ -166,7 +166,7 @@ class Tars:
         path, name, _, _ = self._at[i]
         return f"{path.name}:{name}"
 
-    def picture(self, i: int) -> Image.Image:
+    def image(self, i: int) -> Image.Image:
         path, _, offset, size = self._at[i]
         with open(path, "rb") as f:
             f.seek(offset)
@@ -178,21 +178,21 @@ class Tars:
 
 
 class Captions:
-    """Captions without images: enough for tdm; for the others the teacher paints one for each."""
+    """Captions without images: enough for tdm; for other methods the teacher makes an image for each."""
 
-    painted = False
+    has_images = False
 
     def __init__(self, path: Path, count: int | None) -> None:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as e:
             raise BadRecipe(f"The captions {path} cannot be read: {e}. Expected UTF-8, one a line.") from e
-        rows = text.split("\n")  # not at every separator of Unicode: one may stand inside a caption
-        found = _clean(rows)
+        rows = text.split("\n")  # not splitlines: a caption may hold one of Unicode's other separators
+        captions = _clean(rows)
         if path.suffix == ".jsonl":
             numbered = ((r, f"{path.name} line {k}") for k, r in enumerate(rows, 1) if r.strip())
-            found = [c for row, where in numbered for c in _of_json(row, where)[:1]]
-        self._captions = found[:count]
+            captions = [c for row, where in numbered for c in _of_json(row, where)[:1]]
+        self._captions = captions[:count]
         if not self._captions:
             raise BadRecipe(f"{path} holds no captions. Expected one a line.")
 
@@ -205,7 +205,7 @@ class Captions:
     def name(self, i: int) -> str:
         return f"caption {i + 1}"
 
-    def picture(self, i: int) -> Image.Image:
+    def image(self, i: int) -> Image.Image:
         raise AssertionError("captions have no images")
 
     @property
@@ -226,27 +226,27 @@ def _table(path: Path) -> dict[str, list[str]]:
     """Captions by file name, from metadata.jsonl."""
     if not path.is_file():
         return {}
-    found = {}
+    captions = {}
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            found[str(row["file_name"])] = _texts(row)
+            captions[str(row["file_name"])] = _texts(row)
         except (ValueError, KeyError, TypeError, AttributeError) as e:
             raise BadRecipe(
                 f"{path} line {number} is not an object with file_name and text ({e}). Correct or remove it."
             ) from None
-    return found
+    return captions
 
 
-def _beside(picture: Path) -> list[str]:
-    text = picture.with_suffix(".txt")
+def _beside(image: Path) -> list[str]:
+    text = image.with_suffix(".txt")
     return _clean([text.read_text(encoding="utf-8", errors="replace")]) if text.is_file() else []
 
 
 def _of_json(text: str, where: str) -> list[str]:
-    """The captions of one object; raises BadRecipe when it is none, or they are no texts."""
+    """Captions of one JSON object. Raises BadRecipe for anything else."""
     try:
         row = json.loads(text)
         if not isinstance(row, dict):
@@ -260,7 +260,7 @@ def _of_json(text: str, where: str) -> list[str]:
 
 
 def _texts(row: Mapping[str, Any]) -> list[str]:
-    """Raises TypeError for what is neither a text nor a list of texts."""
+    """Captions of a row. Raises TypeError when the value is neither a text nor a list of texts."""
     for key in TEXT_KEYS:
         value = row.get(key)
         if value:

@@ -1,11 +1,11 @@
-"""The networks of a distillation behind one interface: teacher, student, target, fake score.
+"""Networks of a distillation behind one interface: teacher, student, target network, fake score.
 
-A `Network` is a U-Net of a base's family. It packs keys and values with its own projections, so
-that whatever is trained in to_k and to_v takes part, and answers with images and noise instead of
-the raw prediction. The base's own U-Net is the frozen teacher; everything else is a copy of it:
+A `Network` wraps a U-Net of the base's architecture. It packs keys and values with this U-Net's
+projections, so that trained to_k and to_v take effect, and converts the raw prediction into x0 and
+noise. The base's U-Net is the frozen teacher; every other network is a copy of it:
 
-    lora   the frozen copy with a LoRA on the layers LCM-LoRA was published with
-    full   every weight, in float32
+    lora   a frozen copy with a LoRA on the layers of the published LCM-LoRA
+    full   a copy with every weight trainable, in float32
 """
 
 from __future__ import annotations
@@ -33,14 +33,31 @@ Kind = Literal["lora", "full"]
 GUIDANCE_WIDTH = 256  # of the full LCM's guidance embedding
 # Luo et al. 2023, arXiv:2311.05556, in diffusers' training script: attention, feed-forward, convolutions
 TARGETS = (
-    "to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2",
-    "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj",
-)  # fmt: skip
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "proj_in",
+    "proj_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "conv1",
+    "conv2",
+    "conv_shortcut",
+    "downsamplers.0.conv",
+    "upsamplers.0.conv",
+    "time_emb_proj",
+)
 
 
 class Texts(NamedTuple):
-    """Encodings (B, N, D), SDXL's pooled embedding (B, P) or None, the whole prompt as one vector
-    (B, S): the pooled embedding, or the encoding at the end token; and what concepts add."""
+    """Encoded captions.
+
+    e          encodings (B, N, D)
+    pooled     SDXL's pooled embedding (B, P), or None
+    summary    the whole caption as one vector (B, S): pooled, or the encoding at the end token
+    additions  keys and values that concepts add
+    """
 
     e: Tensor
     pooled: Tensor | None
@@ -49,14 +66,14 @@ class Texts(NamedTuple):
 
     def rows(self, which: Tensor) -> Texts:
         pooled = None if self.pooled is None else self.pooled[which]
-        additions = tuple(a._replace(opening=a.opening[which]) for a in self.additions)
+        additions = tuple(a._replace(gate=a.gate[which]) for a in self.additions)
         return Texts(self.e[which], pooled, self.summary[which], additions)
 
 
 class Encoder:
-    """Captions to Texts, and the empty prompt of guidance.
+    """Encodes captions, and the empty prompt for guidance.
 
-    concepts  those that captions may name as <name>; None takes captions as they are, without any syntax
+    concepts  concepts that captions may name as <name>; with None captions have no syntax
     """
 
     def __init__(self, base: Base, concepts: Concepts | None = None) -> None:
@@ -66,7 +83,7 @@ class Encoder:
     def __call__(self, captions: Sequence[str]) -> Texts:
         prompts = [self._prompt(c) for c in captions]
         out = self.base.encode(prompts)
-        e, pooled, additions = self._named(prompts, out.e, out.pooled)
+        e, pooled, additions = self._with_concepts(prompts, out.e, out.pooled)
         end = out.valid.sum(1) - 1
         at_end = e[torch.arange(len(e), device=e.device), end]
         return Texts(e, pooled, at_end if pooled is None else pooled, additions)
@@ -74,25 +91,27 @@ class Encoder:
     def _prompt(self, caption: str) -> Prompt:
         return Prompt(caption, caption) if self.concepts is None else read(caption, self.concepts)
 
-    def _named(
+    def _with_concepts(
         self, prompts: Sequence[Prompt], e: Tensor, pooled: Tensor | None
     ) -> tuple[Tensor, Tensor | None, tuple[Addition, ...]]:
-        """The encodings with those of concepts in place, and what they add; other rows as they were."""
+        """Encodings and additions with the concepts' in the rows that name one; other rows are unchanged."""
         rows = [k for k, p in enumerate(prompts) if p.uses]
         if not rows or self.concepts is None:
             return e, pooled, ()
-        own, own_pooled, additions = encoded(self.base, [prompts[k] for k in rows], self.concepts.loaded)
+        encodings, encodings_pooled, additions = encoded(
+            self.base, [prompts[k] for k in rows], self.concepts.loaded
+        )
         e = e.clone()
-        e[rows] = own.to(e)
-        if pooled is not None and own_pooled is not None:
+        e[rows] = encodings.to(e)
+        if pooled is not None and encodings_pooled is not None:
             pooled = pooled.clone()
-            pooled[rows] = own_pooled.to(pooled)
-        spread = []
+            pooled[rows] = encodings_pooled.to(pooled)
+        spread_additions = []
         for a in additions:
-            opening = torch.zeros(e.shape[:2], device=e.device, dtype=a.opening.dtype)
-            opening[rows] = a.opening
-            spread.append(a._replace(opening=opening))
-        return e, pooled, tuple(spread)
+            gate = torch.zeros(e.shape[:2], device=e.device, dtype=a.gate.dtype)
+            gate[rows] = a.gate
+            spread_additions.append(a._replace(gate=gate))
+        return e, pooled, tuple(spread_additions)
 
     @torch.no_grad()
     def empty(self, n: int) -> Texts:
@@ -103,24 +122,24 @@ class Encoder:
 
 
 class Network(nn.Module):
-    """A U-Net that answers (x_t, t, texts) with its estimate of image and noise, float32."""
+    """U-Net whose output for (x_t, t, texts) is an estimate of x0 and noise, float32."""
 
     def __init__(self, base: Base, unet: Any, schedule: Schedule, *, autocast: bool = False) -> None:
         super().__init__()
         self.unet, self.schedule, self.autocast = unet, schedule, autocast
-        self._base = base  # a dataclass, not a module: its U-Net does not become a part of this one
+        self._base = base  # a dataclass, not a module, so its U-Net is no submodule of this one
         self._layout = keysvalues.layout(unet)
         self._dtype = unet.conv_in.weight.dtype
         self.guidance = bool(unet.config.get("time_cond_proj_dim"))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Network:
-        """The U-Net is copied; the base is not: a second pipeline in memory would serve nobody."""
+        """A copy of the U-Net that shares the base, to spare the memory of a second pipeline."""
         return Network(self._base, deepcopy(self.unet, memo), self.schedule, autocast=self.autocast)
 
     def forward(self, x_t: Tensor, t: Tensor, texts: Texts, w: Tensor | None = None) -> Estimate:
-        """x_t (B, C, h, w), t (B,), w (B,) guidance scale minus 1, for a network with its embedding."""
-        side = (x_t.shape[2] * self._base.factor, x_t.shape[3] * self._base.factor)
-        more: dict[str, Any] = self._base.conditions(len(x_t), texts.pooled, side)
+        """Estimate for x_t (B, C, h, w) at t (B,); w (B,) is the scale minus 1, with a guidance embedding."""
+        side = (x_t.shape[2] * self._base.vae_scale_factor, x_t.shape[3] * self._base.vae_scale_factor)
+        more: dict[str, Any] = self._base.added_conditions(len(x_t), texts.pooled, side)
         for condition in more.values():
             condition.update({k: v.to(self._dtype) for k, v in condition.items()})
         if self.guidance:
@@ -134,15 +153,15 @@ class Network(nn.Module):
 
     @contextmanager
     def watching(self, modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-        """Inside, the outputs (B, C, h, w) of these modules of the U-Net are collected, call by call."""
-        found: list[Tensor] = []
+        """Context that collects the outputs (B, C, h, w) of these modules of the U-Net, in order of calls."""
+        outputs: list[Tensor] = []
 
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            found.append(output if isinstance(output, Tensor) else output[0])
+        def collect(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            outputs.append(output if isinstance(output, Tensor) else output[0])
 
-        handles = [m.register_forward_hook(keep) for m in modules]
+        handles = [m.register_forward_hook(collect) for m in modules]
         try:
-            yield found
+            yield outputs
         finally:
             for handle in handles:
                 handle.remove()
@@ -150,7 +169,7 @@ class Network(nn.Module):
 
 @contextmanager
 def _attention(x: Tensor) -> Iterator[None]:
-    """On a CPU the backward of fused attention takes a fifth more of a step than plain products."""
+    """Plain attention for training on a CPU, where a step with fused attention takes a fifth longer."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     if x.device.type == "cpu" and torch.is_grad_enabled():
@@ -161,20 +180,28 @@ def _attention(x: Tensor) -> Iterator[None]:
 
 
 def teacher(base: Base, schedule: Schedule, *, autocast: bool = False) -> Network:
-    """The base's own U-Net. Not copied: keep it inside `base.frozen()`."""
+    """The base's U-Net as a network. It is not copied, so use it inside `base.frozen()`."""
     return Network(base, base.unet, schedule, autocast=autocast)
 
 
 def copied(
-    base: Base, schedule: Schedule, kind: Kind, *, rank: int = 64, alpha: float | None = None, seed: int = 0,
-    guidance: bool = False, autocast: bool = False, checkpointing: bool = False,
-) -> Network:  # fmt: skip
-    """A copy of the base's U-Net of which a LoRA or every weight is trained; at first equal to it.
+    base: Base,
+    schedule: Schedule,
+    kind: Kind,
+    *,
+    rank: int = 64,
+    alpha: float | None = None,
+    seed: int = 0,
+    guidance: bool = False,
+    autocast: bool = False,
+    checkpointing: bool = False,
+) -> Network:
+    """A trainable copy of the base's U-Net, by a LoRA or in every weight; its outputs start equal.
 
-    guidance       give it a new guidance embedding, which a LoRA starts at zero; equality of a full
-                   student then begins with training
-    checkpointing  trade time for memory in the backward pass
-    Raises BadRecipe when the rank is larger than a layer.
+    guidance       add a guidance embedding, zero for a LoRA and random for a full student, whose
+                   outputs then start a little different
+    checkpointing  gradient checkpointing: less memory, slower backward pass
+    Raises BadRecipe when the rank is larger than a layer's.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -198,10 +225,10 @@ def trained(network: nn.Module) -> list[nn.Parameter]:
 
 
 def _with_guidance(unet: Any) -> Any:
-    # diffusers gives the fields it notes as defaults their defaults again, whatever they are set to
+    # without this diffusers resets fields in _use_default_values, whatever they are set to
     config = {k: v for k, v in unet.config.items() if k != "_use_default_values"}
     copy = type(unet).from_config({**config, "time_cond_proj_dim": GUIDANCE_WIDTH})
-    nn.Module.to(copy, unet.device, unet.dtype)  # without diffusers' advice on loading
+    nn.Module.to(copy, unet.device, unet.dtype)  # not copy.to, which logs a warning about dtypes
     missing, unexpected = copy.load_state_dict(unet.state_dict(), strict=False)
     assert missing == ["time_embedding.cond_proj.weight"]
     assert not unexpected
@@ -211,11 +238,11 @@ def _with_guidance(unet: Any) -> Any:
 def _add_lora(unet: Any, rank: int, alpha: float | None, targets: Sequence[str]) -> None:
     from peft import LoraConfig
 
-    name, most = min(_ranks(unet), key=lambda found: found[1])
-    if rank > most:
+    name, smallest = min(_ranks(unet), key=lambda layer: layer[1])
+    if rank > smallest:
         raise BadRecipe(
-            f"A LoRA of rank {rank} is larger than layer {name} of this base, whose rank is {most}. "
-            f"Use --rank {most} or less."
+            f"A LoRA of rank {rank} is larger than layer {name} of this base, whose rank is {smallest}. "
+            f"Use --rank {smallest} or less."
         )
     config = LoraConfig(
         r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=list(targets), lora_dropout=0.0
@@ -227,17 +254,17 @@ def _add_lora(unet: Any, rank: int, alpha: float | None, targets: Sequence[str])
 
 
 def _ranks(unet: nn.Module) -> Iterator[tuple[str, int]]:
-    """The layers a LoRA is put on, and the rank of each."""
+    """Layers that get a LoRA, and the largest rank of each."""
     for name, module in unet.named_modules():
         if isinstance(module, nn.Linear | nn.Conv2d) and any(name.endswith(f".{t}") for t in TARGETS):
             rows = module.weight.flatten(1)
             yield name, min(rows.shape)
 
 
-class Learner(nn.Module):
-    """All that a run trains or must remember, by name; its state is what can change, and no more.
+class TrainState(nn.Module):
+    """Networks of a run by name. The state dict holds only tensors that training can change.
 
-    whole  the parts of which everything is kept: averaged targets and heads with their buffers
+    whole  parts of which every parameter and buffer is stored: EMA targets, heads
     """
 
     def __init__(self, parts: dict[str, nn.Module], whole: Sequence[str] = ()) -> None:
@@ -260,11 +287,11 @@ class Learner(nn.Module):
     @torch.no_grad()
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """Raises RuntimeError when names or shapes differ."""
-        own = dict(self._changing())
-        if own.keys() != state_dict.keys():
-            differ = sorted(own.keys() ^ state_dict.keys())
+        tensors = dict(self._changing())
+        if tensors.keys() != state_dict.keys():
+            differ = sorted(tensors.keys() ^ state_dict.keys())
             raise RuntimeError(f"{len(differ)} tensors differ, for example {differ[0]}")
-        for name, value in own.items():
+        for name, value in tensors.items():
             if value.shape != state_dict[name].shape:
                 raise RuntimeError(f"{name} has another shape")
             value.copy_(state_dict[name])

@@ -1,4 +1,4 @@
-"""A student that begins as a LoRA: exactly as that paints, with room for more rank, or merged."""
+"""Initial LoRA: exact start, room for a larger rank, merging into a full student, refusals."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("no_curves", "one_thread")
 
 @pytest.fixture(scope="module")
 def lora(bases: dict[str, Base], tmp_path_factory: Any) -> Path:
-    """Of rank 2, three steps away from the base."""
+    """A LoRA of rank 2, trained for three steps."""
     folder = tmp_path_factory.mktemp("start")
     how = {"method": "lcm-lora", "rank": 2, "alpha": 3, "rate": 0.05, "half": False}
     return run(bases["sd15"], folder / "out", captions_file(folder), **how)[-1].result
@@ -38,50 +38,52 @@ def answer(base: Base, network: Network) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("kind", "rank", "alpha"), [("lora", 2, None), ("lora", 4, 1.0), ("full", 4, None)])
-def test_it_begins_as_the_lora_paints(
+def test_student_starts_equal_to_base_and_lora(
     bases: dict[str, Base], lora: Path, kind: Kind, rank: int, alpha: float | None
-) -> None:  # fmt: skip
+) -> None:
     base = bases["sd15"]
     schedule = Schedule.of(base)
     student = copied(base, schedule, kind, rank=rank, alpha=alpha)
     plain = answer(base, student)
-    initial_lora.begin(student, base, lora)
-    known = adapters.Adapters(base)
-    with known.using([(known.get(lora), 1.0)]):
-        wanted = answer(base, teacher(base, schedule))
-    assert (plain - wanted).abs().max() > 1e-2  # the LoRA changes something
-    assert torch.allclose(answer(base, student), wanted, atol=2e-4)
+    initial_lora.apply(student, base, lora)
+    loras = adapters.Adapters(base)
+    with loras.using([(loras.get(lora), 1.0)]):
+        expected = answer(base, teacher(base, schedule))
+    assert (plain - expected).abs().max() > 1e-2  # the LoRA changes something
+    assert torch.allclose(answer(base, student), expected, atol=2e-4)
 
 
-def test_what_it_began_as_is_in_the_header(bases: dict[str, Base], lora: Path, tmp_path: Path) -> None:
+def test_initial_lora_is_in_the_header(bases: dict[str, Base], lora: Path, tmp_path: Path) -> None:
     recipe: dict[str, Any] = {"method": "turbo", "student": "lora", "rank": 2, "start": str(lora)}
-    made = run(bases["sd15"], tmp_path / "out", captions_file(tmp_path), **recipe)[-1].result
-    with safe_open(made, "pt") as f:
-        told = f.metadata()
-    assert told["minikin.start"] == lora.stem
-    assert str(lora.parent) not in str(told)  # no path of this machine
+    path = run(bases["sd15"], tmp_path / "out", captions_file(tmp_path), **recipe)[-1].result
+    with safe_open(path, "pt") as f:
+        header = f.metadata()
+    assert header["minikin.start"] == lora.stem
+    assert str(lora.parent) not in str(header)  # no path of this machine
 
 
 @pytest.mark.parametrize(
-    ("ref", "rank", "said"),
-    [("lora", 1, "has rank 2, the student 1. Use --rank 2 or more"),
-     ("nobody.safetensors", 2, "neither a file nor a preset with an adapter"),
-     ("hyper", 2, "Preset 'hyper' has no adapter for")],
-)  # fmt: skip
-def test_what_does_not_fit(
-    bases: dict[str, Base], lora: Path, tmp_path: Path, ref: str, rank: int, said: str
+    ("ref", "rank", "message"),
+    [
+        ("lora", 1, "has rank 2, the student 1. Use --rank 2 or more"),
+        ("nobody.safetensors", 2, "neither a file nor a preset with an adapter"),
+        ("hyper", 2, "Preset 'hyper' has no adapter for"),
+    ],
+)
+def test_loras_that_do_not_fit_are_refused(
+    bases: dict[str, Base], lora: Path, tmp_path: Path, ref: str, rank: int, message: str
 ) -> None:
     recipe: dict[str, Any] = {"method": "lcm-lora", "rank": rank, "start": str(lora) if ref == "lora" else ref}
-    with pytest.raises(MinikinError, match=said):
+    with pytest.raises(MinikinError, match=message):
         run(bases["sd15"], tmp_path / "out", captions_file(tmp_path), **recipe)
 
 
-def test_a_lora_of_another_family(bases: dict[str, Base], lora: Path) -> None:
+def test_lora_of_another_architecture_is_refused(bases: dict[str, Base], lora: Path) -> None:
     other = bases["sdxl"]
     with pytest.raises(BaseMismatch):
-        initial_lora.begin(copied(other, Schedule.of(other), "lora", rank=4), other, lora)
+        initial_lora.apply(copied(other, Schedule.of(other), "lora", rank=4), other, lora)
 
 
-def test_tinys_own_adapters_by_name(tiny: Base) -> None:
+def test_tiny_adapters_by_preset_name(tiny: Base) -> None:
     assert initial_lora.find(tiny, "lcm-lora").name == "lcm-lora.safetensors"
     assert Distill.make(method="turbo", data="x", start="lcm-lora").start == "lcm-lora"

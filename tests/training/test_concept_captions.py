@@ -1,4 +1,4 @@
-"""Concepts that captions of a distillation name: given to teacher and student as painting gives them."""
+"""Concept captions: teacher and student get the conditioning that generation computes for the same prompt."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from minikin.models import attention
 from minikin.models.base import Base
 from minikin.models.prompt import Prompt, parse
 from minikin.perfusion.conditioning import condition
-from tests.generation.test_together import made
-from tests.helpers.distillings import CAPTIONS, captions_file, picture_folder, run
+from tests.helpers.concepts import random_concept
+from tests.helpers.distillings import CAPTIONS, captions_file, image_folder, run
 from tests.training.test_distilling import equal, result
 
 pytestmark = pytest.mark.usefixtures("no_curves", "one_thread")
@@ -34,8 +34,8 @@ def folder(bases: dict[str, Base], tmp_path: Path) -> Path:
 def filled(base: Base, out: Path) -> Path:
     """A row and a gated concept of a miniature, as files."""
     out.mkdir()
-    for seed, (name, mode) in enumerate((("tom", "row"), ("rex", "gated"))):
-        made(base, name, seed, mode).save(out / f"{name}.safetensors")
+    for seed, (name, mode) in enumerate((("tom", "value"), ("rex", "gated"))):
+        random_concept(base, name, seed, mode).save(out / f"{name}.safetensors")
     return out
 
 
@@ -44,50 +44,58 @@ def concepts(base: Base, folder: Path, lines: list[str]) -> Any:
 
 
 def packed(network: Network, texts: Any, monkeypatch: Any) -> torch.Tensor:
-    """What this network gives its own U-Net."""
-    seen = []
+    """Packed keys and values that this network passes to its U-Net."""
+    packed_keys = []
     pack = attention.pack
 
-    def kept(*args: Any, **kwargs: Any) -> torch.Tensor:
-        seen.append(pack(*args, **kwargs))
-        return seen[-1]
+    def record(*args: Any, **kwargs: Any) -> torch.Tensor:
+        packed_keys.append(pack(*args, **kwargs))
+        return packed_keys[-1]
 
     with monkeypatch.context() as m, torch.no_grad():
-        m.setattr(attention, "pack", kept)
+        m.setattr(attention, "pack", record)
         x = torch.zeros(len(texts.e), 4, 8, 8)
         network(x, torch.full((len(x),), 499), texts)
-    (one,) = seen
-    return one
+    (only,) = packed_keys
+    return only
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "autocast"])
-def test_the_teacher_is_given_what_painting_gives(
+def test_teacher_gets_the_same_conditioning_as_generation(
     bases: dict[str, Base], tmp_path: Path, monkeypatch: Any, name: str, half: bool
 ) -> None:
-    """Keys, values and SDXL's pooled embedding equal `condition`'s; plain captions are what they were."""
+    """Keys, values and SDXL's pooled embedding equal `condition`'s; plain captions are unchanged."""
     base = bases[name]
-    found = concepts(base, filled(base, tmp_path / "concepts"), LINES)
-    texts, plain = Encoder(base, found)(LINES), Encoder(base)(LINES)
-    own = teacher(base, Schedule.of(base), autocast=half)
-    kv = packed(own, texts, monkeypatch)
-    assert kv.dtype == packed(own, plain, monkeypatch).dtype == (torch.bfloat16 if half else torch.float32)
-    painted = condition(base, [parse(c, found.categories) for c in LINES], found.loaded)
+    loaded = concepts(base, filled(base, tmp_path / "concepts"), LINES)
+    texts, plain = Encoder(base, loaded)(LINES), Encoder(base)(LINES)
+    teacher_network = teacher(base, Schedule.of(base), autocast=half)
+    kv = packed(teacher_network, texts, monkeypatch)
+    assert (
+        kv.dtype
+        == packed(teacher_network, plain, monkeypatch).dtype
+        == (torch.bfloat16 if half else torch.float32)
+    )
+    conditioning = condition(base, [parse(c, loaded.categories) for c in LINES], loaded.loaded)
     for k in range(len(LINES)):
-        assert torch.allclose(kv[k].float(), painted[k].kv[0], atol=0.1 if half else 1e-5), LINES[k]
-        pooled = painted[k].pooled
+        assert torch.allclose(kv[k].float(), conditioning[k].kv[0], atol=0.1 if half else 1e-5), LINES[k]
+        pooled = conditioning[k].pooled
         assert pooled is None or torch.allclose(texts.pooled[k], pooled[0], atol=1e-5)  # type: ignore[index]
-    assert torch.equal(texts.e[[1, 3]], plain.e[[1, 3]]) and not texts.additions[0].opening[[1, 3]].any()
-    assert not torch.allclose(kv[0].float(), packed(own, plain, monkeypatch)[0].float(), atol=0.2)
+    assert torch.equal(texts.e[[1, 3]], plain.e[[1, 3]]) and not texts.additions[0].gate[[1, 3]].any()
+    assert not torch.allclose(kv[0].float(), packed(teacher_network, plain, monkeypatch)[0].float(), atol=0.2)
     which = torch.tensor([2, 0])
-    assert torch.allclose(packed(own, texts.rows(which), monkeypatch).float(), kv[which].float(), atol=1e-2)
+    assert torch.allclose(
+        packed(teacher_network, texts.rows(which), monkeypatch).float(), kv[which].float(), atol=1e-2
+    )
 
 
-def test_a_student_adds_the_same_to_its_own(bases: dict[str, Base], folder: Path, monkeypatch: Any) -> None:
-    """Whatever it has learnt of to_v: the difference between with and without is the teacher's."""
+def test_student_adds_concept_values_to_its_projections(
+    bases: dict[str, Base], folder: Path, monkeypatch: Any
+) -> None:
+    """With a trained to_v the difference that concepts make is still that of the teacher."""
     base = bases["sd15"]
-    found = concepts(base, folder, LINES)
-    texts = Encoder(base, found)(LINES)
+    loaded = concepts(base, folder, LINES)
+    texts = Encoder(base, loaded)(LINES)
     student = copied(base, Schedule.of(base), "lora", rank=4)
     with torch.no_grad():
         for name, p in student.named_parameters():
@@ -95,36 +103,39 @@ def test_a_student_adds_the_same_to_its_own(bases: dict[str, Base], folder: Path
                 p.add_(0.1)
     without = texts._replace(additions=())
     mine = packed(student, texts, monkeypatch) - packed(student, without, monkeypatch)
-    own = teacher(base, Schedule.of(base))
-    theirs = packed(own, texts, monkeypatch) - packed(own, without, monkeypatch)
+    teacher_network = teacher(base, Schedule.of(base))
+    theirs = packed(teacher_network, texts, monkeypatch) - packed(teacher_network, without, monkeypatch)
     assert torch.allclose(mine, theirs, atol=1e-5) and theirs.abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("method", ["lcm-lora", "tdm", "turbo"])
-def test_from_end_to_end(bases: dict[str, Base], folder: Path, method: str) -> None:
-    """The teacher paints the concepts, the student learns; other concepts are another run."""
+def test_end_to_end(bases: dict[str, Base], folder: Path, method: str) -> None:
+    """Images of the concepts by the teacher train the student; other concepts are another run."""
     base, out = bases["sd15"], folder.parent / "out"
     data = captions_file(folder.parent, LINES)
     done = run(base, out, data, method=method, concepts=str(folder))[-1]
     assert isinstance(done, events.Done) and done.facts["steps"] == 4
-    plain = run(base, folder.parent / "plain", captions_file(folder.parent, [
-        c.replace("<tom>", "cat").replace("<rex:0.6>", "cat") for c in LINES
-    ]), method=method)[-1]  # fmt: skip
+    plain = run(
+        base,
+        folder.parent / "plain",
+        captions_file(folder.parent, [c.replace("<tom>", "cat").replace("<rex:0.6>", "cat") for c in LINES]),
+        method=method,
+    )[-1]
     assert isinstance(plain, events.Done) and not equal(result(out), result(folder.parent / "plain"))
     captions_file(folder.parent, LINES)
     moved = folder.rename(folder.parent / "elsewhere")
     again = run(base, out, data, method=method, concepts=str(moved), resume=True, steps=6)[-1]
     assert isinstance(again, events.Done) and again.facts["steps"] == 6, "the same concepts in another place"
     folder = moved
-    made(base, "tom", 7, "row").save(folder / "tom.safetensors")
+    random_concept(base, "tom", 7, "value").save(folder / "tom.safetensors")
     with pytest.raises(BadRecipe, match="concepts"):
         run(base, out, data, method=method, concepts=str(folder), resume=True, steps=8)
 
 
-def test_pictures_whose_captions_name_concepts(bases: dict[str, Base], folder: Path) -> None:
-    pictures = picture_folder(folder.parent / "p")
-    (pictures / "0.txt").write_text("a <tom> on the beach")
-    done = run(bases["sd15"], folder.parent / "out", pictures, method="lcm-lora", concepts=str(folder))[-1]
+def test_images_whose_captions_name_concepts(bases: dict[str, Base], folder: Path) -> None:
+    images = image_folder(folder.parent / "p")
+    (images / "0.txt").write_text("a <tom> on the beach")
+    done = run(bases["sd15"], folder.parent / "out", images, method="lcm-lora", concepts=str(folder))[-1]
     assert isinstance(done, events.Done)
 
 
