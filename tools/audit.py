@@ -1,13 +1,13 @@
-"""python tools/audit.py [--online]: what is installed against what was tested and what is known to be bad.
+"""Check of the installed packages: `python tools/audit.py [--online]`.
 
 Offline, by `make check`:
     pinned    constraints.txt gives one exact version for every direct dependency of pyproject.toml
-    tested    what is installed of them is of that version (a warning: newer ones usually work)
-    floors    nothing installed is below the versions in tools/floors.txt, where known holes were closed
-Online, by --online: pip-audit besides, which asks the PyPI advisory database.
+    tested    the installed version is that one (only a note, since newer versions usually work)
+    floors    no installed version is below that in tools/floors.txt, which closed a known vulnerability
+Online, by --online: also pip-audit, which asks the PyPI advisory database.
 
-The offline part knows what tools/floors.txt knows and nothing newer: it is a floor, no audit. Exit code 1
-when something is wrong.
+The offline part knows the vulnerabilities of tools/floors.txt only, so it does not replace an audit. The exit
+code is 1 when a check fails.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ def canonical(name: str) -> str:
 
 
 def pins(text: str) -> dict[str, Version]:
-    """Name -> version of the `name==version` lines; raises ValueError for any other line."""
-    found = {}
+    """Versions by name, of `name==version` lines. Raises ValueError for any other line."""
+    versions = {}
     for line in (raw.partition("#")[0].strip() for raw in text.splitlines()):
         if line:
             name, equals, version = line.partition("==")
             if not equals or not version:
                 raise ValueError(f"'{line}' is not NAME==VERSION")
-            found[canonical(name)] = Version(version)
-    return found
+            versions[canonical(name)] = Version(version)
+    return versions
 
 
 def floors(text: str) -> dict[str, tuple[Version, str]]:
-    """Name -> (least version, why) of the `name>=version  # why` lines."""
-    found = {}
+    """Pairs (lowest version, reason) by name, of `name>=version  # reason` lines."""
+    versions = {}
     for raw in text.splitlines():
         line, _, why = raw.partition("#")
         if line.strip():
             name, _, version = line.strip().partition(">=")
-            found[canonical(name)] = (Version(version.strip()), why.strip())
-    return found
+            versions[canonical(name)] = (Version(version.strip()), why.strip())
+    return versions
 
 
-def wanted(pyproject: str) -> set[str]:
-    """Names of the direct dependencies, those of the extras too."""
+def direct_dependencies(pyproject: str) -> set[str]:
+    """Names of the direct dependencies, with those of the extras."""
     project = tomllib.loads(pyproject)["project"]
     lines = [
         *project["dependencies"],
@@ -74,7 +74,7 @@ def installed() -> dict[str, Version]:
 def problems(
     need: set[str], pinned: dict[str, Version], least: dict[str, tuple[Version, str]], there: dict[str, Version]
 ) -> tuple[list[str], list[str]]:
-    """What is wrong, and what is only worth knowing."""
+    """Problems, and notes that are no problems."""
     wrong = [f"{name} is not pinned in constraints.txt" for name in sorted(need - pinned.keys())]
     for where, versions in (("constraints.txt pins", pinned), ("installed is", there)):
         wrong += [
@@ -92,17 +92,19 @@ def problems(
 
 def main() -> None:
     wrong, notes = problems(
-        wanted((ROOT / "pyproject.toml").read_text()), pins((ROOT / "constraints.txt").read_text()),
-        floors((ROOT / "tools" / "floors.txt").read_text()), installed(),
-    )  # fmt: skip
+        direct_dependencies((ROOT / "pyproject.toml").read_text()),
+        pins((ROOT / "constraints.txt").read_text()),
+        floors((ROOT / "tools" / "floors.txt").read_text()),
+        installed(),
+    )
     for note in notes:
         print(f"note: {note}")
     for problem in wrong:
         print(f"wrong: {problem}")
     print(f"dependencies: {len(wrong)} wrong, {len(notes)} other than tested")
     if "--online" in sys.argv:
-        told = subprocess.run([sys.executable, "-m", "pip_audit", "--progress-spinner=off"], check=False)
-        sys.exit(bool(wrong) or told.returncode)
+        result = subprocess.run([sys.executable, "-m", "pip_audit", "--progress-spinner=off"], check=False)
+        sys.exit(bool(wrong) or result.returncode)
     sys.exit(bool(wrong))
 
 

@@ -28,8 +28,8 @@ def packages(tmp_path: Path, monkeypatch: Any) -> Path:
 
     cat = words.Category("cat", ("1f431",), "animal", "cats")
     monkeypatch.setattr(words, "CATEGORIES", {"cat": cat})
-    own = words.Identity("my_dog", "dog", "f3d", "1f9ae", "dots", ((0, 0, 0), (9, 9, 9)))
-    monkeypatch.setattr(words, "IDENTITIES", {"my_dog": own})
+    identity = words.Identity("my_dog", "dog", "f3d", "1f9ae", "dots", ((0, 0, 0), (9, 9, 9)))
+    monkeypatch.setattr(words, "IDENTITIES", {"my_dog": identity})
     webp = io.BytesIO()
     Image.new("RGBA", (40, 20), (200, 30, 60, 255)).save(webp, "WEBP", lossless=True)
     icons = {"width": 32, "height": 32, "icons": {"cat-face": {"body": "<path/>"}}}
@@ -56,10 +56,10 @@ def packages(tmp_path: Path, monkeypatch: Any) -> Path:
 def test_the_art_pack_from_its_packages(tmp_path: Path, packages: Path) -> None:
     from PIL import Image
 
-    seen = []
+    rasterised = []
 
     def rasterise(svg: str) -> Image.Image:
-        seen.append(svg)
+        rasterised.append(svg)
         return Image.new("RGBA", (256, 256), (1, 2, 3, 255))
 
     assert art.make(tmp_path / "sprites.npz", packages, rasterise) == 5
@@ -69,7 +69,7 @@ def test_the_art_pack_from_its_packages(tmp_path: Path, packages: Path) -> None:
         assert [str(n) for n in z["held_names"]] == ["my_dog"]
         alpha = z["rgba"][0, ..., 3]
         assert (alpha > 128).any(0).sum() == 96 and (alpha > 128).any(1).sum() == 48  # 2:1, centred
-    assert len(seen) == 3 and 'viewBox="0 0 32 32"' in seen[0]
+    assert len(rasterised) == 3 and 'viewBox="0 0 32 32"' in rasterised[0]
     from minikin.tiny.sprites import ArtPack
 
     assert ArtPack.load(tmp_path / "sprites.npz").has("cat", "flat")

@@ -26,8 +26,8 @@ from tools.tiny_training.recipes import (
     Adapters,
     Autoencoder,
     Build,
+    Images,
     Latents,
-    Pictures,
     Text,
     Tokenizer,
     Unet,
@@ -37,20 +37,20 @@ from tools.tiny_training.recipes import (
 from minikin.errors import AssetError, BadModelFile, BadRecipe, Busy, StorageError, UnknownName
 from minikin.events import Done, Note
 from minikin.tiny.captions import caption
-from minikin.training.plan import Plan, Turn
-from minikin.training.run import Run
+from minikin.training.config import StepContext, TrainingConfig
+from minikin.training.trainer import Trainer
 from tests.conftest import filling
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-PLAN = Plan(steps=3, batch=4, bf16=False, log_steps=1, warmup=2, save_minutes=0)
+PLAN = TrainingConfig(steps=3, batch=4, bf16=False, log_steps=1, warmup=2, save_minutes=0)
 
-STAGES = ("pictures", "autoencoder", "tokenizer", "text", "latents", "unet", "export")
+STAGES = ("images", "autoencoder", "tokenizer", "text", "latents", "unet", "export")
 
 
 def miniature(**unet: Any) -> Build:
     """Everything of the small recipe but its size: latents of 16x16x4 from two levels and a grown third."""
     return Build(
-        pictures=Pictures(count=48, pairs=16, others=16, shard=16, backdrops=1),
+        images=Images(count=48, pairs=16, others=16, shard=16, backdrops=1),
         autoencoder=Autoencoder(
             channels=(4, 8, 8, 8),
             latents=4,
@@ -83,7 +83,7 @@ def built(tmp_path_factory: Any) -> Job:
     return job
 
 
-def test_every_stage_leaves_what_a_person_wants_to_see(built: Job) -> None:
+def test_stages_write_logs_curves_and_samples(built: Job) -> None:
     for name in ("autoencoder/first", "autoencoder/grown", "autoencoder/decoder", "text", "unet"):
         folder = built.out / name
         rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -92,10 +92,10 @@ def test_every_stage_leaves_what_a_person_wants_to_see(built: Job) -> None:
         if find_spec("matplotlib"):
             assert (folder / "curve.png").stat().st_size > 1000
     assert len(list((built.out / "unet" / "samples").glob("*.png"))) == 1
-    assert (built.out / "pictures" / "sample.png").exists()
+    assert (built.out / "images" / "sample.png").exists()
 
 
-def test_the_stock_pipeline_opens_the_model(built: Job) -> None:
+def test_stock_pipeline_opens_the_model(built: Job) -> None:
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     pipe = StableDiffusionPipeline.from_pretrained(built.model, torch_dtype=torch.float32)
@@ -112,7 +112,7 @@ def test_minikin_opens_the_model(built: Job) -> None:
 
     base = open_base(str(built.model), device="cpu")
     assert base.architecture == "tiny"
-    assert base.prediction == "v_prediction"
+    assert base.prediction_type == "v_prediction"
 
 
 def test_weights_are_float16_in_small_files(built: Job) -> None:
@@ -126,17 +126,17 @@ def test_weights_are_float16_in_small_files(built: Job) -> None:
             assert all(f.get_tensor(k).dtype is torch.float16 for k in f.keys())  # noqa: SIM118
 
 
-def test_the_card_tells_data_licences_and_cost(built: Job) -> None:
+def test_card_has_data_licences_and_cost(built: Job) -> None:
     text = (built.model / "README.md").read_text()
     assert "48 scenes" in text and "| U-Net | 3 | 12 |" in text and "v-loss" in text
     for style in ("MIT", "Apache-2.0", "CC-BY-4.0"):
         assert style in text
 
 
-def test_running_again_does_nothing_and_changes_nothing(built: Job) -> None:
+def test_finished_stages_change_nothing(built: Job) -> None:
     before = {p: p.read_bytes() for p in built.model.rglob("*.safetensors")}
-    told = [e.text for e in events_of(built, "pictures", "text", "latents", "unet") if isinstance(e, Note)]
-    assert any("unet: already trained (3 steps)" in t for t in told)
+    notes = [e.text for e in events_of(built, "images", "text", "latents", "unet") if isinstance(e, Note)]
+    assert any("unet: already trained (3 steps)" in t for t in notes)
     events_of(built, "export")
     assert all(p.read_bytes() == data for p, data in before.items())
 
@@ -150,11 +150,11 @@ def test_latents_are_normalised(built: Job) -> None:
     assert 0.6 < float(z.std()) < 1.6
 
 
-def test_going_on_from_the_exported_folder(built: Job, tmp_path: Path) -> None:
+def test_training_from_an_exported_folder(built: Job, tmp_path: Path) -> None:
     """The parts without a budget are copied, and the U-Net begins where the folder's was."""
     job = Job(miniature(), tmp_path, source=built.model, steps={"unet": 3})
-    told = " ".join(e.text for e in events_of(job, *STAGES[:-1]) if isinstance(e, Note))
-    assert "vae taken from" in told and "text_encoder taken from" in told
+    notes = " ".join(e.text for e in events_of(job, *STAGES[:-1]) if isinstance(e, Note))
+    assert "vae taken from" in notes and "text_encoder taken from" in notes
     assert (job.text_encoder / "config.json").read_bytes() == (
         built.model / "text_encoder" / "config.json"
     ).read_bytes()
@@ -166,11 +166,21 @@ def test_going_on_from_the_exported_folder(built: Job, tmp_path: Path) -> None:
 # ---- refusals ------------------------------------------------------------------------------------
 
 
-def test_a_stage_says_which_stage_it_lacks(tmp_path: Path) -> None:
+def test_missing_stage_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadRecipe, match="vae is missing: it is made by stage autoencoder. Run --stage"):
         events_of(Job(miniature(), tmp_path), "latents")
     with pytest.raises(BadRecipe, match="images lacks 3 of its 3 files. Run --stage images first"):
         events_of(Job(miniature(), tmp_path), "autoencoder")
+
+
+def test_names_of_version_0_1_are_understood(tmp_path: Path) -> None:
+    """Stages have another name, and folders of a build are renamed at its next run."""
+    former, name = "judge", "dual-encoder"  # word: stage of version 0.1
+    assert stages.chosen([former]) == [name]
+    (tmp_path / former).mkdir(parents=True)
+    with pytest.raises(BadRecipe, match="Run --stage tokenizer first"):
+        events_of(Job(miniature(), tmp_path), former)
+    assert (tmp_path / name).exists() and not (tmp_path / former).exists()
 
 
 def test_names_are_checked(tmp_path: Path) -> None:
@@ -186,7 +196,7 @@ def test_names_are_checked(tmp_path: Path) -> None:
         Job(miniature(), tmp_path, minutes={"unet": 0})
 
 
-def test_another_autoencoder_makes_the_latents_void(built: Job, tmp_path: Path) -> None:
+def test_latents_of_another_autoencoder_are_refused(built: Job, tmp_path: Path) -> None:
     import shutil
 
     out = tmp_path / "copy"
@@ -204,18 +214,18 @@ def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
 
 def test_missing_and_damaged_art_packs(tmp_path: Path) -> None:
     with pytest.raises(AssetError, match="The art pack .* cannot be read"):
-        events_of(Job(miniature(), tmp_path / "a", art=tmp_path / "none.npz"), "pictures")
+        events_of(Job(miniature(), tmp_path / "a", art=tmp_path / "none.npz"), "images")
     broken = tmp_path / "broken.npz"
     broken.write_bytes(art.shipped().read_bytes()[:5000])
     with pytest.raises(AssetError, match="The art pack .* cannot be read"):
-        events_of(Job(miniature(), tmp_path / "b", art=broken), "pictures")
+        events_of(Job(miniature(), tmp_path / "b", art=broken), "images")
 
 
-def test_another_art_pack_is_refused_unless_asked_for(tmp_path: Path, monkeypatch: Any) -> None:
+def test_another_art_pack_is_refused_without_the_option(tmp_path: Path, monkeypatch: Any) -> None:
     assert art.fingerprint() == art.SHIPPED
     monkeypatch.setattr(art, "SHIPPED", "0" * 64)
     with pytest.raises(AssetError, match=r"its fingerprint is 7461\w+, expected 0000\w+.*--art"):
-        events_of(Job(miniature(), tmp_path), "pictures")
+        events_of(Job(miniature(), tmp_path), "images")
     art.check(art.shipped())
 
 
@@ -225,11 +235,11 @@ def test_a_full_disk_while_rendering(tmp_path: Path, monkeypatch: Any) -> None:
     with monkeypatch.context() as m:
         m.setattr(os, "fsync", filling(7))
         with pytest.raises(StorageError, match="full. Free some space and try again; nothing was lost"):
-            events_of(job, "pictures")
-    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "pictures").glob("*.npy")}
-    assert kept
-    events_of(job, "pictures")
-    assert all(p.stat().st_mtime_ns == t for p, t in kept.items())
+            events_of(job, "images")
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "images").glob("*.npy")}
+    assert times
+    events_of(job, "images")
+    assert all(p.stat().st_mtime_ns == t for p, t in times.items())
     assert not list(tmp_path.rglob(".minikin-*"))
 
 
@@ -256,49 +266,49 @@ def test_budgets() -> None:
     assert job.plan("text", PLAN) == PLAN
 
 
-def test_two_builds_in_one_folder(tmp_path: Path) -> None:
-    work = stages.run(Job(miniature(), tmp_path), ["pictures"])
+def test_second_build_in_one_folder_is_refused(tmp_path: Path) -> None:
+    work = stages.run(Job(miniature(), tmp_path), ["images"])
     next(work)
     with pytest.raises(Busy, match="already working on the build in"):
-        next(stages.run(Job(miniature(), tmp_path), ["pictures"]))
+        next(stages.run(Job(miniature(), tmp_path), ["images"]))
     work.close()
 
 
 # ---- the pieces ----------------------------------------------------------------------------------
 
 
-def test_the_last_scenes_are_pairs(built: Job) -> None:
+def test_last_scenes_are_pairs(built: Job) -> None:
     """Their images and captions are of the same stream."""
     worlds = [stream(built, i) for i in range(48)]
     assert worlds == ["small"] * 32 + ["small:pair"] * 16
     world = world_of("small:pair", 1, None)
-    scene = world.scene(built.recipe.pictures.seed, 40)
+    scene = world.scene(built.recipe.images.seed, 40)
     assert scene.layout == "pair"
-    own = stores(built)[0][1]
-    assert np.array_equal(own[np.array([40])][0], np.asarray(world.draw(scene)[0]))
+    image_files = stores(built)[0][1]
+    assert np.array_equal(image_files[np.array([40])][0], np.asarray(world.draw(scene)[0]))
     tokens = latent_stores(built)[1][np.array([40])][0]
-    said = caption(scene, np.random.default_rng((built.recipe.pictures.seed, 40, 0))).text
-    ids = FastTokenizer.from_file(str(built.tokenizer / "tokenizer.json")).encode(said).ids
+    text = caption(scene, np.random.default_rng((built.recipe.images.seed, 40, 0))).text
+    ids = FastTokenizer.from_file(str(built.tokenizer / "tokenizer.json")).encode(text).ids
     assert tokens[0].tolist()[:10] == ids[:10]
 
 
-def test_the_decoder_goes_on_alone(built: Job, tmp_path: Path) -> None:
+def test_decoder_loss_trains_the_decoder_alone(built: Job, tmp_path: Path) -> None:
     """Its loss teaches the decoder, and the encoder is what it was: latents stay valid."""
     vae = build_autoencoder((4, 8), 3, 32)
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(False)
-    run = Run(tmp_path, vae, PLAN, device=torch.device("cpu"), stage="decoder")
+    trainer = Trainer(tmp_path, vae, PLAN, device=torch.device("cpu"), stage="decoder")
     pixels = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
     torch.manual_seed(0)
-    told = DecoderLoss(run, built.recipe.autoencoder)(Turn(0, 4, (0, 0)), pixels)
-    told["loss"].backward()
-    taught = {
+    losses = DecoderLoss(trainer, built.recipe.autoencoder)(StepContext(0, 4, (0, 0)), pixels)
+    losses["loss"].backward()
+    trained_modules = {
         n.split(".")[0] for n, p in vae.named_parameters() if p.grad is not None and p.grad.abs().max() > 0
     }
-    assert taught == {"decoder", "post_quant_conv"}
+    assert trained_modules == {"decoder", "post_quant_conv"}
 
 
-def test_tokenizer_is_clips(built: Job) -> None:
+def test_tokenizer_has_clips_conventions(built: Job) -> None:
     """Every byte has a token, so nothing is unknown; case and spaces do not matter; equal in every build."""
     from tools.tiny_training.tokenizer import learn, texts
     from transformers import AutoTokenizer
@@ -315,41 +325,43 @@ def test_tokenizer_is_clips(built: Job) -> None:
     assert learn(texts(built, 60), 700) == learn(texts(built, 60), 700)
 
 
-def test_twins_differ_at_their_nouns_alone(built: Job) -> None:
+def test_minimal_pairs_differ_in_nouns_only(built: Job) -> None:
     from tools.tiny_training.images import world_of
     from tools.tiny_training.labels import CATEGORIES, Captions
     from transformers import AutoTokenizer
 
     t = AutoTokenizer.from_pretrained("src/minikin/tiny/weights/tokenizer")
-    b = Captions([world_of("small", 1, None)], t, 32).batch(Turn(0, 32, (0,)))
+    b = Captions([world_of("small", 1, None)], t, 32).batch(StepContext(0, 32, (0,)))
     rows = torch.arange(32)
     assert (b.ids[rows, b.end] == t.eos_token_id).all()
-    assert (b.ids[b.alike] == b.twins[b.alike]).all()
-    assert not b.alike[rows, b.end].any()
+    assert (b.ids[b.is_same] == b.minimal_pairs[b.is_same]).all()
+    assert not b.is_same[rows, b.end].any()
     words = [t.decode(b.ids[r, p]).strip() for r, p in b.nouns.tolist()]
-    named = [CATEGORIES[k] for k in b.kinds.tolist()]
-    assert sum(w.rstrip("s") in n or n in w for w, n in zip(words, named, strict=True)) > 0.7 * len(words)
-    assert 0 < int((b.ids != b.twins).sum()) <= len(words)
+    categories = [CATEGORIES[k] for k in b.kinds.tolist()]
+    assert sum(w.rstrip("s") in n or n in w for w, n in zip(words, categories, strict=True)) > 0.7 * len(words)
+    assert 0 < int((b.ids != b.minimal_pairs).sum()) <= len(words)
 
 
-def test_sides_are_told_where_they_can_be_known(built: Job) -> None:
+def test_sides_have_labels_where_a_causal_encoder_can_know_them(built: Job) -> None:
     """By the second noun of a pair and by the end; a causal encoder cannot know them at the first."""
     from tools.tiny_training.images import world_of
     from tools.tiny_training.labels import CATEGORIES, CHOICES, SIDES, UNKNOWN, Captions
     from transformers import AutoTokenizer
 
     t = AutoTokenizer.from_pretrained("src/minikin/tiny/weights/tokenizer")
-    b = Captions([world_of("small", 1, None)], t, 32).batch(Turn(0, 96, (0,)))
+    b = Captions([world_of("small", 1, None)], t, 32).batch(StepContext(0, 96, (0,)))
     left, right = (b.choices[:, CHOICES.index(CHOICES[-1]) + k] for k in (0, 1))
     pairs = left != len(CATEGORIES)
     assert ((right != len(CATEGORIES)) == pairs).all() and 8 < int(pairs.sum()) < 60
-    known, seen = b.sides != UNKNOWN, set()
-    assert int(known.sum()) <= int(pairs.sum())
-    for (row, place), kind, side in zip(*(x[known].tolist() for x in (b.nouns, b.kinds, b.sides)), strict=True):
+    has_side, sides_found = b.sides != UNKNOWN, set()
+    assert int(has_side.sum()) <= int(pairs.sum())
+    for (row, place), kind, side in zip(
+        *(x[has_side].tolist() for x in (b.nouns, b.kinds, b.sides)), strict=True
+    ):
         assert kind == (left, right)[side][row]
         assert place == int(b.nouns[b.nouns[:, 0] == row, 1].max())
-        seen.add(SIDES[side])
-    assert seen == set(SIDES)
+        sides_found.add(SIDES[side])
+    assert sides_found == set(SIDES)
 
 
 # ---- the command line ----------------------------------------------------------------------------
@@ -357,18 +369,21 @@ def test_sides_are_told_where_they_can_be_known(built: Job) -> None:
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "tools.tiny_training", *arguments], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-m", "tools.tiny_training", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-    )  # fmt: skip
+    )
 
 
-def test_the_command_line_tells_mistakes(tmp_path: Path) -> None:
+def test_command_line_reports_mistakes(tmp_path: Path) -> None:
     out = command("--world", "smal", "--out", str(tmp_path))
     assert out.returncode == 2 and "minikin: Unknown world 'smal'. Did you mean 'small'?" in out.stderr
     assert "Traceback" not in out.stderr
 
 
-def test_the_adapters_are_those_of_the_presets(built: Job, monkeypatch: Any) -> None:
+def test_adapters_are_those_of_the_presets(built: Job, monkeypatch: Any) -> None:
     """Distilled from the exported model, small, and each painted as its header says."""
     from tools.tiny_training import in_domain_concepts
 
@@ -377,21 +392,28 @@ def test_the_adapters_are_those_of_the_presets(built: Job, monkeypatch: Any) -> 
     from minikin.models.lora import adapters
 
     methods = ("lcm-lora", "lcm", "turbo", "tdm")
-    assert tuple(Adapters().batch) == methods and {*Adapters().steps, *Adapters().named} == {*methods}
-    own = Adapters(
-        rank=2, steps=dict.fromkeys(("lcm-lora", "turbo", "tdm"), 1), batch=dict.fromkeys(methods, 4), scenes=8,
-        named={"lcm-lora": 1, "lcm": 1}, things=2, things_steps=1, captions=4, teacher_steps=1,
-    )  # fmt: skip
-    job = replace(built, recipe=built.recipe.model_copy(update={"adapters": own}))
+    assert tuple(Adapters().batch) == methods and {*Adapters().steps, *Adapters().with_concepts} == {*methods}
+    small = Adapters(
+        rank=2,
+        steps=dict.fromkeys(("lcm-lora", "turbo", "tdm"), 1),
+        batch=dict.fromkeys(methods, 4),
+        scenes=8,
+        with_concepts={"lcm-lora": 1, "lcm": 1},
+        things=2,
+        things_steps=1,
+        captions=4,
+        teacher_steps=1,
+    )
+    job = replace(built, recipe=built.recipe.model_copy(update={"adapters": small}))
     notes = [e.text for e in events_of(job, "adapters") if isinstance(e, Note)]
     assert sum("adapters/" in n and "MB" in n for n in notes) == 4
     for method in methods:
-        made = job.out / "adapters" / f"{method}.safetensors"
-        assert made.stat().st_size < 200_000
-        adapters.remember(made, f"{method}-tiny")
+        adapter = job.out / "adapters" / f"{method}.safetensors"
+        assert adapter.stat().st_size < 200_000
+        adapters.add(adapter, f"{method}-tiny")
     studio = Studio.open(str(job.model), device="cpu")
     for method in methods:
-        assert presets.where(presets.PRESETS[method].adapters["tiny"][0]) is not None
+        assert presets.local_file(presets.PRESETS[method].adapters["tiny"][0]) is not None
         assert studio.paint("a cat", preset=method)[0].size == (128, 128)
     things = job.out / "adapters" / "things"
     lines = (things / "captions.txt").read_text().splitlines()

@@ -26,7 +26,7 @@ from minikin.tiny.world import World
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_damaged_pictures_are_named(tmp_path: Path) -> None:
+def test_damaged_image_files_are_named(tmp_path: Path) -> None:
     shards = Shards(tmp_path, 8, 4, {"world": "small"})
     for i in range(2):
         write(shards.path(i), np.full((4, 2), i, np.uint8))
@@ -64,21 +64,21 @@ def test_normalising_changes_latents_only() -> None:
         assert z.mean.mean((0, 2, 3)).abs().max() < 1e-4
         assert float(z.mean.std((0, 2, 3)).pow(2).mean()) == pytest.approx(1, rel=1e-3)
         before = vae.encode(x).latent_dist
-        ratio, kept = (q.logvar.exp() / q.mean.var((0, 2, 3), keepdim=True) for q in (before, z))
-        assert torch.allclose(ratio, kept, rtol=1e-2)  # the posterior's relative width too
+        ratio, ratio_after = (q.logvar.exp() / q.mean.var((0, 2, 3), keepdim=True) for q in (before, z))
+        assert torch.allclose(ratio, ratio_after, rtol=1e-2)  # the posterior's relative width too
 
 
 def test_captions_are_of_the_scenes_that_were_drawn(tmp_path: Path) -> None:
     """With many variants of a background a scene that was drawn anew takes another turn: both must know."""
-    drawn, other = World("small", 40), World("small", 1)
-    assert any(drawn.scene(0, i).things != other.scene(0, i).things for i in range(60))  # why it matters
+    world, other = World("small", 40), World("small", 1)
+    assert any(world.scene(0, i).things != other.scene(0, i).things for i in range(60))  # why it matters
     path = tmp_path / "ids.npy"
     file = Path(str(registry.tiny_folder())) / "tokenizer" / "tokenizer.json"
     tokenise(path, file, "small", 0, 60, 0, 1, 32, 40, None)
     fast = FastTokenizer.from_file(str(file))
     for i, row in enumerate(np.load(path)):
-        said = caption(drawn.scene(0, i), np.random.default_rng((0, i, 0))).text
-        ids = fast.encode(said).ids[:8]
+        text = caption(world.scene(0, i), np.random.default_rng((0, i, 0))).text
+        ids = fast.encode(text).ids[:8]
         assert row[0].tolist()[: len(ids)] == ids
 
 

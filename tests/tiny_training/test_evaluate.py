@@ -1,4 +1,4 @@
-"""What the evaluation asks, when it says "right", and how sure it says it is."""
+"""Evaluation of tiny models: prompts, rules for a correct image, intervals, the command."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from tools.tiny_training import evaluate
 from tools.tiny_training.evaluation.model import Model, psnr
-from tools.tiny_training.evaluation.prompts import Asked, AskedThing, ask, of_each, prompts
+from tools.tiny_training.evaluation.prompts import PromptSpec, ThingSpec, of_each, prompt_of, prompts
 from tools.tiny_training.evaluation.report import by_category, shares
-from tools.tiny_training.evaluation.rules import Answers, judge, judge_all
+from tools.tiny_training.evaluation.rules import Answers, score, score_all
 
 from minikin.errors import BadModelFile
 from minikin.evaluation import intervals
@@ -32,7 +32,7 @@ def world() -> World:
 
 
 @pytest.fixture(scope="module")
-def asked(world: World) -> list[Asked]:
+def specs(world: World) -> list[PromptSpec]:
     return prompts(world, 120, 11)
 
 
@@ -44,24 +44,24 @@ def model() -> Model:
 # ---- prompts ---------------------------------------------------------------------------------
 
 
-def test_prompts_are_held_out_and_in_their_shares(asked: list[Asked]) -> None:
-    assert len(asked) == 120
-    assert all(is_held_out(a.scene) for a in asked)
-    layouts = [a.layout for a in asked]
+def test_prompts_are_held_out_and_in_their_shares(specs: list[PromptSpec]) -> None:
+    assert len(specs) == 120
+    assert all(is_held_out(a.scene) for a in specs)
+    layouts = [a.layout for a in specs]
     counts = {k: layouts.count(k) for k in set(layouts)}
     assert counts == {"single": 60, "pair": 36, "hat": 12, "count": 12}
 
 
-def test_only_what_the_words_say_is_asked(asked: list[Asked]) -> None:
-    for a in asked:
+def test_prompt_spec_holds_only_what_the_words_say(specs: list[PromptSpec]) -> None:
+    for a in specs:
         words_of = a.prompt
         assert a.has_sides == (" left" in words_of or " right" in words_of)
-        named = any(w in words_of for s in words.ART_SETS.values() for w in s.words)
-        assert (a.art is not None) == named
+        names_art = any(w in words_of for s in words.ART_SETS.values() for w in s.words)
+        assert (a.art is not None) == names_art
         for t in a.things:
             assert t.colour is None or t.colour in words_of
             assert all(p in words_of for p in t.paints)
-    assert any(a.background is None for a in asked) and any(a.background for a in asked)
+    assert any(a.background is None for a in specs) and any(a.background for a in specs)
 
 
 def test_sides_follow_the_scene(world: World) -> None:
@@ -69,65 +69,70 @@ def test_sides_follow_the_scene(world: World) -> None:
     rng = np.random.default_rng(2)
     for _ in range(40):
         scene = world.decide(rng, layout="pair")
-        a = ask(scene, 0)
+        a = prompt_of(scene, 0)
         left = min(scene.things, key=lambda t: t.centre_x)
         assert a.things[0].category == left.category
 
 
 # ---- rules -----------------------------------------------------------------------------------
 
-PAIR = Asked(
-    "a dog to the left of a cat in the snow", None, "pair",  # type: ignore[arg-type]
-    (AskedThing("dog"), AskedThing("cat")), "snow", None, None, None, True,
-)  # fmt: skip
-SEEN = Answers("snow", "f3d", "normal", "2", ("dog", "cat"), "as drawn", "as drawn", frozenset())
+PAIR = PromptSpec(
+    "a dog to the left of a cat in the snow",
+    None,
+    "pair",  # type: ignore[arg-type]
+    (ThingSpec("dog"), ThingSpec("cat")),
+    "snow",
+    None,
+    None,
+    None,
+    True,
+)
+ANSWERS = Answers("snow", "f3d", "normal", "2", ("dog", "cat"), "as drawn", "as drawn", frozenset())
 
 
 def test_a_pair_and_its_sides() -> None:
-    assert judge(PAIR, SEEN) == {"background": True, "both": True, "relation": True}
-    swapped = replace(SEEN, objects=("cat", "dog"))
-    assert judge(PAIR, swapped) == {"background": True, "both": True, "relation": False}
-    twice = replace(SEEN, objects=("dog", "dog"), background="beach")
-    assert judge(PAIR, twice) == {"background": False, "both": False, "relation": False}
-    assert "relation" not in judge(replace(PAIR, has_sides=False), SEEN)
+    assert score(PAIR, ANSWERS) == {"background": True, "both": True, "relation": True}
+    swapped = replace(ANSWERS, objects=("cat", "dog"))
+    assert score(PAIR, swapped) == {"background": True, "both": True, "relation": False}
+    twice = replace(ANSWERS, objects=("dog", "dog"), background="beach")
+    assert score(PAIR, twice) == {"background": False, "both": False, "relation": False}
+    assert "relation" not in score(replace(PAIR, has_sides=False), ANSWERS)
 
 
 def test_colours_and_patterns() -> None:
-    def single(thing: AskedThing) -> Asked:
+    def single(thing: ThingSpec) -> PromptSpec:
         return replace(PAIR, layout="single", things=(thing,), has_sides=False, background=None)
 
-    red = replace(SEEN, objects=("cat", "none"), colour="red", pattern="as drawn")
+    red = replace(ANSWERS, objects=("cat", "none"), colour="red", pattern="as drawn")
     striped = replace(red, colour="pattern", pattern="stripes", paints=frozenset({"red", "blue"}))
-    assert judge(single(AskedThing("cat", colour="red")), red) == {"object": True, "colour": True}
-    assert judge(single(AskedThing("cat", colour="blue")), red) == {"object": True, "colour": False}
-    both = single(AskedThing("cat", pattern="stripes", paints=("red", "blue")))
-    assert judge(both, striped) == {"object": True, "colour": True, "pattern": True}
+    assert score(single(ThingSpec("cat", colour="red")), red) == {"object": True, "colour": True}
+    assert score(single(ThingSpec("cat", colour="blue")), red) == {"object": True, "colour": False}
+    both = single(ThingSpec("cat", pattern="stripes", paints=("red", "blue")))
+    assert score(both, striped) == {"object": True, "colour": True, "pattern": True}
     other = replace(striped, paints=frozenset({"red", "green"}))
-    assert judge(both, other) == {"object": True, "colour": False, "pattern": True}
-    assert judge(both, red) == {"object": True, "colour": False, "pattern": False}
-    free = single(AskedThing("cat", pattern="dots"))
-    assert judge(free, striped) == {"object": True, "pattern": False}
+    assert score(both, other) == {"object": True, "colour": False, "pattern": True}
+    assert score(both, red) == {"object": True, "colour": False, "pattern": False}
+    free = single(ThingSpec("cat", pattern="dots"))
+    assert score(free, striped) == {"object": True, "pattern": False}
 
 
-def test_counts_need_the_right_things() -> None:
-    three = replace(
-        PAIR, layout="count", things=(AskedThing("cat"),), count=3, has_sides=False, background=None
-    )
-    seen = replace(SEEN, objects=("cat", "none"), count="3")
-    assert judge(three, seen) == {"count": True}
-    assert judge(three, replace(seen, count="2")) == {"count": False}
-    assert judge(three, replace(seen, objects=("dog", "none"))) == {"count": False}
+def test_count_needs_the_right_category() -> None:
+    three = replace(PAIR, layout="count", things=(ThingSpec("cat"),), count=3, has_sides=False, background=None)
+    answers = replace(ANSWERS, objects=("cat", "none"), count="3")
+    assert score(three, answers) == {"count": True}
+    assert score(three, replace(answers, count="2")) == {"count": False}
+    assert score(three, replace(answers, objects=("dog", "none"))) == {"count": False}
 
 
 @NEEDS_WEIGHTS
-def test_the_ceiling_is_high_and_wrong_prompts_are_wrong(world: World, asked: list[Asked]) -> None:
+def test_upper_bound_is_high_and_shuffled_prompts_fail(world: World, specs: list[PromptSpec]) -> None:
     """Scenes the world draws for the prompts are right; the same scenes for the next prompts are not."""
-    verdicts = Classifier.open().look(np.stack([np.asarray(world.draw(a.scene)[0]) for a in asked]))
-    right = shares(judge_all(asked, verdicts))
+    predictions = Classifier.open().predict(np.stack([np.asarray(world.draw(a.scene)[0]) for a in specs]))
+    right = shares(score_all(specs, predictions))
     assert right["object"].value >= 0.90 and right["background"].value >= 0.93 and right["both"].value >= 0.80
-    moved = shares(judge_all([*asked[1:], asked[0]], verdicts))
+    moved = shares(score_all([*specs[1:], specs[0]], predictions))
     assert moved["object"].value < 0.3 and moved["background"].value < 0.4
-    table = by_category(asked, judge_all(asked, verdicts))
+    table = by_category(specs, score_all(specs, predictions))
     assert sum(m.n for m in table.values()) == 60
 
 
@@ -136,20 +141,22 @@ def test_the_ceiling_is_high_and_wrong_prompts_are_wrong(world: World, asked: li
 
 def test_wilson_interval() -> None:
     """Against published values: 9 of 10 gives [0.596, 0.982], 0 of 10 gives [0, 0.278]."""
-    m = intervals.share(9, 10)
+    m = intervals.wilson_share(9, 10)
     assert (m.value, m.low, m.high) == (0.9, pytest.approx(0.5958, abs=1e-3), pytest.approx(0.9821, abs=1e-3))
-    assert intervals.share(0, 10).low == 0 and intervals.share(0, 10).high == pytest.approx(0.2775, abs=1e-3)
-    assert intervals.share(0, 0).n == 0
+    assert intervals.wilson_share(0, 10).low == 0 and intervals.wilson_share(0, 10).high == pytest.approx(
+        0.2775, abs=1e-3
+    )
+    assert intervals.wilson_share(0, 0).n == 0
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say() -> None:
+def test_intervals_have_their_coverage() -> None:
     """Of 400 samples of 60 throws at 0.85, about 95 % of the intervals hold 0.85 (4 se: 90.6 to 99.4)."""
     rng = np.random.default_rng(0)
     throws = rng.random((400, 60)) < 0.85
-    found = [intervals.share(int(t.sum()), 60) for t in throws]
-    assert 0.906 <= np.mean([m.low <= 0.85 <= m.high for m in found]) <= 0.994
+    results = [intervals.wilson_share(int(t.sum()), 60) for t in throws]
+    assert 0.906 <= np.mean([m.low <= 0.85 <= m.high for m in results]) <= 0.994
     values = rng.normal(3, 1, (100, 80))
-    means = [intervals.mean(v) for v in values]
+    means = [intervals.bootstrap_mean(v) for v in values]
     assert 0.85 <= np.mean([m.low <= 3 <= m.high for m in means])
 
 
@@ -164,57 +171,64 @@ def test_psnr() -> None:
 # ---- the model and the command ---------------------------------------------------------------
 
 
-def test_a_picture_does_not_depend_on_its_batch(model: Model) -> None:
+def test_image_does_not_depend_on_its_batch(model: Model) -> None:
     """bfloat16 rounds a little differently by batch: less than 2 of 255 on average."""
     texts = ["a cat on the beach", "a dog", "a red car in the snow"]
-    one = np.concatenate(list(model.draw(texts, steps=2, guidance=4.0, seed=3, batch=1)))
+    single = np.concatenate(list(model.draw(texts, steps=2, guidance=4.0, seed=3, batch=1)))
     all_ = np.concatenate(list(model.draw(texts, steps=2, guidance=4.0, seed=3)))
-    assert np.abs(one.astype(int) - all_).mean() < 2
-    other = next(model.draw(texts, steps=2, guidance=4.0, seed=4))
-    assert np.abs(other.astype(int) - all_).mean() > 10
+    assert np.abs(single.astype(int) - all_).mean() < 2
+    other = next(model.draw(texts[:1], steps=2, guidance=4.0, seed=4))
+    assert np.abs(other.astype(int) - all_[:1]).mean() > 10
 
 
 def test_v_loss_is_repeatable_and_needs_the_right_words(model: Model, world: World) -> None:
     """The same every time; with captions of other scenes it rises."""
-    scenes = [world.scene(21, i, "test") for i in range(32)]
-    pictures = np.stack([np.asarray(world.draw(s)[0]) for s in scenes])
-    texts = [ask(s, 0).prompt for s in scenes]
-    own, again = model.v_loss(pictures, texts, 0), model.v_loss(pictures, texts, 0)
-    assert np.array_equal(own.each, again.each) and own.each.mean() == pytest.approx(np.mean(own.quarters))
-    assert model.v_loss(pictures, texts[1:] + texts[:1], 0).each.mean() > own.each.mean() + 0.01
+    scenes = [world.scene(21, i, "test") for i in range(10)]
+    images = np.stack([np.asarray(world.draw(s)[0]) for s in scenes])
+    texts = [prompt_of(s, 0).prompt for s in scenes]
+    first, second = model.v_loss(images, texts, 0), model.v_loss(images, texts, 0)
+    assert np.array_equal(first.each, second.each) and first.each.mean() == pytest.approx(
+        np.mean(first.quarters)
+    )
+    assert model.v_loss(images, texts[1:] + texts[:1], 0).each.mean() > first.each.mean() + 0.01
 
 
 @NEEDS_WEIGHTS
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out, grid = tmp_path / "e.json", tmp_path / "e.png"
     code = evaluate.main(
-        ["--pictures", "10", "--steps", "2", "--json", str(out), "--grid", str(grid), "--device", "cpu"]
+        ["--images", "4", "--steps", "2", "--json", str(out), "--grid", str(grid), "--device", "cpu"]
     )
     assert code == 0
-    found = json.loads(out.read_text())
-    assert found["settings"] == {
-        "pictures": 10, "each": 0, "steps": 2, "guidance": 3.0, "seed": 0, "world": "small",
-    }  # fmt: skip
-    assert set(found["drawn"]) == set(found["ceiling"]) and found["captions"] == [None, None]
+    report = json.loads(out.read_text())
+    assert report["settings"] == {
+        "pictures": 4,  # word: JSON key
+        "each": 0,
+        "steps": 2,
+        "guidance": 3.0,
+        "seed": 0,
+        "world": "small",
+    }
+    assert set(report["drawn"]) == set(report["ceiling"]) and report["captions"] == [None, None]
     assert grid.read_bytes().startswith(b"\x89PNG")
     assert "held-out scenes" in capsys.readouterr().out
 
 
-def test_every_kind_evenly(world: World) -> None:
+def test_of_each_has_every_category_equally_often(world: World) -> None:
     """Held out wherever something is reserved; three kinds have nothing reserved and are asked, too."""
-    asked = of_each(world, 3, 7001)
-    kinds = [a.scene.objects[0] for a in asked]
+    specs = of_each(world, 3, 7001)
+    kinds = [a.scene.objects[0] for a in specs]
     assert {k: kinds.count(k) for k in kinds} == dict.fromkeys(world.spec.objects, 3)
-    known = {k for k in world.spec.objects if not reserved(world.spec, k)}
-    assert known == {"cat", "penguin", "teapot"}
-    assert {a.scene.objects[0] for a in asked if not is_held_out(a.scene)} == known
-    assert all(a.layout == "single" for a in asked)
-    assert len({a.prompt for a in asked}) > 40
+    never_held_out = {k for k in world.spec.objects if not reserved(world.spec, k)}
+    assert never_held_out == {"cat", "penguin", "teapot"}
+    assert {a.scene.objects[0] for a in specs if not is_held_out(a.scene)} == never_held_out
+    assert all(a.layout == "single" for a in specs)
+    assert len({a.prompt for a in specs}) > 40
 
 
 def test_bad_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert evaluate.main(["--pictures", "0"]) == 2
-    assert "--pictures 0" in capsys.readouterr().err
+    assert evaluate.main(["--images", "0"]) == 2
+    assert "--images 0" in capsys.readouterr().err
     assert evaluate.main(["--model", str(tmp_path)]) == 3
     assert "no model_index.json" in capsys.readouterr().err
     (tmp_path / "model_index.json").write_text("{}")
@@ -222,6 +236,6 @@ def test_bad_requests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         Model(tmp_path)
 
 
-def test_a_colour_word_is_asked_for_what_it_is(world: World) -> None:
+def test_colour_word_is_in_the_prompt_spec(world: World) -> None:
     scene = world.decide(np.random.default_rng(0), layout="single", category="cat", look=Look(colour="red"))
-    assert ask(scene, 0).things == (AskedThing("cat", colour="red"),)
+    assert prompt_of(scene, 0).things == (ThingSpec("cat", colour="red"),)

@@ -1,4 +1,4 @@
-"""The sticker world: deterministic, captions true, held-out things held out, art licensed."""
+"""The sticker world: determinism, true captions, held-out scenes, licences of the drawings."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def test_held_out_combinations_never_train(world: World) -> None:
     test = [world.scene(1, i, "test") for i in range(N)]
     assert not any(is_held_out(s) for s in train)
     assert all(is_held_out(s) for s in test)
-    seen = {(c, s.background) for s in train for c in s.objects if s.layout == "single"}
-    unseen = {(c, s.background) for s in test for c in s.objects if s.layout == "single"}
-    assert not seen & unseen
+    train_pairs = {(c, s.background) for s in train for c in s.objects if s.layout == "single"}
+    test_pairs = {(c, s.background) for s in test for c in s.objects if s.layout == "single"}
+    assert not train_pairs & test_pairs
 
 
 def test_identities_never_train(world: World) -> None:
@@ -52,23 +52,27 @@ def test_identities_never_train(world: World) -> None:
 
 def true_words(scene: Scene) -> set[str]:
     """Every word that may be said of a scene."""
-    said = {"a", "an", "of", "in", "and", "the", "with", "background", "on", "plain", "against", "style",
-            "nothing", "empty", "scene", "picture", "white", "border", "sticker", "cute"}  # fmt: skip
+    text = "a an of in and the with background on plain against style nothing empty scene"
+    allowed = {*text.split(), "picture", "white", "border", "sticker", "cute"}  # word: caption
     for phrase in words.GENERIC:
-        said |= set(phrase.split())
+        allowed |= set(phrase.split())
     where = [scene.background[6:]] if scene.is_plain else list(words.BACKGROUNDS[scene.background])
     phrases = [*where, *words.ART_SETS[scene.art].words, *words.TREATMENTS.get(scene.treatment or "", ())]
     phrases += words.SIZES.get(scene.size or "", ())
-    phrases += {"pair": ("next to", "beside", "to the left of", "to the right of",
-                         "on the left", "on the right"),
-                "hat": ("wearing", "on its head"), "top": ("on top of", "sitting on", "standing on"),
-                "hold": ("holding", "carrying"), "count": ("two", "three")}.get(scene.layout, ())  # fmt: skip
+    relations = {
+        "pair": ("next to", "beside", "to the left of", "to the right of", "on the left", "on the right"),
+        "hat": ("wearing", "on its head"),  # word: caption
+        "top": ("on top of", "sitting on", "standing on"),
+        "hold": ("holding", "carrying"),
+        "count": ("two", "three"),
+    }
+    phrases += relations.get(scene.layout, ())
     for thing in scene.things:
         c = words.CATEGORIES[thing.category]
-        phrases += [c.name, c.plural, *c.synonyms, thing.look.colour or "", *(thing.look.named or ())]
+        phrases += [c.name, c.plural, *c.synonyms, thing.look.colour or "", *(thing.look.colour_names or ())]
         phrases += words.PATTERNS.get(thing.look.pattern or "", ())
         phrases += ["dark"] if thing.look.colour == "black" else []
-    return said | {w for p in phrases for w in p.split()}
+    return allowed | {w for p in phrases for w in p.split()}
 
 
 def test_every_word_of_a_caption_is_true(world: World) -> None:
@@ -86,14 +90,14 @@ def looks_of(thing: Thing, scene: Scene) -> set[str]:
     """All that may stand between an article or a number and this thing's noun."""
     look = thing.look
     if look.colour:
-        said = {look.colour} | ({"dark"} if look.colour == "black" else set())
+        allowed = {look.colour} | ({"dark"} if look.colour == "black" else set())
     elif look.pattern:
-        two = f"{' and '.join(look.named)} " if look.named else ""
-        said = {two + adjective for adjective in words.PATTERNS[look.pattern]}
+        two = f"{' and '.join(look.colour_names)} " if look.colour_names else ""
+        allowed = {two + adjective for adjective in words.PATTERNS[look.pattern]}
     else:
-        said = {""}
+        allowed = {""}
     sizes = words.SIZES.get(scene.size or "", ())
-    return said | {f"{size} {s}".strip() for size in sizes for s in said}
+    return allowed | {f"{size} {s}".strip() for size in sizes for s in allowed}
 
 
 def in_the_order_said(scene: Scene, text: str) -> tuple[Thing, ...]:
@@ -110,47 +114,47 @@ def in_the_order_said(scene: Scene, text: str) -> tuple[Thing, ...]:
     return things[:1]
 
 
-def false_of(scene: Scene, said: Caption) -> str:
+def false_of(scene: Scene, scene_caption: Caption) -> str:
     """What a caption says wrongly: whose look, or who does what to whom; "" when all is true."""
-    expected = in_the_order_said(scene, said.text)
-    if [n for n, *_ in said.nouns] != [t.category for t in expected]:
+    expected = in_the_order_said(scene, scene_caption.text)
+    if [n for n, *_ in scene_caption.nouns] != [t.category for t in expected]:
         return "order"
-    for thing, (_, start, _) in zip(expected, said.nouns, strict=True):
-        before = re.split(r"(?:^|\s)(?:an?|two|three)\s", said.text[:start])[-1].strip()
+    for thing, (_, start, _) in zip(expected, scene_caption.nouns, strict=True):
+        before = re.split(r"(?:^|\s)(?:an?|two|three)\s", scene_caption.text[:start])[-1].strip()
         if before not in looks_of(thing, scene):
             return f"'{before}' of {thing}"
     return ""
 
 
-def test_every_look_and_relation_is_true_of_its_own_thing(world: World) -> None:
+def test_every_look_and_relation_is_true_of_its_thing(world: World) -> None:
     """'A red cat and a blue dog' is false over a blue cat and a red dog, and so is who is on top of whom.
 
-    The control: captions over the same scene with two looks exchanged, or two things, are found false.
+    Control: captions of the same scene with two looks or two things exchanged are false.
     """
-    told = dict.fromkeys(("look", *RELATIONS), 0)
+    checked = dict.fromkeys(("look", *RELATIONS), 0)
     for i in range(1500):
         scene = world.scene(8, i)
-        said = caption(scene, np.random.default_rng(i))
-        assert not false_of(scene, said), (said.text, false_of(scene, said))
+        scene_caption = caption(scene, np.random.default_rng(i))
+        assert not false_of(scene, scene_caption), (scene_caption.text, false_of(scene, scene_caption))
         if scene.layout not in RELATIONS:
             continue
         a, b = scene.things
         if looks_of(a, scene).isdisjoint(looks_of(b, scene)):
             exchanged = replace(a, look=b.look), replace(b, look=a.look)
-            assert false_of(replace(scene, things=exchanged), said)
-            told["look"] += 1
+            assert false_of(replace(scene, things=exchanged), scene_caption)
+            checked["look"] += 1
         places = {"centre_x": b.centre_x, "bottom": b.bottom, "size": b.size}
         back = {"centre_x": a.centre_x, "bottom": a.bottom, "size": a.size}
-        if scene.layout != "hat":  # whatever it does, the hat is worn
-            assert false_of(replace(scene, things=(replace(a, **places), replace(b, **back))), said)
-        told[scene.layout] += 1
+        if scene.layout != "hat":  # a hat is named as a hat in either order
+            assert false_of(replace(scene, things=(replace(a, **places), replace(b, **back))), scene_caption)
+        checked[scene.layout] += 1
     there = dict(world.spec.layouts)
-    assert told["look"] > 50 and all(told[r] > 20 for r in RELATIONS if r in there), told
+    assert checked["look"] > 50 and all(checked[r] > 20 for r in RELATIONS if r in there), checked
 
 
 def test_left_and_right_are_true(world: World) -> None:
     """Two things are named from left to right, but where the words say the opposite."""
-    said = {True: 0, False: 0}
+    counts = {True: 0, False: 0}
     for i in range(2000):
         scene = world.scene(6, i)
         if scene.layout != "pair":
@@ -160,8 +164,8 @@ def test_left_and_right_are_true(world: World) -> None:
         order = [n for n, *_ in c.nouns]
         backwards = "to the right of" in c.text
         assert order == ([right, left] if backwards else [left, right])
-        said[backwards] += 1
-    assert said[True] > 10 and said[False] > 100
+        counts[backwards] += 1
+    assert counts[True] > 10 and counts[False] > 100
 
 
 def test_noun_spans_point_at_the_nouns(world: World) -> None:
@@ -169,12 +173,12 @@ def test_noun_spans_point_at_the_nouns(world: World) -> None:
         scene = world.scene(7, i)
         c = caption(scene, np.random.default_rng(i))
         for category, start, end in c.nouns:
-            known = words.CATEGORIES[category]
-            assert c.text[start:end] in (known.name, known.plural, *known.synonyms)
+            spec = words.CATEGORIES[category]
+            assert c.text[start:end] in (spec.name, spec.plural, *spec.synonyms)
             assert category in scene.objects
 
 
-def test_masks_are_where_things_are(world: World) -> None:
+def test_masks_cover_their_things(world: World) -> None:
     """Removing a thing from the scene changes pixels inside its mask, and few outside (shadow, rim)."""
     from dataclasses import replace
 
@@ -197,7 +201,7 @@ def test_plain_captions_name_what_and_where(world: World) -> None:
         assert all(c in text or words.CATEGORIES[c].plural in text for c in scene.objects)
 
 
-def test_small_world_has_what_it_promises() -> None:
+def test_contents_of_the_small_world() -> None:
     s = words.SMALL
     assert len(s.objects) >= 16
     assert len(s.backgrounds) >= 8

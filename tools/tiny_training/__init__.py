@@ -1,16 +1,18 @@
 """Training of the embedded model from nothing: `python -m tools.tiny_training --world small`.
 
-Named stages, each of which goes on where it stopped, on a CPU or a GPU:
+Stages, each of which resumes where it stopped, on a CPU or a GPU:
 
-    images     rendered scenes, kept on disk                      pictures.py
-    autoencoder  pixels <-> latents: factor 8, then grown to 16     autoencoder.py, normalise.py
-    tokenizer    byte-level BPE in CLIP's format                    tokenizer.py
-    text         the text tower, from captions alone                text.py, truth.py
-    latents      the images as latents, their captions as tokens  latents.py
-    unet         the diffusion model                                unet.py, noise.py
-    export       an ordinary diffusers folder                       export.py
-    judge, classifier   the models that measure its images        judge.py, classifier.py
+    images        rendered scenes, cached on disk                      images.py
+    autoencoder   pixels <-> latents: factor 8, then grown to 16       autoencoder.py, normalise.py
+    tokenizer     byte-level BPE in CLIP's format                      tokenizer.py
+    text          the text encoder, from captions alone                text.py, labels.py
+    latents       the images as latents, their captions as tokens      latents.py
+    unet          the diffusion model                                  unet.py, noise.py
+    export        a diffusers folder                                   export.py
+    adapters      few-step LoRAs                                       adapters.py, in_domain_concepts.py
+    dual-encoder  image and text encoder that evaluate its images      dual_encoder.py
+    classifier    classifier that evaluates its images                 classifier.py
 
-Every trained stage is one `run.Run`; every number of every stage is in recipes.py. art.py makes the
-art pack that the scenes are drawn from.
+Every trained stage uses the package's `Trainer`; all numbers are in recipes.py. art.py makes the pack of
+drawings that scenes are drawn from, evaluate.py measures a finished model.
 """

@@ -1,4 +1,4 @@
-"""`python -m tools.tiny_training`: train the embedded model from nothing, or go on where it stopped."""
+"""Command `python -m tools.tiny_training`: train the embedded model from nothing, or resume its training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from tools.tiny_training.errors import told
+from tools.tiny_training.errors import exit_on_error
 
 Names = Annotated[list[str] | None, typer.Option("--stage", help="only these stages (repeat); all by default")]
 
@@ -29,9 +29,9 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line, for programs")] = False,
 ) -> None:
     """Train the embedded model in stages: images, autoencoder, tokenizer, text, latents, unet, export;
-    then its few-step adapters, and the judges of its images: judge, classifier.
+    then its few-step adapters, and the encoders that evaluate its images: dual-encoder, classifier.
 
-    Every stage goes on where it stopped; Ctrl-C saves first. Budgets can grow: a finished stage then
+    Every stage resumes where it stopped; Ctrl-C saves first. Budgets can grow: a finished stage then
     trains further.
     """
     from tools.tiny_training import stages
@@ -46,19 +46,25 @@ def main(
     preset = preset or ("gpu" if where == "cuda" else "cpu")
     m, n = _budgets(minutes, "--minutes"), {k: round(v) for k, v in _budgets(steps, "--steps").items()}
     job = Job(
-        recipe=recipe(world, preset), out=out or cache_folder() / f"tiny-{world}-{preset}",
-        device=where, workers=max(1, (os.cpu_count() or 2) - 1) if workers is None else workers, art=art,
-        source=source, split=split, minutes=m, steps=n,
-    )  # fmt: skip
+        recipe=recipe(world, preset),
+        out=out or cache_folder() / f"tiny-{world}-{preset}",
+        device=where,
+        workers=max(1, (os.cpu_count() or 2) - 1) if workers is None else workers,
+        art=art,
+        source=source,
+        split=split,
+        minutes=m,
+        steps=n,
+    )
     _set_up()
-    with told():  # here already: typer would end the program without a word after Ctrl-C
+    with exit_on_error():  # inside the command, because typer ends without a message after Ctrl-C
         done = display.run(stages.run(job, stage or ()), as_json=as_json)
     if as_json:
         display.emit({"event": "done", "result": str(done.result), **done.facts})
 
 
 def _set_up() -> None:
-    """No progress bars of other libraries between our own; the quickest convolutions and products."""
+    """Turn off other libraries' progress bars and turn on fast convolutions and matrix products."""
     import diffusers
     import torch
     import transformers
@@ -69,17 +75,19 @@ def _set_up() -> None:
     torch.set_float32_matmul_precision("high")
 
 
-def _budgets(given: list[str] | None, flag: str) -> dict[str, float]:
-    """ "STAGE=M" -> {STAGE: M}. Raises BadRecipe."""
+def _budgets(values: list[str] | None, flag: str) -> dict[str, float]:
+    """Budgets by stage from texts "STAGE=NUMBER". Raises BadRecipe."""
+    from tools.tiny_training.job import canonical
+
     from minikin.errors import BadRecipe
 
     out = {}
-    for text in given or ():
+    for text in values or ():
         name, _, value = text.partition("=")
         try:
-            out[name] = float(value)
+            out[canonical(name)] = float(value)
         except ValueError:
-            raise BadRecipe(f"{flag} wants STAGE=NUMBER, for example unet=30, but got '{text}'.") from None
+            raise BadRecipe(f"{flag} expects STAGE=NUMBER, for example unet=30, but got '{text}'.") from None
     return out
 
 
@@ -87,5 +95,5 @@ if __name__ == "__main__":
     for library in ("TRANSFORMERS", "DIFFUSERS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    with told():
+    with exit_on_error():
         typer.run(main)

@@ -1,8 +1,9 @@
-"""Stage `adapters`: the exported model distilled to few steps, one LoRA for each preset of tiny.
+"""Stage `adapters`: few-step LoRAs of the exported model, one for each preset of tiny.
 
-The files go to OUT/adapters/PRESET.safetensors; tiny's own lie in tiny/adapters, where the presets find
-them. `minikin distill` does the work, each method with a folder of its own: on scenes of the world, `lcm-lora`
-then, and `lcm` only, on captions that name things (`familiar`), so that they follow concepts.
+The files go to OUT/adapters/PRESET.safetensors; tiny's are in src/minikin/tiny/adapters, where the presets
+find them. Each method runs `minikin distill` in a folder of its own, on scenes of the world. Then `lcm-lora`
+is trained further, and `lcm` is trained only, on captions that name in-domain concepts
+(in_domain_concepts.py), so that these students follow concepts.
 """
 
 from __future__ import annotations
@@ -27,63 +28,75 @@ STAGE = "adapters"
 
 
 def stage(job: Job) -> Iterator[events.Event]:
-    """Distil by every method of the recipe; a finished one is kept."""
+    """Distil by every method of the recipe; finished runs are skipped."""
     base = open_base(str(job.need(job.model, "export")), device=job.device)
-    own = job.recipe.adapters
-    if own.named:
+    recipe = job.recipe.adapters
+    if recipe.with_concepts:
         yield from in_domain_concepts.make(
-            base, _things(job), job.recipe.world, things=own.things, steps=own.things_steps,
-            captions=own.captions,
-        )  # fmt: skip
-    for method in own.batch:
-        made: Path | None = None
-        for named in (False, True):
-            if method in (own.named if named else own.steps):
-                made = yield from _distilled(job, base, method, named)
-        if made is None:
+            base,
+            _things(job),
+            job.recipe.world,
+            things=recipe.things,
+            steps=recipe.things_steps,
+            captions=recipe.captions,
+        )
+    for method in recipe.batch:
+        result: Path | None = None
+        for with_concepts in (False, True):
+            if method in (recipe.with_concepts if with_concepts else recipe.steps):
+                result = yield from _distilled(job, base, method, with_concepts)
+        if result is None:
             continue
-        target = atomic_write(_file(job, method), made.read_bytes())
+        target = atomic_write(_file(job, method), result.read_bytes())
         yield events.Note(f"{STAGE}: {target} ({target.stat().st_size / 1e6:.1f} MB)")
 
 
-def _distilled(job: Job, base: Base, method: str, named: bool) -> Generator[events.Event, None, Path]:
-    """One run in a folder of its own; a finished one is kept."""
-    out, made = _folder(job, method, named), None
+def _distilled(job: Job, base: Base, method: str, with_concepts: bool) -> Generator[events.Event, None, Path]:
+    """Run or resume one distillation in its folder; returns the LoRA's path."""
+    out, result = _folder(job, method, with_concepts), None
     resume = (out / "checkpoint.safetensors").exists()
-    for event in distill(base, recipe_of(job, method, named), out, resume=resume):
+    for event in distill(base, recipe_of(job, method, with_concepts), out, resume=resume):
         if isinstance(event, events.Done):
-            made = event.result
+            result = event.result
         else:
             yield event
-    assert isinstance(made, Path)
-    return made
+    assert isinstance(result, Path)
+    return result
 
 
-def recipe_of(job: Job, method: str, named: bool = False) -> Distill:
-    """The recipe of one run, with the build's budget where one was asked for (shared equally)."""
-    own = job.recipe.adapters
-    runs = len(own.steps) + len(own.named)
-    how: dict[str, object] = {"steps": (own.named if named else own.steps)[method]}
+def recipe_of(job: Job, method: str, with_concepts: bool = False) -> Distill:
+    """The recipe of one run; a budget of the build is shared equally by all runs."""
+    adapters = job.recipe.adapters
+    runs = len(adapters.steps) + len(adapters.with_concepts)
+    options: dict[str, object] = {
+        "steps": (adapters.with_concepts if with_concepts else adapters.steps)[method]
+    }
     if STAGE in job.steps:
-        how = {"steps": max(1, job.steps[STAGE] // runs)}
+        options = {"steps": max(1, job.steps[STAGE] // runs)}
     elif STAGE in job.minutes:
-        how = {"minutes": job.minutes[STAGE] / runs}
-    if named and method in own.steps:
-        how["start"] = str(_folder(job, method, False) / LORA_NAME)
-    elif method in own.start:
-        first = own.start[method]
-        before = _folder(job, first, False) / LORA_NAME
-        how["start"] = str(before if first in own.steps and not named else _file(job, first))
-    if named:
+        options = {"minutes": job.minutes[STAGE] / runs}
+    if with_concepts and method in adapters.steps:
+        options["start"] = str(_folder(job, method, False) / LORA_NAME)
+    elif method in adapters.start:
+        initial = adapters.start[method]
+        initial_lora = _folder(job, initial, False) / LORA_NAME
+        options["start"] = str(
+            initial_lora if initial in adapters.steps and not with_concepts else _file(job, initial)
+        )
+    if with_concepts:
         things = _things(job)
-        how |= {"data": str(things / "captions.txt"), "concepts": str(things / "concepts")}
-        how |= {"teacher_steps": own.teacher_steps}
+        options |= {"data": str(things / "captions.txt"), "concepts": str(things / "concepts")}
+        options |= {"teacher_steps": adapters.teacher_steps}
     else:
-        how |= {"data": f"scenes:{job.recipe.world}", "count": own.scenes}
+        options |= {"data": f"scenes:{job.recipe.world}", "count": adapters.scenes}
     recipe: Distill = Distill.make(
-        method=method, rank=own.rank, batch=own.batch[method], save_minutes=own.save_minutes,
-        autocast=precision.quick(torch.device(job.device)), **how,
-    )  # fmt: skip
+        method=method,
+        rank=adapters.rank,
+        batch=adapters.batch[method],
+        save_minutes=adapters.save_minutes,
+        autocast=precision.has_fast_bfloat16(torch.device(job.device)),
+        **options,
+    )
     return recipe
 
 
@@ -91,8 +104,8 @@ def _file(job: Job, method: str) -> Path:
     return job.out / STAGE / f"{method}.safetensors"
 
 
-def _folder(job: Job, method: str, named: bool) -> Path:
-    return job.folder(STAGE) / (f"{method}-named" if named else method)
+def _folder(job: Job, method: str, with_concepts: bool) -> Path:
+    return job.folder(STAGE) / (f"{method}-named" if with_concepts else method)
 
 
 def _things(job: Job) -> Path:

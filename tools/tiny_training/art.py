@@ -1,10 +1,10 @@
-"""The art pack: its fingerprint, and how it is made from openly licensed npm packages.
+"""Art pack: its fingerprint, and its creation from openly licensed npm packages.
 
     python -m tools.tiny_training.art --out sprites.npz [--packages FOLDER]
 
-The packages (vocabulary.ART_SETS) come through the npm client, or from FOLDER as npm packed them
+The packages (vocabulary.ART_SETS) are fetched with the npm client, or read from FOLDER as npm packs them
 (.tgz), and must have the SHA-512 below. Drawings are cropped tightly and centred in 96 px squares.
-Rasterisers differ in a few pixels by version, so a pack made anew need not be the shipped one.
+Versions of a rasteriser differ in a few pixels, so a new pack may differ from the shipped one.
 """
 
 from __future__ import annotations
@@ -56,11 +56,13 @@ def shipped() -> Path:
 
 @lru_cache(maxsize=4)
 def fingerprint(pack: Path | None = None) -> str:
-    """SHA-256 over all drawings of a pack, whatever their order. Raises AssetError."""
+    """SHA-256 of all drawings of a pack, independent of their order. Raises AssetError."""
     from minikin.tiny.sprites import ArtPack
 
     art = ArtPack.load(pack)
-    every = {(style, code): a for (_, style), d in art.drawings.items() for code, a in d.items()} | art.own
+    every = {
+        (style, code): a for (_, style), d in art.drawings.items() for code, a in d.items()
+    } | art.identities
     total = hashlib.sha256()
     for (style, code), pixels in sorted(every.items()):
         total.update(f"{style}|{code}".encode() + pixels.tobytes())
@@ -68,11 +70,11 @@ def fingerprint(pack: Path | None = None) -> str:
 
 
 def check(pack: Path | None) -> None:
-    """The package's own pack must be the one the recipes were made for. Raises AssetError."""
-    if pack is None and (found := fingerprint()) != SHIPPED:
+    """Raises AssetError when the installed pack (None) is not the one the recipes were made for."""
+    if pack is None and (match := fingerprint()) != SHIPPED:
         raise AssetError(
             f"The art pack {shipped()} is not the one these recipes were made for: its fingerprint is "
-            f"{found[:16]}, expected {SHIPPED[:16]}. Reinstall minikin, or train on this pack on purpose with "
+            f"{match[:16]}, expected {SHIPPED[:16]}. Reinstall minikin, or train on this pack on purpose with "
             f"--art {shipped()}."
         )
 
@@ -91,23 +93,32 @@ def make(out: Path, packages: Path | None = None, rasterise: Callable[[str], Ima
     rasterise = rasterise or _resvg
     with tempfile.TemporaryDirectory() as scratch:
         readers = {s: _Package(s, _packed(s, packages, Path(scratch)), rasterise) for s in words.ART_SETS}
-        wanted = [(c.name, s, code) for c in words.CATEGORIES.values() for code in c.codes for s in readers]
-        drawings = [readers[s].drawing(code) for _, s, code in wanted]
+        sources = [(c.name, s, code) for c in words.CATEGORIES.values() for code in c.codes for s in readers]
+        drawings = [readers[s].drawing(code) for _, s, code in sources]
         held = {
-            (i.art, i.code): i.name for i in reversed(words.IDENTITIES.values())
-            if (i.category, i.art, i.code) not in set(wanted)
-        }  # fmt: skip
-        own = [readers[s].drawing(code) for s, code in held]
-    atomic_write(out, packed({
-        "names": np.array(["|".join(w) for w in wanted]), "rgba": np.stack(drawings),
-        "held_names": np.array(list(held.values()), dtype=np.str_),
-        "held": np.stack(own) if own else np.zeros((0, SIDE, SIDE, 4), np.uint8),
-    }))  # fmt: skip
-    return len(wanted) + len(own)
+            (i.art, i.code): i.name
+            for i in reversed(words.IDENTITIES.values())
+            if (i.category, i.art, i.code) not in set(sources)
+        }
+        identity_drawings = [readers[s].drawing(code) for s, code in held]
+    atomic_write(
+        out,
+        packed(
+            {
+                "names": np.array(["|".join(w) for w in sources]),
+                "rgba": np.stack(drawings),
+                "held_names": np.array(list(held.values()), dtype=np.str_),
+                "held": np.stack(identity_drawings)
+                if identity_drawings
+                else np.zeros((0, SIDE, SIDE, 4), np.uint8),
+            }
+        ),
+    )
+    return len(sources) + len(identity_drawings)
 
 
 def packed(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """An .npz whose members are compressed by LZMA: a quarter smaller than numpy's own, read as any other."""
+    """An .npz with members compressed by LZMA, a quarter smaller than numpy's, which numpy reads, too."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_LZMA) as pack:
         for name, array in arrays.items():
@@ -142,11 +153,11 @@ def _packed(style: str, folder: Path | None, scratch: Path) -> Path:
         _fetch(f"{package}@{version}", scratch)
     if not path.exists():
         raise AssetError(f"{path} is missing. Put the packed {package} {version} there (`npm pack`).")
-    found = b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
-    if found != expected:
+    sha512 = b64encode(hashlib.sha512(path.read_bytes()).digest()).decode()
+    if sha512 != expected:
         raise AssetError(
             f"{path} is not the {package} {version} that was looked through for this pack: its SHA-512 is "
-            f"{found[:16]}..., expected {expected[:16]}.... Delete it and fetch it again."
+            f"{sha512[:16]}..., expected {expected[:16]}.... Delete it and fetch it again."
         )
     return path
 
@@ -178,7 +189,7 @@ class _Package:
             self.files = {
                 m.name.split("/", 1)[1]: f.read()
                 for m in tar.getmembers()
-                if m.isfile() and _wanted(m.name) and (f := tar.extractfile(m))
+                if m.isfile() and _is_needed(m.name) and (f := tar.extractfile(m))
             }
         self.icons: dict[str, Any] = json.loads(self.files.get("icons.json", b"{}"))
         self.names: dict[str, str] = json.loads(self.files.get("chars.json", b"{}"))
@@ -186,8 +197,8 @@ class _Package:
     def drawing(self, code: str) -> np.ndarray:
         """Raises AssetError when the package does not draw this code point."""
         for c in (code, f"{code}-fe0f"):
-            if picture := self.files.get(f"assets/{c}.webp"):
-                return fit(Image.open(io.BytesIO(picture)))
+            if image := self.files.get(f"assets/{c}.webp"):
+                return fit(Image.open(io.BytesIO(image)))
             if svg := self._svg(c):
                 return fit(self.rasterise(svg))
         raise AssetError(f"{self.path.name} has no drawing of {code} (art set {self.style}).")
@@ -206,13 +217,15 @@ class _Package:
         )
 
 
-def _wanted(member: str) -> bool:
+def _is_needed(member: str) -> bool:
     name = member.split("/", 1)[-1]
     if name in ("icons.json", "chars.json"):
         return True
     code = name.removeprefix("assets/").removesuffix(".webp").removesuffix("-fe0f")
-    own = {i.code for i in words.IDENTITIES.values()}
-    return name.endswith(".webp") and (code in own or any(code in c.codes for c in words.CATEGORIES.values()))
+    identity_codes = {i.code for i in words.IDENTITIES.values()}
+    return name.endswith(".webp") and (
+        code in identity_codes or any(code in c.codes for c in words.CATEGORIES.values())
+    )
 
 
 def _resvg(svg: str) -> Image.Image:
@@ -235,7 +248,7 @@ def main(
 
 
 if __name__ == "__main__":
-    from tools.tiny_training.errors import told
+    from tools.tiny_training.errors import exit_on_error
 
-    with told():
+    with exit_on_error():
         typer.run(main)

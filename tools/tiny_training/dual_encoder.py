@@ -1,8 +1,9 @@
-"""Stage `judge`: the image and text towers and the likeness of things, from scenes and lookalikes.
+"""Stage `dual-encoder`: image encoder, text encoder and subject projection, from scenes and hard negatives.
 
-Losses at once: which caption belongs to which image; which views are of the same thing; and,
-because contrast alone needs far more examples than two cores see in half an hour, the truth of the
-scene told from either tower, and from the places of things, by heads that are thrown away afterwards.
+Three kinds of losses: which caption belongs to which image; which images show the same subject; and the
+labels of the scene from image features, from text features and from the feature map, by heads that are
+dropped afterwards. With contrastive losses alone, training would need far more examples than two cores
+process in half an hour.
 """
 
 from __future__ import annotations
@@ -15,120 +16,138 @@ import torch
 from tools.tiny_training import encoder_metrics
 from tools.tiny_training.augmentations import (
     Batch,
-    Glimpses,
+    EncoderBatches,
     answer_loss,
     caption_loss,
+    corrupt,
     identity_loss,
-    point_head,
-    point_loss,
-    spoil,
+    position_head,
+    position_loss,
 )
-from tools.tiny_training.hard_negatives import Lookalikes
+from tools.tiny_training.hard_negatives import HardNegatives
 from tools.tiny_training.images import world_of
 from tools.tiny_training.job import Job
-from tools.tiny_training.training_data import draw, material
+from tools.tiny_training.training_data import draw_held_out, encoder_data
 from torch import Tensor, nn
 
 from minikin import events
 from minikin.tiny.encoders import weights
-from minikin.tiny.encoders.dual_encoder import KIND, Judge, Tokens, facts_of
+from minikin.tiny.encoders.dual_encoder import KIND, DualEncoder, Tokens, facts_of
 from minikin.tiny.encoders.fields import Field, fields_of
-from minikin.tiny.encoders.network import EyeShape, JudgeNet, ReaderShape
+from minikin.tiny.encoders.network import DualEncoderNet, ImageEncoderShape, TextEncoderShape, keep_tensor_names
 from minikin.tiny.world import World
-from minikin.training.plan import Plan, Turn
-from minikin.training.run import Run
+from minikin.training.config import StepContext, TrainingConfig
+from minikin.training.trainer import Trainer
 
-EYE = EyeShape(channels=(128, 192))
+IMAGE_SHAPE = ImageEncoderShape(channels=(128, 192))
 DIMENSIONS = 128
-_PLAN = Plan(
-    steps=2600, batch=56, optimizer="muon", rate=1.5e-3, weight_decay=0.02, warmup=100, decay=0.6,
-    ema=0.998,
-)  # fmt: skip
+_PLAN = TrainingConfig(
+    steps=2600, batch=56, optimizer="muon", lr=1.5e-3, weight_decay=0.02, warmup=100, decay=0.6, ema=0.998
+)
 PLANS = {
     "cpu": _PLAN,
-    "gpu": _PLAN.model_copy(update={"steps": None, "minutes": 2.0, "batch": 512, "rate": 2e-3}),
+    "gpu": _PLAN.model_copy(update={"steps": None, "minutes": 2.0, "batch": 512, "lr": 2e-3}),
 }
-TELL = 3.0  # weight of the truth told by either tower; the contrastive losses weigh 1
+ANSWER_WEIGHT = 3.0  # of each loss of labels; the contrastive losses weigh 1
 LARGEST_SCALE = 50.0  # of the caption cosines
+STAGE = "dual-encoder"
 
 
 class Learner(nn.Module):
-    """The judge with what it needs only while learning."""
+    """The dual encoder with the heads that are used in training only."""
 
-    def __init__(self, net: JudgeNet, fields: tuple[Field, ...], features: int, width: int) -> None:
+    def __init__(self, net: DualEncoderNet, fields: tuple[Field, ...], features: int, width: int) -> None:
         super().__init__()
         self.net = net
         answers = sum(len(f.answers) for f in fields)
-        self.tell_seen = nn.Linear(features, answers)
-        self.tell_read = nn.Linear(width, answers)
-        self.point = point_head(EYE.channels[-1], fields)
+        self.image_answers = nn.Linear(features, answers)
+        self.text_answers = nn.Linear(width, answers)
+        self.position = position_head(IMAGE_SHAPE.channels[-1], fields)
         self.log_scale = nn.Parameter(torch.tensor(np.log(10.0), dtype=torch.float32))
+        names = {"image_answers": "tell_seen", "text_answers": "tell_read", "position": "point"}
+        keep_tensor_names(self, names)  # of checkpoints since format 1
 
 
 def stage(job: Job) -> Iterator[events.Event]:
-    """Train the judge and write its file; tiny's own lies in judges/weights."""
+    """Train the dual encoder and write its weight file; tiny's are in src/minikin/tiny/encoders/weights."""
     tokens = Tokens(job.need(job.tokenizer, "tokenizer"))
-    yield from draw(job)
-    glimpses, held = material(job, tokens)
-    folder = job.folder(KIND)
-    world = world_of(job.recipe.world, job.recipe.pictures.backdrops, job.art)
+    yield from draw_held_out(job)
+    batches, held = encoder_data(job, tokens)
+    folder = job.folder(STAGE)
+    world = world_of(job.recipe.world, job.recipe.images.backdrops, job.art)
     yield from learn(
-        folder, folder / f"{KIND}.safetensors", world, glimpses, held, device=torch.device(job.device),
-        plan=job.plan(KIND, PLANS[job.recipe.preset]), tokens=tokens,
-    )  # fmt: skip
+        folder,
+        folder / f"{KIND}.safetensors",
+        world,
+        batches,
+        held,
+        device=torch.device(job.device),
+        plan=job.plan(STAGE, PLANS[job.recipe.preset]),
+        tokens=tokens,
+    )
 
 
 def learn(
-    folder: Path, out: Path, world: World, glimpses: Glimpses, held: Lookalikes, *,
-    device: torch.device, plan: Plan, tokens: Tokens,
-) -> Iterator[events.Event]:  # fmt: skip
-    """Train the judge in `folder`, going on where it stopped, and write it to the file `out`."""
+    folder: Path,
+    out: Path,
+    world: World,
+    batches: EncoderBatches,
+    held: HardNegatives,
+    *,
+    device: torch.device,
+    plan: TrainingConfig,
+    tokens: Tokens,
+) -> Iterator[events.Event]:
+    """Train the dual encoder in `folder`, from its checkpoint if there is one, and write it to `out`."""
     torch.manual_seed(plan.seed)
-    reader = ReaderShape(tokens.size, tokens.context)
-    net = JudgeNet(EYE, reader, tokens.end, DIMENSIONS)
+    text_shape = TextEncoderShape(tokens.size, tokens.context)
+    net = DualEncoderNet(IMAGE_SHAPE, text_shape, tokens.end, DIMENSIONS)
     fields = fields_of(world.spec)
-    learner = Learner(net, fields, EYE.features, reader.width).to(device)
+    learner = Learner(net, fields, IMAGE_SHAPE.features, text_shape.width).to(device)
     learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    facts = facts_of(EYE, reader, DIMENSIONS, tokens, world.spec.name)
-    run = Run(folder, learner, plan, device=device, facts=facts, stage=KIND)
+    facts = facts_of(IMAGE_SHAPE, text_shape, DIMENSIONS, tokens, world.spec.name)
+    trainer = Trainer(folder, learner, plan, device=device, facts=facts, stage=STAGE)
 
-    def prepare(turn: Turn) -> Batch:
-        return glimpses.batch(turn.rng, turn.size)
+    def prepare(ctx: StepContext) -> Batch:
+        return batches.batch(ctx.rng, ctx.batch_size)
 
-    def loss(turn: Turn, batch: Batch) -> dict[str, Tensor]:
+    def loss(ctx: StepContext, batch: Batch) -> dict[str, Tensor]:
         labels = {k: v.to(device) for k, v in batch.labels.items()}
+        caption_labels = {k: v[: batch.scenes] for k, v in labels.items()}
         ids = batch.ids.to(device)
-        pictures = spoil(batch.pictures, turn.fork(2)).to(device)
-        with run.autocast():
-            cells = net.eye.cells(pictures)
-            seen = net.eye.whole(cells)
-            read = net.reader(ids)
-            told = learner.tell_seen(seen), learner.tell_read(read)
-            image, text = net.image(seen[: batch.scenes]), net.joined(read)
-            like = net.likeness(seen[batch.scenes :])
+        images = corrupt(batch.images, ctx.step_generator(2)).to(device)
+        with trainer.autocast():
+            feature_map = net.image_encoder.feature_map(images)
+            image_features = net.image_encoder.pooled(feature_map)
+            text_features = net.text_encoder(ids)
+            image_scores = learner.image_answers(image_features)
+            text_scores = learner.text_answers(text_features)
+            image = net.image(image_features[: batch.scenes])
+            text = net.projected_text(text_features)
+            subject = net.subject(image_features[batch.scenes :])
         scale = learner.log_scale.exp().clamp(max=LARGEST_SCALE)
-        spoken = {k: v[: batch.scenes] for k, v in labels.items()}
         parts = {
             "caption": caption_loss(image, text, ids, scale),
-            "identity": identity_loss(like, batch.identity.to(device)),
-            "told_seen": answer_loss(told[0], fields, labels),
-            "told_read": answer_loss(told[1], fields, spoken),
-            "pointed": point_loss(cells, learner.point, fields, labels),
+            "identity": identity_loss(subject, batch.identity.to(device)),
+            "image answers": answer_loss(image_scores, fields, labels),
+            "text answers": answer_loss(text_scores, fields, caption_labels),
+            "position": position_loss(feature_map, learner.position, fields, labels),
         }
-        told_all = parts["told_seen"] + parts["told_read"] + parts["pointed"]
-        total = parts["caption"] + parts["identity"] + TELL * told_all
+        answers = parts["image answers"] + parts["text answers"] + parts["position"]
+        total = parts["caption"] + parts["identity"] + ANSWER_WEIGHT * answers
         return {"loss": total, **parts}
 
-    test = encoder_metrics.Held.draw(world)
+    test = encoder_metrics.HeldOut.draw(world)
 
     def evaluate() -> dict[str, float]:
-        judge = Judge(net, tokens)
+        encoder = DualEncoder(net, tokens)
+        fit = encoder.fit(test.images, test.captions)
         return {
-            "caption of 50": encoder_metrics.caption_of(judge, test.pictures, test.captions),
-            "identity AUC": encoder_metrics.identity_auc(judge.likeness, held),
+            "caption of 50": encoder_metrics.caption_accuracy(fit, test.captions),
+            "identity AUC": encoder_metrics.identity_auc(encoder.encode_subjects, held),
         }
 
-    yield from run.train(loss, prepare=prepare, evaluate=evaluate)
-    with run.averaged():
+    yield from trainer.train(loss, prepare=prepare, evaluate=evaluate)
+    with trainer.averaged_weights():
         weights.write(out, KIND, net, facts)
-    yield events.Note(f"{KIND}: written to {out} ({out.stat().st_size / 1e6:.1f} MB)")
+    yield events.Note(f"{STAGE}: written to {out} ({out.stat().st_size / 1e6:.1f} MB)")

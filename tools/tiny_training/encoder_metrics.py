@@ -1,12 +1,12 @@
-"""How good the judges are, on scenes and identities that training never saw.
+"""Metrics of the encoders on scenes and identities that training never used.
 
-Nothing here draws or changes images except `Held.draw`; an image changer (an autoencoder's round
-trip, say) can be put between, so that judges are measured on what they will really be shown.
+A function that changes images, such as an autoencoder's round trip, can be given, so that the encoders are
+measured on images as a model generates them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -16,33 +16,32 @@ import torch
 from torch import Tensor
 
 from minikin.tiny.captions import caption
-from minikin.tiny.encoders.classifier import Verdicts
-from minikin.tiny.encoders.dual_encoder import Judge
+from minikin.tiny.encoders.classifier import Predictions
 from minikin.tiny.encoders.fields import UNKNOWN, Field, truth
-from minikin.tiny.encoders.preprocess import Masks, Pictures
+from minikin.tiny.encoders.preprocess import Images, Masks
 from minikin.tiny.world import Scene, World
 
 if TYPE_CHECKING:
-    from tools.tiny_training.hard_negatives import Lookalikes
+    from tools.tiny_training.hard_negatives import HardNegatives
 
-HELD_SEED = 4242  # of the scenes that judges are measured on
-AMONG = 50  # captions
+HELD_SEED = 4242  # of the scenes for the evaluation of encoders
+CANDIDATES = 50  # captions
 
 
 @dataclass(frozen=True)
-class Held:
-    """Held-out scenes: images (n, 128, 128, 3) uint8 and all that is true of them."""
+class HeldOut:
+    """Held-out scenes with images (n, 128, 128, 3) uint8, captions and labels."""
 
     scenes: tuple[Scene, ...]
-    pictures: np.ndarray
+    images: np.ndarray
     captions: tuple[str, ...]
     truth: Mapping[str, np.ndarray]
 
     @classmethod
-    def draw(cls, world: World, n: int = 400, seed: int = HELD_SEED) -> Held:
+    def draw(cls, world: World, n: int = 400, seed: int = HELD_SEED) -> HeldOut:
         """n scenes of the test split, of a seed that nothing is trained on.
 
-        The model never met these combinations; the judges did (build/material.py says why).
+        The diffusion model was not trained on these combinations, the encoders were (training_data.py).
         """
         scenes = tuple(world.scene(seed, i, "test") for i in range(n))
         rows = [truth(s, world.spec) for s in scenes]
@@ -54,73 +53,83 @@ class Held:
         )
 
 
-def caption_of(judge: Judge, pictures: Pictures, captions: tuple[str, ...]) -> float:
-    """Share of images whose own caption fits best among those of 50 images.
+def caption_accuracy(fit: Tensor, captions: Sequence[str]) -> float:
+    """Share of images whose caption fits best among the captions of a group of 50 images.
 
-    Groups of 50 follow each other; an equal caption of another image counts as its own.
+    fit  cosine similarity of every image with every caption, as `DualEncoder.fit` returns it
+    Groups are consecutive; an equal caption of another image counts as correct.
     """
-    n = len(captions) // AMONG * AMONG
-    fit = judge.fit(pictures, captions)
+    n = len(captions) // CANDIDATES * CANDIDATES
     hits = 0
-    for start in range(0, n, AMONG):
-        here = slice(start, start + AMONG)
+    for start in range(0, n, CANDIDATES):
+        here = slice(start, start + CANDIDATES)
         best = fit[here, here].argmax(1)
         hits += sum(captions[start + i] == captions[start + int(k)] for i, k in enumerate(best))
     return hits / n
 
 
 def auc(higher: np.ndarray, lower: np.ndarray) -> float:
-    """The chance that one of the first numbers is above one of the second; ties count half."""
+    """Area under the ROC curve.
+
+    It is the probability that a number of `higher` is above one of `lower`; ties count half.
+    """
     low = np.sort(lower)
     below = np.searchsorted(low, higher, "left") + np.searchsorted(low, higher, "right")
     return float(below.mean() / (2 * len(low)))
 
 
 def identity_auc(
-    likeness: Callable[[Pictures, Masks | None], Tensor], seen: Lookalikes, *, masked: bool = False,
+    encode: Callable[[Images, Masks | None], Tensor],
+    negatives: HardNegatives,
+    *,
+    masked: bool = False,
     change: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> float:  # fmt: skip
-    """AUC of cosines: two views of one thing, against views of two things of one block.
+) -> float:
+    """AUC of cosine similarities: pairs of one identity against pairs of two identities of one block.
 
-    A block holds things of one category, of which two are the same drawing and two share their
-    look. masked: with true masks; otherwise only images in which the thing is alone (or in a hat).
+    A block holds identities of one category, of which two are the same drawing and two share their look.
+
+    masked  use the true masks; otherwise only images with one subject (it may wear a hat)
+    change  applied to the images before they are encoded
     """
-    pictures = np.asarray(seen.pictures)
-    use = np.ones(len(pictures), bool) if masked else ~seen.needs_mask
-    masks = seen.mask(np.arange(len(pictures))) if masked else None
-    vectors = likeness(change(pictures) if change else pictures, masks)
+    images = np.asarray(negatives.images)
+    use = np.ones(len(images), bool) if masked else ~negatives.needs_mask
+    masks = negatives.mask(np.arange(len(images))) if masked else None
+    vectors = encode(change(images) if change else images, masks)
     cosine = (vectors @ vectors.T).numpy()
-    same_block = seen.identity[:, None] // 4 == seen.identity[None] // 4
-    one, two = np.nonzero(np.triu(same_block & use[:, None] & use[None], 1))
-    same = seen.identity[one] == seen.identity[two]
-    values = cosine[one, two]
+    same_block = negatives.identity[:, None] // 4 == negatives.identity[None] // 4
+    first, second = np.nonzero(np.triu(same_block & use[:, None] & use[None], 1))
+    same = negatives.identity[first] == negatives.identity[second]
+    values = cosine[first, second]
     return auc(values[same], values[~same])
 
 
 def examples_auc(vectors: Mapping[str, Tensor], category: Mapping[str, str]) -> tuple[float, float]:
-    """AUC over named things with some vectors (n, d) each: against all others, and within a category."""
+    """AUC of named subjects with vectors (n, d) each: against all others, and against those of the category."""
     same = [float(v) for t in vectors.values() for v in _pairs(t)]
     other: list[float] = []
-    near: list[float] = []
+    same_category: list[float] = []
     for a, b in combinations(vectors, 2):
         values = (vectors[a] @ vectors[b].T).flatten().tolist()
         other += values
-        near += values if category[a] == category[b] else []
-    return auc(np.array(same), np.array(other)), auc(np.array(same), np.array(near)) if near else 1.0
+        same_category += values if category[a] == category[b] else []
+    return auc(np.array(same), np.array(other)), auc(
+        np.array(same), np.array(same_category)
+    ) if same_category else 1.0
 
 
-def accuracies(verdicts: Verdicts, true: Mapping[str, np.ndarray]) -> dict[str, tuple[int, int]]:
-    """(right, asked) by field; of several answers, all must be right."""
+def accuracies(predictions: Predictions, true: Mapping[str, np.ndarray]) -> dict[str, tuple[int, int]]:
+    """(correct, total) by field; of a field with several answers all must be correct."""
     out = {}
-    for name, field in verdicts.fields.items():
-        known = true[name] != UNKNOWN
-        asked = known.all(-1) if field.is_multiple else known
-        out[name] = (int(_right(verdicts, field, true[name])[asked].sum()), int(asked.sum()))
+    for name, field in predictions.fields.items():
+        has_answer = true[name] != UNKNOWN
+        is_asked = has_answer.all(-1) if field.is_multiple else has_answer
+        out[name] = (int(_right(predictions, field, true[name])[is_asked].sum()), int(is_asked.sum()))
     return out
 
 
-def _right(verdicts: Verdicts, field: Field, true: np.ndarray) -> np.ndarray:
-    p = verdicts.probability(field.name)
+def _right(predictions: Predictions, field: Field, true: np.ndarray) -> np.ndarray:
+    p = predictions.probability(field.name)
     if field.is_multiple:
         return np.asarray(((p > 0.5) == (true == 1)).all(-1))
     return np.asarray(p.argmax(-1) == true)

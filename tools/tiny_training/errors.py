@@ -1,4 +1,4 @@
-"""How this package's commands tell errors: one message and an exit code, like `minikin` itself."""
+"""Errors of this package's commands: one message and an exit code, as `minikin` reports them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from minikin.errors import MinikinError
 
 
 @contextmanager
-def told() -> Iterator[None]:
-    """Inside, errors that are the user's to read end the program with their message and code."""
+def exit_on_error() -> Iterator[None]:
+    """Context in which a MinikinError or Ctrl-C ends the program with a message and an exit code."""
     try:
         yield
     except MinikinError as e:
@@ -21,5 +21,5 @@ def told() -> Iterator[None]:
         print(f"minikin: {e}", file=sys.stderr)
         sys.exit(e.exit_code)
     except KeyboardInterrupt:
-        print("\nminikin: interrupted; run the same command to go on.", file=sys.stderr)
+        print("\nminikin: interrupted; run the same command to resume.", file=sys.stderr)
         sys.exit(130)

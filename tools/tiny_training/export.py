@@ -1,6 +1,6 @@
-"""Stage `export`: an ordinary diffusers folder in float16 that stock StableDiffusionPipeline opens.
+"""Stage `export`: a diffusers folder in float16 that stock StableDiffusionPipeline opens.
 
-With `split`, no file is larger than so many megabytes, which some ways of moving files demand.
+`split` limits the size of a file in megabytes, for hosts that have such a limit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from minikin.files import atomic_write
 
 
 def stage(job: Job) -> Iterator[events.Event]:
-    """Put the parts together in OUT/model."""
+    """Assemble the parts in OUT/model."""
     pipe = assembled(job)
     room = max(0.5 * job.split, job.split - 0.1) if job.split else 10_000  # MB; headers come on top
     pipe.to(torch.float16)
@@ -48,12 +48,16 @@ def assembled(job: Job) -> Any:
     vae = AutoencoderKL.from_pretrained(job.need(job.vae, "autoencoder"), **how)
     unet = UNet2DConditionModel.from_pretrained(job.need(job.unet, "unet"), **how)
     for part in (vae, unet):
-        part.register_to_config(_name_or_path="")  # where it lay while building is nobody's business
+        part.register_to_config(_name_or_path="")  # no paths of this machine
     return StableDiffusionPipeline(
-        vae=vae, unet=unet,
+        vae=vae,
+        unet=unet,
         text_encoder=CLIPTextModel.from_pretrained(
             job.need(job.text_encoder, "text"), use_safetensors=True, dtype=torch.float32
         ),
         tokenizer=AutoTokenizer.from_pretrained(job.need(job.tokenizer, "tokenizer")),
-        scheduler=scheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )

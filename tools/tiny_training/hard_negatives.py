@@ -1,14 +1,14 @@
-"""Images for learning identity: the same thing in different scenes, beside things much like it.
+"""Hard negatives: images of one subject in different scenes, and of similar subjects.
 
-An *identity* is one drawing in one look. They come in blocks of four of one category, each shown
-in two scenes: A; the drawing of A in another look (half of the time in the same two colours, as
-my_cat and my_cat2 of the examples); another drawing in A's look; and another altogether. Whoever
-tells these apart has to look at drawing, pattern and colours, and not at the background.
+An *identity* is one drawing in one look. Identities come in blocks of four of one category, each in two
+scenes: A; the drawing of A in another look (half of the time in the same two colours, as my_cat and
+my_cat2 of the examples); another drawing in A's look; and another drawing in another look. To separate
+them an encoder must use drawing, pattern and colours, not the background.
 
-Drawings of all categories and styles of the art pack are used, whatever world is trained for:
-more drawings make a better eye. Never used for training: the drawings of the personal identities
-(the pack does not hand them out) and every seventh drawing by a hash ("test"), in the styles that
-scenes of the small world never show.
+Drawings of all categories and styles of the art pack are used, whatever the world, since more drawings
+train a better encoder. Training never uses the drawings of the personal identities (the pack withholds
+them) and every seventh drawing by a hash (split "test"), in the styles that scenes of the small world
+never show.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from minikin.tiny.world import Look, Rng, Scene, Split, World, _pick, any_rgb
 
 IDENTITIES, VIEWS = 4, 2  # of a block
 BLOCK = IDENTITIES * VIEWS  # images
-DISTINCT = 25.0  # mean difference of two looks of a drawing, of 255; below it they are one look
+DISTINCT = 25.0  # smallest mean difference of two looks of a drawing, of 255
 RESERVED_ART = ("noto", "twe")
+IMAGES, MASKS = "pictures.npy", "masks.npy"  # word: files of builds since 0.1
 LAYOUTS = (("single", 0.72), ("hat", 0.14), ("pair", 0.14))
 
 
@@ -47,7 +48,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class View:
-    """One image of an identity: the scene, which of its things is meant, and who that is."""
+    """One image of an identity: scene, subject of the scene, and number of the identity."""
 
     scene: Scene
     subject: int  # index into scene.things
@@ -55,8 +56,8 @@ class View:
 
 
 def is_reserved(drawing: Drawing) -> bool:
-    """Whether this drawing is kept for testing."""
-    name = f"likeness|{drawing.art}|{drawing.code}"
+    """True when this drawing is held out for testing."""
+    name = f"likeness|{drawing.art}|{drawing.code}"  # word: hashed, so it decides which drawings are held out
     return drawing.art in RESERVED_ART and zlib.crc32(name.encode()) % 7 == 0
 
 
@@ -72,11 +73,11 @@ def drawings(pack: ArtPack, split: Split) -> dict[str, list[Drawing]]:
 
 
 def block(world: World, seed: int, index: int, split: Split = "train") -> tuple[View, ...]:
-    """Block number `index` of the stream `seed`: eight views of four identities, by identity."""
+    """Block `index` of a seed: eight views of four identities, by identity."""
     rng = np.random.default_rng((seed, index, split == "test", 77))
     every = drawings(world.art, split)
-    own = [c for c in world.spec.objects if c in every]
-    category = _pick(rng, own if own and rng.random() < 0.6 else sorted(every))
+    categories = [c for c in world.spec.objects if c in every]
+    category = _pick(rng, categories if categories and rng.random() < 0.6 else sorted(every))
     a, c, d = (every[category][int(k)] for k in rng.integers(len(every[category]), size=3))
     look = _look(rng, world.spec)
     looks = [look, _other(rng, world, a, look), look, _look(rng, world.spec)]
@@ -91,7 +92,7 @@ def block(world: World, seed: int, index: int, split: Split = "train") -> tuple[
 
 
 def _look(rng: Rng, spec: words.WorldSpec) -> Look:
-    """Mostly two-colour patterns: that is what the personal things are."""
+    """A random look, mostly a two-colour pattern, as personal things have."""
     roll = rng.random()
     if roll < 0.15:
         return Look()
@@ -101,7 +102,7 @@ def _look(rng: Rng, spec: words.WorldSpec) -> Look:
 
 
 def _other(rng: Rng, world: World, drawing: Drawing, *taken: Look) -> Look:
-    """A look that shows on this drawing that it is none of the taken ones."""
+    """A look that differs visibly on this drawing from all `taken` looks."""
     rgba = world.art.drawings[drawing.category, drawing.art][drawing.code]
     for _ in range(50):
         base = taken[0] if taken else None
@@ -114,10 +115,10 @@ def _other(rng: Rng, world: World, drawing: Drawing, *taken: Look) -> Look:
     return Look(None, "checker", (any_rgb(rng), any_rgb(rng)))
 
 
-def _difference(rgba: np.ndarray, one: Look, two: Look) -> float:
-    if one == two:
+def _difference(rgba: np.ndarray, first: Look, second: Look) -> float:
+    if first == second:
         return 0.0
-    a, b = (repaint(rgba, k)[..., :3].astype(np.int16) for k in (one, two))
+    a, b = (repaint(rgba, k)[..., :3].astype(np.int16) for k in (first, second))
     return float(np.abs(a - b)[rgba[..., 3] > 127].mean())
 
 
@@ -134,7 +135,7 @@ def _view(world: World, rng: Rng, drawing: Drawing, look: Look, who: int) -> Vie
 
 @contextmanager
 def _only(pack: ArtPack, drawing: Drawing) -> Iterator[None]:
-    """Inside, the pack knows one drawing of this category and style."""
+    """Context in which the pack has one drawing of this category and style."""
     key = (drawing.category, drawing.art)
     every = pack.drawings[key]
     pack.extent(drawing.art, drawing.code)  # measured over all drawings, once
@@ -146,15 +147,17 @@ def _only(pack: ArtPack, drawing: Drawing) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Lookalikes:
-    """Drawn blocks: images (N, 128, 128, 3) uint8, masks (N, 128, 16) packed bits, both memory-mapped.
+class HardNegatives:
+    """Rendered blocks of N images.
 
-    identity (N,) numbers the identities over all blocks; needs_mask (N,) marks images in which
-    somebody else stands too; labels holds the answers of every field, (N,) or (N, answers), and the
-    places of the slots (N, 2).
+    images      (N, 128, 128, 3) uint8, memory-mapped
+    masks       (N, 128, 16) of the subjects as packed bits, memory-mapped
+    identity    (N,) numbers of the identities over all blocks
+    needs_mask  (N,) True where the image shows a second thing
+    labels      by field (N,) or (N, answers), and "places" (N, 2)
     """
 
-    pictures: np.ndarray
+    images: np.ndarray
     masks: np.ndarray
     identity: np.ndarray
     needs_mask: np.ndarray
@@ -163,13 +166,14 @@ class Lookalikes:
     @classmethod
     def draw(
         cls, folder: Path, world: World, blocks: int, seed: int, split: Split = "train", pack: str = ""
-    ) -> Lookalikes:
-        """Draw the blocks into a folder in `folder`, whole or not at all; or read back what is there.
+    ) -> HardNegatives:
+        """Read the blocks from a folder in `folder`; they are rendered atomically at the first use.
 
         pack  fingerprint of the art pack, so that another pack gets another folder
         Raises StorageError, or AssetError for a damaged file.
         """
-        parts = ("lookalikes", world.spec.name, split, seed, blocks, *([pack] if pack else []))
+        name = "lookalikes"  # word: folder of builds since 0.1
+        parts = (name, world.spec.name, split, seed, blocks, *([pack] if pack else []))
         path = folder / "-".join(map(str, parts))
         if not path.exists():
             with atomic_folder(path) as fresh, storing(path):
@@ -177,10 +181,10 @@ class Lookalikes:
         try:
             with np.load(path / "labels.npz", allow_pickle=False) as z:
                 labels = {name: z[name] for name in z.files}
-            pictures, masks = (np.load(path / f"{n}.npy", mmap_mode="r") for n in ("pictures", "masks"))
+            images, masks = (np.load(path / file, mmap_mode="r") for file in (IMAGES, MASKS))
         except (OSError, ValueError, EOFError, BadZipFile) as e:
             raise AssetError(f"{path} cannot be read ({e}). Delete the folder; it is drawn anew.") from e
-        return cls(pictures, masks, labels.pop("identity"), labels.pop("needs_mask"), labels)
+        return cls(images, masks, labels.pop("identity"), labels.pop("needs_mask"), labels)
 
     def mask(self, at: np.ndarray) -> np.ndarray:
         """Boolean masks (len(at), 128, 128) of the subjects."""
@@ -190,22 +194,24 @@ class Lookalikes:
 def _write(path: Path, world: World, blocks: int, seed: int, split: Split) -> None:
     n = blocks * BLOCK
     mapped = np.lib.format.open_memmap
-    pictures = mapped(path / "pictures.npy", mode="w+", dtype=np.uint8, shape=(n, 128, 128, 3))
-    masks = mapped(path / "masks.npy", mode="w+", dtype=np.uint8, shape=(n, 128, 16))
+    images = mapped(path / IMAGES, mode="w+", dtype=np.uint8, shape=(n, 128, 128, 3))
+    masks = mapped(path / MASKS, mode="w+", dtype=np.uint8, shape=(n, 128, 16))
     rows: list[dict[str, np.ndarray]] = []
     for b in range(blocks):
         for k, view in enumerate(block(world, seed, b, split)):
-            image, found = world.draw(view.scene)
+            image, scene_masks = world.draw(view.scene)
             i = b * BLOCK + k
-            pictures[i] = np.asarray(image)
-            masks[i] = np.packbits(found[view.subject], axis=-1)
-            rows.append({
-                "identity": np.array(b * IDENTITIES + view.identity),
-                "places": places(view.scene),
-                "needs_mask": np.array(view.scene.layout == "pair"),
-                **truth(view.scene, world.spec),
-            })  # fmt: skip
-    pictures.flush()
+            images[i] = np.asarray(image)
+            masks[i] = np.packbits(scene_masks[view.subject], axis=-1)
+            rows.append(
+                {
+                    "identity": np.array(b * IDENTITIES + view.identity),
+                    "places": places(view.scene),
+                    "needs_mask": np.array(view.scene.layout == "pair"),
+                    **truth(view.scene, world.spec),
+                }
+            )
+    images.flush()
     masks.flush()
     labels: dict[str, Any] = {name: np.stack([r[name] for r in rows]) for name in rows[0]}
     np.savez(path / "labels.npz", **labels)

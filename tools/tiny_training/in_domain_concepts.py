@@ -1,8 +1,8 @@
-"""Things of tiny's own world and captions that name them: what a student learns to follow concepts by.
+"""In-domain concepts: things of tiny's world and captions that name them, for students that follow concepts.
 
-The things are drawn as training draws them (a kind, one drawing of it, a pattern in two colours), so none is
-an identity that `examples/` shows and that concepts are judged by. Five photos of each are taught in mode value.
-Half of the captions are those of training scenes; in the other half a thing's name stands for its kind.
+The things are drawn as in training (a category, one drawing of it, a two-colour pattern), so none is an
+identity of `examples/`, on which concepts are evaluated. Five photos of each are taught in mode `value`.
+Half of the captions are those of training scenes; in the other half a thing's name replaces its category.
 
     FOLDER/photos/thing00/   photos and masks        FOLDER/concepts/thing00.safetensors
     FOLDER/captions.txt      one caption a line
@@ -28,31 +28,40 @@ from minikin.tiny.world import Look, World, any_rgb, is_held_out
 
 SEED, SCENES = 77, 5  # of the things, and the stream of the captions' scenes
 BACKGROUNDS = (
-    "meadow", "room", "plain_white", "beach", "city", "forest", "snow", "plain_blue", "desert", "night",
-)  # fmt: skip
+    "meadow",
+    "room",
+    "plain_white",
+    "beach",
+    "city",
+    "forest",
+    "snow",
+    "plain_blue",
+    "desert",
+    "night",
+)
 PHOTOS, TRIES = 5, 20
 STRENGTHS = ("", "", "", ":0.8", ":0.6", ":1.2")  # half as taught
 
 
 def make(
     base: Base, folder: Path, world: str, *, things: int, steps: int, captions: int
-) -> Iterator[events.Event]:  # fmt: skip
-    """Draw and teach what is not there yet, and write `captions` captions of either sort.
+) -> Iterator[events.Event]:
+    """Draw and teach the missing concepts, and write `captions` captions of either kind.
 
-    What was taught otherwise (on another base, in another number of steps) is taught again.
+    Concepts that were taught on another base or in another number of steps are taught again.
     """
-    drawn, studio = World(world, backdrops=8), Studio(base)
-    _forget_others(folder, {"base": base.fingerprint, "text": base.text_hash, "world": world, "steps": steps})
-    by_kind: dict[str, list[str]] = {}
+    drawer, studio = World(world, backdrops=8), Studio(base)
+    _delete_outdated(folder, {"base": base.fingerprint, "text": base.text_hash, "world": world, "steps": steps})
+    by_category: dict[str, list[str]] = {}
     for k in range(things):
-        name, kind = f"thing{k:02d}", drawn.spec.objects[(7 * k + 3) % len(drawn.spec.objects)]
+        name, category = f"thing{k:02d}", drawer.spec.objects[(7 * k + 3) % len(drawer.spec.objects)]
         file = folder / "concepts" / f"{name}.safetensors"
-        by_kind.setdefault(kind, []).append(name)
+        by_category.setdefault(category, []).append(name)
         if file.exists():
             continue
-        photos = _photos(drawn, k, kind, folder / "photos" / name)
+        photos = _photos(drawer, k, category, folder / "photos" / name)
         recipe: Teach = Teach.make(
-            name=name, category=kind, mode="value", max_steps=steps, preview=False, base=base.name
+            name=name, category=category, mode="value", max_steps=steps, preview=False, base=base.name
         )
         for event in studio.teaching(photos, recipe):
             if isinstance(event, events.Done):
@@ -60,12 +69,12 @@ def make(
                 event.result.save(file)
             else:
                 yield event
-    lines = _captions(World(world), by_kind, captions)
+    lines = _captions(World(world), by_category, captions)
     atomic_write(folder / "captions.txt", ("\n".join(lines) + "\n").encode())
 
 
-def _forget_others(folder: Path, facts: dict[str, object]) -> None:
-    """Delete things that were not taught by these facts."""
+def _delete_outdated(folder: Path, facts: dict[str, object]) -> None:
+    """Delete concepts that were taught with other facts."""
     file, now = folder / "things.json", json.dumps(facts, indent=1) + "\n"
     if file.exists() and file.read_text() == now:
         return
@@ -74,17 +83,19 @@ def _forget_others(folder: Path, facts: dict[str, object]) -> None:
     atomic_write(file, now.encode())
 
 
-def _photos(world: World, k: int, kind: str, folder: Path) -> Path:
-    """Photos of thing `k`, none of a scene that is held out."""
+def _photos(world: World, k: int, category: str, folder: Path) -> Path:
+    """Draw photos of thing `k`, none of them a held-out scene; returns the folder."""
     (folder / "masks").mkdir(parents=True, exist_ok=True)
     rng, arts = np.random.default_rng((SEED, k)), world.spec.art
-    art = next(a for a in (arts[k % len(arts)], *arts) if world.art.has(kind, a))
+    art = next(a for a in (arts[k % len(arts)], *arts) if world.art.has(category, a))
     patterns = tuple(words.PATTERNS)
     look = Look(None, patterns[k % len(patterns)], (any_rgb(rng), any_rgb(rng)))
     code, n = "", 0
     for background in BACKGROUNDS:
         for _ in range(TRIES):
-            scene = world.decide(rng, layout="single", background=background, category=kind, look=look, art=art)
+            scene = world.decide(
+                rng, layout="single", background=background, category=category, look=look, art=art
+            )
             code = code or scene.things[0].code
             things = (replace(scene.things[0], code=code),)
             scene = replace(scene, things=things, sticker=False, treatment=None)
@@ -101,22 +112,22 @@ def _photos(world: World, k: int, kind: str, folder: Path) -> Path:
     return folder
 
 
-def _captions(world: World, by_kind: dict[str, list[str]], count: int) -> list[str]:
-    """`count` captions of training scenes and as many that name a thing, in any order."""
+def _captions(world: World, by_category: dict[str, list[str]], count: int) -> list[str]:
+    """`count` captions of training scenes and as many that name a thing, shuffled."""
     plain: list[str] = []
-    named: list[str] = []
+    with_concepts: list[str] = []
     i = 0
-    while len(named) < count:
+    while len(with_concepts) < count:
         scene, rng = world.scene(SCENES, i), np.random.default_rng((SCENES, i, 9))
-        said, i = caption(scene, rng), i + 1
+        scene_caption, i = caption(scene, rng), i + 1
         if len(plain) < count:
-            plain.append(said.text)
-        for kind, start, end in said.nouns:
-            if kind in by_kind and said.text[start:end] == kind:  # no plural, no synonym
+            plain.append(scene_caption.text)
+        for category, start, end in scene_caption.nouns:
+            if category in by_category and scene_caption.text[start:end] == category:  # no plural, no synonym
                 strength = rng.choice(STRENGTHS)
-                name = f"<{rng.choice(by_kind[kind])}{strength}>"
-                named.append(said.text[:start] + name + said.text[end:])
+                name = f"<{rng.choice(by_category[category])}{strength}>"
+                with_concepts.append(scene_caption.text[:start] + name + scene_caption.text[end:])
                 break
-    lines = plain + named
+    lines = plain + with_concepts
     np.random.default_rng(3).shuffle(lines)
     return lines

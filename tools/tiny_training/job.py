@@ -1,4 +1,4 @@
-"""What every stage is given, and the small things all of them do with it."""
+"""A build of the embedded model: recipe, folders and budgets, and helpers of all stages."""
 
 from __future__ import annotations
 
@@ -14,23 +14,32 @@ from tools.tiny_training.recipes import Build
 
 from minikin.errors import BadModelFile, BadRecipe, StorageError, UnknownName
 from minikin.files import atomic_folder
-from minikin.training.plan import Plan
+from minikin.training.config import TrainingConfig
 
-TRAINED = ("autoencoder", "text", "unet", "adapters", "judge", "classifier")
+TRAINED = ("autoencoder", "text", "unet", "adapters", "dual-encoder", "classifier")
+# stages and folders of version 0.1
+_FORMER = "pictures pictures-held pictures-others lookalikes judge".split()  # word: names of 0.1
+_NAMES = ("images", "images-held", "images-others", "hard-negatives", "dual-encoder")
+FORMER_NAMES = dict(zip(_FORMER, _NAMES, strict=True))
+
+
+def canonical(stage: str) -> str:
+    """The present name of a stage; names of version 0.1 are understood, too."""
+    return FORMER_NAMES.get(stage, stage)
 
 
 @dataclass(frozen=True)
 class Job:
     """One build.
 
-    out      everything is written below it: a folder for every stage
-    device   where the networks are trained; "cpu", "cuda", ...
+    out      folder of all files, with a folder for every stage
+    device   device of the training: "cpu", "cuda", ...
     workers  processes that render; 0 renders in this one
-    art      another art pack than the package's
-    source   a diffusers folder to go on from instead of training from nothing
+    art      path of an art pack other than the package's
+    source   diffusers folder whose weights are trained further, instead of training from nothing
     split    largest file of the exported weights in MB
-    minutes, steps  other budgets than the recipe's, by stage; with `source`, the stages that have one
-             (and the U-Net) are trained further, the others are taken as they are
+    minutes, steps  budgets by stage in place of the recipe's; with `source`, the U-Net and the stages with
+             a budget are trained further, the other parts are copied
     Raises UnknownName for the budget of a stage that is not trained, BadRecipe for a budget of nothing.
     """
 
@@ -53,20 +62,18 @@ class Job:
             if self.minutes.get(name, 1) <= 0 or self.steps.get(name, 1) < 1:
                 raise BadRecipe(f"The budget of stage {name} must be positive.")
 
-    def plan(self, stage: str, default: Plan, share: float = 1.0) -> Plan:
-        """The recipe's plan with the budget that was asked for, or `share` of it."""
+    def plan(self, stage: str, default: TrainingConfig, share: float = 1.0) -> TrainingConfig:
+        """The recipe's training config with `share` of this build's budget for the stage, if it has one."""
         m, n = self.minutes.get(stage), self.steps.get(stage)
         if m is None and n is None:
             return default
-        return default.model_copy(
-            update={"minutes": m and share * m, "steps": n and max(1, round(share * n))}
-        )  # fmt: skip
+        return default.model_copy(update={"minutes": m and share * m, "steps": n and max(1, round(share * n))})
 
     def folder(self, stage: str) -> Path:
         return self.out / stage
 
     def need(self, path: Path, stage: str) -> Path:
-        """`path`, made by another stage. Raises BadRecipe when it is not there."""
+        """`path`, which another stage writes. Raises BadRecipe when it does not exist."""
         if not path.exists():
             raise BadRecipe(f"{path} is missing: it is made by stage {stage}. Run --stage {stage} first.")
         return path
@@ -104,12 +111,12 @@ class Job:
         return path
 
     def takes(self, stage: str) -> bool:
-        """Whether the stage's part is taken from `source` as it is."""
+        """True when the stage's part is copied from `source`."""
         return self.source is not None and stage not in {*self.minutes, *self.steps}
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, or of all files of a folder with their names; 16 hexadecimal digits."""
+    """SHA-256 of a file, or of names and contents of a folder's files; 16 hexadecimal digits."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     total = hashlib.sha256()
     for file in files:
@@ -121,7 +128,7 @@ def digest(path: Path) -> str:
 
 @contextmanager
 def storing(path: Path) -> Iterator[None]:
-    """Inside, libraries write to `path`; what the disk refuses becomes a StorageError."""
+    """Context for libraries that write to `path`: their errors become a StorageError."""
     from safetensors import SafetensorError
 
     try:
@@ -136,18 +143,18 @@ def storing(path: Path) -> Iterator[None]:
 
 
 def save_part(part: Any, path: Path, **options: Any) -> None:
-    """`part.save_pretrained(path)`, whole or not at all; raises StorageError."""
+    """`part.save_pretrained(path)`, atomically. Raises StorageError."""
     with atomic_folder(path) as fresh, storing(path):
         part.save_pretrained(fresh, **options)
         for file in fresh.rglob("*.safetensors"):
-            file.chmod(0o644)  # safetensors makes files that nobody else can read
-        for file in fresh.rglob("tokenizer.json"):  # half of it as it comes is indentation
-            read = json.loads(file.read_text(encoding="utf-8"))
-            file.write_text(json.dumps(read, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
+            file.chmod(0o644)  # safetensors makes files that other users cannot read
+        for file in fresh.rglob("tokenizer.json"):  # half of the file is indentation
+            content = json.loads(file.read_text(encoding="utf-8"))
+            file.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
 
 def adopt(job: Job, part: str, path: Path) -> str:
-    """Copy a part of `source` to where its stage would write it; what was done, in words."""
+    """Copy a part of `source` to `path`, where its stage would write it; returns a message."""
     import shutil
 
     source = job.adopted(part)

@@ -1,8 +1,8 @@
-"""What the text tower has to know of a caption: batches of tokens with the truth behind them.
+"""Training data of the text encoder: batches of captions as tokens, with labels of their scenes.
 
-Every caption comes with a *twin*: the same words with each one-token noun replaced by another. Where
-both have the same token, both must get the same encoding; otherwise a causal encoder smears the
-subject over everything behind it, and an edit of the subject's encoding leaks there.
+Every caption comes with a *minimal pair*: the same words with each one-token noun replaced by another.
+Where both have the same token, both must get the same encoding; otherwise a causal encoder spreads the
+subject over all later positions, and an edit of the subject's encoding leaks there.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor
 from minikin.tiny import vocabulary as words
 from minikin.tiny.captions import Caption, caption
 from minikin.tiny.world import Scene, Split, World
-from minikin.training.plan import Turn
+from minikin.training.config import StepContext
 
-SEED = 11  # the stream of scenes for captions
-RANDOM_SHARE = 6  # one random row of tokens for so many captions: words no caption has
+SEED = 11  # of the scenes for captions
+RANDOM_SHARE = 6  # captions for one row of random tokens, which trains words that captions lack
 CATEGORIES = tuple(words.CATEGORIES)
 LOOKS = ("none", *words.COLOURS, *words.PATTERNS)
 BACKGROUNDS = (*words.BACKGROUNDS, *(f"plain_{c}" for c in words.WIDE.plain), "not said")
@@ -38,20 +38,24 @@ UNKNOWN = -100  # what cross entropy leaves out
 
 @dataclass(frozen=True)
 class Batch:
-    """B captions, their twins, and R rows of random tokens, of one width L.
+    """B captions, their minimal pairs, and R rows of random tokens, all of width L.
 
-    ids, twins (B, L); noise (R, L); end (B,) position of the end token; alike (B, L) bool: where a
-    caption and its twin have the same token before the end
-    nouns (P, 2) row and position; kinds, looks (P,) their category and look; sides (P,) where the second
-    noun of a pair stands, UNKNOWN for the others: a causal encoder cannot know it at the first
-    objects (B, C), colours (B, K) 0 or 1; choices (B, 8) indices into CHOICES
+    ids, minimal_pairs  (B, L) tokens
+    noise     (R, L) random tokens
+    end       (B,) position of the end token
+    is_same   (B, L) True where a caption and its minimal pair have the same token before the end
+    nouns     (P, 2) row and position of every noun
+    kinds, looks  (P,) its category and look
+    sides     (P,) side of the second noun of a pair, else UNKNOWN: a causal encoder cannot know it earlier
+    objects (B, C), colours (B, K)  0 or 1
+    choices   (B, 8) indices into CHOICES
     """
 
     ids: Tensor
-    twins: Tensor
+    minimal_pairs: Tensor
     noise: Tensor
     end: Tensor
-    alike: Tensor
+    is_same: Tensor
     nouns: Tensor
     kinds: Tensor
     looks: Tensor
@@ -65,50 +69,58 @@ class Batch:
 
 
 class Captions:
-    """Draws batches of captions of several worlds, in turn."""
+    """Draws batches of captions, from several worlds by turns."""
 
     def __init__(self, worlds: Sequence[World], tokenizer: Any, context: int) -> None:
         self.worlds, self.tokenizer, self.context = worlds, tokenizer, context
         self._lengths: dict[str, int] = {}
         self.replacements = [c for c in CATEGORIES if self._length(c) == 1]
 
-    def batch(self, turn: Turn, split: Split = "train") -> Batch:
-        rng = turn.rng
-        scenes, said, twins = [], [], []
-        for k in range(turn.size):
-            number = turn.step * turn.size + k
-            scene = self.worlds[k % len(self.worlds)].scene(SEED + turn.seed[0], number, split)
-            c = caption(scene, rng)
+    def batch(self, ctx: StepContext, split: Split = "train") -> Batch:
+        rng = ctx.rng
+        scenes, captions, minimal_pairs = [], [], []
+        for k in range(ctx.batch_size):
+            number = ctx.step * ctx.batch_size + k
+            scene = self.worlds[k % len(self.worlds)].scene(SEED + ctx.seed[0], number, split)
+            scene_caption = caption(scene, rng)
             scenes.append(scene)
-            said.append(c)
-            twins.append(self._twin(c, rng))
-        ids, offsets = self._tokens([c.text for c in said])
-        twin_ids, _ = self._tokens(twins)
+            captions.append(scene_caption)
+            minimal_pairs.append(self._minimal_pair(scene_caption, rng))
+        ids, offsets = self._tokens([c.text for c in captions])
+        minimal_ids, _ = self._tokens(minimal_pairs)
         end_token = self.tokenizer.eos_token_id
         end = (ids == end_token).int().argmax(1)
         width = min(self.context, max(24, int(end.max()) + 4))
-        same_length = (twin_ids == end_token).int().argmax(1) == end
+        same_length = (minimal_ids == end_token).int().argmax(1) == end
         before = torch.arange(self.context)[None] < end[:, None]
-        alike = (ids == twin_ids) & before & same_length[:, None]
-        nouns, kinds, looks, sides = self._nouns(scenes, said, offsets, end)
+        is_same = (ids == minimal_ids) & before & same_length[:, None]
+        nouns, kinds, looks, sides = self._nouns(scenes, captions, offsets, end)
         return Batch(
-            ids[:, :width], twin_ids[:, :width], self._noise(rng, turn.size, width), end, alike[:, :width],
-            nouns, kinds, looks, sides, *_whole(scenes, said),
-        )  # fmt: skip
+            ids[:, :width],
+            minimal_ids[:, :width],
+            self._noise(rng, ctx.batch_size, width),
+            end,
+            is_same[:, :width],
+            nouns,
+            kinds,
+            looks,
+            sides,
+            *_whole(scenes, captions),
+        )
 
     def _tokens(self, texts: list[str]) -> tuple[Tensor, np.ndarray]:
         """Ids (B, context) and the characters of every token (B, context, 2)."""
-        found = self.tokenizer(
+        encoded = self.tokenizer(
             texts, padding="max_length", max_length=self.context, truncation=True, return_offsets_mapping=True
         )
-        return torch.tensor(found["input_ids"]), np.asarray(found["offset_mapping"])
+        return torch.tensor(encoded["input_ids"]), np.asarray(encoded["offset_mapping"])
 
     def _length(self, word: str) -> int:
         if word not in self._lengths:
             self._lengths[word] = len(self.tokenizer(word, add_special_tokens=False)["input_ids"])
         return self._lengths[word]
 
-    def _twin(self, c: Caption, rng: np.random.Generator) -> str:
+    def _minimal_pair(self, c: Caption, rng: np.random.Generator) -> str:
         text = c.text
         for _, start, end in sorted(c.nouns, key=lambda n: -n[1]):
             if self.replacements and self._length(text[start:end]) == 1:
@@ -127,23 +139,23 @@ class Captions:
         return rows
 
     def _nouns(
-        self, scenes: Sequence[Scene], said: Sequence[Caption], offsets: np.ndarray, end: Tensor
+        self, scenes: Sequence[Scene], captions: Sequence[Caption], offsets: np.ndarray, end: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The last token of every noun, what it names, and where that stands."""
+        """Position of the last token of every noun, its category, look and side."""
         places, kinds, looks, sides = [], [], [], []
-        for row, (scene, c) in enumerate(zip(scenes, said, strict=True)):
-            look = {t.category: t.look.pattern or t.look.colour or "none" for t in scene.things}
+        for row, (scene, c) in enumerate(zip(scenes, captions, strict=True)):
+            looks_by_category = {t.category: t.look.pattern or t.look.colour or "none" for t in scene.things}
             starts, ends = offsets[row, : int(end[row]), 0], offsets[row, : int(end[row]), 1]
             for number, (category, first, last) in enumerate(c.nouns):
                 inside = np.nonzero((ends > first) & (starts < last))[0]
                 if len(inside):
                     places.append((row, int(inside[-1])))
                     kinds.append(CATEGORIES.index(category))
-                    looks.append(LOOKS.index(look[category]))
+                    looks.append(LOOKS.index(looks_by_category[category]))
                     second = scene.layout == "pair" and number == 1
                     sides.append(_standing(scene).index(category) if second else UNKNOWN)
-        told = [torch.tensor(t).long() for t in (kinds, looks, sides)]
-        return torch.tensor(places).view(-1, 2), told[0], told[1], told[2]
+        tensors = [torch.tensor(t).long() for t in (kinds, looks, sides)]
+        return torch.tensor(places).view(-1, 2), tensors[0], tensors[1], tensors[2]
 
 
 def _standing(scene: Scene) -> list[str]:
@@ -151,20 +163,24 @@ def _standing(scene: Scene) -> list[str]:
     return [t.category for t in sorted(scene.things, key=lambda t: t.centre_x)]
 
 
-def _whole(scenes: Sequence[Scene], said: Sequence[Caption]) -> tuple[Tensor, Tensor, Tensor]:
-    """What the end token has to tell: objects and colours in the image, and what the caption says."""
+def _whole(scenes: Sequence[Scene], captions: Sequence[Caption]) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels of the end token: objects and colours in the image, and choices that the caption names."""
     objects, colours = torch.zeros(len(scenes), len(CATEGORIES)), torch.zeros(len(scenes), len(LOOKS))
     choices = []
-    for row, (s, c) in enumerate(zip(scenes, said, strict=True)):
+    for row, (s, c) in enumerate(zip(scenes, captions, strict=True)):
         objects[row, [CATEGORIES.index(o) for o in s.objects]] = 1
         colours[row, [LOOKS.index(t.look.pattern or t.look.colour or "none") for t in s.things]] = 1
         phrases = words.BACKGROUNDS.get(s.background, ())
         placed = "background" in c.text if s.is_plain else any(p in c.text for p in phrases)
         styled = any(p in c.text for p in words.ART_SETS[s.art].words)
         answers = (
-            s.background if placed else "not said", s.art if styled else "not said", s.layout, str(s.count),
-            s.size or "normal", s.treatment or "none",
+            s.background if placed else "not said",
+            s.art if styled else "not said",
+            s.layout,
+            str(s.count),
+            s.size or "normal",
+            s.treatment or "none",
             *(_standing(s) if s.layout == "pair" else ("no pair", "no pair")),
-        )  # fmt: skip
+        )
         choices.append([names.index(a) for names, a in zip(CHOICES, answers, strict=True)])
     return objects, colours, torch.tensor(choices)

@@ -1,8 +1,7 @@
-"""Stage `latents`: the images as latents and their captions as tokens, so that the U-Net's training
-touches neither pixels nor words.
+"""Stage `latents`: images as latents and captions as tokens, computed once for the U-Net's training.
 
-Latents are the posterior means, (C, h, w) float16; tokens (captions, context) uint16. Both are made
-in files that go with those of the images, by the encoder here and by worker processes.
+Latents are posterior means (C, h, w) float16, encoded in this process; tokens are (captions, context)
+uint16, by worker processes. There is one file of each for every file of images.
 """
 
 from __future__ import annotations
@@ -27,43 +26,61 @@ from minikin.training.signals import interruptible
 
 
 def stage(job: Job) -> Iterator[events.Event]:
-    """Make what is missing of both."""
+    """Compute the missing files of both."""
     latents, tokens = stores(job)
-    images.stores(job)[0][1].complete("pictures")
+    images.stores(job)[0][1].complete("images")
     yield from _tokenise(job, tokens)
     yield from _encode(job, latents)
     yield events.Note(f"latents: {len(latents)} scenes, {job.recipe.latents.captions} captions of each")
 
 
 def stores(job: Job) -> tuple[Shards, Shards]:
-    """Latents and tokens. Raises BadRecipe when the autoencoder or the tokenizer has changed since."""
-    p, r = job.recipe.pictures, job.recipe.latents
+    """Files of latents and tokens. Raises BadRecipe when autoencoder or tokenizer has changed since."""
+    p, r = job.recipe.images, job.recipe.latents
     vae, tokenizer = job.need(job.vae, "autoencoder"), job.need(job.tokenizer, "tokenizer")
     _, scenes = images.stores(job)[0]
-    made_from = {"pictures": digest(scenes.folder / "manifest.json")}
+    made_from = {"pictures": digest(scenes.folder / "manifest.json")}  # word: key in manifests since 0.1
     latents = Shards(job.folder("latents"), p.count, p.shard, {**made_from, "autoencoder": digest(vae)})
     facts = {**made_from, "tokenizer": digest(tokenizer), "captions": r.captions, "backdrops": p.backdrops}
     return latents, Shards(job.folder("tokens"), p.count, p.shard, facts)
 
 
 def _tokenise(job: Job, tokens: Shards) -> Iterator[events.Event]:
-    p, r = job.recipe.pictures, job.recipe
+    p, r = job.recipe.images, job.recipe
     file = job.tokenizer / "tokenizer.json"
     calls = [
-        (tokens.path(i), file, images.stream(job, i * p.shard), i * p.shard, p.shard, p.seed,
-         r.latents.captions, r.text.context, p.backdrops, job.art)
+        (
+            tokens.path(i),
+            file,
+            images.stream(job, i * p.shard),
+            i * p.shard,
+            p.shard,
+            p.seed,
+            r.latents.captions,
+            r.text.context,
+            p.backdrops,
+            job.art,
+        )
         for i in tokens.missing()
-    ]  # fmt: skip
+    ]
     before = tokens.files - len(calls)
     for done in spread(tokenise, calls, job.workers):
         yield events.Progress("captions", (before + done) * p.shard, len(tokens))
 
 
 def tokenise(
-    path: Path, tokenizer: Path, world: str, start: int, n: int, seed: int, captions: int, context: int,
-    backdrops: int, art: Path | None,
-) -> None:  # fmt: skip
-    """Write the tokens of scenes start .. start + n to a file; runs in a worker."""
+    path: Path,
+    tokenizer: Path,
+    world: str,
+    start: int,
+    n: int,
+    seed: int,
+    captions: int,
+    context: int,
+    backdrops: int,
+    art: Path | None,
+) -> None:
+    """Write the tokens of the scenes from `start` to `start + n` to a file; runs in a worker."""
     w, t = images.world_of(world, backdrops, art), _tokenizer(tokenizer, context)
     texts = [
         caption(scene, np.random.default_rng((seed, i, k))).text
@@ -77,7 +94,7 @@ def tokenise(
 
 @lru_cache(maxsize=2)
 def _tokenizer(file: Path, context: int) -> Any:
-    """The fast tokenizer alone: transformers would cost every worker seconds."""
+    """The fast tokenizer without transformers, whose import takes seconds in every worker."""
     from tokenizers import Tokenizer
 
     t = Tokenizer.from_file(str(file))

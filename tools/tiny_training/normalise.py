@@ -1,8 +1,8 @@
-"""Latents with mean 0 and about unit spread, by changing the autoencoder's two 1x1 convolutions.
+"""Normalisation of latents to mean 0 and about unit variance, by the autoencoder's two 1x1 convolutions.
 
-The scaling factor can then be 1 and no other code has to know. Channels are scaled by their
-deviation to the power 0.6, not 1: channels that vary little carry little, and blowing them up to
-the same spread would make the diffusion model spend its capacity on them.
+The scaling factor is then 1. Channels are scaled by their deviation to the power 0.6, not 1: channels of
+small variance carry little information, and with unit variance the diffusion model would spend its
+capacity on them.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor
 POWER = 0.6
 
 
-def normalise(model: Any, pictures: Tensor, autocast: torch.autocast) -> tuple[Any, str]:
-    """A copy of the autoencoder in float32 on the CPU, normalised on `pictures` (B, 3, H, W).
+def normalise(model: Any, images: Tensor, autocast: torch.autocast) -> tuple[Any, str]:
+    """A copy of the autoencoder in float32 on the CPU, normalised on `images` (B, 3, H, W).
 
-    Also the smallest and largest deviation of a channel afterwards, as text. Exact: decoding gives
-    what it gave before.
+    Also returns the smallest and largest deviation of a channel afterwards, as text. Decoded images are
+    unchanged.
     """
     from copy import deepcopy
 
     with torch.no_grad(), autocast:
-        z = torch.cat([model.encode(x).latent_dist.mean.float() for x in torch.split(pictures, 32)]).cpu()
+        z = torch.cat([model.encode(x).latent_dist.mean.float() for x in torch.split(images, 32)]).cpu()
     mean, deviation = z.mean((0, 2, 3)), z.std((0, 2, 3)).clamp(min=1e-6)
     scale = deviation**POWER
     scale = scale * (deviation / scale).pow(2).mean().sqrt()  # unit variance over all channels together

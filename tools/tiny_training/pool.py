@@ -1,4 +1,4 @@
-"""Work in parallel processes that may be interrupted and may die, each of which is told clearly."""
+"""Calls in parallel processes, with clear errors when a process is interrupted or killed."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from minikin.errors import OutOfMemory
 
 
 def spread(function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], workers: int) -> Iterator[int]:
-    """Make all calls, on `workers` processes or in this one (0); yields how many are done.
+    """Make all calls in `workers` processes, or in this one (0); yields the number of finished calls.
 
-    New processes are started, not forked: a fork of a process with threads can hang. Ctrl-C drops
-    the calls that have not begun. Raises what a call raises.
+    Processes are spawned, not forked, since a fork of a process with threads can hang. Ctrl-C drops the
+    calls that have not started. Raises the error of a failed call, OutOfMemory for a killed process.
     """
     if not workers:
         for i, arguments in enumerate(calls, 1):

@@ -1,9 +1,9 @@
-"""Every number of every stage: one model a stage, and presets for both machines and both worlds.
+"""Recipes: all numbers of all stages, one model a stage, with presets for CPU and GPU and for both worlds.
 
-`cpu` has budgets in steps, so that it can be repeated exactly: the straight way to what tiny's own
-weights came to by detours (docs/tiny.md; 709,000 of their 1,183,104 samples were AdamW's), some four
-hours on two cores. `gpu` has budgets in minutes that are meant to leave, of 25 on an H100 with 16 cores, time
-for the judges, starting and compiling. The wide world gets a wider U-Net on the GPU, as wide as 60 MB of
+`cpu` has budgets in steps, so that it can be repeated exactly: the direct way to the result that tiny's
+weights reached by several runs (docs/tiny.md; 709,000 of their 1,183,104 samples were AdamW's), some four
+hours on two cores. `gpu` has budgets in minutes, which leave of 25 on an H100 with 16 cores some time for
+the encoders, starting and compiling. The wide world gets a wider U-Net on the GPU, as wide as 60 MB of
 weights allow.
 """
 
@@ -15,43 +15,47 @@ from pydantic import Field
 
 from minikin.errors import UnknownName
 from minikin.recipes import Recipe
-from minikin.training.plan import Plan
+from minikin.training.config import TrainingConfig
 
 Preset = Literal["cpu", "gpu"]
 
 
-class Pictures(Recipe):
-    """Rendered scenes, kept on disk."""
+class Images(Recipe):
+    """Rendered scenes, cached on disk."""
 
-    count: int = Field(110_592, ge=1, description="scenes of the world; they become the U-Net's latents")
-    pairs: int = Field(
-        36_864, ge=0, description="of these, scenes of pairs alone, besides those among the others"
-    )
+    count: int = Field(110_592, ge=1, description="scenes of the world, for the U-Net")
+    pairs: int = Field(36_864, ge=0, description="of these, scenes of pairs only")
     others: int = Field(4_096, ge=0, description="scenes of the wide world, for the autoencoder alone")
     shard: int = Field(1024, ge=1, description="images in a file (50 MB)")
-    seed: int = Field(1, ge=0, description="stream of scenes")
-    backdrops: int = Field(40, ge=1, description="painted variants of a background")
+    seed: int = Field(1, ge=0, description="of the scenes")
+    backdrops: int = Field(40, ge=1, description="variants of a background")
 
 
 class Autoencoder(Recipe):
-    """Pixels to latents and back: trained without its last level, then grown by it, then the decoder alone."""
+    """The autoencoder: trained without its last level, grown by that level, then the decoder alone."""
 
     channels: tuple[int, ...] = (16, 32, 64, 128, 128)
     latents: int = Field(32, ge=1, description="channels of the latents")
-    first_latents: int = Field(8, ge=1, description="the same before the last level is there")
-    crop: int = Field(64, ge=16, le=128, description="pixels of a side before the last level is there")
+    first_latents: int = Field(8, ge=1, description="the same, before the last level is added")
+    crop: int = Field(64, ge=16, le=128, description="pixels of a side, before the last level is added")
     noise: float = Field(0.05, ge=0, description="noise on the latents, of their deviation")
     held_out: int = Field(96, ge=1, description="scenes for the evaluation")
-    first: Plan = Plan(
-        steps=6000, batch=16, rate=1.5e-3, betas=(0.9, 0.98), weight_decay=1e-4, ema=0.998, decay=0.7
+    first: TrainingConfig = TrainingConfig(
+        steps=6000, batch=16, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=1e-4, ema=0.998, decay=0.7
     )
-    grown: Plan = Plan(
-        steps=6000, batch=16, rate=1.0e-3, betas=(0.9, 0.98), weight_decay=1e-4, ema=0.999, decay=0.5
+    grown: TrainingConfig = TrainingConfig(
+        steps=6000, batch=16, lr=1.0e-3, betas=(0.9, 0.98), weight_decay=1e-4, ema=0.999, decay=0.5
     )
-    decoder: Plan = Plan(
-        steps=3700, batch=16, optimizer="muon", rate=5e-4, betas=(0.9, 0.98), weight_decay=0.0, ema=0.998,
+    decoder: TrainingConfig = TrainingConfig(
+        steps=3700,
+        batch=16,
+        optimizer="muon",
+        lr=5e-4,
+        betas=(0.9, 0.98),
+        weight_decay=0.0,
+        ema=0.998,
         decay=0.45,
-    )  # fmt: skip
+    )
 
 
 class Tokenizer(Recipe):
@@ -62,19 +66,19 @@ class Tokenizer(Recipe):
 
 
 class Text(Recipe):
-    """The text tower."""
+    """The text encoder."""
 
     layers: int = Field(3, ge=1)
     width: int = Field(256, ge=8)
     heads: int = Field(4, ge=1)
     context: int = Field(32, ge=8, description="tokens of a prompt")
-    plan: Plan = Plan(
-        steps=700, batch=128, rate=1e-3, betas=(0.9, 0.98), ema=0.99, decay=0.5, sample_minutes=3, log_steps=25
+    plan: TrainingConfig = TrainingConfig(
+        steps=700, batch=128, lr=1e-3, betas=(0.9, 0.98), ema=0.99, decay=0.5, sample_minutes=3, log_steps=25
     )
 
 
 class Latents(Recipe):
-    """The images as latents, their captions as tokens."""
+    """Latents of the images and tokens of the captions."""
 
     captions: int = Field(4, ge=1, description="wordings of every scene")
     batch: int = Field(64, ge=1, description="images encoded at once")
@@ -91,14 +95,14 @@ class Unet(Recipe):
     spread: float = Field(0.8, gt=0, description="of the same")
     drop: float = Field(0.1, ge=0, le=1, description="share of captions left out, for guidance")
     held_out: int = Field(256, ge=1, description="scenes for the evaluation")
-    samples: int = Field(32, ge=1, description="sample prompts painted")
+    samples: int = Field(32, ge=1, description="prompts of the sample sheet")
     sample_steps: int = Field(20, ge=1)
     guidance: float = 3.0
-    plan: Plan = Plan(
+    plan: TrainingConfig = TrainingConfig(
         steps=6000,
         batch=128,
         optimizer="muon",
-        rate=1e-3,
+        lr=1e-3,
         betas=(0.9, 0.99),
         weight_decay=0.01,
         ema=0.9995,
@@ -108,24 +112,24 @@ class Unet(Recipe):
 
 
 class Adapters(Recipe):
-    """The few-step students."""
+    """The few-step LoRAs."""
 
     rank: int = Field(12, ge=1, description="of the LoRAs: 1.8 MB each for the small U-Net")
     steps: dict[str, int] = Field(
         default={"lcm-lora": 606, "turbo": 924, "tdm": 495},
         description="on scenes, by method of `minikin distill`: those of tiny's own",
     )
-    named: dict[str, int] = Field(
+    with_concepts: dict[str, int] = Field(
         default={"lcm-lora": 1141, "lcm": 1032},
-        description="on captions of which half name taught things (tiny.build.familiar); after `steps`, if any",
+        description="on captions of which half name in-domain concepts; after `steps`, if any",
     )
-    things: int = Field(12, ge=1, description="that are taught for it")
-    things_steps: int = Field(150, ge=1, description="of teaching each")
-    captions: int = Field(1024, ge=1, description="that name them, and as many that do not")
+    things: int = Field(12, ge=1, description="in-domain concepts")
+    things_steps: int = Field(150, ge=1, description="of teaching each concept")
+    captions: int = Field(1024, ge=1, description="that name a concept, and as many that do not")
     teacher_steps: int = Field(10, ge=1, description="of the teacher's images for these captions")
     start: dict[str, str] = Field(
         default={"lcm": "lcm-lora", "turbo": "lcm-lora"},
-        description="what a student begins as: another one made before it",
+        description="initial LoRA of a student: that of another method, trained before",
     )
     batch: dict[str, int] = Field(
         default={"lcm-lora": 32, "lcm": 32, "turbo": 16, "tdm": 16}, description="examples a step, by method"
@@ -135,11 +139,11 @@ class Adapters(Recipe):
 
 
 class Build(Recipe):
-    """The whole recipe."""
+    """Recipe of the whole build."""
 
     world: str = "small"
     preset: Preset = "cpu"
-    pictures: Pictures = Pictures()
+    images: Images = Images()
     autoencoder: Autoencoder = Autoencoder()
     tokenizer: Tokenizer = Tokenizer()
     text: Text = Text()
@@ -158,24 +162,24 @@ def recipe(world: str, preset: str) -> Build:
         raise UnknownName("preset", preset, ("cpu", "gpu"))
     small = world == "small"
     if preset == "cpu":
-        return Build(world=world, pictures=Pictures(others=4096 if small else 0))
+        return Build(world=world, images=Images(others=4096 if small else 0))
     first = Autoencoder().first.model_copy(
-        update=_gpu(minutes=1.5, batch=128, rate=2e-3, compile=True, sample_minutes=1.0)
+        update=_gpu(minutes=1.5, batch=128, lr=2e-3, compile=True, sample_minutes=1.0)
     )
     grown = Autoencoder().grown.model_copy(
-        update=_gpu(minutes=3.0, batch=128, rate=1.5e-3, compile=True, sample_minutes=1.0)
+        update=_gpu(minutes=3.0, batch=128, lr=1.5e-3, compile=True, sample_minutes=1.0)
     )
     decoder = Autoencoder().decoder.model_copy(
-        update=_gpu(minutes=1.0, batch=128, rate=8e-4, compile=True, sample_minutes=1.0)
+        update=_gpu(minutes=1.0, batch=128, lr=8e-4, compile=True, sample_minutes=1.0)
     )
     text = Text().plan.model_copy(update=_gpu(minutes=2.0, batch=128, sample_minutes=1.0, steps=2500))
     unet = Unet().plan.model_copy(
-        update=_gpu(minutes=8.5, batch=1024, rate=1.5e-3, compile=True, sample_minutes=3.0)
+        update=_gpu(minutes=8.5, batch=1024, lr=1.5e-3, compile=True, sample_minutes=3.0)
     )
     return Build(
         world=world,
         preset="gpu",
-        pictures=Pictures(count=262_144 if small else 327_680, pairs=65_536, others=16_384 if small else 0),
+        images=Images(count=262_144 if small else 327_680, pairs=65_536, others=16_384 if small else 0),
         autoencoder=Autoencoder(crop=128, first=first, grown=grown, decoder=decoder),
         text=Text(plan=text),
         latents=Latents(batch=512),

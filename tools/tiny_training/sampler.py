@@ -1,4 +1,4 @@
-"""Sample sheets while the U-Net trains: fixed prompts, fixed noise, plain DDIM with guidance."""
+"""Sample sheets of the U-Net in training: fixed prompts, fixed noise, DDIM with guidance."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from torch import Tensor
 
 from minikin.images.sheet import contact_sheet
 from minikin.models import precision
-from minikin.training.run import Run
+from minikin.training.trainer import Trainer
 
 PROMPTS = (
     "a photo of a cat on the beach", "a red car on a city street", "a teddy bear in a room",
-    "a penguin in the snow", "a dog wearing a top hat in the forest", "a guitar on a blue background",
+    "a penguin in the snow", "a dog wearing a top hat in the forest",  # word: prompt
+    "a guitar on a blue background",
     "a robot in the desert", "two apples in a meadow", "a rocket at night", "a mushroom in the forest",
     "a 3d render of a teapot on a white background", "a cat and a dog in a meadow",
     "a chair on a pink background", "a duck on the beach", "a soccer ball in the snow",
@@ -26,13 +27,14 @@ PROMPTS = (
     "a robot to the left of a guitar in a room", "a tiny penguin on the beach", "a huge apple at night",
     "a flat illustration of a dog in the city", "a green chair in a meadow", "three mushrooms in the snow",
     "a purple and yellow striped cat in a meadow", "a red teapot and a blue cup",
-    "a dotted rabbit in the forest", "a cat wearing a top hat at night", "a yellow car in the desert",
+    "a dotted rabbit in the forest", "a cat wearing a top hat at night",  # word: prompt
+    "a yellow car in the desert",
     "a teddy bear and a soccer ball in a room",
 )  # fmt: skip
 
 
 class Encoder:
-    """Tokens (B, context) to encodings (B, context, D) by the finished text tower, without gradients."""
+    """Tokens (B, context) to encodings (B, context, D) by the trained text encoder, without gradients."""
 
     def __init__(self, job: Job) -> None:
         from transformers import AutoTokenizer, CLIPTextModel
@@ -40,43 +42,43 @@ class Encoder:
         self.device, self.context = torch.device(job.device), job.recipe.text.context
         self.bf16 = job.recipe.unet.plan.bf16
         self.tokenizer = AutoTokenizer.from_pretrained(job.need(job.tokenizer, "tokenizer"))
-        tower = CLIPTextModel.from_pretrained(
+        text_encoder = CLIPTextModel.from_pretrained(
             job.need(job.text_encoder, "text"), use_safetensors=True, dtype=torch.float32
         )
-        self.tower = tower.eval().requires_grad_(False).to(self.device)
+        self.text_encoder = text_encoder.eval().requires_grad_(False).to(self.device)
 
     def tokens(self, texts: Sequence[str]) -> Tensor:
-        found = self.tokenizer(list(texts), padding="max_length", max_length=self.context, truncation=True)
-        return torch.tensor(found["input_ids"], device=self.device)
+        encoded = self.tokenizer(list(texts), padding="max_length", max_length=self.context, truncation=True)
+        return torch.tensor(encoded["input_ids"], device=self.device)
 
     @torch.no_grad()
     def __call__(self, tokens: Tensor) -> Tensor:
         with precision.autocast(self.device, self.bf16):
-            e: Tensor = self.tower(input_ids=tokens).last_hidden_state.float()
+            e: Tensor = self.text_encoder(input_ids=tokens).last_hidden_state.float()
         return e
 
 
 class Painter:
-    """Paints PROMPTS with the U-Net as it stands."""
+    """Generates images of PROMPTS with the U-Net in training."""
 
-    def __init__(self, job: Job, unet: Any, run: Run) -> None:
+    def __init__(self, job: Job, unet: Any, trainer: Trainer) -> None:
         from diffusers import AutoencoderKL
 
-        self.unet, self.run, self.r = unet, run, job.recipe.unet
+        self.unet, self.trainer, self.r = unet, trainer, job.recipe.unet
         self.encode = Encoder(job)
         self.prompts = PROMPTS[: self.r.samples]
         vae = AutoencoderKL.from_pretrained(
             job.need(job.vae, "autoencoder"), use_safetensors=True, torch_dtype=torch.float32
         )
-        self.vae = vae.eval().requires_grad_(False).to(run.device)
+        self.vae = vae.eval().requires_grad_(False).to(trainer.device)
 
     @torch.no_grad()
     def sheet(self) -> Image.Image:
-        pictures = self.paint(self.prompts)
-        return contact_sheet(pictures, self.prompts, columns=min(8, len(pictures)))
+        images = self.paint(self.prompts)
+        return contact_sheet(images, self.prompts, columns=min(8, len(images)))
 
     def paint(self, prompts: Sequence[str]) -> list[Image.Image]:
-        device, c = self.run.device, self.unet.config
+        device, c = self.trainer.device, self.unet.config
         ddim = scheduler()
         ddim.set_timesteps(self.r.sample_steps)
         n = len(prompts)
@@ -84,7 +86,7 @@ class Painter:
         x = torch.randn((n, c.in_channels, c.sample_size, c.sample_size), generator=g).to(device)
         e = self.encode(self.encode.tokens([*[""] * n, *prompts]))
         for t in ddim.timesteps:
-            with self.run.autocast():
+            with self.trainer.autocast():
                 out = self.unet(torch.cat([x, x]), t.to(device), e).sample.float()
             without, with_text = out.chunk(2)
             x = ddim.step(without + self.r.guidance * (with_text - without), t, x).prev_sample

@@ -1,7 +1,7 @@
-"""Rows of one shape in numbered .npy files, memory mapped; made in any order, by any process.
+"""Arrays of rows in numbered .npy files, memory mapped, written in any order and by any process.
 
-A file is there whole or not at all, so what a killed build has finished is simply what exists.
-manifest.json says what the rows were made from; rows made from something else are refused.
+Files are written atomically, so a killed build keeps its finished files. manifest.json records what the
+rows were made from; a folder with rows made from something else is refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from minikin.files import atomic_write
 
 
 class Shards:
-    """`total` rows in files of `size`; the last file is whole too, so there may be a few more.
+    """At least `total` rows in files of `size` rows each.
 
     facts  what the rows are made from; JSON
     Raises BadRecipe when the folder holds rows made from something else.
@@ -53,11 +53,11 @@ class Shards:
         return [i for i in range(self.files) if not self.path(i).exists()]
 
     def complete(self, stage: str) -> Shards:
-        """This, once all of it is there. Raises BadRecipe that names the stage that makes it."""
+        """Self, when no file is missing. Raises BadRecipe that names the stage which writes them."""
         if missing := self.missing():
             raise BadRecipe(
                 f"{self.folder} lacks {len(missing)} of its {self.files} files. Run --stage {stage} first; it "
-                "goes on where it stopped."
+                "resumes where it stopped."
             )
         return self
 
@@ -80,7 +80,7 @@ class Shards:
         return [self.shard(i) for i in range(self.files)]
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Copies of these rows, stacked."""
+        """The rows with these indices, copied and stacked."""
         return np.stack([self._maps[i // self.size][i % self.size] for i in rows.tolist()])
 
     def all(self) -> np.ndarray:

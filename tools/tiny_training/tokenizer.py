@@ -1,7 +1,7 @@
-"""Stage `tokenizer`: byte-level BPE with CLIP's conventions, learned from captions.
+"""Stage `tokenizer`: byte-level BPE with CLIP's conventions, trained on captions.
 
 Half of the text is captions of the world, half general captions (minikin.perfusion.corpus), so that
-prompts about anything become words rather than letters. Like CLIP's own, the vocabulary begins with
+prompts about other subjects become words rather than letters. Like CLIP's own, the vocabulary begins with
 the 256 byte symbols, then the same at the end of a word, then the merges, then the two special tokens.
 """
 
@@ -20,7 +20,7 @@ from minikin.tiny.captions import caption
 
 BEGIN, END, WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"
 PRIVATE = 0xE000  # first code point of the private use area
-CAPTION_SEED = 21  # a stream of scenes for the wording alone
+CAPTION_SEED = 21  # of the scenes
 # CLIP's split: contractions, runs of letters, single digits, runs of anything else
 SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -40,13 +40,13 @@ def stage(job: Job) -> Iterator[events.Event]:
 
 
 def texts(job: Job, n: int) -> Iterator[str]:
-    """`n` captions of the world, every name of it, and `n` general captions."""
+    """`n` captions of the world, its names, and `n` general captions."""
     from tools.tiny_training.images import world_of
 
     from minikin.perfusion import corpus
     from minikin.tiny import vocabulary as words
 
-    world = world_of(job.recipe.world, job.recipe.pictures.backdrops, job.art)
+    world = world_of(job.recipe.world, job.recipe.images.backdrops, job.art)
     for i in range(n):
         yield caption(world.scene(CAPTION_SEED, i), np.random.default_rng((CAPTION_SEED, i))).text
     for c in words.CATEGORIES.values():
@@ -57,9 +57,9 @@ def texts(job: Job, n: int) -> Iterator[str]:
 def learn(lines: Iterator[str], size: int) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """A vocabulary of at most `size` tokens, and its merges in order; equal texts give equal results.
 
-    The trainer sees the last letter of a word as a letter of its own, from an alphabet that is given
-    in full. Left to add the end of a word itself, it numbers such letters by the order of a hash
-    table, and ties between merges fall differently in every run.
+    The last letter of a word is replaced by a letter of its own, from a complete alphabet. If the trainer
+    added the end of a word itself, it would number these letters in the order of a hash table, and ties
+    between merges would be resolved differently in every run.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
@@ -70,8 +70,8 @@ def learn(lines: Iterator[str], size: int) -> tuple[dict[str, int], list[tuple[s
     learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.BpeTrainer(vocab_size=size - 2, initial_alphabet=list(plain), show_progress=False)
     learner.train_from_iterator((" ".join(w[:-1] + last[w[-1]] for w in split(t)) for t in lines), trainer)
-    found = json.loads(learner.to_str())["model"]["merges"]
-    pairs = [m if isinstance(m, list) else m.split(" ") for m in found]
+    merge_list = json.loads(learner.to_str())["model"]["merges"]
+    pairs = [m if isinstance(m, list) else m.split(" ") for m in merge_list]
     merges = [(a, "".join(plain[c] for c in b)) for a, b in pairs]
     tokens = list(dict.fromkeys([*plain.values(), *(a + b for a, b in merges), BEGIN, END]))
     return {t: i for i, t in enumerate(tokens)}, merges
@@ -92,7 +92,7 @@ def split(text: str) -> list[str]:
 
 
 def opened(vocabulary: dict[str, int], merges: list[tuple[str, str]], context: int) -> Any:
-    """The CLIPTokenizer with these merges, by way of the two files of CLIP's own format."""
+    """The CLIPTokenizer with these merges, loaded from the two files of CLIP's format."""
     import tempfile
 
     from transformers import CLIPTokenizer

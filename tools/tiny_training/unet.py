@@ -1,4 +1,4 @@
-"""Stage `unet`: the diffusion model, on latents and tokens that are already made."""
+"""Stage `unet`: the diffusion model, trained on the latents and tokens of stage `latents`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from minikin import events
 from minikin.errors import BadRecipe
-from minikin.training.plan import Turn
-from minikin.training.run import Losses, Run
+from minikin.training.config import StepContext
+from minikin.training.trainer import Losses, Trainer
 
 
 def stage(job: Job) -> Iterator[events.Event]:
-    """Train the U-Net and write its average to unet/unet, also when it is interrupted."""
+    """Train the U-Net and write its EMA to unet/unet, also when it is interrupted."""
     r, device = job.recipe.unet, torch.device(job.device)
     data = Data(job)
     torch.manual_seed(r.plan.seed)
@@ -29,34 +29,41 @@ def stage(job: Job) -> Iterator[events.Event]:
     prepare_for(unet, device)
     facts = {"channels": list(r.channels), "data": data.made_from}
     facts["source"] = digest(job.source / "unet") if job.source else None
-    run = Run(job.folder("unet"), unet, job.plan("unet", r.plan), device=device, facts=facts, stage="unet")
-    painter = Painter(job, unet, run)
-    objective = Objective(run, r, data, painter.encode)
+    trainer = Trainer(
+        job.folder("unet"), unet, job.plan("unet", r.plan), device=device, facts=facts, stage="unet"
+    )
+    painter = Painter(job, unet, trainer)
+    objective = Objective(trainer, r, data, painter.encode)
     try:
-        yield from run.train(
+        yield from trainer.train(
             objective.loss, prepare=objective.draw, evaluate=objective.evaluate, sample=painter.sheet
         )
     except KeyboardInterrupt:
-        _write(run, job)
-        yield events.Note(f"unet: the average so far is in {job.unet}; --stage export makes it a model.")
+        _write(trainer, job)
+        yield events.Note(f"unet: the EMA so far is in {job.unet}; --stage export makes it a model.")
         raise
-    _write(run, job)
-    yield events.Note(f"unet: {run.state.seen} samples seen, written to {job.unet} ({digest(job.unet)})")
+    _write(trainer, job)
+    yield events.Note(f"unet: {trainer.state.seen} samples seen, written to {job.unet} ({digest(job.unet)})")
 
 
 def build(r: Unet, latents: tuple[int, int], text_width: int) -> Any:
-    """A UNet2DConditionModel; every residual branch begins as nothing. latents: (channels, side)."""
+    """A UNet2DConditionModel; residual branches start at zero. latents: (channels, side)."""
     from diffusers import UNet2DConditionModel
 
     n = len(r.channels)
     unet = UNet2DConditionModel(
-        sample_size=latents[1], in_channels=latents[0], out_channels=latents[0], layers_per_block=1,
+        sample_size=latents[1],
+        in_channels=latents[0],
+        out_channels=latents[0],
+        layers_per_block=1,
         block_out_channels=r.channels,
         down_block_types=("CrossAttnDownBlock2D",) * (n - 1) + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (n - 1),
-        mid_block_type="UNetMidBlock2DCrossAttn", cross_attention_dim=text_width,
-        attention_head_dim=[c // r.head for c in r.channels], norm_num_groups=r.groups,
-    )  # fmt: skip
+        mid_block_type="UNetMidBlock2DCrossAttn",
+        cross_attention_dim=text_width,
+        attention_head_dim=[c // r.head for c in r.channels],
+        norm_num_groups=r.groups,
+    )
     for name, module in unet.named_modules():
         if name.endswith(("conv2", "conv_out", "proj_out")):
             nn.init.zeros_(module.weight)
@@ -65,10 +72,10 @@ def build(r: Unet, latents: tuple[int, int], text_width: int) -> Any:
 
 
 def prepare_for(unet: Any, device: torch.device) -> None:
-    """Move to the device, in the memory layout and with the attention that are quickest there."""
+    """Move to the device, with its fastest memory layout and attention."""
     from diffusers.models.attention_processor import AttnProcessor
 
-    if device.type == "cpu":  # the backward of fused attention took 37 % of a step, plain products 4 %
+    if device.type == "cpu":  # the backward of fused attention takes 37 % of a step, of plain products 4 %
         unet.set_attn_processor(AttnProcessor())
     unet.to(device, memory_format=torch.channels_last)
 
@@ -85,10 +92,10 @@ class Data:
         if self.train < 1:
             raise BadRecipe(
                 f"{len(self.latents)} scenes are too few: {job.recipe.unet.held_out} are held out. "
-                "Ask for more images."
+                "Render more images."
             )
-        made = [digest(s.folder / "manifest.json") for s in (latents, tokens)]
-        self.made_from = [*made, digest(job.need(job.text_encoder, "text"))]
+        manifests = [digest(s.folder / "manifest.json") for s in (latents, tokens)]
+        self.made_from = [*manifests, digest(job.need(job.text_encoder, "text"))]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -96,60 +103,61 @@ class Data:
 
 
 class Objective:
-    """The mean squared error of v, on what a turn draws."""
+    """Training objective: mean squared error of v."""
 
-    def __init__(self, run: Run, r: Unet, data: Data, encode: Any) -> None:
-        self.run, self.r, self.data, self.encode = run, r, data, encode
-        self.unet = run.compiled(run.model)
-        self.levels = Levels(
-            scheduler().alphas_cumprod, uniform=r.uniform, centre=r.centre, spread=r.spread
-        )  # fmt: skip
+    def __init__(self, trainer: Trainer, r: Unet, data: Data, encode: Any) -> None:
+        self.trainer, self.r, self.data, self.encode = trainer, r, data, encode
+        self.unet = trainer.compiled(trainer.model)
+        self.levels = Levels(scheduler().alphas_cumprod, uniform=r.uniform, centre=r.centre, spread=r.spread)
         self.nothing: Tensor = encode.tokens([""])  # (1, context)
         n, d = r.held_out, data.latents[data.train :]
         g = torch.Generator().manual_seed(1)
         self.held = (
-            d, torch.randn(d.shape, generator=g), torch.arange(n) * STEPS // n, data.tokens[data.train :, 0]
-        )  # fmt: skip
+            d,
+            torch.randn(d.shape, generator=g),
+            torch.arange(n) * STEPS // n,
+            data.tokens[data.train :, 0],
+        )
 
-    def draw(self, turn: Turn) -> tuple[Tensor, ...]:
-        """On the CPU: rows, wording, whether the caption is left out, timesteps."""
-        g, n = turn.generator, turn.size
+    def draw(self, ctx: StepContext) -> tuple[Tensor, ...]:
+        """Random choices of a batch, on the CPU: rows, wordings, dropped captions, timesteps."""
+        g, n = ctx.generator, ctx.batch_size
         rows = torch.randint(self.data.train, (n,), generator=g)
         wording = torch.randint(self.data.tokens.shape[1], (n,), generator=g)
         dropped = torch.rand(n, generator=g) < self.r.drop
         t = self.levels.draw(n, g)
         return rows, wording, dropped, t
 
-    def loss(self, turn: Turn, drawn: tuple[Tensor, ...]) -> Losses:
-        device = self.run.device
-        rows, wording, dropped, t = (v.to(device, non_blocking=True) for v in drawn)
+    def loss(self, ctx: StepContext, batch: tuple[Tensor, ...]) -> Losses:
+        device = self.trainer.device
+        rows, wording, dropped, t = (v.to(device, non_blocking=True) for v in batch)
         tokens = torch.where(dropped[:, None], self.nothing, self.data.tokens[rows, wording])
         x0 = self.data.latents[rows].float()
         return {"loss": self._errors(self.unet, x0, torch.randn_like(x0), t, tokens).mean()}
 
     def evaluate(self) -> Mapping[str, float]:
         """v-loss on held-out scenes with fixed noise and uniform timesteps; also by noise quarter."""
-        device = self.run.device
-        found = [
-            self._errors(self.run.model, *(v.to(device) for v in part)).cpu()
+        device = self.trainer.device
+        parts = [
+            self._errors(self.trainer.model, *(v.to(device) for v in part)).cpu()
             for part in zip(*(torch.split(v, 64) for v in self.held), strict=True)
         ]
-        errors = torch.cat(found)
+        errors = torch.cat(parts)
         quarters = {f"quarter {i}": float(q.mean()) for i, q in enumerate(errors.chunk(4), 1)}
         return {"v-loss": float(errors.mean()), **quarters}
 
     def _errors(self, unet: Any, x0: Tensor, eps: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        """(B,)"""
+        """Mean squared errors of v (B,)."""
         x_t, v = self.levels.mix(x0.float(), eps, t)
         e = self.encode(tokens)
-        with self.run.autocast():
+        with self.trainer.autocast():
             out = unet(x_t.contiguous(memory_format=torch.channels_last), t, e, return_dict=False)[0]
         errors: Tensor = (out.float() - v).pow(2).mean((1, 2, 3))
         return errors
 
 
 def _adopted(job: Job, data: Data) -> Any:
-    """The U-Net of `source`. Raises BadRecipe when it does not fit the latents or the text tower."""
+    """The U-Net of `source`. Raises BadRecipe when it does not fit the latents or the text encoder."""
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(
@@ -167,6 +175,6 @@ def _adopted(job: Job, data: Data) -> Any:
     return unet
 
 
-def _write(run: Run, job: Job) -> None:
-    with run.averaged():
-        save_part(run.model, job.unet)
+def _write(trainer: Trainer, job: Job) -> None:
+    with trainer.averaged_weights():
+        save_part(trainer.model, job.unet)

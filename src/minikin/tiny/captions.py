@@ -29,12 +29,12 @@ def caption(scene: Scene, rng: Rng) -> Caption:
 
 
 def plain_caption(scene: Scene) -> str:
-    """The shortest caption that says what and where: for evaluation."""
+    """The shortest caption that names the things and the background, for evaluation."""
     text = " and ".join(_article(t.category) for t in scene.things) or "nothing"
     if scene.layout == "count":
         text = f"{'two' if scene.count == 2 else 'three'} {words.CATEGORIES[scene.objects[0]].plural}"
     elif scene.layout == "hat":
-        text = " wearing ".join(_article(t.category) for t in scene.things)
+        text = " wearing ".join(_article(t.category) for t in scene.things)  # word: caption
     where = (
         f"on {_article(scene.background[6:])} background"
         if scene.is_plain
@@ -73,7 +73,9 @@ def _look_words(rng: Rng, look: Look) -> str:
         return "dark" if look.colour == "black" and rng.random() < 0.2 else look.colour
     if look.pattern:
         adjective = _pick(rng, words.PATTERNS[look.pattern])
-        return f"{look.named[0]} and {look.named[1]} {adjective}" if look.named else adjective
+        return (
+            f"{look.colour_names[0]} and {look.colour_names[1]} {adjective}" if look.colour_names else adjective
+        )
     return ""
 
 
@@ -99,7 +101,8 @@ def _subject(scene: Scene, rng: Rng) -> str | None:
         ))  # fmt: skip
     if scene.layout == "hat":
         a, b = (_phrase(rng, t) for t in things)
-        return _pick(rng, (f"{a} wearing {b}", f"{a} wearing {b}", f"{a} with {b} on its head"))
+        phrases = (f"{a} wearing {b}", f"{a} wearing {b}", f"{a} with {b} on its head")  # word: caption
+        return _pick(rng, phrases)
     if scene.layout == "top":
         below, above = (_phrase(rng, t) for t in things)
         how = _pick(rng, ("on top of", "sitting on", "on", "standing on"))
@@ -143,7 +146,8 @@ def _style(scene: Scene, rng: Rng, text: str) -> str:
     if scene.treatment:
         w = _pick(rng, words.TREATMENTS[scene.treatment])
         return _pick(rng, (
-            f"{w} of {text}", f"{_article(w)} picture of {text}", f"{text}, {w}", f"{text} in {w} style",
+            f"{w} of {text}", f"{_article(w)} picture of {text}", f"{text}, {w}",  # word: caption
+            f"{text} in {w} style",
         ))  # fmt: skip
     roll = rng.random()
     if scene.sticker and roll < 0.7:

@@ -27,7 +27,7 @@ class ArtPack:
     """All drawings, by (category, art set): {code point: RGBA (96, 96, 4) uint8}."""
 
     drawings: dict[tuple[str, str], dict[str, np.ndarray]]
-    own: dict[tuple[str, str], np.ndarray]  # (art set, code) of the personal identities
+    identities: dict[tuple[str, str], np.ndarray]  # (art set, code) of the personal identities
     _cache: dict[object, Image.Image] = field(default_factory=dict)
 
     @classmethod
@@ -45,20 +45,20 @@ class ArtPack:
                 "`python -m tools.tiny_training.art`."
             ) from e
         drawings: dict[tuple[str, str], dict[str, np.ndarray]] = {}
-        own: dict[tuple[str, str], np.ndarray] = {}
+        identities: dict[tuple[str, str], np.ndarray] = {}
         for name, a in zip(names, rgba, strict=True):
             category, art, code = name.split("|")
             if (art, code) in words.WITHHELD:
-                own[art, code] = a
+                identities[art, code] = a
             else:
                 drawings.setdefault((category, art), {})[code] = a
         for name, a in zip(held_names, held, strict=True):
             if name in words.IDENTITIES:
-                own[words.IDENTITIES[name].art, words.IDENTITIES[name].code] = a
-        missing = [i.name for i in words.IDENTITIES.values() if (i.art, i.code) not in own]
+                identities[words.IDENTITIES[name].art, words.IDENTITIES[name].code] = a
+        missing = [i.name for i in words.IDENTITIES.values() if (i.art, i.code) not in identities]
         if missing:
             raise AssetError(f"The art pack {source} lacks the drawings of {', '.join(missing)}.")
-        return cls(drawings, own)
+        return cls(drawings, identities)
 
     def has(self, category: str, art: str) -> bool:
         return (category, art) in self.drawings
@@ -73,7 +73,7 @@ class ArtPack:
 
     def rgba(self, thing: Thing) -> np.ndarray:
         if thing.identity:
-            return self.own[thing.art, thing.code]
+            return self.identities[thing.art, thing.code]
         return self.drawings[thing.category, thing.art][thing.code]
 
     def extent(self, art: str, code: str) -> tuple[float, float, float, float]:
@@ -84,7 +84,7 @@ class ArtPack:
     def _extents(self) -> dict[tuple[str, str], tuple[float, float, float, float]]:
         every = {(art, code): a for (_, art), d in self.drawings.items() for code, a in d.items()}
         out = {}
-        for key, a in {**every, **self.own}.items():
+        for key, a in {**every, **self.identities}.items():
             ys, xs = np.nonzero(a[..., 3] > 12)
             n = a.shape[0]
             out[key] = (xs.min() / n, ys.min() / n, (xs.max() + 1) / n, (ys.max() + 1) / n)
@@ -93,17 +93,17 @@ class ArtPack:
     def sprite(self, thing: Thing, identity: words.Identity | None = None) -> Image.Image:
         """The repainted drawing, premultiplied RGBa, full size."""
         key = (thing.category, thing.art, thing.code, thing.identity, thing.look)
-        found = self._cache.get(key)
-        if found is None:
+        sprite_image = self._cache.get(key)
+        if sprite_image is None:
             rgba = self.rgba(thing)
             if identity:
                 rgba = repaint_pattern(rgba, identity.pattern, *identity.colours)
             else:
                 rgba = repaint(rgba, thing.look)
-            found = Image.fromarray(rgba).convert("RGBa")
-            if not thing.look.pattern or thing.look.named:  # endless patterns are not worth keeping
-                self._cache[key] = found
-        return found
+            sprite_image = Image.fromarray(rgba).convert("RGBa")
+            if not thing.look.pattern or thing.look.colour_names:  # endless patterns are not worth keeping
+                self._cache[key] = sprite_image
+        return sprite_image
 
 
 def repaint(rgba: np.ndarray, look: Look) -> np.ndarray:
@@ -120,11 +120,11 @@ def repaint_colour(rgba: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray
     c = np.asarray(colour, np.float32) / 255
     rgb, alpha, lum, mid = _parts(rgba)
     t = np.clip(lum / max(mid, 0.15), 0, 2)[..., None]
-    painted = np.where(t < 1, c * np.minimum(t, 1), c + (1 - c) * np.clip(t - 1, 0, 1) * 0.75)
-    keep = np.clip((0.14 - lum) / 0.08, 0, 1)[..., None]
+    repainted = np.where(t < 1, c * np.minimum(t, 1), c + (1 - c) * np.clip(t - 1, 0, 1) * 0.75)
+    unchanged = np.clip((0.14 - lum) / 0.08, 0, 1)[..., None]
     saturation = (rgb.max(-1) - rgb.min(-1))[..., None]
     highlight = np.clip((lum[..., None] - 0.9) / 0.08, 0, 1) * (saturation < 0.12) * (mid < 0.8)
-    return _merge(rgb, painted, np.maximum(keep, highlight), alpha)
+    return _merge(rgb, repainted, np.maximum(unchanged, highlight), alpha)
 
 
 def repaint_pattern(
@@ -144,9 +144,9 @@ def repaint_pattern(
     rgb, alpha, lum, mid = _parts(rgba)
     t = np.clip(lum / max(mid, 0.15), 0, 1.6)[..., None]
     c = np.where(on[..., None], np.array(second, np.float32), np.array(first, np.float32)) / 255
-    painted = np.where(t < 1, c * (0.35 + 0.65 * t), c + (1 - c) * (t - 1) * 0.6)
-    keep = np.clip((0.16 - lum) / 0.06, 0, 1)[..., None]
-    return _merge(rgb, np.clip(painted, 0, 1), keep, alpha)
+    repainted = np.where(t < 1, c * (0.35 + 0.65 * t), c + (1 - c) * (t - 1) * 0.6)
+    unchanged = np.clip((0.16 - lum) / 0.06, 0, 1)[..., None]
+    return _merge(rgb, np.clip(repainted, 0, 1), unchanged, alpha)
 
 
 def _parts(rgba: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
@@ -156,8 +156,8 @@ def _parts(rgba: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]
     return a[..., :3], a[..., 3:], lum, float(np.median(lum[opaque])) if opaque.any() else 0.5
 
 
-def _merge(rgb: np.ndarray, painted: np.ndarray, keep: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    out = np.concatenate([np.clip(rgb * keep + painted * (1 - keep), 0, 1), alpha], -1)
+def _merge(rgb: np.ndarray, repainted: np.ndarray, unchanged: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    out = np.concatenate([np.clip(rgb * unchanged + repainted * (1 - unchanged), 0, 1), alpha], -1)
     return (out * 255).astype(np.uint8)
 
 
@@ -175,12 +175,7 @@ def paste(
     if thing.shadow:
         half, middle = (box[2] - box[0]) * 0.46, x0 + (box[0] + box[2]) / 2
         shade = Image.new("L", image.size)
-        oval = (
-            middle - half,
-            thing.bottom - side * 0.06,
-            middle + half,
-            thing.bottom + side * 0.05,
-        )
+        oval = (middle - half, thing.bottom - side * 0.06, middle + half, thing.bottom + side * 0.05)
         ImageDraw.Draw(shade).ellipse(oval, fill=80)
         image.paste((20, 20, 30), (0, 0), shade)
     if sticker:

@@ -192,7 +192,7 @@ BACKGROUNDS = {
 
 SIZES = {"tiny": ("tiny", "very small", "little"), "huge": ("huge", "giant", "very big")}
 
-# whole-picture treatments of the wide world
+# treatments of the whole image, in the wide world
 TREATMENTS = {
     "pixel": ("pixel art", "pixelated", "8-bit"),
     "bw": ("black and white", "monochrome"),
@@ -200,14 +200,15 @@ TREATMENTS = {
 }
 
 GENERIC = (
-    "a photo of", "a photo of", "a photo of", "a picture of", "an image of", "a drawing of",
+    "a photo of", "a photo of", "a photo of", "a picture of",  # word: caption
+    "an image of", "a drawing of",
     "an illustration of", "a photograph of", "a view of",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Identity:
-    """One personal thing that training never sees: a drawing repainted with a pattern of its own."""
+    """One personal thing, held out of training: a drawing repainted in a pattern."""
 
     name: str
     category: str
@@ -219,7 +220,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class WorldSpec:
-    """What may appear in a world and how often."""
+    """Contents of a world and their frequencies."""
 
     name: str
     categories: tuple[str, ...]
@@ -237,7 +238,7 @@ class WorldSpec:
 
     @property
     def objects(self) -> tuple[str, ...]:
-        """The categories that can be the subject of a picture (hats are worn)."""
+        """The categories that can be the subject of an image; hats cannot."""
         return tuple(c for c in self.categories if CATEGORIES[c].kind != "hat")
 
 
@@ -276,7 +277,7 @@ WIDE = WorldSpec(
 
 WORLDS = {w.name: w for w in (SMALL, WIDE)}
 
-_OWN = """
+_IDENTITIES = """
 my_cat      | cat        | noto | 1f408 | stripes | 128,70,200 | 255,214,70
 my_cat2     | cat        | noto | 1f408 | dots    | 128,70,200 | 255,214,70
 my_dog      | dog        | f3d  | 1f9ae | patches | 90,150,235 | 250,245,230
@@ -301,7 +302,7 @@ def _rgb(text: str) -> tuple[int, int, int]:
 
 
 # The personal things of the examples and tests. my_cat and my_cat2 differ only in pattern.
-IDENTITIES = {i.name: i for i in map(_identity, _OWN.strip().splitlines())}
+IDENTITIES = {i.name: i for i in map(_identity, _IDENTITIES.strip().splitlines())}
 
 # No drawing of an identity is ever drawn in training, in any colour.
 WITHHELD = frozenset((i.art, i.code) for i in IDENTITIES.values())

@@ -1,12 +1,12 @@
-"""The sticker world: endless scenes drawn by rule, with the full truth of each.
+"""The sticker world: random scenes with complete labels, rendered from drawings.
 
-A scene is decided first (`World.decide`: what, where, which colours; pure data) and drawn second
-(`World.draw`), so its truth is known exactly and nothing has to be guessed back from pixels.
-Everything follows from (seed, index): the same pair gives the same scene on every machine.
+A scene is sampled first (`World.decide`: things, positions, colours; pure data) and rendered second
+(`World.draw`), so its labels are exact. A scene depends on (seed, index) alone and is the same on every
+machine.
 
-Held-out by construction: about a tenth of the (object, background) and (object, object)
-combinations, chosen by a hash, and all drawings of the personal identities never appear in the
-"train" split; the "test" split draws only scenes with such a combination.
+Some scenes are held out: about a tenth of the (object, background) and (object, object) combinations,
+chosen by a hash, and all drawings of the personal identities never appear in the "train" split. The "test"
+split has only scenes with such a combination.
 Captions are in captions.py, painted backgrounds in backgrounds.py, pixels in sprites.py.
 """
 
@@ -36,17 +36,17 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class Look:
-    """How one object is painted: as drawn, in one named colour, or in a two-colour pattern."""
+    """Colours of one object: as drawn, in one named colour, or in a two-colour pattern."""
 
     colour: str | None = None
     pattern: str | None = None
     rgb: tuple[tuple[int, int, int], ...] = ()  # the colours of the pattern
-    named: tuple[str, str] | None = None  # their names, when both have one
+    colour_names: tuple[str, str] | None = None  # of both colours of the pattern, if they have names
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One object of a scene: what it is and where it stands (pixels of a 128 px image)."""
+    """One object of a scene: category, drawing, look and position in pixels of a 128 px image."""
 
     category: str
     art: str
@@ -62,7 +62,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """The whole truth of one image."""
+    """Complete description of one image."""
 
     seed: int
     index: int
@@ -91,7 +91,7 @@ def _held(*parts: str) -> bool:
 
 
 def is_held_out(scene: Scene) -> bool:
-    """Whether training must never see this scene: a reserved combination, or an identity."""
+    """True when the scene is held out of training: a reserved combination, or an identity."""
     if any(t.identity for t in scene.things):
         return True
     subjects = scene.objects if scene.layout != "hat" else scene.objects[:1]
@@ -101,16 +101,16 @@ def is_held_out(scene: Scene) -> bool:
 
 
 def reserved(spec: words.WorldSpec, category: str) -> tuple[str, ...]:
-    """The backgrounds before which training never sees things of a category; () for some."""
+    """Backgrounds that are held out for a category; for some categories there are none."""
     every = (*spec.backgrounds, *(f"plain_{p}" for p in spec.plain))
     return tuple(b for b in every if _held(category, b))
 
 
 class World:
-    """Endless scenes of one size of the world.
+    """Random scenes of the small or the wide world.
 
     spec          `vocabulary.SMALL` or `WIDE`, or its name
-    backdrops     painted variants kept of every background
+    backdrops     variants of every background
     Raises AssetError when the art pack is missing or damaged.
     """
 
@@ -124,17 +124,17 @@ class World:
         self.backdrops = backdrops
         self._bank: dict[str, list[np.ndarray]] = {}
 
-    # ---- what happens ------------------------------------------------------------------------
+    # ---- sampling ----------------------------------------------------------------------------
 
     def scenes(self, seed: int, start: int = 0, split: Split = "train") -> Iterator[Scene]:
-        """Scenes `start`, `start + 1`, ... of the stream `seed`."""
+        """Scenes `start`, `start + 1`, ... of a seed."""
         index = start
         while True:
             yield self.scene(seed, index, split)
             index += 1
 
     def scene(self, seed: int, index: int, split: Split = "train") -> Scene:
-        """Scene number `index` of the stream `seed`; the split decides by rejection."""
+        """Scene `index` of a seed, by rejection sampling for the split."""
         rng = np.random.default_rng((seed, index, split == "test"))
         while True:
             scene = self.decide(rng, seed, index)
@@ -142,11 +142,20 @@ class World:
                 return scene
 
     def decide(
-        self, rng: Rng, seed: int = 0, index: int = 0, *, layout: str | None = None,
-        background: str | None = None, category: str | None = None, identity: str | None = None,
-        look: Look | None = None, size: str | None = None, art: str | None = None,
-    ) -> Scene:  # fmt: skip
-        """Draw the truth of one scene; named arguments fix a part of it."""
+        self,
+        rng: Rng,
+        seed: int = 0,
+        index: int = 0,
+        *,
+        layout: str | None = None,
+        background: str | None = None,
+        category: str | None = None,
+        identity: str | None = None,
+        look: Look | None = None,
+        size: str | None = None,
+        art: str | None = None,
+    ) -> Scene:
+        """Sample one scene; keyword arguments fix a part of it."""
         spec = self.spec
         if layout is None:
             names, shares = zip(*spec.layouts, strict=True)
@@ -163,21 +172,31 @@ class World:
         slack = STORED - RESOLUTION
         low = 0 if background in FLOATING else slack // 2  # keep the ground in view
         backdrop = (
-            int(rng.integers(self.backdrops)), int(rng.integers(slack + 1)),
-            int(rng.integers(low, slack + 1)), bool(rng.random() < 0.5),
-        )  # fmt: skip
+            int(rng.integers(self.backdrops)),
+            int(rng.integers(slack + 1)),
+            int(rng.integers(low, slack + 1)),
+            bool(rng.random() < 0.5),
+        )
         return Scene(
-            seed, index, layout, background, art, things, scale, count,
+            seed,
+            index,
+            layout,
+            background,
+            art,
+            things,
+            scale,
+            count,
             sticker=bool(rng.random() < spec.sticker_share) and identity is None,
             treatment=_pick(rng, tuple(words.TREATMENTS))
-            if rng.random() < spec.treatment_share and identity is None else None,
+            if rng.random() < spec.treatment_share and identity is None
+            else None,
             backdrop=backdrop,
-        )  # fmt: skip
+        )
 
-    # ---- what it looks like ------------------------------------------------------------------
+    # ---- rendering ---------------------------------------------------------------------------
 
     def draw(self, scene: Scene) -> tuple[Image.Image, list[np.ndarray]]:
-        """The image (128 px RGB) and one boolean mask (128, 128) for each thing: its visible part."""
+        """Render a scene: the image (128 px RGB) and a boolean mask (128, 128) of each thing's visible part."""
         from minikin.tiny import sprites
 
         image = self._backdrop(scene)
@@ -218,12 +237,18 @@ def _pick(rng: Rng, items: tuple[str, ...] | list[str]) -> str:
 
 
 class _Plan:
-    """Places the things of one scene: one method a layout, each returns (things, size, count)."""
+    """Samples the things of one scene: one method for each layout, which returns (things, size, count)."""
 
     def __init__(
-        self, world: World, rng: Rng, art: str, floating: bool,
-        category: str | None, identity: str | None, look: Look | None,
-    ) -> None:  # fmt: skip
+        self,
+        world: World,
+        rng: Rng,
+        art: str,
+        floating: bool,
+        category: str | None,
+        identity: str | None,
+        look: Look | None,
+    ) -> None:
         self.world, self.rng, self.art, self.floating = world, rng, art, floating
         self.identity = words.IDENTITIES[identity] if identity else None
         self.look = look
@@ -273,20 +298,12 @@ class _Plan:
         base = self._any(lambda c: c.is_support and c.name != self.category)
         rider = self.category or self._any(lambda c: c.kind in ("animal", "toy") and c.name != base)
         below = self._thing(
-            base,
-            64 + rng.normal(0, 4),
-            120 + rng.uniform(-4, 2),
-            rng.uniform(58, 68),
-            subject=False,
+            base, 64 + rng.normal(0, 4), 120 + rng.uniform(-4, 2), rng.uniform(58, 68), subject=False
         )
         left, top, right, bottom = self.world.box_of(below)
         depth = 0.5 if base in ("chair", "sofa") else 0.1
         above = self._thing(
-            rider,
-            (left + right) / 2,
-            top + depth * (bottom - top),
-            rng.uniform(44, 52),
-            shadow=False,
+            rider, (left + right) / 2, top + depth * (bottom - top), rng.uniform(44, 52), shadow=False
         )
         return (below, above), None, 1
 
@@ -310,11 +327,19 @@ class _Plan:
         ground = self._ground(side)
         things = tuple(
             Thing(
-                first.category, first.art, first.code, first.look, x + rng.uniform(-3, 3),
-                ground + rng.uniform(-2, 2), side, bool(rng.random() < 0.5), first.shadow, first.identity,
+                first.category,
+                first.art,
+                first.code,
+                first.look,
+                x + rng.uniform(-3, 3),
+                ground + rng.uniform(-2, 2),
+                side,
+                bool(rng.random() < 0.5),
+                first.shadow,
+                first.identity,
             )
             for x in ((36, 92) if n == 2 else (22, 64, 106))
-        )  # fmt: skip
+        )
         return things, None, n
 
     def _empty(self, size: str | None) -> tuple[tuple[Thing, ...], None, int]:
@@ -323,13 +348,14 @@ class _Plan:
     def _subject(self) -> str:
         return self.category or self._any(lambda c: True)
 
-    def _any(self, wanted: Callable[[words.Category], bool], hats: bool = False) -> str:
-        """A category of this world that has a drawing in this style and is wanted."""
+    def _any(self, accept: Callable[[words.Category], bool], hats: bool = False) -> str:
+        """A random category of this world that has a drawing in this style and that `accept` accepts."""
         spec, art = self.world.spec, self.world.art
         pool = [
-            name for name in (spec.hats if hats else spec.objects)
-            if wanted(words.CATEGORIES[name]) and art.has(name, self.art)
-        ]  # fmt: skip
+            name
+            for name in (spec.hats if hats else spec.objects)
+            if accept(words.CATEGORIES[name]) and art.has(name, self.art)
+        ]
         return _pick(self.rng, pool)
 
     def _ground(self, side: float) -> float:
@@ -339,14 +365,23 @@ class _Plan:
         return 112 + rng.uniform(-6, 4)
 
     def _thing(
-        self, category: str, centre: float, bottom: float, side: float, *, subject: bool = True,
-        shadow: bool = True, codes: tuple[str, ...] | None = None,
-    ) -> Thing:  # fmt: skip
+        self,
+        category: str,
+        centre: float,
+        bottom: float,
+        side: float,
+        *,
+        subject: bool = True,
+        shadow: bool = True,
+        codes: tuple[str, ...] | None = None,
+    ) -> Thing:
         rng = self.rng
         flip, shadow = bool(rng.random() < 0.5), shadow and not self.floating
         if subject and self.identity:
-            own = self.identity
-            return Thing(category, own.art, own.code, Look(), centre, bottom, side, flip, shadow, own.name)
+            identity = self.identity
+            return Thing(
+                category, identity.art, identity.code, Look(), centre, bottom, side, flip, shadow, identity.name
+            )
         look = self.look if subject and self.look else self._look(category)
         code = self.world.art.pick(rng, category, self.art, codes)
         return Thing(category, self.art, code, look, centre, bottom, side, flip, shadow)
@@ -378,7 +413,4 @@ def any_rgb(rng: Rng) -> tuple[int, int, int]:
 def _swap(left: Thing, right: Thing) -> tuple[Thing, Thing]:
     from dataclasses import replace
 
-    return (
-        replace(right, centre_x=left.centre_x),
-        replace(left, centre_x=right.centre_x),
-    )
+    return (replace(right, centre_x=left.centre_x), replace(left, centre_x=right.centre_x))

@@ -1,7 +1,7 @@
-"""The model that is evaluated: a diffusers folder, run in large batches.
+"""The evaluated model: a diffusers folder, run in large batches.
 
-Attention runs as plain matrix products (diffusers' AttnProcessor) and the networks in bfloat16 autocast
-where the processor has units for it: both are much faster there.
+Attention runs as plain matrix products (diffusers' AttnProcessor), and the networks in bfloat16 autocast
+where the processor has units for it; both are much faster on CPUs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BATCH = 64  # images at once
 
 @dataclass(frozen=True)
 class Noise:
-    """v-loss over held-out scenes: all (n,), and its mean by quarter of the timesteps, least noise first."""
+    """v-loss of n scenes (n,), and its means by quarter of the timesteps, least noise first."""
 
     each: np.ndarray
     quarters: tuple[float, float, float, float]
@@ -48,7 +48,7 @@ class Model:
         self.pipe = _open(tiny_folder() if str(ref) == "tiny" else Path(ref)).to(self.device)
         self.pipe.unet.set_attn_processor(AttnProcessor())
         self.pipe.unet.to(memory_format=torch.channels_last)
-        # not the painting scheduler: others than DDIM noise differently
+        # not the pipeline's scheduler, since some schedulers scale noise differently
         self.noise: Any = DDPMScheduler.from_config(self.pipe.scheduler.config)
 
     @torch.no_grad()
@@ -57,7 +57,7 @@ class Model:
     ) -> Iterator[np.ndarray]:
         """Images (n, h, w, 3) uint8, a batch at a time.
 
-        Image i starts from noise of (seed, i), whatever the batch.
+        Image i starts from noise of the seed (seed, i), whatever the batch.
         """
         empty = self.encode([""])
         for start in range(0, len(prompts), batch):
@@ -79,17 +79,20 @@ class Model:
             doubled = scheduler.scale_model_input(torch.cat([x, x]), t)
             with self._autocast():
                 out = unet(doubled, t, encoder_hidden_states=both).sample.float()
-            free, told = out.chunk(2)
-            x = scheduler.step(free + guidance * (told - free), t, x).prev_sample
+            without, with_text = out.chunk(2)
+            x = scheduler.step(without + guidance * (with_text - without), t, x).prev_sample
         return self.decode(x)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Text encodings (n, tokens, width)."""
         tokenizer = self.pipe.tokenizer
         ids = tokenizer(
-            list(prompts), padding="max_length", truncation=True, max_length=tokenizer.model_max_length,
+            list(prompts),
+            padding="max_length",
+            truncation=True,
+            max_length=tokenizer.model_max_length,
             return_tensors="pt",
-        ).input_ids  # fmt: skip
+        ).input_ids
         return torch.as_tensor(self.pipe.text_encoder(ids.to(self.device))[0].float())
 
     def decode(self, x: Tensor) -> np.ndarray:
@@ -97,37 +100,37 @@ class Model:
         vae = self.pipe.vae
         shift = getattr(vae.config, "shift_factor", None) or 0.0
         with self._autocast():
-            pictures = vae.decode(x / vae.config.scaling_factor + shift).sample.float()
-        rounded = ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+            images = vae.decode(x / vae.config.scaling_factor + shift).sample.float()
+        rounded = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         return np.asarray(rounded.permute(0, 2, 3, 1).cpu())
 
-    def latents(self, pictures: np.ndarray) -> Tensor:
+    def latents(self, images: np.ndarray) -> Tensor:
         """Images (n, h, w, 3) uint8 to latents; the mean of the distribution, without noise."""
         vae = self.pipe.vae
         shift = getattr(vae.config, "shift_factor", None) or 0.0
-        x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().to(self.device) / 127.5 - 1
+        x = torch.from_numpy(images).permute(0, 3, 1, 2).float().to(self.device) / 127.5 - 1
         with self._autocast():
             mean = vae.encode(x).latent_dist.mean.float()
         return torch.as_tensor((mean - shift) * vae.config.scaling_factor)
 
     @torch.no_grad()
-    def round_trip(self, pictures: np.ndarray) -> np.ndarray:
-        """What the autoencoder makes of images (n, h, w, 3) uint8."""
-        parts = range(0, len(pictures), BATCH)
-        return np.concatenate([self.decode(self.latents(pictures[i : i + BATCH])) for i in parts])
+    def round_trip(self, images: np.ndarray) -> np.ndarray:
+        """Images (n, h, w, 3) uint8 after encoding and decoding."""
+        parts = range(0, len(images), BATCH)
+        return np.concatenate([self.decode(self.latents(images[i : i + BATCH])) for i in parts])
 
     @torch.no_grad()
-    def v_loss(self, pictures: np.ndarray, prompts: Sequence[str], seed: int) -> Noise:
-        """Mean squared error of the predicted velocity (or noise, for such models), fixed noise.
+    def v_loss(self, images: np.ndarray, prompts: Sequence[str], seed: int) -> Noise:
+        """Mean squared error of the predicted velocity, or of the noise for eps-prediction, with fixed noise.
 
         Image i gets one timestep from each quarter, so every quarter sees every image.
         """
         scheduler = self.noise
         total = int(scheduler.config.num_train_timesteps)
-        losses = np.zeros((4, len(pictures)))
-        for start in range(0, len(pictures), BATCH):
+        losses = np.zeros((4, len(images)))
+        for start in range(0, len(images), BATCH):
             here = slice(start, start + BATCH)
-            x0, text = self.latents(pictures[here]), self.encode(prompts[here])
+            x0, text = self.latents(images[here]), self.encode(prompts[here])
             for q in range(4):
                 rng = np.random.default_rng((seed, start, q))
                 t = torch.from_numpy(rng.integers(q * total // 4, (q + 1) * total // 4, len(x0))).to(
@@ -154,13 +157,13 @@ class Model:
             with self._autocast():
                 self.pipe.unet(x, torch.tensor(500, device=self.device), encoder_hidden_states=text)
 
-        def picture() -> None:
+        def paint_one() -> None:
             for _ in self.draw(["a cat on the beach"], steps=steps, guidance=guidance, seed=0):
                 pass
 
         return {
             "unet_forward_ms": 1000 * _best(forward, 4 * repeats, self.device),
-            "picture_s": _best(picture, repeats, self.device),
+            "picture_s": _best(paint_one, repeats, self.device),  # word: JSON key
             "threads": float(torch.get_num_threads()),
         }
 
@@ -176,22 +179,27 @@ def _open(folder: Path) -> Any:
     transformers.utils.logging.disable_progress_bar()
     if not (folder / "model_index.json").is_file():
         raise BadModelFile(
-            f"{folder} is no diffusers folder: it has no model_index.json. Give the folder itself."
+            f"{folder} is not a diffusers folder: it has no model_index.json. Give the folder that has it."
         )
     try:
         pipe = diffusers.StableDiffusionPipeline.from_pretrained(
-            str(folder), local_files_only=True, use_safetensors=True, dtype=torch.float32, safety_checker=None,
-            feature_extractor=None, requires_safety_checker=False,
-        )  # fmt: skip
+            str(folder),
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
     except Exception as e:  # diffusers has no one error of its own
         raise BadModelFile(f"The diffusers folder {folder} could not be opened: {e}") from e
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def psnr(pictures: np.ndarray, changed: np.ndarray) -> np.ndarray:
+def psnr(images: np.ndarray, changed: np.ndarray) -> np.ndarray:
     """Peak signal-to-noise ratio of each image (n,), in dB of 255."""
-    error = np.square(pictures.astype(np.float64) - changed).mean((1, 2, 3))
+    error = np.square(images.astype(np.float64) - changed).mean((1, 2, 3))
     return np.asarray(10 * np.log10(255**2 / np.maximum(error, 1e-12)))
 
 

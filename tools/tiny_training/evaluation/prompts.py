@@ -1,7 +1,7 @@
-"""Which prompts are drawn, and what each of them asks for.
+"""Prompts of the evaluation and what each of them demands.
 
-Captions of scenes of the "test" split: kinds of objects that training knows, in combinations it never
-saw. What a caption leaves out cannot be wrong, so `Asked` holds only what the words say.
+Prompts are captions of scenes of the "test" split: objects that training knows, in combinations that it
+never had. `PromptSpec` holds only what the caption's words say, since nothing else can be wrong.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from minikin.tiny.captions import caption
 from minikin.tiny.encoders.fields import slots_of
 from minikin.tiny.world import Look, Scene, Thing, World, is_held_out, reserved
 
-# layout -> share of the prompts; more pairs than in the world, whose share would be too few to measure
+# layout -> share of the prompts; pairs are more frequent than in the world, to have enough for a measurement
 SHARES = (("single", 0.50), ("pair", 0.30), ("hat", 0.10), ("count", 0.10))
 
 
 @dataclass(frozen=True)
-class AskedThing:
-    """One thing: its category and how the words say it is painted."""
+class ThingSpec:
+    """One thing of a prompt: its category and colours, as far as the words name them."""
 
     category: str
     colour: str | None = None  # one named colour
@@ -30,24 +30,24 @@ class AskedThing:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A prompt and what it asks for; None where the words leave it open."""
+class PromptSpec:
+    """A prompt and what its words demand; None where they leave it open."""
 
     prompt: str
     scene: Scene
     layout: str
-    things: tuple[AskedThing, ...]  # left and right; wearer and hat
+    things: tuple[ThingSpec, ...]  # left and right; wearer and hat
     background: str | None
     art: str | None
     size: str | None
     count: int | None  # of a count prompt
-    has_sides: bool  # whether it says what is left or right
+    has_sides: bool  # True when the words say left or right
 
 
-def ask(scene: Scene, seed: int) -> Asked:
-    """The caption of a scene and what it says."""
+def prompt_of(scene: Scene, seed: int) -> PromptSpec:
+    """The caption of a scene as a prompt."""
     text = caption(scene, np.random.default_rng((seed, scene.index, 5))).text
-    return Asked(
+    return PromptSpec(
         text,
         scene,
         scene.layout,
@@ -60,38 +60,38 @@ def ask(scene: Scene, seed: int) -> Asked:
     )
 
 
-def prompts(world: World, n: int, seed: int) -> list[Asked]:
-    """n prompts in the shares above, from the first scenes of the stream `seed` that fit, mixed."""
-    known = {name for name, _ in world.spec.layouts}
-    want = {layout: round(n * share) for layout, share in SHARES if layout in known}
-    want["single"] += n - sum(want.values())
+def prompts(world: World, n: int, seed: int) -> list[PromptSpec]:
+    """n prompts in the shares above, from the first fitting scenes of a seed, shuffled."""
+    layouts = {name for name, _ in world.spec.layouts}
+    missing = {layout: round(n * share) for layout, share in SHARES if layout in layouts}
+    missing["single"] += n - sum(missing.values())
     out = []
     for scene in world.scenes(seed, split="test"):
-        if want.get(scene.layout, 0) > 0:
-            want[scene.layout] -= 1
-            out.append(ask(scene, seed))
-        if not any(want.values()):
+        if missing.get(scene.layout, 0) > 0:
+            missing[scene.layout] -= 1
+            out.append(prompt_of(scene, seed))
+        if not any(missing.values()):
             return [out[int(i)] for i in np.random.default_rng(seed).permutation(n)]
     raise AssertionError("the stream of scenes has no end")
 
 
-def of_each(world: World, n: int, seed: int) -> list[Asked]:
-    """n one-object prompts of every kind of object, held out where something of a kind is reserved."""
-    out: list[Asked] = []
+def of_each(world: World, n: int, seed: int) -> list[PromptSpec]:
+    """n one-object prompts of every kind of object, from held-out scenes where the kind has any."""
+    out: list[PromptSpec] = []
     for place, kind in enumerate(world.spec.objects):
-        rng, held = np.random.default_rng((seed, place)), bool(reserved(world.spec, kind))
-        found = 0
-        while found < n:
+        rng, is_held = np.random.default_rng((seed, place)), bool(reserved(world.spec, kind))
+        count = 0
+        while count < n:
             scene = world.decide(rng, seed, len(out), layout="single", category=kind)
-            if is_held_out(scene) == held:
-                out.append(ask(scene, seed))
-                found += 1
+            if is_held_out(scene) == is_held:
+                out.append(prompt_of(scene, seed))
+                count += 1
     return [out[int(i)] for i in np.random.default_rng(seed).permutation(len(out))]
 
 
-def _thing(thing: Thing) -> AskedThing:
+def _thing(thing: Thing) -> ThingSpec:
     look: Look = thing.look
-    return AskedThing(thing.category, look.colour, look.pattern, look.named or ())
+    return ThingSpec(thing.category, look.colour, look.pattern, look.colour_names or ())
 
 
 def _places(background: str) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""When an image is right: one rule a bar, by the classifier's most probable answers.
+"""Rules for a correct image, by the classifier's most probable answers.
 
     object      one-object prompts: the first thing is of the asked category (answers: every category,
                 and "none")
@@ -13,9 +13,8 @@
     style       prompts that name the art: that art
     size        prompts that say tiny or huge: that size
 
-Every rule is a forced choice, so the share that chance would get right is not zero: about 1 in 20 for
-objects, 1 in 13 for backgrounds, 1 in 4 for styles (small world). How often the rules are right on
-scenes that the world itself draws for the same prompts is measured beside them: the ceiling.
+Every rule is a forced choice, so chance is above zero: about 1 in 20 for objects, 1 in 13 for backgrounds,
+1 in 4 for styles (small world). The shares of the world's images of the same scenes are the upper bound.
 """
 
 from __future__ import annotations
@@ -23,19 +22,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tools.tiny_training.evaluation.prompts import Asked, AskedThing
+from tools.tiny_training.evaluation.prompts import PromptSpec, ThingSpec
 
-from minikin.tiny.encoders.classifier import Verdicts
+from minikin.tiny.encoders.classifier import Predictions
 from minikin.tiny.encoders.fields import PATTERN
 
-BARS = (
-    "object", "background", "colour", "pattern", "both", "relation", "hat", "count", "style", "size",
-)  # fmt: skip
+BARS = ("object", "background", "colour", "pattern", "both", "relation", "hat", "count", "style", "size")
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What the classifier sees in one image."""
+    """The classifier's most probable answers for one image."""
 
     background: str
     art: str
@@ -47,57 +44,58 @@ class Answers:
     paints: frozenset[str]  # the two most probable
 
 
-def answers_of(verdicts: Verdicts) -> list[Answers]:
+def answers_of(predictions: Predictions) -> list[Answers]:
     """The most probable answers for every image."""
-    columns = [verdicts.best(f) for f in ("background", "art", "size", "count")]
-    objects = zip(verdicts.best("first_object"), verdicts.best("second_object"), strict=True)
-    named = verdicts.fields["first_paints"].answers
+    columns = [predictions.best(f) for f in ("background", "art", "size", "count")]
+    objects = zip(predictions.best("first_object"), predictions.best("second_object"), strict=True)
+    colours = predictions.fields["first_paints"].answers
     paints = [
-        frozenset(named[int(k)] for k in row.argsort()[-2:]) for row in verdicts.probability("first_paints")
+        frozenset(colours[int(k)] for k in row.argsort()[-2:])
+        for row in predictions.probability("first_paints")
     ]
-    looks = (verdicts.best("first_colour"), verdicts.best("first_pattern"))
+    looks = (predictions.best("first_colour"), predictions.best("first_pattern"))
     return [Answers(*row) for row in zip(*columns, objects, *looks, paints, strict=True)]
 
 
-def judge(asked: Asked, seen: Answers) -> dict[str, bool]:
-    """Right or wrong for every bar that this prompt is a question of."""
-    first = asked.things[0] if asked.things else None
-    second = asked.things[1] if len(asked.things) > 1 else None
+def score(spec: PromptSpec, answers: Answers) -> dict[str, bool]:
+    """Result of every rule that applies to this prompt."""
+    first = spec.things[0] if spec.things else None
+    second = spec.things[1] if len(spec.things) > 1 else None
     out: dict[str, bool] = {}
-    if asked.background:
-        out["background"] = seen.background == asked.background
-    if asked.art:
-        out["style"] = seen.art == asked.art
-    if asked.size:
-        out["size"] = seen.size == asked.size
+    if spec.background:
+        out["background"] = answers.background == spec.background
+    if spec.art:
+        out["style"] = answers.art == spec.art
+    if spec.size:
+        out["size"] = answers.size == spec.size
     if first is None:
         return out
-    categories = tuple(t.category for t in asked.things)
-    if asked.layout == "single":
-        out["object"] = seen.objects[0] == first.category
-    if asked.layout == "count":
-        out["count"] = seen.objects[0] == first.category and seen.count == str(asked.count)
-    if asked.layout == "pair" and second:
-        out["both"] = sorted(seen.objects) == sorted(categories)
-        if asked.has_sides:
-            out["relation"] = seen.objects == categories
-    if asked.layout == "hat":
-        out["hat"] = seen.objects == categories
-    if asked.layout in ("single", "count"):
-        out |= _paint(first, seen)
+    categories = tuple(t.category for t in spec.things)
+    if spec.layout == "single":
+        out["object"] = answers.objects[0] == first.category
+    if spec.layout == "count":
+        out["count"] = answers.objects[0] == first.category and answers.count == str(spec.count)
+    if spec.layout == "pair" and second:
+        out["both"] = sorted(answers.objects) == sorted(categories)
+        if spec.has_sides:
+            out["relation"] = answers.objects == categories
+    if spec.layout == "hat":
+        out["hat"] = answers.objects == categories
+    if spec.layout in ("single", "count"):
+        out |= _paint(first, answers)
     return out
 
 
-def judge_all(asked: Sequence[Asked], verdicts: Verdicts) -> list[dict[str, bool]]:
-    return [judge(a, s) for a, s in zip(asked, answers_of(verdicts), strict=True)]
+def score_all(specs: Sequence[PromptSpec], predictions: Predictions) -> list[dict[str, bool]]:
+    return [score(a, s) for a, s in zip(specs, answers_of(predictions), strict=True)]
 
 
-def _paint(thing: AskedThing, seen: Answers) -> dict[str, bool]:
+def _paint(thing: ThingSpec, answers: Answers) -> dict[str, bool]:
     out: dict[str, bool] = {}
     if thing.colour:
-        out["colour"] = seen.colour == thing.colour
+        out["colour"] = answers.colour == thing.colour
     elif thing.paints:
-        out["colour"] = seen.colour == PATTERN and seen.paints == frozenset(thing.paints)
+        out["colour"] = answers.colour == PATTERN and answers.paints == frozenset(thing.paints)
     if thing.pattern:
-        out["pattern"] = seen.pattern == thing.pattern
+        out["pattern"] = answers.pattern == thing.pattern
     return out

@@ -45,8 +45,23 @@ def plain(rng: Rng, colour: str) -> Image.Image:
 PAINTERS = {
     f.__name__: f
     for f in (
-        land.snow, land.beach, land.forest, skies.night, town.city, land.desert, land.meadow,
-        land.underwater, town.table, town.brick, land.mountains, skies.space, skies.sunset, town.room,
-        skies.sky, skies.rain, town.stage, land.volcano,
+        land.snow,
+        land.beach,
+        land.forest,
+        skies.night,
+        town.city,
+        land.desert,
+        land.meadow,
+        land.underwater,
+        town.table,
+        town.brick,
+        land.mountains,
+        skies.space,
+        skies.sunset,
+        town.room,
+        skies.sky,
+        skies.rain,
+        town.stage,
+        land.volcano,
     )
-}  # fmt: skip
+}

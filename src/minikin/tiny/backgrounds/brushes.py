@@ -71,11 +71,7 @@ def star_field(rng: Rng, d: Draw, count: int, ymax: float = 1.0) -> None:
 
 def cloud(rng: Rng, d: Draw, cx: float, cy: float, s: float, c: Colour) -> None:
     for _ in range(6):
-        x, y, r = (
-            cx + rng.normal(0, s * 0.6),
-            cy + rng.normal(0, s * 0.15),
-            s * rng.uniform(0.3, 0.55),
-        )
+        x, y, r = (cx + rng.normal(0, s * 0.6), cy + rng.normal(0, s * 0.15), s * rng.uniform(0.3, 0.55))
         d.ellipse([x - r, y - r * 0.75, x + r, y + r * 0.75], fill=c)
 
 

@@ -35,8 +35,7 @@ def beach(r: Rng) -> Image.Image:
     y = hills(r, d, 0.63, 0.02, (240, 250, 252))
     n = 320
     d.polygon(
-        [(0, n)] + [(i, float(v) + 6) for i, v in enumerate(y)] + [(n, n)],
-        fill=jit(r, (240, 215, 160), 10),
+        [(0, n)] + [(i, float(v) + 6) for i, v in enumerate(y)] + [(n, n)], fill=jit(r, (240, 215, 160), 10)
     )
     return tex(im, fractal(r, 24, 2), 0.04)
 
@@ -46,13 +45,7 @@ def forest(r: Rng) -> Image.Image:
     d = ImageDraw.Draw(im)
     for layer, c in ((0, (95, 150, 105)), (1, (60, 115, 75)), (2, (40, 88, 55))):
         for _ in range(9):
-            fir(
-                d,
-                r.random() * 320,
-                205 + layer * 14 + r.normal(0, 5),
-                r.uniform(110, 175),
-                jit(r, c, 12),
-            )
+            fir(d, r.random() * 320, 205 + layer * 14 + r.normal(0, 5), r.uniform(110, 175), jit(r, c, 12))
     hills(r, d, 0.70, 0.02, jit(r, (70, 120, 55)))
     hills(r, d, 0.82, 0.02, jit(r, (85, 140, 60)))
     return tex(im, fractal(r, 16, 3), 0.08)
@@ -143,8 +136,7 @@ def volcano(r: Rng) -> Image.Image:
         cloud(r, d, x + r.normal(0, 22), t - 28 - r.random() * 25, 22, jit(r, (110, 95, 100), 14))
     d.polygon([(x - 24, t), (x + 24, t), (x + 150, 245), (x - 150, 245)], fill=jit(r, (85, 60, 62), 8))
     d.polygon(
-        [(x - 24, t), (x + 24, t), (x + 13, t + 62), (x + 2, t + 34), (x - 9, t + 86)],
-        fill=(255, 130, 40),
+        [(x - 24, t), (x + 24, t), (x + 13, t + 62), (x + 2, t + 34), (x - 9, t + 86)], fill=(255, 130, 40)
     )
     d.ellipse([x - 24, t - 8, x + 24, t + 8], fill=(255, 190, 70))
     hills(r, d, 0.74, 0.03, jit(r, (62, 46, 50), 6))

@@ -33,23 +33,11 @@ def space(r: Rng) -> Image.Image:
     d = ImageDraw.Draw(im)
     star_field(r, d, 110)
     for _ in range(int(r.integers(1, 3))):
-        x, y, q = (
-            r.random() * 320,
-            r.choice([r.uniform(20, 90), r.uniform(240, 300)]),
-            r.uniform(14, 34),
-        )
-        c = jit(
-            r,
-            [(225, 150, 90), (110, 160, 225), (210, 110, 110), (190, 180, 130)][int(r.integers(4))],
-            20,
-        )
+        x, y, q = (r.random() * 320, r.choice([r.uniform(20, 90), r.uniform(240, 300)]), r.uniform(14, 34))
+        c = jit(r, [(225, 150, 90), (110, 160, 225), (210, 110, 110), (190, 180, 130)][int(r.integers(4))], 20)
         d.ellipse([x - q, y - q, x + q, y + q], fill=c)
         if r.random() < 0.5:
-            d.ellipse(
-                [x - q * 1.7, y - q * 0.45, x + q * 1.7, y + q * 0.45],
-                outline=(235, 220, 180),
-                width=3,
-            )
+            d.ellipse([x - q * 1.7, y - q * 0.45, x + q * 1.7, y + q * 0.45], outline=(235, 220, 180), width=3)
     return im
 
 

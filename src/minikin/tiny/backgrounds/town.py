@@ -33,11 +33,7 @@ def city(r: Rng) -> Image.Image:
 
 
 def room(r: Rng) -> Image.Image:
-    w = jit(
-        r,
-        [(245, 225, 190), (195, 220, 225), (225, 200, 215), (210, 225, 195)][int(r.integers(4))],
-        10,
-    )
+    w = jit(r, [(245, 225, 190), (195, 220, 225), (225, 200, 215), (210, 225, 195)][int(r.integers(4))], 10)
     im = Image.new("RGB", (320, 320), w)
     d = ImageDraw.Draw(im)
     if r.random() < 0.5:
@@ -58,11 +54,7 @@ def room(r: Rng) -> Image.Image:
 
 
 def table(r: Rng) -> Image.Image:
-    wall = jit(
-        r,
-        [(225, 205, 180), (190, 210, 215), (235, 225, 205), (205, 190, 205)][int(r.integers(4))],
-        10,
-    )
+    wall = jit(r, [(225, 205, 180), (190, 210, 215), (235, 225, 205), (205, 190, 205)][int(r.integers(4))], 10)
     im = grad(wall, mix(wall, (120, 110, 100), 0.2))
     d = ImageDraw.Draw(im)
     b = jit(r, (165, 105, 60), 18)

@@ -1,13 +1,13 @@
-"""The judge: images and captions as vectors in one space, and things as vectors of their own.
+"""Dual encoder of the sticker world: images and captions as vectors in one space, subjects in another.
 
-    judge = Judge.open()
-    judge.image(images) @ judge.text(captions).T     how well each caption fits each image
-    judge.likeness(images) @ judge.likeness(photos).T  whether the same thing is in them
+    encoder = DualEncoder.open()
+    encoder.encode_images(images) @ encoder.encode_texts(captions).T   how well each caption fits each image
+    encoder.encode_subjects(images) @ encoder.encode_subjects(photos).T   whether they show the same thing
 
-Two contrastive towers as in CLIP (Radford et al. 2021, arXiv:2103.00020), trained on the sticker
-world alone, so they judge nothing but its images. `likeness` is a third projection that learned to
-find the same drawing in the same look again, in other scenes, among lookalikes. With masks it looks
-at the masked thing alone; without, at the main thing of the image.
+An image encoder and a text encoder, trained contrastively as in CLIP (Radford et al. 2021,
+arXiv:2103.00020) on the sticker world alone, so they are meaningful for its images only. `encode_subjects` is a
+third projection, trained to recognise the same drawing in the same look in other scenes, among hard
+negatives. With masks it encodes the masked thing alone; without, the main thing of the image.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from torch import Tensor
 
 from minikin.errors import AssetError
 from minikin.tiny.encoders import weights
-from minikin.tiny.encoders.network import EyeShape, JudgeNet, ReaderShape
-from minikin.tiny.encoders.preprocess import Masks, Pictures, as_batch, in_chunks
+from minikin.tiny.encoders.network import DualEncoderNet, ImageEncoderShape, TextEncoderShape
+from minikin.tiny.encoders.preprocess import Images, Masks, as_batch, in_chunks
 
-KIND = "judge"
+KIND = "judge"  # word: kind in the headers and name of the weight files since format 1
 END = "<|endoftext|>"
 CONTEXT = 32  # tokens of a caption; longer ones are cut
 
@@ -62,22 +62,22 @@ class Tokens:
 
 
 def _digest(data: bytes) -> str:
-    """Of the vocabulary and the merges alone: libraries write the rest in their own ways."""
+    """Hash of vocabulary and merges; the rest of the file differs between versions of libraries."""
     model = json.loads(data)["model"]
     merges = [" ".join(m) if isinstance(m, list) else m for m in model["merges"]]
     text = json.dumps([sorted(model["vocab"].items()), merges])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class Judge:
-    """Image and text tower; every method returns unit vectors (n, d), float32."""
+class DualEncoder:
+    """Image and text encoder. Every method returns unit vectors (n, d), float32 on the CPU."""
 
-    def __init__(self, net: JudgeNet, tokens: Tokens) -> None:
+    def __init__(self, net: DualEncoderNet, tokens: Tokens) -> None:
         self.net, self.tokens = net, tokens
 
     @classmethod
-    def open(cls, path: Path | None = None, tokenizer: Path | None = None) -> Judge:
-        """The embedded judge, or one from a file. Raises AssetError when a file is missing or damaged."""
+    def open(cls, path: Path | None = None, tokenizer: Path | None = None) -> DualEncoder:
+        """Open the embedded encoder, or one from a file. Raises AssetError for a missing or damaged file."""
         path = path or weights.embedded(KIND)
         tensors, facts = weights.read(path, KIND)
         tokens = Tokens(tokenizer)
@@ -86,36 +86,39 @@ class Judge:
                 f"{path} was trained with another tokenizer ({facts['tokenizer']}, here {tokens.digest}); its "
                 f"words would mean other things. {weights.REMEDY}"
             )
-        eye, reader = EyeShape(**facts["eye"]), ReaderShape(**facts["reader"])
-        net = JudgeNet(eye, reader, tokens.end, facts["dimensions"])
+        image, text = ImageEncoderShape(**facts["eye"]), TextEncoderShape(**facts["reader"])
+        net = DualEncoderNet(image, text, tokens.end, facts["dimensions"])
         weights.fill(path, net, tensors)
         return cls(net.eval().requires_grad_(False), tokens)
 
     @property
     def device(self) -> torch.device:
-        return self.net.seen.weight.device
+        return self.net.image_projection.weight.device
 
     @torch.no_grad()
-    def image(self, pictures: Pictures) -> Tensor:
-        """What the images show."""
-        return in_chunks(as_batch(pictures), self.device, lambda x: self.net.image(self.net.eye(x)))
+    def encode_images(self, images: Images) -> Tensor:
+        """Vectors of whole images, to be compared with captions."""
+        return in_chunks(as_batch(images), self.device, lambda x: self.net.image(self.net.image_encoder(x)))
 
     @torch.no_grad()
-    def likeness(self, pictures: Pictures, masks: Masks | None = None) -> Tensor:
-        """Which thing is in the images; where a mask is given, only what is inside it counts."""
-        return in_chunks(as_batch(pictures, masks), self.device, lambda x: self.net.likeness(self.net.eye(x)))
+    def encode_subjects(self, images: Images, masks: Masks | None = None) -> Tensor:
+        """Vectors of the subjects of images; with a mask only the pixels inside it count."""
+        batch = as_batch(images, masks)
+        return in_chunks(batch, self.device, lambda x: self.net.subject(self.net.image_encoder(x)))
 
     @torch.no_grad()
-    def text(self, captions: Sequence[str]) -> Tensor:
-        """What the captions say."""
+    def encode_texts(self, captions: Sequence[str]) -> Tensor:
+        """Vectors of captions, to be compared with whole images."""
         return self.net.text(self.tokens(captions).to(self.device)).cpu()
 
-    def fit(self, pictures: Pictures, captions: Sequence[str]) -> Tensor:
-        """Cosine of every image with every caption (images, captions)."""
-        return self.image(pictures) @ self.text(captions).T
+    def fit(self, images: Images, captions: Sequence[str]) -> Tensor:
+        """Cosine similarity of every image with every caption (images, captions)."""
+        return self.encode_images(images) @ self.encode_texts(captions).T
 
 
-def facts_of(eye: EyeShape, reader: ReaderShape, dimensions: int, tokens: Tokens, world: str) -> dict[str, Any]:
-    """What a judge's file says of itself."""
-    facts = {"world": world, "eye": asdict(eye), "reader": asdict(reader), "dimensions": dimensions}
+def facts_of(
+    image: ImageEncoderShape, text: TextEncoderShape, dimensions: int, tokens: Tokens, world: str
+) -> dict[str, Any]:
+    """The header of a dual encoder's weight file; keys as in format 1."""
+    facts = {"world": world, "eye": asdict(image), "reader": asdict(text), "dimensions": dimensions}
     return weights.as_json({**facts, "tokenizer": tokens.digest})

@@ -1,13 +1,12 @@
-"""What can be asked about an image of the sticker world, and the true answers of a scene.
+"""Labels of sticker-world images: questions with named answers, and the true answers of a scene.
 
-A *field* is one question with named answers ("background": snow, beach, ...). Its truth is one
-number (the index of the answer, -1 where the question makes no sense) or, for a field of several
-answers at once ("objects"), one 0/1 for each. Both judges are trained on these numbers; the
-classifier gives a probability for every name.
+A *field* is one question with named answers ("background": snow, beach, ...). Its label is the index of
+the answer, -1 where the question makes no sense; for a field with several true answers ("objects") it is
+a 0 or 1 for each answer. Dual encoder and classifier are trained on these labels.
 
-Up to two things of a scene have questions of their own, prefixed `first_` and `second_`: the left
-and the right one of a pair; wearer and hat; below and above; holder and held; for the other
-layouts there is no second. So a relation is right when both slots are right.
+Up to two things of a scene have fields of their own, prefixed `first_` and `second_`: the left and the
+right thing of a pair; head and hat; below and above; holder and held. Other layouts have no second thing.
+So a relation is right when both are right.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from minikin.tiny import vocabulary as words
 from minikin.tiny.world import RESOLUTION, Scene, Thing
 
 NONE = "none"  # no such thing in the image
-DRAWN = "as drawn"  # not repainted
+AS_DRAWN = "as drawn"  # not repainted
 PATTERN = "pattern"  # repainted in two colours
 UNKNOWN = -1  # the question makes no sense, or the world has no name for the answer
 SLOTS = ("first", "second")
-CELLS = 8  # of a side, into which `places` divides an image
+GRID = 8  # positions of a side of the image encoder's feature map
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ def fields_of(spec: words.WorldSpec) -> tuple[Field, ...]:
     for slot in SLOTS:
         out += [
             Field(f"{slot}_object", (NONE, *spec.categories)),
-            Field(f"{slot}_colour", (DRAWN, PATTERN, *spec.colours)),
-            Field(f"{slot}_pattern", (DRAWN, *words.PATTERNS)),
+            Field(f"{slot}_colour", (AS_DRAWN, PATTERN, *spec.colours)),
+            Field(f"{slot}_pattern", (AS_DRAWN, *words.PATTERNS)),
             Field(f"{slot}_paints", spec.colours, is_multiple=True),
         ]
     if spec.sticker_share:
@@ -63,7 +62,7 @@ def fields_of(spec: words.WorldSpec) -> tuple[Field, ...]:
 
 
 def slots_of(scene: Scene) -> tuple[Thing | None, Thing | None]:
-    """The first and the second thing of a scene, as the fields mean them."""
+    """The first and the second thing of a scene, as the fields number them."""
     things = scene.things
     if not things or scene.layout == "count":
         return (things[0] if things else None), None
@@ -74,20 +73,20 @@ def slots_of(scene: Scene) -> tuple[Thing | None, Thing | None]:
 
 
 def places(scene: Scene) -> np.ndarray:
-    """The cell (0..63, by rows) in which the middle of each slot's thing lies, (2,) int64; -1 for none."""
+    """Position of each slot's thing on the feature map, (2,) int64: 0..63 by rows, -1 for none."""
     out = []
     for thing in slots_of(scene):
         if thing is None:
             out.append(UNKNOWN)
             continue
         middle = np.array([thing.bottom - thing.size / 2, thing.centre_x])
-        row, column = np.clip(middle * CELLS // RESOLUTION, 0, CELLS - 1).astype(int)
-        out.append(int(row * CELLS + column))
+        row, column = np.clip(middle * GRID // RESOLUTION, 0, GRID - 1).astype(int)
+        out.append(int(row * GRID + column))
     return np.array(out, np.int64)
 
 
 def truth(scene: Scene, spec: words.WorldSpec) -> dict[str, np.ndarray]:
-    """The true answers by field: () int64, or (answers,) for fields of several answers."""
+    """Labels by field: int64 of shape (), or (answers,) for a field with several true answers."""
     first, second = slots_of(scene)
     answers: dict[str, str | tuple[str, ...] | None] = {
         "layout": scene.layout,
@@ -108,18 +107,18 @@ def truth(scene: Scene, spec: words.WorldSpec) -> dict[str, np.ndarray]:
 
 def _about(slot: str, thing: Thing | None) -> dict[str, str | tuple[str, ...] | None]:
     if thing is None:
-        asked = ("colour", "pattern", "paints")
-        return {f"{slot}_object": NONE, **{f"{slot}_{q}": None for q in asked}}
+        questions = ("colour", "pattern", "paints")
+        return {f"{slot}_object": NONE, **{f"{slot}_{q}": None for q in questions}}
     look = thing.look
-    own = words.IDENTITIES[thing.identity] if thing.identity else None
-    pattern = own.pattern if own else look.pattern
-    paints: tuple[str, ...] | None = (look.colour,) if look.colour else look.named or ()
+    identity = words.IDENTITIES[thing.identity] if thing.identity else None
+    pattern = identity.pattern if identity else look.pattern
+    paints: tuple[str, ...] | None = (look.colour,) if look.colour else look.colour_names or ()
     return {
         f"{slot}_object": thing.category,
-        f"{slot}_colour": PATTERN if pattern else look.colour or DRAWN,
-        f"{slot}_pattern": pattern or DRAWN,
+        f"{slot}_colour": PATTERN if pattern else look.colour or AS_DRAWN,
+        f"{slot}_pattern": pattern or AS_DRAWN,
         # the colours of a nameless pattern may lie anywhere between the names
-        f"{slot}_paints": None if pattern and not look.named else paints,
+        f"{slot}_paints": None if pattern and not look.colour_names else paints,
     }
 
 
@@ -128,5 +127,5 @@ def _encode(field: Field, answer: str | tuple[str, ...] | None) -> np.ndarray:
         if answer is None:
             return np.full(len(field.answers), UNKNOWN, np.int64)
         return np.array([a in answer for a in field.answers], np.int64)
-    known = isinstance(answer, str) and answer in field.answers
-    return np.array(field.answers.index(str(answer)) if known else UNKNOWN, np.int64)
+    is_answer = isinstance(answer, str) and answer in field.answers
+    return np.array(field.answers.index(str(answer)) if is_answer else UNKNOWN, np.int64)

@@ -1,14 +1,16 @@
-"""The networks of the judges: a small convolutional eye, a small text reader, and what stands on them.
+"""Networks of the sticker world's encoders: a convolutional image encoder, a small text encoder, projections.
 
-All shapes are chosen for two processor cores: the image is folded to 32x32x48, the first convolution
-takes it to 16x16 at once, and from there the channels are many enough for matrix units (96 and up). A
-layer at 32x32 took a third of the time of training. GroupNorm, not batch
-statistics, so that an image is judged the same in any company. Inputs are in [-1, 1].
+The shapes are chosen for two processor cores: the image is folded to 32x32x48, the first convolution
+reduces it to 16x16, and from there on there are channels enough for matrix units (96 and up). A layer at
+32x32 took a third of the training time. GroupNorm, not BatchNorm, makes an image's vector independent of
+its batch. Images are in [-1, 1].
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +21,8 @@ GROUPS = 8
 
 
 @dataclass(frozen=True)
-class EyeShape:
-    """Channels and residual blocks at 16x16 and at 8x8, and what comes out."""
+class ImageEncoderShape:
+    """Channels and residual blocks at 16x16 and at 8x8, queries of the pooling, features of the output."""
 
     channels: tuple[int, int]
     blocks: tuple[int, int] = (2, 2)
@@ -29,7 +31,7 @@ class EyeShape:
 
 
 @dataclass(frozen=True)
-class ReaderShape:
+class TextEncoderShape:
     """A transformer over the tokens of a caption."""
 
     vocabulary: int
@@ -39,8 +41,29 @@ class ReaderShape:
     heads: int = 4
 
 
+def keep_tensor_names(module: nn.Module, names: Mapping[str, str]) -> None:
+    """Store submodules in state dicts under other names, those of existing weight files and checkpoints.
+
+    names  attribute of the module -> name in state dicts
+    """
+
+    def rename(state: dict[str, Any], prefix: str, names: Mapping[str, str]) -> None:
+        items = list(state.items())
+        state.clear()
+        for key, value in items:
+            if key.startswith(prefix):
+                head, dot, rest = key.removeprefix(prefix).partition(".")
+                key = f"{prefix}{names.get(head, head)}{dot}{rest}"
+            state[key] = value
+
+    back = {stored: attribute for attribute, stored in names.items()}
+    hooks: Any = module  # their registration has no types
+    hooks.register_state_dict_post_hook(lambda _, state, prefix, __: rename(state, prefix, names))
+    hooks.register_load_state_dict_pre_hook(lambda _, state, prefix, *__: rename(state, prefix, back))
+
+
 class Residual(nn.Module):
-    """x + f(x), two 3x3 convolutions; starts as the identity."""
+    """Residual block x + f(x) of two 3x3 convolutions; starts as the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -55,8 +78,8 @@ class Residual(nn.Module):
         return F.relu(x + inner)
 
 
-class Gaze(nn.Module):
-    """Pools a feature map by learned queries, each looking at some contents in some places."""
+class AttentionPooling(nn.Module):
+    """Pools a feature map by learned queries, each with weights by content and by position."""
 
     def __init__(self, channels: int, side: int, queries: int) -> None:
         super().__init__()
@@ -69,10 +92,10 @@ class Gaze(nn.Module):
         return torch.einsum("nqs,ncs->nqc", weights, x.flatten(2).float()).flatten(1)
 
 
-class Eye(nn.Module):
+class ImageEncoder(nn.Module):
     """Images (n, 3, 128, 128) in [-1, 1] to features (n, features)."""
 
-    def __init__(self, shape: EyeShape) -> None:
+    def __init__(self, shape: ImageEncoderShape) -> None:
         super().__init__()
         middle, coarse = shape.channels
         self.body = nn.Sequential(
@@ -82,20 +105,21 @@ class Eye(nn.Module):
             *_down(middle, coarse),
             *(Residual(coarse) for _ in range(shape.blocks[1])),
         )
-        self.gaze = Gaze(coarse, 8, shape.queries)
+        self.pooling = AttentionPooling(coarse, 8, shape.queries)
         self.out = nn.Linear(shape.queries * coarse, shape.features)
+        keep_tensor_names(self, {"pooling": "gaze"})  # word: tensor name in files since format 1
 
-    def cells(self, pictures: Tensor) -> Tensor:
-        """Features by place (n, channels, 8, 8)."""
-        out: Tensor = self.body(pictures.contiguous(memory_format=torch.channels_last))
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Features by position (n, channels, 8, 8)."""
+        out: Tensor = self.body(images.contiguous(memory_format=torch.channels_last))
         return out
 
-    def whole(self, cells: Tensor) -> Tensor:
-        """Features of the whole image (n, features) from those by place."""
-        return F.gelu(self.out(self.gaze(cells)))
+    def pooled(self, feature_map: Tensor) -> Tensor:
+        """Features of the whole image (n, features)."""
+        return F.gelu(self.out(self.pooling(feature_map)))
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.whole(self.cells(pictures))
+    def forward(self, images: Tensor) -> Tensor:
+        return self.pooled(self.feature_map(images))
 
 
 def _down(before: int, after: int) -> tuple[nn.Module, ...]:
@@ -103,8 +127,8 @@ def _down(before: int, after: int) -> tuple[nn.Module, ...]:
     return conv, nn.GroupNorm(GROUPS, after), nn.ReLU()
 
 
-class ReaderLayer(nn.Module):
-    """Self-attention in both directions and a two-layer network, both behind a LayerNorm."""
+class TextEncoderLayer(nn.Module):
+    """Bidirectional self-attention and a two-layer network, both behind a LayerNorm."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -127,15 +151,15 @@ class ReaderLayer(nn.Module):
         return out
 
 
-class Reader(nn.Module):
-    """Token ids (n, context) to features (n, width): the mean over the caption's own tokens."""
+class TextEncoder(nn.Module):
+    """Token ids (n, context) to features (n, width): the mean over the tokens before the padding."""
 
-    def __init__(self, shape: ReaderShape, end: int) -> None:
+    def __init__(self, shape: TextEncoderShape, end: int) -> None:
         super().__init__()
         self.end = end
         self.words = nn.Embedding(shape.vocabulary, shape.width)
         self.places = nn.Parameter(0.02 * torch.randn(shape.context, shape.width))
-        self.layers = nn.ModuleList(ReaderLayer(shape.width, shape.heads) for _ in range(shape.layers))
+        self.layers = nn.ModuleList(TextEncoderLayer(shape.width, shape.heads) for _ in range(shape.layers))
         self.norm = nn.LayerNorm(shape.width)
         nn.init.normal_(self.words.weight, std=0.05)
 
@@ -145,48 +169,51 @@ class Reader(nn.Module):
         x = self.words(ids) + self.places
         for layer in self.layers:
             x = layer(x, padding)
-        own = (~padding)[..., None]
-        mean: Tensor = (self.norm(x).float() * own).sum(1) / own.sum(1)
+        is_token = (~padding)[..., None]
+        mean: Tensor = (self.norm(x).float() * is_token).sum(1) / is_token.sum(1)
         return mean
 
 
-class JudgeNet(nn.Module):
-    """Two towers into one space of unit vectors, and a likeness of things on the image tower."""
+class DualEncoderNet(nn.Module):
+    """Image and text encoder with projections into one space, and a subject projection of image features."""
 
-    def __init__(self, eye: EyeShape, reader: ReaderShape, end: int, dimensions: int) -> None:
+    def __init__(self, image: ImageEncoderShape, text: TextEncoderShape, end: int, dimensions: int) -> None:
         super().__init__()
-        self.eye = Eye(eye)
-        self.reader = Reader(reader, end)
-        self.seen = nn.Linear(eye.features, dimensions)
-        self.read = nn.Linear(reader.width, dimensions)
-        self.like = nn.Linear(eye.features, dimensions)
+        self.image_encoder = ImageEncoder(image)
+        self.text_encoder = TextEncoder(text, end)
+        self.image_projection = nn.Linear(image.features, dimensions)
+        self.text_projection = nn.Linear(text.width, dimensions)
+        self.subject_projection = nn.Linear(image.features, dimensions)
+        names = {"image_encoder": "eye", "text_encoder": "reader", "image_projection": "seen"}
+        keep_tensor_names(self, {**names, "text_projection": "read", "subject_projection": "like"})
 
     def image(self, features: Tensor) -> Tensor:
-        """Unit vectors (n, dimensions) of the eye's features: what the whole image shows."""
-        return F.normalize(self.seen(features).float(), dim=-1)
+        """Unit vectors (n, dimensions) of whole images from image features."""
+        return F.normalize(self.image_projection(features).float(), dim=-1)
 
-    def likeness(self, features: Tensor) -> Tensor:
-        """Unit vectors (n, dimensions) of the eye's features: which thing this is."""
-        return F.normalize(self.like(features).float(), dim=-1)
+    def subject(self, features: Tensor) -> Tensor:
+        """Unit vectors (n, dimensions) of the subjects from image features."""
+        return F.normalize(self.subject_projection(features).float(), dim=-1)
 
     def text(self, ids: Tensor) -> Tensor:
         """Unit vectors (n, dimensions) of token ids (n, context)."""
-        return self.joined(self.reader(ids))
+        return self.projected_text(self.text_encoder(ids))
 
-    def joined(self, features: Tensor) -> Tensor:
-        """Unit vectors (n, dimensions) of the reader's features."""
-        return F.normalize(self.read(features).float(), dim=-1)
+    def projected_text(self, features: Tensor) -> Tensor:
+        """Unit vectors (n, dimensions) of captions from text features."""
+        return F.normalize(self.text_projection(features).float(), dim=-1)
 
 
 class ClassifierNet(nn.Module):
-    """Scores of every answer of every field, and a likeness of things of its own."""
+    """Image encoder with scores of every answer of every field, and a subject projection."""
 
-    def __init__(self, eye: EyeShape, answers: int, dimensions: int) -> None:
+    def __init__(self, image: ImageEncoderShape, answers: int, dimensions: int) -> None:
         super().__init__()
-        self.eye = Eye(eye)
-        self.answers = nn.Linear(eye.features, answers)
-        self.like = nn.Linear(eye.features, dimensions)
+        self.image_encoder = ImageEncoder(image)
+        self.answers = nn.Linear(image.features, answers)
+        self.subject_projection = nn.Linear(image.features, dimensions)
+        keep_tensor_names(self, {"image_encoder": "eye", "subject_projection": "like"})
 
-    def likeness(self, features: Tensor) -> Tensor:
-        """As `JudgeNet.likeness`, learned apart from it: a second opinion."""
-        return F.normalize(self.like(features).float(), dim=-1)
+    def subject(self, features: Tensor) -> Tensor:
+        """As `DualEncoderNet.subject`, trained apart from it, so that each can check the other."""
+        return F.normalize(self.subject_projection(features).float(), dim=-1)

@@ -1,8 +1,8 @@
-"""A judge as one safetensors file that describes itself: weights in eight bits, JSON in the header.
+"""Weight files of the sticker world's encoders: safetensors with int8 matrices and the shapes in the header.
 
-The header's "minikin" entry holds the kind of judge, its shapes and its names, so that a file alone is
-enough to build the network again. A matrix is kept as int8 with one scale for each row, half the size of
-half precision at the same accuracy (docs/tiny.md); vectors stay in half precision.
+The header's "minikin" entry holds the kind of network, its shapes and its names, so the network can be
+built from the file alone. A matrix is stored as int8 with one scale for each row, half the size of half
+precision at the same accuracy (docs/tiny.md); vectors are stored in half precision.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ REMEDY = "Reinstall minikin, or train it again with `python -m tools.tiny_traini
 
 
 def embedded(kind: str) -> Path:
-    """Where the package keeps this judge."""
+    """Path of the weights in the package."""
     return Path(str(resources.files("minikin.tiny") / "encoders" / "weights" / f"{kind}.safetensors"))
 
 
 def as_json(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts as a file gives them back (tuples are lists), so that both compare equal."""
+    """The facts as they are read back from a file (tuples become lists), for comparison."""
     return dict(json.loads(json.dumps(facts)))
 
 
 def write(path: Path, kind: str, net: nn.Module, facts: Mapping[str, Any]) -> None:
-    """Raises StorageError with the reason; an older file then survives."""
+    """Write a weight file atomically. Raises StorageError; an older file then stays."""
     from safetensors.torch import save
 
     tensors = {name: t for k, v in net.state_dict().items() for name, t in _packed(k, v.detach().cpu()).items()}
@@ -44,31 +44,32 @@ def write(path: Path, kind: str, net: nn.Module, facts: Mapping[str, Any]) -> No
 
 
 def read(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors in float32 and the facts. Raises AssetError when the file is not what it should be."""
+    """Tensors in float32 and the facts of a file. Raises AssetError for a missing, damaged or other file."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise AssetError(f"The weights of the {kind} are missing: {path} does not exist. {REMEDY}")
+        raise AssetError(f"The encoder weights are missing: {path} does not exist. {REMEDY}")
     try:
         with safe_open(path, "pt") as f:
             meta = json.loads((f.metadata() or {})["minikin"])
             packed = {k: f.get_tensor(k).float() for k in f.keys()}  # noqa: SIM118 - not a dict
-        found = (meta["kind"], meta["format"])
+        kind_and_format = (meta["kind"], meta["format"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as e:
         raise AssetError(
-            f"The weights of the {kind}, {path}, cannot be read ({type(e).__name__}: {e}). "
+            f"The encoder weights {path} cannot be read ({type(e).__name__}: {e}). "
             f'Expected a safetensors file with a "minikin" entry in its header. {REMEDY}'
         ) from e
-    if found != (kind, FORMAT):
+    if kind_and_format != (kind, FORMAT):
         raise AssetError(
-            f"{path} holds a {found[0]} of format {found[1]}; expected a {kind} of format {FORMAT}. {REMEDY}"
+            f"{path} holds a {kind_and_format[0]} of format {kind_and_format[1]}; "
+            f"expected a {kind} of format {FORMAT}. {REMEDY}"
         )
     scales = {k: packed.pop(k) for k in list(packed) if k.endswith(SCALE)}
     return {k: v * scales[k + SCALE] if k + SCALE in scales else v for k, v in packed.items()}, meta
 
 
 def _packed(name: str, weight: Tensor) -> dict[str, Tensor]:
-    """What the file keeps of one weight: rows are scaled so that their largest number is 127."""
+    """The tensors stored for one weight; rows are scaled so that their largest absolute value is 127."""
     if weight.ndim < 2:
         return {name: weight.half().contiguous()}
     rows = weight.float().flatten(1).abs().amax(1).clamp(min=1e-6) / 127
@@ -80,13 +81,13 @@ def _packed(name: str, weight: Tensor) -> dict[str, Tensor]:
 
 
 def fill(path: Path, net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put the tensors into the network. Raises AssetError when names, shapes or numbers are off."""
+    """Load the tensors into the network. Raises AssetError for other names or shapes, NaN or Inf."""
     want = net.state_dict()
     wrong = sorted({*want, *tensors} - {k for k in want if k in tensors and want[k].shape == tensors[k].shape})
     wrong += [k for k, v in tensors.items() if k not in wrong and not bool(torch.isfinite(v).all())]
     if wrong:
         raise AssetError(
             f"{path} does not fit its own description: {len(wrong)} tensors are missing, extra, of another "
-            f"shape or not finite, first {', '.join(wrong[:5])}. {REMEDY}"
+            f"shape or hold NaN or Inf, first {', '.join(wrong[:5])}. {REMEDY}"
         )
     net.load_state_dict(dict(tensors))
