@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -38,10 +38,11 @@ from minikin import events
 from minikin.errors import BadRecipe, Diverged, OutOfMemory
 from minikin.models import precision
 from minikin.models.memory import is_out_of_memory
-from minikin.training import checkpoint, distributed, muon
+from minikin.training import checkpoint, distributed, ema, muon
 from minikin.training.config import IDENTITY, StepContext, TrainerState, TrainingConfig
 from minikin.training.logger import Losses, TrainingLogger, device_name
 from minikin.training.metrics_log import MetricsLog
+from minikin.training.prefetch import Prefetch, Prepare
 from minikin.training.signals import interruptible
 
 __all__ = ["Losses", "ParamGroup", "StepContext", "Trainer", "TrainingConfig"]
@@ -52,7 +53,6 @@ MAX_ROLLBACKS = 2
 SMALLEST_BATCH = 4
 
 Loss = Callable[[StepContext, Any], Losses]
-Prepare = Callable[[StepContext], Any]
 Evaluate = Callable[[], Mapping[str, float]]
 Sample = Callable[[], Image.Image]
 After = Callable[[StepContext], None]
@@ -98,7 +98,7 @@ class Trainer:
             muon.matrices(model) if config.optimizer == "muon" else [],
             lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=config.fused or None,
         )  # fmt: skip
-        self.ema = _ema(self.averaged, config.ema)
+        self.ema = ema.make(self.averaged, config.ema)
         self.state = TrainerState(config.batch)
         self.best: dict[str, Tensor] = {}
         self.facts = config.model_dump(mode="json", include=IDENTITY) | dict(facts or {})
@@ -187,7 +187,7 @@ class Trainer:
         self.model.train()
         with ExitStack() as stack:
             signalled = stop or stack.enter_context(interruptible())
-            batches = _Prefetch(prepare, stack.enter_context(ThreadPoolExecutor(1)))
+            batches = Prefetch(prepare, stack.enter_context(ThreadPoolExecutor(1)))
             yield from self._loop(
                 loss, batches, evaluate, sample, after, lambda: self.ranks.any(signalled.is_set())
             )  # fmt: skip
@@ -195,7 +195,7 @@ class Trainer:
             raise KeyboardInterrupt
 
     def _loop(
-        self, loss: Loss, batches: _Prefetch, evaluate: Evaluate | None, sample: Sample | None,
+        self, loss: Loss, batches: Prefetch, evaluate: Evaluate | None, sample: Sample | None,
         after: After | None, stopped: Callable[[], bool],
     ) -> Iterator[events.Event]:  # fmt: skip
         c, log = self.config, self.logger
@@ -390,44 +390,3 @@ class Trainer:
         self.best = checkpoint.under(tensors, "best.")
         self.ema.optimization_step = meta["averaged"]
         self.state = TrainerState(**meta["state"])
-
-
-class _NoEMA:
-    """In the place of an EMA where none is wanted, so that no second copy of the weights is kept."""
-
-    optimization_step = 0
-
-    def __init__(self) -> None:
-        self.shadow_params: list[Tensor] = []
-
-    def step(self, parameters: Any) -> None: ...
-
-    store = copy_to = restore = step
-
-
-def _ema(parameters: Sequence[nn.Parameter], decay: float) -> Any:
-    if not decay:
-        return _NoEMA()
-    from diffusers.training_utils import EMAModel
-
-    return EMAModel(parameters, decay=decay, foreach=True)
-
-
-class _Prefetch:
-    """Prepares the batch of the next step on a thread while the current step is computed."""
-
-    def __init__(self, prepare: Prepare | None, pool: ThreadPoolExecutor) -> None:
-        self.prepare, self.pool = prepare, pool
-        self.ahead: tuple[StepContext, Future[Any]] | None = None
-
-    def get(self, ctx: StepContext, following: StepContext) -> Any:
-        """The batch of this step; another context than announced is prepared now."""
-        if self.prepare is None:
-            return None
-        ready = self.ahead if self.ahead and self.ahead[0] == ctx else self._submit(self.prepare, ctx)
-        data = ready[1].result()
-        self.ahead = self._submit(self.prepare, following)
-        return data
-
-    def _submit(self, prepare: Prepare, ctx: StepContext) -> tuple[StepContext, Future[Any]]:
-        return ctx, self.pool.submit(prepare, ctx)
