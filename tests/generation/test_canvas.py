@@ -12,10 +12,17 @@ from PIL import Image
 
 from minikin.errors import BadPhoto
 from minikin.generation import canvas as canvases
-from minikin.generation.canvas import faded, inpainting, mask_of_text, mask_text, read_mask, refining
+from minikin.generation.canvas import (
+    blend_opacity,
+    inpaint_canvas,
+    mask_of_text,
+    mask_text,
+    read_mask,
+    resize_canvas,
+)
 
 
-def picture(width: int = 50, height: int = 40) -> Image.Image:
+def sample_image(width: int = 50, height: int = 40) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
 
 
@@ -25,42 +32,42 @@ def box(left: int, top: int, right: int, bottom: int, size: tuple[int, int] = (5
     return mask
 
 
-def test_a_refined_picture_comes_back_without_its_padding() -> None:
-    made = refining(picture(), (50, 40), 32)
-    assert made.padded == (64, 64) and made.ground().size == (64, 64) and made.ground_mask() is None
-    assert made.finished(made.ground(), 0).tobytes() == picture().tobytes()
-    assert made.view == (0, 0, 64 / 50, 64 / 40)
+def test_a_refined_image_comes_back_without_its_padding() -> None:
+    canvas = resize_canvas(sample_image(), (50, 40), 32)
+    assert canvas.padded == (64, 64) and canvas.init_image().size == (64, 64) and canvas.init_mask() is None
+    assert canvas.paste_back(canvas.init_image(), 0).tobytes() == sample_image().tobytes()
+    assert canvas.view == (0, 0, 64 / 50, 64 / 40)
 
 
-def test_what_is_extended_repeats_the_edge_and_begins_with_a_latent_position() -> None:
-    made = inpainting(picture(), None, (20, 10, 3, 0), 32, factor=16)
-    assert made.picture.size == (80, 43) and made.mask is not None
-    assert made.mask[:, :20].all() and made.mask[:3].all() and not made.mask[3:, 20:70].any()
-    assert made.offset == (12, 13)  # 20 + 12 and 3 + 13 are multiples of 16
-    pixels = np.asarray(made.picture)
+def test_extensions_repeat_the_edge_and_start_at_a_latent_position() -> None:
+    canvas = inpaint_canvas(sample_image(), None, (20, 10, 3, 0), 32, factor=16)
+    assert canvas.image.size == (80, 43) and canvas.mask is not None
+    assert canvas.mask[:, :20].all() and canvas.mask[:3].all() and not canvas.mask[3:, 20:70].any()
+    assert canvas.offset == (12, 13)  # 20 + 12 and 3 + 13 are multiples of 16
+    pixels = np.asarray(canvas.image)
     assert (pixels[3:, :20] == pixels[3:, 20:21]).all()
-    ground = np.asarray(made.ground())
-    assert ground.shape[:2] == (64, 96) and made.ground_mask().shape == (64, 96)  # type: ignore[union-attr]
-    assert (ground[16:56, 32:82] == np.asarray(picture())).all()
-    back = made.finished(made.ground(), 0)
-    assert back.tobytes() == made.picture.tobytes()
-    assert made.view.left == -12 / 80 and made.view.top == -13 / 43
+    ground = np.asarray(canvas.init_image())
+    assert ground.shape[:2] == (64, 96) and canvas.init_mask().shape == (64, 96)  # type: ignore[union-attr]
+    assert (ground[16:56, 32:82] == np.asarray(sample_image())).all()
+    back = canvas.paste_back(canvas.init_image(), 0)
+    assert back.tobytes() == canvas.image.tobytes()
+    assert canvas.view.left == -12 / 80 and canvas.view.top == -13 / 43
 
 
-def test_only_masked_is_a_square_inside_the_picture_enlarged() -> None:
-    made = inpainting(picture(), box(2, 30, 12, 34), (0, 0, 0, 0), 8, around=3, side=64)
-    assert made.part == (0, 24, 16, 40)  # 10 + 2 * 3 wide, moved inside
-    assert made.size == (64, 64)
-    mask = made.ground_mask()
+def test_only_masked_is_an_enlarged_square_inside_the_image() -> None:
+    canvas = inpaint_canvas(sample_image(), box(2, 30, 12, 34), (0, 0, 0, 0), 8, around=3, side=64)
+    assert canvas.part == (0, 24, 16, 40)  # 10 + 2 * 3 wide, moved inside
+    assert canvas.size == (64, 64)
+    mask = canvas.init_mask()
     assert mask is not None and mask[24:40, 8:48].all() and mask.sum() == 16 * 40
-    large = inpainting(picture(), box(0, 0, 50, 40), (0, 0, 0, 0), 8, around=0, side=32)
+    large = inpaint_canvas(sample_image(), box(0, 0, 50, 40), (0, 0, 0, 0), 8, around=0, side=32)
     assert large.size == (50, 40)  # never smaller than it is
 
 
 @pytest.mark.parametrize("feather", [0, 1, 2, 5, 8, 30])
 def test_the_blend_lies_inside_the_mask(feather: int) -> None:
     mask = box(5, 5, 45, 35)
-    opacity = faded(mask, feather)
+    opacity = blend_opacity(mask, feather)
     assert not opacity[~mask].any()
     assert opacity[20, 25] > 240  # the middle
     row = opacity[20, 5:25].astype(int)
@@ -71,17 +78,17 @@ def test_the_blend_lies_inside_the_mask(feather: int) -> None:
         assert row[0] < 60 < 200 < row[min(feather, 15)]
 
 
-def test_a_thin_mask_is_painted_and_the_pictures_own_border_is_no_edge() -> None:
-    assert faded(box(10, 10, 40, 12), 16).max() > 200
-    assert faded(box(0, 0, 50, 20), 8)[5, 0] > 240
+def test_a_thin_mask_is_generated_and_the_image_border_is_no_edge() -> None:
+    assert blend_opacity(box(10, 10, 40, 12), 16).max() > 200
+    assert blend_opacity(box(0, 0, 50, 20), 8)[5, 0] > 240
 
 
 def test_outside_the_mask_no_byte_moves() -> None:
     mask = box(11, 7, 33, 29)
     for around in (None, 4):
-        made = inpainting(picture(), mask, (0, 0, 0, 0), 32, around=around, side=64)
-        black = made.finished(Image.new("RGB", made.padded), 6)
-        assert (np.asarray(black)[~mask] == np.asarray(picture())[~mask]).all()
+        canvas = inpaint_canvas(sample_image(), mask, (0, 0, 0, 0), 32, around=around, side=64)
+        black = canvas.paste_back(Image.new("RGB", canvas.padded), 6)
+        assert (np.asarray(black)[~mask] == np.asarray(sample_image())[~mask]).all()
         assert np.asarray(black)[18, 22].max() < 20  # the control: inside they do
 
 
@@ -89,21 +96,21 @@ def test_outside_the_mask_no_byte_moves() -> None:
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "P", "RGBA", "LA"])
-def test_white_is_painted_in_every_mode(mode: str, tmp_path: Path) -> None:
+def test_white_is_masked_in_every_mode(mode: str, tmp_path: Path) -> None:
     mask = box(3, 4, 20, 30)
     Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB").convert(mode).save(tmp_path / "m.png")
     assert np.array_equal(read_mask(tmp_path / "m.png", (50, 40)), mask)
     assert np.array_equal(read_mask(mask, (50, 40)), mask)
 
 
-def test_transparent_is_painted_where_there_is_alpha() -> None:
+def test_transparent_is_masked_where_there_is_alpha() -> None:
     mask = box(3, 4, 20, 30)
     alpha = np.full((40, 50, 4), 255, np.uint8)
     alpha[mask, 3] = 0
     assert np.array_equal(read_mask(Image.fromarray(alpha), (50, 40)), mask)
 
 
-def test_masks_travel_as_small_texts() -> None:
+def test_masks_are_short_texts() -> None:
     """A box in a few hundred characters, a brush of 1024 px in a tenth of what an image may hold."""
     mask = box(3, 4, 20, 30)
     assert np.array_equal(mask_of_text(mask_text(mask), (50, 40)), mask) and len(mask_text(mask)) < 300
@@ -114,16 +121,16 @@ def test_masks_travel_as_small_texts() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "no base64!", "aGVsbG8=", None, 7])
-def test_a_strangers_mask_is_refused(text: Any) -> None:
+def test_a_damaged_mask_is_refused(text: Any) -> None:
     with pytest.raises(BadPhoto, match="cannot be read"):
         mask_of_text(text, (50, 40))
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     buffer = io.BytesIO()
-    picture(8, 8).save(buffer, "TIFF")
+    sample_image(8, 8).save(buffer, "TIFF")
     (tmp_path / "m.png").write_bytes(buffer.getvalue())
     with pytest.raises(BadPhoto, match="The mask .* cannot be read"):
         canvases.read_mask(tmp_path / "m.png", (8, 8))
     with pytest.raises(BadPhoto, match="The mask is 8x8, but the image 50x40"):
-        read_mask(picture(8, 8), (50, 40))
+        read_mask(sample_image(8, 8), (50, 40))

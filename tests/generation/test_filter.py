@@ -1,4 +1,4 @@
-"""The content filter: what it finds is flagged, blurred or blocked, said everywhere, and never silent."""
+"""The content filter: images it objects to are flagged, blurred or blocked, and every answer says so."""
 
 from __future__ import annotations
 
@@ -20,42 +20,42 @@ from minikin.errors import BadModelFile, Blocked, MinikinError, NoNetwork
 from minikin.generation import content_filter
 from minikin.generation import safety_checker as safety
 from minikin.generation.content_filter import Filtering, Verdict
-from minikin.generation.sampler import Painted
+from minikin.generation.image import GeneratedImage
 from minikin.images import metadata, xmp
 from minikin.models.base import Base
 from minikin.models.loading.registry import models_folder
-from minikin.recipes import Best, Mode, Paint
-from minikin.server.fake_engine import Canary
+from minikin.recipes import Best, FilterMode, Paint
 from minikin.studio import Studio
 from tests.conftest import command
+from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.servers import Watched, served
 
-MODES: tuple[Mode, ...] = ("flag", "blur", "block")
+MODES: tuple[FilterMode, ...] = ("flag", "blur", "block")
 
 
 class Double:
-    """Finds what it is told to: the images for which `wrong` is true."""
+    """Objects to the images for which `wrong` is true."""
 
     name = "double"
 
     def __init__(self, wrong: Callable[[Image.Image], bool] = lambda _: True) -> None:
         self.wrong = wrong
-        self.seen = 0
+        self.count = 0
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Verdict]:
-        self.seen += len(images)
+        self.count += len(images)
         return [Verdict(True, ("test",)) if self.wrong(i) else Verdict(False) for i in images]
 
 
 def nth(*which: int) -> Double:
-    """Finds the images of these numbers, in the order they are shown to it."""
+    """Objects to the images of these numbers, in the order it sees them."""
     double = Double()
     double.wrong = lambda _: next(count) in which
     count = iter(range(1000))
     return double
 
 
-PICTURE = Image.fromarray(np.random.default_rng(0).integers(256, size=(96, 64, 3), dtype=np.uint8))
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(256, size=(96, 64, 3), dtype=np.uint8))
 
 
 def detail(image: Image.Image) -> float:
@@ -63,23 +63,23 @@ def detail(image: Image.Image) -> float:
     return float(np.abs(np.diff(np.asarray(image.convert("L"), float), axis=1)).mean())
 
 
-# ---- what is done ------------------------------------------------------------------------------------
+# ---- modes ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_modes(mode: Mode) -> None:
-    """Only what is found is touched, and says so."""
-    found, other = Filtering(nth(0), mode)([Painted(PICTURE, 1), Painted(PICTURE, 2)])
-    assert other == Painted(PICTURE, 2)
-    assert found.seed == 1 and found.image.size == PICTURE.size
-    assert found.verdict == {"by": "double", "action": content_filter.ACTIONS[mode], "labels": ["test"]}
-    assert (found.image == PICTURE) is (mode == "flag")
-    assert content_filter.is_blocked(found.verdict) is (mode == "block")
+def test_modes(mode: FilterMode) -> None:
+    """Only images the filter objects to are changed, and carry its verdict."""
+    objected, other = Filtering(nth(0), mode)([GeneratedImage(IMAGE, 1), GeneratedImage(IMAGE, 2)])
+    assert other == GeneratedImage(IMAGE, 2)
+    assert objected.seed == 1 and objected.image.size == IMAGE.size
+    assert objected.verdict == {"by": "double", "action": content_filter.ACTIONS[mode], "labels": ["test"]}
+    assert (objected.image == IMAGE) is (mode == "flag")
+    assert content_filter.is_blocked(objected.verdict) is (mode == "block")
     if mode == "blur":
-        assert detail(found.image) < 0.1 * detail(PICTURE)
+        assert detail(objected.image) < 0.1 * detail(IMAGE)
     if mode == "block":  # a card of words: light, and no image that a model made
-        grey = np.asarray(found.image.convert("L"))
-        assert grey.mean() > 180 and grey.min() < 100 and xmp.source_type_of(found.image) == xmp.NONE
+        grey = np.asarray(objected.image.convert("L"))
+        assert grey.mean() > 180 and grey.min() < 100 and xmp.source_type_of(objected.image) == xmp.NONE
 
 
 def test_a_filter_that_fails_lets_nothing_through() -> None:
@@ -87,37 +87,36 @@ def test_a_filter_that_fails_lets_nothing_through() -> None:
         def __call__(self, images: Sequence[Image.Image]) -> list[Verdict]:
             return []
 
-    with pytest.raises(MinikinError, match="judged 0 of 1 images, so none is given out"):
-        Filtering(Lazy(), "flag")([Painted(PICTURE, 1)])
+    with pytest.raises(MinikinError, match="gave 0 verdicts on 1 images, so none is given out"):
+        Filtering(Lazy(), "flag")([GeneratedImage(IMAGE, 1)])
 
 
-def test_passed() -> None:
-    made = Filtering(nth(0), "block")([Painted(PICTURE, 1), Painted(PICTURE, 2)])
-    assert [one.seed for one in content_filter.passed(made)] == [2]
+def test_blocked_images_are_not_given_out() -> None:
+    images = Filtering(nth(0), "block")([GeneratedImage(IMAGE, 1), GeneratedImage(IMAGE, 2)])
+    assert [image.seed for image in content_filter.without_blocked(images)] == [2]
     with pytest.raises(Blocked, match="1 of 2 images were blocked"):
-        content_filter.passed(made, all_of_them=True)
+        content_filter.without_blocked(images, strict=True)
     with pytest.raises(Blocked, match="The image was blocked by the content filter. Try other words"):
-        content_filter.passed(made[:1])
-    assert content_filter.passed([]) == []
+        content_filter.without_blocked(images[:1])
+    assert content_filter.without_blocked([]) == []
 
 
 # ---- the Studio and the command line -------------------------------------------------------------------
 
 
-def studio(tiny: Base, mode: Mode, double: Double) -> Studio:
+def studio(tiny: Base, mode: FilterMode, double: Double) -> Studio:
     return Studio(tiny, Filtering(double, mode))
 
 
-def test_the_studio_looks_at_every_picture(tiny: Base) -> None:
-    one = studio(tiny, "block", nth(1))
+def test_the_studio_filters_every_image(tiny: Base) -> None:
+    blocking = studio(tiny, "block", nth(1))
     recipe = Paint(prompt="a cat", steps=1, n=3, batch=2)
-    told = list(one.painting(recipe))
-    shown = [e for e in told if isinstance(e, events.Picture)]
-    assert [content_filter.is_blocked(e.verdict) for e in shown] == [False, True, False]
+    ready = [e for e in blocking.painting(recipe) if isinstance(e, events.ImageReady)]
+    assert [content_filter.is_blocked(e.verdict) for e in ready] == [False, True, False]
     with pytest.raises(Blocked, match="1 of 2"):
         studio(tiny, "block", nth(1)).paint("a cat", steps=1, n=2)
     with pytest.raises(Blocked, match="The image"):
-        studio(tiny, "block", Double()).refine(PICTURE, prompt="a cat", steps=1)
+        studio(tiny, "block", Double()).refine(IMAGE, prompt="a cat", steps=1)
     assert len(studio(tiny, "flag", Double()).paint("a cat", steps=1)) == 1
     with pytest.raises(Blocked):
         list(studio(tiny, "block", Double()).choosing(recipe, Best(of=3)))
@@ -134,8 +133,10 @@ def filtered(monkeypatch: Any) -> Callable[[Double], None]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_command_line(mode: Mode, filtered: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    """Two images, the second found: files, records, lines."""
+def test_the_command_line(
+    mode: FilterMode, filtered: Any, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """Two images, of which the filter objects to the second: files, records, lines."""
     filtered(nth(1))
     args = ("paint", "a cat", "--steps", "1", "-n", "2", "--seed", "5", "--out", tmp_path, "--filter", mode)
     code, out, err = command(monkeypatch, capsys, *args)
@@ -144,11 +145,11 @@ def test_the_command_line(mode: Mode, filtered: Any, tmp_path: Path, monkeypatch
     if mode == "block":
         assert not second.exists() and "seed 6: blocked by the content filter" in err
         return
-    found = metadata.read(second)
+    texts = metadata.read(second)
     action = content_filter.ACTIONS[mode]
     assert f"seed 6  {action} by the content filter" in out
-    assert found.recipe["filter"] == {"by": "double", "action": action, "labels": ["test"]}
-    assert found.settings["Content filter"] == action and found.source_type == xmp.TRAINED
+    assert texts.recipe["filter"] == {"by": "double", "action": action, "labels": ["test"]}
+    assert texts.settings["Content filter"] == action and texts.source_type == xmp.TRAINED
     code, out, _ = command(monkeypatch, capsys, "show", second)
     assert f"Content filter: {action}" in out
 
@@ -157,9 +158,10 @@ def test_all_blocked_is_an_error(filtered: Any, tmp_path: Path, monkeypatch: Any
     filtered(Double())
     args = ("paint", "a cat", "--steps", "1", "--out", tmp_path, "--filter", "block", "--json")
     code, out, err = command(monkeypatch, capsys, *args)
-    told = [json.loads(line) for line in out.splitlines()]
+    lines = [json.loads(line) for line in out.splitlines()]
     assert code == 9 and "blocked by the content filter" in err and not list(tmp_path.glob("*.png"))
-    assert [t["filter"]["action"] for t in told if t["event"] == "picture"] == ["blocked"]
+    images = [line for line in lines if line["event"] == "picture"]  # word: name of the event
+    assert [line["filter"]["action"] for line in images] == ["blocked"]
 
 
 def test_off_by_default(filtered: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
@@ -167,14 +169,14 @@ def test_off_by_default(filtered: Any, tmp_path: Path, monkeypatch: Any, capsys:
     double = Double()
     filtered(double)
     args = ("paint", "a cat", "--steps", "1", "--out", tmp_path)
-    assert command(monkeypatch, capsys, *args)[0] == 0 and double.seen == 0
+    assert command(monkeypatch, capsys, *args)[0] == 0 and double.count == 0
     monkeypatch.setenv("MINIKIN_FILTER", "block")
-    assert command(monkeypatch, capsys, *args)[0] == 9 and double.seen == 1
+    assert command(monkeypatch, capsys, *args)[0] == 9 and double.count == 1
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_redo(mode: Mode, filtered: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
-    """It looks at the image itself, not at the draft that it was made from."""
+def test_redo(mode: FilterMode, filtered: Any, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
+    """The filter looks at the image itself, not at the draft that it was made from."""
     args = ("paint", "a cat", "--steps", "1", "--seed", "5", "--out", tmp_path)
     assert command(monkeypatch, capsys, *args)[0] == 0
     draft, fine, again = (tmp_path / f"{n}.png" for n in ("a-cat-5", "fine", "again"))
@@ -182,7 +184,7 @@ def test_redo(mode: Mode, filtered: Any, tmp_path: Path, monkeypatch: Any, capsy
     filtered(double := Double())
     monkeypatch.setenv("MINIKIN_FILTER", mode)
     code, out, err = command(monkeypatch, capsys, "redo", fine, "--out", again)
-    assert double.seen == 1
+    assert double.count == 1
     if mode == "block":
         assert code == 9 and not again.exists() and "blocked by the content filter" in err
         return
@@ -203,7 +205,7 @@ def test_a_fleet_does_not_paint_past_a_filter(tmp_path: Path, monkeypatch: Any, 
 
 
 def answers(url: str, client: Any, n: int = 2) -> tuple[list[Any], Any, Any]:
-    """What the three dialects say of n images: native results, OpenAI's data, A1111's answer."""
+    """Answers of the three APIs for n images: native results, OpenAI's data, A1111's answer."""
     native = client.post("/api/paint?wait=true", json={"prompt": "a", "n": n}).json()
     theirs = client.post("/v1/images/generations", json={"prompt": "a", "n": n, "output_format": "jpeg"})
     a1111 = client.post("/sdapi/v1/txt2img", json={"prompt": "a", "batch_size": n, "width": 64, "height": 64})
@@ -211,16 +213,16 @@ def answers(url: str, client: Any, n: int = 2) -> tuple[list[Any], Any, Any]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_dialect_says_it(mode: Mode, tmp_path: Path) -> None:
-    """Of two images the second is found; the first is as it always is."""
+def test_every_api_reports_the_verdict(mode: FilterMode, tmp_path: Path) -> None:
+    """The filter objects to the second of two images; the first stays as it is."""
     action = content_filter.ACTIONS[mode]
     how = Filtering(nth(1, 3, 5), mode)
-    with served(Canary(), tmp_path, filtering=how) as server, server.client() as client:
+    with served(FakeEngine(), tmp_path, filtering=how) as server, server.client() as client:
         native, theirs, a1111 = answers(server.url, client)
         assert [r["filter"] and r["filter"]["action"] for r in native] == [None, action]
         file = client.get(native[1]["url"]).content
-        found = metadata.recorded(metadata.texts_of(Image.open(io.BytesIO(file))))
-        assert found.recipe["filter"]["action"] == found.settings["Content filter"] == action
+        texts = metadata.recorded(metadata.texts_of(Image.open(io.BytesIO(file))))
+        assert texts.recipe["filter"]["action"] == texts.settings["Content filter"] == action
         marks = [xmp.source_type_of(Image.open(io.BytesIO(client.get(r["url"]).content))) for r in native]
         assert marks == [xmp.TRAINED, None if mode == "block" else xmp.TRAINED]
         data = theirs.json()["data"]
@@ -231,16 +233,16 @@ def test_every_dialect_says_it(mode: Mode, tmp_path: Path) -> None:
         assert [xmp.source_type_of(i) for i in converted] == marks
         info = json.loads(a1111["info"])
         assert info["nsfw"] == [False, True] and info["content_filter"] == [None, action]
-        shown = [Image.open(io.BytesIO(base64.b64decode(i))) for i in a1111["images"]]
-        assert len(shown) == 2 and np.asarray(shown[1]).mean() > 40  # nothing is blackened
+        decoded = [Image.open(io.BytesIO(base64.b64decode(i))) for i in a1111["images"]]
+        assert len(decoded) == 2 and np.asarray(decoded[1]).mean() > 40  # nothing is blackened
         assert f"Content filter: {action}" in info["infotexts"][1]
-        told = client.get("/api/capabilities").json(), client.get("/v1/models").json()
-        assert told[0]["content_filter"] == told[1]["data"][0]["content_filter"] == mode
+        native_facts, openai_facts = (client.get(path).json() for path in ("/api/capabilities", "/v1/models"))
+        assert native_facts["content_filter"] == openai_facts["data"][0]["content_filter"] == mode
 
 
-def test_all_blocked_in_every_dialect(tmp_path: Path) -> None:
+def test_all_blocked_in_every_api(tmp_path: Path) -> None:
     with (
-        served(Canary(), tmp_path, filtering=Filtering(Double(), "block")) as server,
+        served(FakeEngine(), tmp_path, filtering=Filtering(Double(), "block")) as server,
         server.client() as client,
     ):
         native, theirs, a1111 = answers(server.url, client, 1)
@@ -249,9 +251,9 @@ def test_all_blocked_in_every_dialect(tmp_path: Path) -> None:
         assert theirs.status_code == 400 and error["code"] == "content_policy_violation"
         assert error["type"] == "invalid_request_error" and "Try other words" in error["message"]
         assert json.loads(a1111["info"])["nsfw"] == [True] and len(a1111["images"]) == 1
-        own = openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0)
+        library = openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0)
         with pytest.raises(openai.BadRequestError, match="blocked by the content filter") as e:
-            own.images.generate(prompt="a")
+            library.images.generate(prompt="a")
         assert e.value.code == "content_policy_violation"
         stream = {"prompt": "a", "stream": True, "partial_images": 2}
         text = client.post("/v1/images/generations", json=stream).text
@@ -259,59 +261,62 @@ def test_all_blocked_in_every_dialect(tmp_path: Path) -> None:
 
 
 def test_the_verdict_survives_a_restart(tmp_path: Path) -> None:
-    with served(Canary(), tmp_path, filtering=Filtering(Double(), "blur")) as server, server.client() as client:
+    with (
+        served(FakeEngine(), tmp_path, filtering=Filtering(Double(), "blur")) as server,
+        server.client() as client,
+    ):
         id_ = client.post("/api/paint?wait=true", json={"prompt": "a"}).json()["id"]
-    with served(Canary(), tmp_path) as server, server.client() as client:
+    with served(FakeEngine(), tmp_path) as server, server.client() as client:
         (result,) = client.get(f"/api/jobs/{id_}").json()["results"]
         assert result["filter"]["action"] == "blurred"
 
 
 @pytest.mark.parametrize(("mode", "may"), [("flag", True), ("blur", False), ("block", False)])
-def test_previews_wait_for_the_filter(mode: Mode, may: bool, tmp_path: Path) -> None:
-    """Where images are hidden, nothing of them is seen before the filter has looked; control: flag."""
+def test_previews_wait_for_the_filter(mode: FilterMode, may: bool, tmp_path: Path) -> None:
+    """Where images are hidden, no preview is given out before the filter has run; control: flag."""
     engine = Watched()
     with served(engine, tmp_path, filtering=Filtering(Double(), mode)) as server, server.client() as client:
         engine.patience = 20.0 if may else 0.1  # of four steps
         text = client.post("/v1/images/generations", json={"prompt": "a", "stream": True, "partial_images": 3})
         assert ("partial_image" in text.text) is may
         id_ = client.post("/api/paint", json={"prompt": "b"}).json()["id"]
-        seen = []
+        previews = []
         with client.stream("GET", f"/api/jobs/{id_}/events") as lines:
             for line in lines.iter_lines():
                 if line.startswith("data:"):
-                    seen.append(json.loads(line[5:]).get("preview"))
-        assert any(seen) is may
+                    previews.append(json.loads(line[5:]).get("preview"))
+        assert any(previews) is may
 
 
 def test_a_filter_that_breaks_fails_the_job(tmp_path: Path) -> None:
     def broken(image: Image.Image) -> bool:
         raise RuntimeError("no")
 
-    with served(Canary(), tmp_path, filtering=Filtering(Double(broken), "flag")) as server:
+    with served(FakeEngine(), tmp_path, filtering=Filtering(Double(broken), "flag")) as server:
         with server.client() as client:
             answer = client.post("/api/paint?wait=true", json={"prompt": "a"})
         assert answer.status_code == 500 and answer.json()["error"]["code"] == "internal_error"
 
 
-def test_live_pictures_are_looked_at(tmp_path: Path) -> None:
+def test_live_images_are_filtered(tmp_path: Path) -> None:
     from minikin.server.live import painter
 
     for mode, blocked in (("blur", False), ("block", True)):
-        with served(Canary(), tmp_path / mode, filtering=Filtering(Double(), mode)) as server:
-            run = painter(server.service, "me", {})(Paint(prompt="a", base="canary"))
+        with served(FakeEngine(), tmp_path / mode, filtering=Filtering(Double(), mode)) as server:
+            run = painter(server.service, "me", {})(Paint(prompt="a", base="fake"))
             if blocked:
                 with pytest.raises(Blocked):
                     list(run)
                 continue
-            (shown,) = (e for e in run if isinstance(e, events.Picture))
-            assert shown.verdict and shown.verdict["action"] == "blurred"
+            (ready,) = (e for e in run if isinstance(e, events.ImageReady))
+            assert ready.verdict and ready.verdict["action"] == "blurred"
 
 
-# ---- the real one ------------------------------------------------------------------------------------
+# ---- the published safety checker --------------------------------------------------------------------
 
 
 def write_checker(folder: Path, threshold: float) -> None:
-    """A miniature of the published one with random weights; it finds what is nearer than the threshold."""
+    """A miniature of the published one with random weights; it objects to images nearer than the threshold."""
     from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
     from transformers import CLIPConfig
 
@@ -331,7 +336,7 @@ def write_checker(folder: Path, threshold: float) -> None:
 def test_the_safety_checker(
     threshold: float, finds: bool, place: str, tiny: Base, tmp_path: Path, caplog: Any
 ) -> None:
-    """Opened from the models folder or the base's own; a yes, a no, and not a pixel changed."""
+    """Opened from the models folder or the base's own; a yes, a no, and no pixel changed."""
     from dataclasses import replace
 
     base = replace(tiny, folder=tmp_path)
@@ -339,11 +344,11 @@ def test_the_safety_checker(
         models_folder() / "safety-checker" if place == "models" else tmp_path / "safety_checker", threshold
     )
     checker = safety.SafetyChecker.of(base)
-    before = np.asarray(PICTURE).copy()
-    assert [v.found for v in checker([PICTURE, PICTURE.convert("L")])] == [finds, finds]
-    assert np.array_equal(np.asarray(PICTURE), before) and "black" not in caplog.text
-    (one,) = Filtering(checker, "blur")([Painted(PICTURE, 1)])
-    assert bool(one.verdict) is finds
+    before = np.asarray(IMAGE).copy()
+    assert [v.objects for v in checker([IMAGE, IMAGE.convert("L")])] == [finds, finds]
+    assert np.array_equal(np.asarray(IMAGE), before) and "black" not in caplog.text
+    (filtered_image,) = Filtering(checker, "blur")([GeneratedImage(IMAGE, 1)])
+    assert bool(filtered_image.verdict) is finds
 
 
 def test_the_checker_decides_as_diffusers_does(tiny: Base) -> None:
@@ -354,17 +359,17 @@ def test_the_checker_decides_as_diffusers_does(tiny: Base) -> None:
     folder = models_folder() / "safety-checker"
     write_checker(folder, 0.35)
     rng = np.random.default_rng(1)
-    pictures = [
+    images = [
         Image.fromarray(
             np.kron(rng.integers(256, size=(4, 4, 3), dtype=np.uint8), np.ones((24, 24, 1), np.uint8))
         )
         for _ in range(12)
     ]
     model = StableDiffusionSafetyChecker.from_pretrained(folder).eval()
-    pixels = CLIPImageProcessorPil()(pictures, return_tensors="pt")["pixel_values"]
+    pixels = CLIPImageProcessorPil()(images, return_tensors="pt")["pixel_values"]
     _, want = model(clip_input=pixels, images=[np.zeros(1)] * 12)
-    found = [v.found for v in safety.SafetyChecker.of(tiny)(pictures)]
-    assert found == [bool(w) for w in want]
+    answers_ = [v.objects for v in safety.SafetyChecker.of(tiny)(images)]
+    assert answers_ == [bool(w) for w in want]
 
 
 def test_a_checker_that_is_missing_or_not_whole(

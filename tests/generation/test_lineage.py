@@ -1,4 +1,4 @@
-"""Workflows from the command line: drafts, the best of them, refined, inpainted, and repeated."""
+"""Drafts, the best of them, refined, inpainted, and replayed, from the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 from typer.testing import CliRunner
@@ -18,10 +17,8 @@ from typer.testing import CliRunner
 from minikin import Studio
 from minikin.cli.app import app
 from minikin.errors import BadPhoto, BadRecipe, NoNetwork
-from minikin.evaluation.best_of import Chooser, ranked
 from minikin.generation import lineage, output, source
-from minikin.generation.sampler import Painted
-from minikin.generation.source import Source, inherited
+from minikin.generation.source import SourceImage, inherited
 from minikin.images import metadata
 from minikin.models.base import Base
 from minikin.recipes import Best, Inpaint, Paint, Refine
@@ -36,7 +33,7 @@ def in_own_folder(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def made(path: str | Path) -> dict[str, Any]:
+def record_in(path: str | Path) -> dict[str, Any]:
     return metadata.read(path).recipe
 
 
@@ -53,7 +50,7 @@ def test_draft_refine_inpaint_redo(cli: Any) -> None:
     code, out, err = cli("refine", "d/a-red-car-5.png", "--preset", "quality", "--steps", 5, "--size", "1.25x",
                          "--out", "r.png")  # fmt: skip
     assert code == 0, err
-    record = made("r.png")
+    record = record_in("r.png")
     assert record["work"] == "refine" and record["recipe"]["prompt"] == "a red car" and record["seed"] == 5
     assert record["recipe"]["preset"] == "quality" and record["recipe"]["guidance"] is not None
     assert record["parent"]["made"]["preset"] == "turbo" and record["parent"]["file"] == "a-red-car-5.png"
@@ -63,24 +60,24 @@ def test_draft_refine_inpaint_redo(cli: Any) -> None:
     code, _, err = cli("inpaint", "r.png", "a duck", "--mask", "mask.png", "--steps", 3, "--extend", "right=20",
                        "--out", "i.png")  # fmt: skip
     assert code == 0, err
-    assert made("i.png")["parent"]["made"]["parent"]["made"]["seed"] == 5
+    assert record_in("i.png")["parent"]["made"]["parent"]["made"]["seed"] == 5
     _, out, _ = cli("show", "i.png")
     assert "Made from: r.png, refine 'a red car', seed 5" in out
     assert "Made from: a-red-car-5.png, paint 'a red car', seed 5" in out
     nearest, draft = json.loads(cli("show", "i.png", "--json")[1])["parents"]
-    assert nearest["pixels"] == made("i.png")["parent"]["pixels"] and nearest["work"] == "refine"
+    assert nearest["pixels"] == record_in("i.png")["parent"]["pixels"] and nearest["work"] == "refine"
     assert draft["sha256"] == hashlib.sha256(Path("d/a-red-car-5.png").read_bytes()).hexdigest()
     for lost in ("r.png", "mask.png", "d/a-red-car-5.png"):
         Path(lost).unlink()
     code, out, err = cli("redo", "i.png", "--out", "again.png", "--json")
     assert code == 0, err
     assert json.loads(out.splitlines()[-1]) == {"event": "redo", "largest_difference": 0}
-    now, then = made("again.png"), made("i.png")
+    now, then = record_in("again.png"), record_in("i.png")
     assert now["recipe"].pop("points") == {} and then["recipe"].pop("points") is None  # pinned: none of then
     assert now == then
 
 
-def test_redo_wants_a_picture_that_minikin_did_not_paint(cli: Any) -> None:
+def test_redo_needs_an_image_that_minikin_did_not_generate(cli: Any) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (4, 4, 3), dtype=np.uint8)
     Image.fromarray(pixels).resize((128, 128)).save("photo.png")
     assert cli("refine", "photo.png", "--prompt", "a car", "--steps", 2, "--out", "o/r.png")[0] == 0
@@ -104,7 +101,7 @@ def test_redo_wants_a_picture_that_minikin_did_not_paint(cli: Any) -> None:
      {"recipe": {"prompt": "a"}, "seed": 1, "parent": {}},
      {"recipe": {"prompt": "a"}, "seed": 1, "work": "refine", "parent": {"pixels": "", "made": {"seed": 1}}}],
 )  # fmt: skip
-def test_a_strangers_record_ends_in_words(cli: Any, record: dict[str, Any]) -> None:
+def test_a_damaged_record_is_one_sentence(cli: Any, record: dict[str, Any]) -> None:
     info = PngInfo()
     info.add_text("minikin", json.dumps(record))
     info.add_text("parameters", "a cat\nSteps: 2, Seed: 1")
@@ -114,11 +111,13 @@ def test_a_strangers_record_ends_in_words(cli: Any, record: dict[str, Any]) -> N
     assert code in (2, 3) and err.count("\n") == 1 and "unexpected" not in err, err
 
 
-@pytest.mark.parametrize("verb", [("show",), ("redo",), ("refine", "--prompt", "a")])
-def test_a_picture_of_too_many_pixels_ends_in_words(cli: Any, verb: tuple[str, ...], monkeypatch: Any) -> None:
+@pytest.mark.parametrize("command", [("show",), ("redo",), ("refine", "--prompt", "a")])
+def test_an_image_of_too_many_pixels_is_one_sentence(
+    cli: Any, command: tuple[str, ...], monkeypatch: Any
+) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     Image.new("RGB", (64, 64)).save("bomb.png")
-    code, _, err = cli(verb[0], "bomb.png", *verb[1:])
+    code, _, err = cli(command[0], "bomb.png", *command[1:])
     assert code == 3 and "bomb.png cannot be read as an image" in err, err
 
 
@@ -137,13 +136,13 @@ def swapped(letter: str) -> bytes:
 def test_the_server_sees_the_same_colours(mode: str, form: str) -> None:
     image, data = Image.new(mode, (16, 16), (200, 30, 60, 90)[: len(mode)]), io.BytesIO()
     image.save(data, form, icc_profile=swapped("z"), lossless=True)
-    seen = decode(data.getvalue(), "picture", Limits())
+    decoded = decode(data.getvalue(), "image", Limits())
     with Image.open(data) as opened:
-        assert Source.of(seen).pixels == Source.of(opened).pixels
+        assert SourceImage.of(decoded).pixels == SourceImage.of(opened).pixels
     assert (
-        seen.mode == mode
-        and seen.getpixel((3, 3))[1] > 150
-        and seen.getpixel((3, 3))[3:] == (90,)[: len(mode) - 3]
+        decoded.mode == mode
+        and decoded.getpixel((3, 3))[1] > 150
+        and decoded.getpixel((3, 3))[3:] == (90,)[: len(mode) - 3]
     )
 
 
@@ -160,7 +159,7 @@ def test_redo_takes_the_file_that_was_recorded(cli: Any, monkeypatch: Any) -> No
     assert "identical" in cli("redo", "r.png", "--source", "copy.png")[1]
 
 
-def test_redo_spares_the_picture_itself(cli: Any) -> None:
+def test_redo_does_not_overwrite_its_source(cli: Any) -> None:
     assert cli("paint", "a car", "--steps", 1, "--out", "c.png")[0] == 0
     before = Path("c.png").read_bytes()
     code, _, err = cli("redo", "c.png", "--out", "c.png")
@@ -171,34 +170,34 @@ def test_redo_spares_the_picture_itself(cli: Any) -> None:
 
 def test_colours_are_those_of_the_profile() -> None:
     """A profile whose red is sRGB's green; and nothing of an image but its pixels goes on."""
-    own, other = SRGB, swapped("z")
+    other = swapped("z")
     red = Image.new("RGB", (8, 8), (255, 0, 0))
-    for profile, seen in (
+    for profile, colour in (
         (None, (255, 0, 0)),
-        (own, (255, 0, 0)),
+        (SRGB, (255, 0, 0)),
         (other, (0, 255, 0)),
         (swapped("s") + b"linear", (0, 255, 0)),
         (b"none", (255, 0, 0)),
     ):
         red.info = {"transparency": (1, 2, 3)} | ({} if profile is None else {"icc_profile": profile})
-        shown = Source.of(red).image
-        assert not shown.info and np.abs(np.subtract(shown.getpixel((3, 3)), seen)).max() <= 6, profile
+        image = SourceImage.of(red).image
+        assert not image.info and np.abs(np.subtract(image.getpixel((3, 3)), colour)).max() <= 6, profile
 
 
-def test_forebears_of_a_strangers_record() -> None:
+def test_ancestors_of_a_damaged_record() -> None:
     """Whatever it holds, it is shown as far as it goes."""
     odd = {"parent": {"file": 3, "made": {"parent": "x", "recipe": 3, "concepts": {"tom": [1], "rex": {}}}}}
-    assert lineage.forebears(odd) == [{"file": 3, "work": "paint", "concepts": {"rex": ""}}]
+    assert lineage.ancestors(odd) == [{"file": 3, "work": "paint", "concepts": {"rex": ""}}]
     for nothing in ({}, {"parent": []}, {"concepts": [1]}):
-        assert lineage.forebears(nothing) == [] and lineage.concepts_of(nothing) == {}
+        assert lineage.ancestors(nothing) == [] and lineage.concepts_of(nothing) == {}
 
 
-def test_a_large_mask_lies_beside_its_picture(cli: Any, monkeypatch: Any) -> None:
+def test_a_large_mask_is_a_file_beside_its_image(cli: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(output, "LARGEST_MASK", 10)
     cli("paint", "a red car", "--steps", 2, "--out", "d.png")
     code, _, err = cli("inpaint", "d.png", "a duck", "--mask", square_mask(), "--out", "i.png")
     assert code == 0, err
-    assert made("i.png")["mask"]["file"] == "i.mask.png"
+    assert record_in("i.png")["mask"]["file"] == "i.mask.png"
     assert "identical" in cli("redo", "i.png")[1]
     Path("i.mask.png").unlink()
     code, _, err = cli("redo", "i.png")
@@ -218,47 +217,51 @@ def test_a_record_that_grows_too_long_forgets_its_farthest_parents() -> None:
         n, short = n + 1, short["parent"]["made"]
     assert n > 5 and short["parent"]["left_out"] and short["parent"]["file"]
     with pytest.raises(BadPhoto, match="its record was too long to be kept"):
-        list(lineage.again({**short, "recipe": {"prompt": "x"}}, lambda *_: iter(())))
+        list(lineage.replay({**short, "recipe": {"prompt": "x"}}, lambda *_: iter(())))
     with pytest.raises(BadRecipe, match="'dance', which this version"):
         lineage.recipe_of({"work": "dance", "recipe": {}, "seed": 0})
 
 
 def test_the_same_record_whatever_the_file(tiny: Base, tmp_path: Path) -> None:
     """Pixels are hashed, so metadata may be lost; a file's own hash is kept beside."""
-    picture = Image.new("RGB", (32, 32), "red")
-    picture.save("a.png")
-    picture.save("b.png", compress_level=0)
-    a, b = Source.of("a.png"), Source.of(Path("b.png"))
-    assert a.pixels == b.pixels == Source.of(picture).pixels and a.sha256 != b.sha256
+    image = Image.new("RGB", (32, 32), "red")
+    image.save("a.png")
+    image.save("b.png", compress_level=0)
+    a, b = SourceImage.of("a.png"), SourceImage.of(Path("b.png"))
+    assert a.pixels == b.pixels == SourceImage.of(image).pixels and a.sha256 != b.sha256
     assert a.parent()["size"] == [32, 32] and "made" not in a.parent()
 
 
-# ---- what is inherited --------------------------------------------------------------------------------
+# ---- inherited options --------------------------------------------------------------------------------
 
 
-def own(**recipe: Any) -> Source:
-    told = Paint.make(**{"prompt": "a car", "negative": "blur", "preset": "turbo", "steps": 4, **recipe})
-    record = {"recipe": told.model_dump(exclude={"n", "batch"}), "seed": 9}
-    return Source(Image.new("RGB", (64, 64)), "a.png", "", record)
+def draft(**options: Any) -> SourceImage:
+    recipe = Paint.make(**{"prompt": "a car", "negative": "blur", "preset": "turbo", "steps": 4, **options})
+    record = {"recipe": recipe.model_dump(exclude={"n", "batch"}), "seed": 9}
+    return SourceImage(Image.new("RGB", (64, 64)), "a.png", "", record)
 
 
-def test_a_picture_is_refined_by_its_own_recipe() -> None:
-    found = inherited(Refine, own(width=64, height=64, lock="global"), {"strength": 0.3, "steps": None})
-    assert (found.prompt, found.negative, found.preset, found.steps) == ("a car", "blur", "turbo", 4)
-    assert (found.seed, found.lock, found.strength, found.width) == (9, "global", 0.3, None)
-    assert found.n == 1
-    assert inherited(Refine, own(guidance=0, switch=0), {}).model_dump()["switch"] == 0.0  # 0 is an answer
+def test_an_image_is_refined_by_its_own_recipe() -> None:
+    recipe = inherited(Refine, draft(width=64, height=64, lock="global"), {"strength": 0.3, "steps": None})
+    assert (recipe.prompt, recipe.negative, recipe.preset, recipe.steps) == ("a car", "blur", "turbo", 4)
+    assert (recipe.seed, recipe.lock, recipe.strength, recipe.width) == (9, "global", 0.3, None)
+    assert recipe.n == 1
+    assert (
+        inherited(Refine, draft(guidance=0, switch=0), {}).model_dump()["concept_start"] == 0.0
+    )  # 0 is an answer
 
 
 @pytest.mark.parametrize("change", [{"preset": "quality"}, {"base": "sd15"}])
 def test_another_preset_or_base_brings_its_own_settings(change: dict[str, Any]) -> None:
-    found = inherited(Inpaint, own(guidance=1.0, scheduler="LCM"), change)
-    assert found.steps is None and found.guidance is None and found.scheduler is None
-    assert found.preset == change.get("preset") and found.prompt == "a car"
-    assert inherited(Refine, own(), {"base": "tiny", "preset": "turbo"}).steps == 4  # the same: nothing changes
+    recipe = inherited(Inpaint, draft(guidance=1.0, scheduler="LCM"), change)
+    assert recipe.steps is None and recipe.guidance is None and recipe.scheduler is None
+    assert recipe.preset == change.get("preset") and recipe.prompt == "a car"
+    assert (
+        inherited(Refine, draft(), {"base": "tiny", "preset": "turbo"}).steps == 4
+    )  # the same: nothing changes
 
 
-def test_pictures_of_other_programs_bring_prompt_and_seed(tmp_path: Path) -> None:
+def test_images_of_other_programs_bring_prompt_and_seed(tmp_path: Path) -> None:
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
@@ -266,67 +269,35 @@ def test_pictures_of_other_programs_bring_prompt_and_seed(tmp_path: Path) -> Non
         "parameters", "a fox\nNegative prompt: blurry\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 42"
     )
     Image.new("RGB", (64, 64)).save("fox.png", pnginfo=info)
-    found = inherited(Refine, Source.of("fox.png"), {})
-    assert (found.prompt, found.negative, found.seed, found.steps) == ("a fox", "blurry", 42, None)
+    recipe = inherited(Refine, SourceImage.of("fox.png"), {})
+    assert (recipe.prompt, recipe.negative, recipe.seed, recipe.steps) == ("a fox", "blurry", 42, None)
 
 
 # ---- the best of many ---------------------------------------------------------------------------------
-
-
-class Likes:
-    """A judge that finds images the better the redder; its photos are red."""
-
-    name, reads = "red", True
-
-    def images(self, pictures: Any) -> torch.Tensor:
-        return torch.from_numpy(np.stack([np.asarray(p).mean((0, 1)) / 255 for p in pictures])).float()
-
-    likeness = images
-
-    def texts(self, captions: Any) -> torch.Tensor:
-        return torch.tensor([[1.0, 0, 0]] * len(captions))
-
-
-def drafts(*reds: int) -> list[Painted]:
-    return [Painted(Image.new("RGB", (8, 8), (red, 0, 0)), 10 + k) for k, red in enumerate(reds)]
-
-
-def test_the_best_come_first_with_their_scores() -> None:
-    chooser = Chooser(Likes(), "a car", None)  # type: ignore[arg-type]
-    best, found = chooser.best(drafts(100, 250, 0, 200), 2)
-    assert [one.seed for one in best] == [11, 13]
-    assert found[11] == {"rank": 1, "of": 4, "judge": "red", "alignment": round(250 / 255, 4)}
-    assert [found[10 + k]["rank"] for k in range(4)] == [3, 1, 4, 2]
-
-
-def test_likeness_counts_as_much_as_alignment() -> None:
-    assert ranked([0.1, 0.2, 0.3]) == [2, 1, 0]
-    assert ranked([0.10, 0.11, 0.12], [0.9, 0.5, 0.1]) == [0, 1, 2]  # equal sums keep the seeds' order
-    assert ranked([0.10, 0.11, 0.12], [0.1, 0.9, 0.1])[0] == 1
-    assert ranked([0.5, 0.5], [0.1, 0.2]) == [1, 0]  # what is the same for all says nothing
 
 
 def test_best_of_from_the_command_line(cli: Any) -> None:
     code, out, err = cli("paint", "a photo of a red car", "--preset", "turbo", "--best-of", 4, "-n", 2,
                          "--seed", 3, "--out", "o", "--json")  # fmt: skip
     assert code == 0, err
-    told = [line for line in map(json.loads, out.splitlines()) if line["event"] == "picture"]
-    assert [line["rank"] for line in told] == [1, 2] and told[0]["alignment"] >= told[1]["alignment"]
-    record = made(told[0]["path"])
-    assert record["chosen"] == {k: told[0][k] for k in ("rank", "of", "judge", "alignment")}
+    lines = [line for line in map(json.loads, out.splitlines()) if line["event"] == "picture"]  # word: API
+    assert [line["rank"] for line in lines] == [1, 2] and lines[0]["alignment"] >= lines[1]["alignment"]
+    record = record_in(lines[0]["path"])
+    keys = ("rank", "of", "judge", "alignment")  # word: keys of records
+    assert record["chosen"] == {k: lines[0][k] for k in keys}
     assert len(list(Path("o").glob("*.png"))) == 3  # two and their sheet
-    assert "identical" in cli("redo", told[0]["path"])[1]
-    assert made(next(Path("out").glob("*again.png")))["chosen"] == record["chosen"]
+    assert "identical" in cli("redo", lines[0]["path"])[1]
+    assert record_in(next(Path("out").glob("*again.png")))["chosen"] == record["chosen"]
 
 
-def test_best_of_with_a_judge_that_is_not_here(tiny: Base, bases: dict[str, Base], monkeypatch: Any) -> None:
+def test_best_of_with_a_missing_encoder(tiny: Base, bases: dict[str, Base], monkeypatch: Any) -> None:
     """Said before anything is painted."""
     studio = Studio(bases["sd15"])
     monkeypatch.setattr(Base, "architecture", property(lambda self: "sd1"))
     with pytest.raises(NoNetwork, match="clip-b32"):
         list(studio.choosing(Paint(prompt="a cat"), Best(of=2)))
-    with pytest.raises(BadRecipe, match="knows tiny's own world alone"):
-        list(studio.choosing(Paint(prompt="a cat"), Best(of=2, judge="tiny")))
+    with pytest.raises(BadRecipe, match="knows tiny's sticker world alone"):
+        list(studio.choosing(Paint(prompt="a cat"), Best(of=2, encoder="tiny")))
     with pytest.raises(BadRecipe, match="Of 2 images no 3 can be kept"):
         list(studio.choosing(Paint(prompt="a cat", n=3), Best(of=2)))
 
@@ -342,22 +313,24 @@ def test_best_of_with_a_judge_that_is_not_here(tiny: Base, bases: dict[str, Base
     (["inpaint", "plain.png", "a cat"], 2, "Say what to paint"),
     (["inpaint", "plain.png", "a cat", "--mask", "gone.png"], 3, "The mask gone.png cannot be read"),
     (["inpaint", "plain.png", "a cat", "--extend", "sideways=3"], 2, "left=64,right=64"),
-    (["paint", "a cat", "--judge", "tiny"], 2, "say of how many with --best-of"),
+    (["paint", "a cat", "--encoder", "tiny"], 2, "say how many drafts with --best-of"),
 ])  # fmt: skip
 def test_misuse(cli: Any, args: list[str], code: int, words: str) -> None:
     Image.new("RGB", (64, 64)).save("plain.png")
-    found, _, err = cli(*args)
-    assert found == code and words in err and err.count("\n") == 1
+    exit_code, _, err = cli(*args)
+    assert exit_code == code and words in err and err.count("\n") == 1
 
 
-@pytest.mark.parametrize("verb", ["refine", "inpaint"])
-def test_help_names_what_people_look_for(verb: str) -> None:
-    text = CliRunner().invoke(app, [verb, "--help"], terminal_width=200).output
+@pytest.mark.parametrize("command", ["refine", "inpaint"])
+def test_help_names_what_people_look_for(command: str) -> None:
+    text = CliRunner().invoke(app, [command, "--help"], terminal_width=200).output
     assert "--strength" in text and "--preset" in text
-    assert ("--size" in text and "2x" in text) if verb == "refine" else "--mask" in text and "--extend" in text
+    assert (
+        ("--size" in text and "2x" in text) if command == "refine" else "--mask" in text and "--extend" in text
+    )
 
 
-def test_a_picture_that_is_not_there_is_told_in_words(cli: Any) -> None:
+def test_a_missing_image_is_one_sentence(cli: Any) -> None:
     code, _, err = cli("refine", "nothing.png")
     assert code == 3 and "nothing.png cannot be read as an image: No such file or directory." in " ".join(
         err.split()

@@ -1,4 +1,4 @@
-"""What changes while an image is painted: switch, guidance interval, and operating points at work."""
+"""Concept start, guidance interval, and operating points."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ from minikin.models.base import Base
 from minikin.models.prompt import parse
 from minikin.perfusion import concept_file, operating_points
 from minikin.perfusion.operating_points import Point
-from minikin.recipes import Paint, Tuned
+from minikin.recipes import ConceptSettings, Paint
 from tests.perfusion.test_concept_file import concept as random_concept
 
 STEPS = 5
 PROMPT = "a photo of <tom> on the beach"
 FAITHFUL = Point(1.6, 0.25, 3.0, 0.4, (0.2, 0.8), 0.9, 0.5, "tiny 0123456789abcdef")
-BALANCED = replace(FAITHFUL, strength=1.3, tau=0.1, switch=0.2, interval=(0.0, 1.0))
+BALANCED = replace(FAITHFUL, strength=1.3, tau=0.1, concept_start=0.2, interval=(0.0, 1.0))
 POINTS = {"quality": {"faithful": FAITHFUL, "balanced": BALANCED}}
 
 
 @pytest.fixture(scope="module")
 def studios(bases: dict[str, Base]) -> dict[str, Studio]:
     """SD 1.5 and SDXL with tom, a cat, and rex, a dog, whose values are far from their categories'."""
-    made = {}
+    studios = {}
     for family in ("sd15", "sdxl"):
-        studio = made[family] = Studio(bases[family])
+        studio = studios[family] = Studio(bases[family])
         rng = np.random.default_rng(0)
         shots = [Photo("a", rng.integers(0, 255, (64, 64, 3), dtype=np.uint8), np.ones((64, 64), np.float32))]
         for k, (name, category) in enumerate([("tom", "cat"), ("rex", "dog")]):
             how: dict[str, Any] = {"mode": "gated", "steps": 1, "batch": 1, "preview": False}
-            one = studio.teach(shots, name=name, category=category, **how)
+            concept = studio.teach(shots, name=name, category=category, **how)
             g = torch.Generator().manual_seed(k)
-            delta = {p: 5 * torch.randn(d.shape, generator=g) for p, d in one.delta.items()}
-            studio.add(replace(one, delta=delta))
-    return made
+            delta = {p: 5 * torch.randn(d.shape, generator=g) for p, d in concept.delta.items()}
+            studio.add(replace(concept, delta=delta))
+    return studios
 
 
 @pytest.fixture(params=["sd15", "sdxl"])
@@ -59,18 +59,18 @@ def pixels(studio: Studio, prompt: str = PROMPT, **recipe: Any) -> np.ndarray:
 
 @contextmanager
 def calls(studio: Studio) -> Iterator[list[tuple[int, int]]]:
-    """Rows the U-Net is given at every step, and whether keys and values are as many."""
-    seen: list[tuple[int, int]] = []
+    """Rows of latents and of keys and values in every call of the U-Net."""
+    rows: list[tuple[int, int]] = []
 
     def note(_module: Any, args: Any, kwargs: Any) -> None:
         kv = kwargs["encoder_hidden_states"]
         more = kwargs.get("added_cond_kwargs") or {}
         assert all(len(v) == len(kv) for v in more.values())
-        seen.append((len(args[0]), len(kv)))
+        rows.append((len(args[0]), len(kv)))
 
     handle = studio.base.unet.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        yield seen
+        yield rows
     finally:
         handle.remove()
 
@@ -86,51 +86,54 @@ def using(studio: Studio, measured: operating_points.Points, name: str = "tom") 
         studio.add(before)
 
 
-# ---- switch --------------------------------------------------------------------------------------
+# ---- concept start --------------------------------------------------------------------------------
 
 
-def test_no_switch_and_whole_interval_change_nothing(studio: Studio) -> None:
+def test_start_zero_and_whole_interval_change_nothing(studio: Studio) -> None:
     usual = pixels(studio)
-    assert np.array_equal(pixels(studio, switch=0), usual)
+    assert np.array_equal(pixels(studio, concept_start=0), usual)
     assert np.array_equal(pixels(studio, interval=(0, 1)), usual)
-    assert np.array_equal(pixels(studio, switch=0.05), usual)  # a quarter of a step is none
+    assert np.array_equal(pixels(studio, concept_start=0.05), usual)  # a quarter of a step is none
 
 
-def test_all_category_is_the_category_s_picture(studio: Studio) -> None:
+def test_start_one_is_the_image_of_the_category(studio: Studio) -> None:
     """Bit for bit: then nothing of the concept is packed at all."""
     plain = pixels(studio, "a photo of a cat on the beach")
-    assert np.array_equal(pixels(studio, switch=1), plain)
+    assert np.array_equal(pixels(studio, concept_start=1), plain)
     assert np.abs(pixels(studio) - plain).max() > 8  # the concept itself is another image
 
 
 def test_category_first_concept_later(studio: Studio) -> None:
-    """Each later switch comes nearer to the category; packed prompts follow the steps."""
+    """Each later start comes nearer to the category; packed prompts follow the steps."""
     plain = pixels(studio, "a photo of a cat on the beach")
-    far = [np.abs(pixels(studio, switch=s) - plain).mean() for s in (0.0, 0.4, 0.8, 1.0)]
+    far = [np.abs(pixels(studio, concept_start=s) - plain).mean() for s in (0.0, 0.4, 0.8, 1.0)]
     assert far == sorted(far, reverse=True) and far[0] > 1.5 * far[2] > far[3] == 0
 
 
-def test_switch_swaps_the_packed_prompt(studio: Studio) -> None:
-    given = []
+def test_concept_start_swaps_the_packed_prompt(studio: Studio) -> None:
+    conditionings = []
     note = studio.base.unet.register_forward_pre_hook(
-        lambda _m, _a, k: given.append(k["encoder_hidden_states"].clone()), with_kwargs=True
+        lambda _m, _a, k: conditionings.append(k["encoder_hidden_states"].clone()), with_kwargs=True
     )
     try:
-        pixels(studio, switch=0.4)
+        pixels(studio, concept_start=0.4)
         pixels(studio)
         pixels(studio, "a photo of a cat on the beach")
     finally:
         note.remove()
-    switched, concept, category = (given[i : i + STEPS] for i in (0, STEPS, 2 * STEPS))
+    switched, concept, category = (conditionings[i : i + STEPS] for i in (0, STEPS, 2 * STEPS))
     for step in range(STEPS):
         want = (category if step < 2 else concept)[step]
         assert torch.allclose(switched[step], want, atol=1e-4), step
     assert not torch.allclose(concept[0], category[0], atol=1e-2)
 
 
-def test_each_concept_has_its_own_switch(studio: Studio) -> None:
-    both, after = "<tom> and <rex>", {"tom": Tuned(switch=0.4), "rex": Tuned(switch=1.0)}
-    no_rex = pixels(studio, "<tom> and a dog", points={"tom": Tuned(switch=0.4)})
+def test_each_concept_has_its_own_start(studio: Studio) -> None:
+    both, after = (
+        "<tom> and <rex>",
+        {"tom": ConceptSettings(concept_start=0.4), "rex": ConceptSettings(concept_start=1.0)},
+    )
+    no_rex = pixels(studio, "<tom> and a dog", points={"tom": ConceptSettings(concept_start=0.4)})
     assert np.abs(pixels(studio, both, points=after) - no_rex).max() <= 1  # packed in other shapes
     assert np.abs(pixels(studio, both) - no_rex).max() > 8
 
@@ -144,9 +147,9 @@ def test_each_concept_has_its_own_switch(studio: Studio) -> None:
 )
 def test_rows_outside_the_interval(studio: Studio, interval: Any, guided: list[int]) -> None:
     """A guided step has two rows an image, any other one; keys and values are always as many."""
-    with calls(studio) as seen:
-        pixels(studio, interval=interval, n=2, switch=0.4)
-    assert seen == [(4, 4) if i in guided else (2, 2) for i in range(STEPS)]
+    with calls(studio) as rows:
+        pixels(studio, interval=interval, n=2, concept_start=0.4)
+    assert rows == [(4, 4) if i in guided else (2, 2) for i in range(STEPS)]
 
 
 def test_an_interval_is_guidance_in_between(studio: Studio) -> None:
@@ -157,24 +160,24 @@ def test_an_interval_is_guidance_in_between(studio: Studio) -> None:
     assert np.array_equal(later, usual)  # nothing of it stays behind
 
 
-def test_interval_without_guidance_is_said(studios: dict[str, Studio]) -> None:
+def test_interval_without_guidance_is_a_warning(studios: dict[str, Studio]) -> None:
     studio = studios["sd15"]
 
-    def told(**more: Any) -> list[str]:
+    def notes(**more: Any) -> list[str]:
         run = studio.painting(Paint(prompt=PROMPT, steps=1, **more))
         return [e.text for e in run if isinstance(e, events.Note)]
 
-    assert any("interval has no effect" in t for t in told(guidance=1, interval=(0.2, 0.8)))
-    assert not told(guidance=3, interval=(0.2, 0.8)) and not told(guidance=1, interval=(0, 1))
+    assert any("interval has no effect" in t for t in notes(guidance=1, interval=(0.2, 0.8)))
+    assert not notes(guidance=3, interval=(0.2, 0.8)) and not notes(guidance=1, interval=(0, 1))
 
 
 @pytest.mark.parametrize("name", ["Heun", "DPM++ 2M Karras"])
 def test_schedulers_with_more_calls_than_steps(studios: dict[str, Studio], name: str) -> None:
-    with calls(studios["sd15"]) as seen:
-        pixels(studios["sd15"], scheduler=name, interval=(0, 0.5), switch=0.5)
-    n = len(seen)
+    with calls(studios["sd15"]) as rows:
+        pixels(studios["sd15"], scheduler=name, interval=(0, 0.5), concept_start=0.5)
+    n = len(rows)
     assert n == (2 * STEPS - 1 if name == "Heun" else STEPS)
-    assert [rows for rows, _ in seen] == [2 if i < nearest(0.5, n) else 1 for i in range(n)]
+    assert [rows for rows, _ in rows] == [2 if i < nearest(0.5, n) else 1 for i in range(n)]
 
 
 # ---- operating points ----------------------------------------------------------------------------
@@ -183,10 +186,15 @@ def test_schedulers_with_more_calls_than_steps(studios: dict[str, Studio], name:
 def test_a_name_alone_means_balanced(studios: dict[str, Studio]) -> None:
     studio = studios["sd15"]
     as_taught = pixels(studio)
-    asked = {"tau": 0.1, "guidance": 3.0, "switch": 0.2}
-    explicit = pixels(studio, PROMPT.replace("<tom>", "<tom:1.3>"), **asked)
+    options = {"tau": 0.1, "guidance": 3.0, "concept_start": 0.2}
+    explicit = pixels(studio, PROMPT.replace("<tom>", "<tom:1.3>"), **options)
     faithful = pixels(
-        studio, PROMPT.replace("<tom>", "<tom:1.6>"), tau=0.25, guidance=3.0, switch=0.4, interval=(0.2, 0.8)
+        studio,
+        PROMPT.replace("<tom>", "<tom:1.6>"),
+        tau=0.25,
+        guidance=3.0,
+        concept_start=0.4,
+        interval=(0.2, 0.8),
     )
     with using(studio, POINTS):
         assert np.array_equal(pixels(studio), explicit)
@@ -197,12 +205,12 @@ def test_a_name_alone_means_balanced(studios: dict[str, Studio]) -> None:
     assert np.array_equal(pixels(studio), as_taught)
 
 
-def test_what_is_asked_for_wins(studios: dict[str, Studio]) -> None:
+def test_options_win_over_points(studios: dict[str, Studio]) -> None:
     studio = studios["sd15"]
-    own = {"tau": 0.2, "guidance": 2.0, "switch": 0.6, "interval": (0.0, 0.6)}
-    want = pixels(studio, PROMPT.replace("<tom>", "<tom:0.7>"), **own)
+    values = {"tau": 0.2, "guidance": 2.0, "concept_start": 0.6, "interval": (0.0, 0.6)}
+    want = pixels(studio, PROMPT.replace("<tom>", "<tom:0.7>"), **values)
     with using(studio, POINTS):
-        assert np.array_equal(pixels(studio, PROMPT.replace("<tom>", "<tom:0.7>"), **own), want)
+        assert np.array_equal(pixels(studio, PROMPT.replace("<tom>", "<tom:0.7>"), **values), want)
 
 
 def test_points_are_a_preset_s_own(studios: dict[str, Studio]) -> None:
@@ -217,47 +225,52 @@ def test_points_are_a_preset_s_own(studios: dict[str, Studio]) -> None:
         pixels(studio, "<tom:faithfull>")
 
 
-def test_a_picture_repeats_whatever_is_measured_later(studios: dict[str, Studio]) -> None:
-    """What an image records has the point's numbers in it, or says that there were none."""
+def test_an_image_repeats_whatever_is_measured_later(studios: dict[str, Studio]) -> None:
+    """The record of an image has the point's numbers in it, or says that there were none."""
     studio = studios["sd15"]
     with using(studio, POINTS):
-        painted = pixels(studio)
+        before = pixels(studio)
         (*_, done) = studio.painting(Paint(prompt=PROMPT, steps=STEPS, seed=3))
         recorded = done.facts["recipe"]
-        assert recorded["points"]["tom"] == {"strength": 1.3, "tau": 0.1, "switch": 0.2}
+        assert recorded["points"]["tom"] == {"strength": 1.3, "tau": 0.1, "concept_start": 0.2}
         sha = done.facts["concepts"]["tom"]["sha256"]
     other = {"quality": {"balanced": replace(BALANCED, strength=0.3)}}
     with using(studio, other):
         again = studio.paint(**Paint.make(**recorded).model_dump(exclude={"base"}))
-        assert np.array_equal(np.asarray(again[0], np.int16), painted[0])
+        assert np.array_equal(np.asarray(again[0], np.int16), before[0])
         (*_, done) = studio.painting(Paint(prompt=PROMPT, steps=STEPS, seed=3))
         assert done.facts["concepts"]["tom"]["sha256"] == sha  # points are no other concept
 
 
-def test_prompts_tell_points_from_strengths() -> None:
-    found = parse("<tom> <tom:0.8> <tom:creative> <concept:tom:faithful>", {"tom": "cat"}).uses
-    assert [(u.strength, u.point, u.given) for u in found] == [
+def test_prompts_distinguish_points_from_strengths() -> None:
+    uses = parse("<tom> <tom:0.8> <tom:creative> <concept:tom:faithful>", {"tom": "cat"}).uses
+    assert [(u.strength, u.point, u.has_strength) for u in uses] == [
         (1.0, "", False), (0.8, "", True), (1.0, "creative", False), (1.0, "faithful", False),
     ]  # fmt: skip
 
 
-# ---- in the file ---------------------------------------------------------------------------------
+# ---- points in the file ---------------------------------------------------------------------------------
 
-THREE = {n: replace(FAITHFUL, likeness=0.71234567, follows=0.33333333) for n in operating_points.NAMES}
+THREE = {
+    n: replace(FAITHFUL, subject_fidelity=0.71234567, prompt_fidelity=0.33333333)
+    for n in operating_points.NAMES
+}
 
 
 @pytest.mark.parametrize(("family", "int8", "cap"), [("sd15", False, 32_000), ("sd15", True, 20_000),
                                                      ("sdxl", None, 100_000)])  # fmt: skip
 def test_points_fit_into_the_file(family: str, int8: bool | None, cap: int, tmp_path: Path) -> None:
     """Three presets with three points each, put in without touching anything else."""
-    one = random_concept(family)
-    path = one.save(tmp_path / "tom.safetensors", int8=int8)
+    concept = random_concept(family)
+    path = concept.save(tmp_path / "tom.safetensors", int8=int8)
     before = concept_file.load(path)
     measured = dict.fromkeys(("quality", "lcm-lora", "turbo-1"), THREE)
     assert concept_file.store_points(path, measured)
     after = concept_file.load(path)
     assert path.stat().st_size <= cap
-    assert after.points["turbo-1"]["creative"] == replace(FAITHFUL, likeness=0.7123, follows=0.3333)
+    assert after.points["turbo-1"]["creative"] == replace(
+        FAITHFUL, subject_fidelity=0.7123, prompt_fidelity=0.3333
+    )
     assert all(torch.equal(after.delta[k], before.delta[k]) for k in before.delta)
     assert concept_file.to_bytes(replace(after, points={}), int8=int8) == concept_file.to_bytes(
         before, int8=int8
@@ -266,8 +279,8 @@ def test_points_fit_into_the_file(family: str, int8: bool | None, cap: int, tmp_
 
 def test_points_never_push_a_file_over_its_cap(tmp_path: Path, monkeypatch: Any) -> None:
     """A preview gives way; where points do not fit at all, the file stays as it is."""
-    one = replace(random_concept("sd15"), preview=b"\xff" * 2000)
-    path = one.save(tmp_path / "tom.safetensors")
+    concept = replace(random_concept("sd15"), preview=b"\xff" * 2000)
+    path = concept.save(tmp_path / "tom.safetensors")
     monkeypatch.setattr(concept_file, "MAX_BYTES", path.stat().st_size)
     assert concept_file.store_points(path, {"quality": THREE})
     assert concept_file.load(path).points and not concept_file.load(path).preview
@@ -277,30 +290,38 @@ def test_points_never_push_a_file_over_its_cap(tmp_path: Path, monkeypatch: Any)
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("found", [
-    [], {"quality": []}, {"quality": {}}, {"quality": {"judge": 3}}, {"quality": {"judge": "x", "best": []}},
-    {"quality": {"judge": "x", "faithful": [1, 0.1, 4, 0, 0, 1, 0.5]}},
-    {"quality": {"judge": "x", "faithful": [9, 0.1, 4, 0, 0, 1, 0.5, 0.5]}},
-    {"quality": {"judge": "x", "faithful": [1, 0.0, 4, 0, 0, 1, 0.5, 0.5]}},
-    {"quality": {"judge": "x", "faithful": [1, 0.1, 4, 0, 1, 0, 0.5, 0.5]}},
-    {"quality": {"judge": "x", "faithful": [1, 0.1, 4, 0, 0, 1, float("nan"), 0.5]}},
-    {"quality": {"judge": "x" * 99, "faithful": [1, 0.1, 4, 0, 0, 1, 0.5, 0.5]}},
-    {str(k): {"judge": "x"} for k in range(17)},
+ENCODER = "judge"  # word: the key in concept files
+
+
+@pytest.mark.parametrize("points", [
+    [], {"quality": []}, {"quality": {}}, {"quality": {ENCODER: 3}}, {"quality": {ENCODER: "x", "best": []}},
+    {"quality": {ENCODER: "x", "faithful": [1, 0.1, 4, 0, 0, 1, 0.5]}},
+    {"quality": {ENCODER: "x", "faithful": [9, 0.1, 4, 0, 0, 1, 0.5, 0.5]}},
+    {"quality": {ENCODER: "x", "faithful": [1, 0.0, 4, 0, 0, 1, 0.5, 0.5]}},
+    {"quality": {ENCODER: "x", "faithful": [1, 0.1, 4, 0, 1, 0, 0.5, 0.5]}},
+    {"quality": {ENCODER: "x", "faithful": [1, 0.1, 4, 0, 0, 1, float("nan"), 0.5]}},
+    {"quality": {ENCODER: "x" * 99, "faithful": [1, 0.1, 4, 0, 0, 1, 0.5, 0.5]}},
+    {str(k): {ENCODER: "x"} for k in range(17)},
 ])  # fmt: skip
-def test_absurd_points_are_refused(found: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_absurd_points_are_refused(points: Any, tmp_path: Path, monkeypatch: Any) -> None:
     """Whatever is in there, the message is the concept file's; sound points are read (positive control)."""
-    monkeypatch.setattr(operating_points, "as_json", lambda _: found)
-    one: Concept = random_concept("sd15", mode="row")
+    monkeypatch.setattr(operating_points, "as_json", lambda _: points)
+    concept: Concept = random_concept("sd15", mode="value")
     with pytest.raises(BadConceptFile, match="not a sound concept file"):
-        concept_file.from_bytes(concept_file.to_bytes(one))
-    found = {"quality": {"judge": "x", "faithful": [1, None, 4, 0, 0, 1, 0.5, 0.5]}}
-    (read,) = concept_file.from_bytes(concept_file.to_bytes(one)).points["quality"].values()
+        concept_file.from_bytes(concept_file.to_bytes(concept))
+    points = {"quality": {ENCODER: "x", "faithful": [1, None, 4, 0, 0, 1, 0.5, 0.5]}}
+    (read,) = concept_file.from_bytes(concept_file.to_bytes(concept)).points["quality"].values()
     assert read == Point(1, None, 4, 0, (0, 1), 0.5, 0.5, "x")
 
 
-def test_the_picture_s_recipe_is_plain_data() -> None:
-    made = Paint.make(prompt="<tom>", interval="0.2-0.8", points={"tom": {"strength": 1.3}})
-    assert Paint.make(**made.model_dump(mode="json")) == made
-    for wrong in ({"interval": "0.8-0.2"}, {"interval": "some"}, {"switch": 1.5}, {"interval": (0.2, 0.2)}):
+def test_the_recipe_of_an_image_is_plain_data() -> None:
+    recipe = Paint.make(prompt="<tom>", interval="0.2-0.8", points={"tom": {"strength": 1.3}})
+    assert Paint.make(**recipe.model_dump(mode="json")) == recipe
+    for wrong in (
+        {"interval": "0.8-0.2"},
+        {"interval": "some"},
+        {"concept_start": 1.5},
+        {"interval": (0.2, 0.2)},
+    ):
         with pytest.raises(BadRecipe):
             Paint.make(prompt="<tom>", **wrong)

@@ -1,4 +1,4 @@
-"""Painting: seeds, batches, schedulers, recipes inside images."""
+"""Generating images: seeds, batches, schedulers, and the record inside a file."""
 
 from __future__ import annotations
 
@@ -18,17 +18,15 @@ from PIL.PngImagePlugin import PngInfo
 
 from minikin import Concept, Studio
 from minikin.errors import BadPhoto, BadRecipe, UnknownName
-from minikin.generation import sampler as painting
-from minikin.generation import schedulers
-from minikin.generation.conditioning_schedule import conditions
-from minikin.generation.output import Names, save_picture
-from minikin.generation.plan import plan
+from minikin.generation import sampler, schedulers
+from minikin.generation.conditioning_schedule import conditionings
+from minikin.generation.output import Names, save_generated
+from minikin.generation.request import resolve
 from minikin.images import metadata
 from minikin.images.encode import Marking
 from minikin.images.photos import Photo
 from minikin.images.sheet import contact_sheet
 from minikin.models.base import Base
-from minikin.models.prompt import parse
 from minikin.recipes import Paint
 
 
@@ -43,14 +41,14 @@ def tom(studio: Studio) -> Concept:
     mask = np.zeros((64, 64), np.float32)
     mask[16:48, 16:48] = 1
     shots = [Photo("a", rng.integers(0, 255, (64, 64, 3), dtype=np.uint8), mask)]
-    return studio.teach(shots, name="tom", category="cat", mode="row", steps=3, batch=2)
+    return studio.teach(shots, name="tom", category="cat", mode="value", steps=3, batch=2)
 
 
 def pixels(images: list[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(i, np.int16) for i in images])
 
 
-def test_same_seed_same_picture_in_any_batch(studio: Studio, tom: Concept) -> None:
+def test_same_seed_same_image_in_any_batch(studio: Studio, tom: Concept) -> None:
     """seed + i, whatever the batch: within one grey level of rounding."""
     prompt = "a photo of <tom> on the beach"
     five = pixels(studio.paint(prompt, n=5, seed=40, steps=3, batch=5))
@@ -63,11 +61,10 @@ def test_same_seed_same_picture_in_any_batch(studio: Studio, tom: Concept) -> No
 
 def test_same_seed_latents_agree_to_1e_4(studio: Studio, tom: Concept) -> None:
     """The float images of diffusers' own bar: 1e-4 in float32."""
-    prompt = parse("<tom>", studio.concepts.categories)
-    decided = plan(studio.base, Paint(prompt="<tom>", steps=3))
-    (one,), _ = conditions(studio.base, decided, [prompt], studio.concepts.loaded, 1)
-    (four,), _ = conditions(studio.base, decided, [prompt], studio.concepts.loaded, 4)
-    assert (one.kv - four.kv).abs().max() < 1e-4
+    request = resolve(studio.base, Paint(prompt="<tom>", steps=3), studio.concepts.loaded)
+    (single,), _ = conditionings(studio.base, request, [request.prompt], 1)
+    (four,), _ = conditionings(studio.base, request, [request.prompt], 4)
+    assert (single.kv - four.kv).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("name", schedulers.SCHEDULERS)
@@ -112,7 +109,7 @@ def test_unknown_scheduler_names_the_nearest() -> None:
 
 
 def test_strength_zero_is_the_category_itself(studio: Studio, tom: Concept) -> None:
-    """In mode "row", <tom:0> gives the images of the plain category."""
+    """In mode "value", <tom:0> gives the images of the plain category."""
     zero = pixels(studio.paint("a photo of <tom:0>", steps=3, seed=1))
     plain = pixels(studio.paint("a photo of a cat", steps=3, seed=1))
     assert np.abs(zero - plain).max() <= 1
@@ -148,7 +145,7 @@ def test_unknown_concept(studio: Studio, tom: Concept) -> None:
         studio.paint("<tim>")
 
 
-def test_prompt_longer_than_the_base_reads(studio: Studio, tom: Concept) -> None:
+def test_prompt_longer_than_the_text_encoder_reads(studio: Studio, tom: Concept) -> None:
     with pytest.raises(BadRecipe, match="<tom> lies beyond"):
         studio.paint("very " * 90 + "old <tom>", steps=1)
 
@@ -161,19 +158,19 @@ def test_closing_the_generator_stops_the_work(studio: Studio) -> None:
     assert len(studio.paint("a cat", steps=1)) == 1
 
 
-def test_a_concept_replaced_while_a_painter_waits(
+def test_a_concept_replaced_while_a_thread_waits(
     bases: dict[str, Base], tom: Concept, monkeypatch: Any
 ) -> None:  # fmt: skip
     """The prompt is read when it is the thread's turn: never the old category with the new concept."""
     studio, read, waiting = Studio(bases["sd15"]), [], threading.Event()
     studio.add(tom)
-    paint_batch = painting.paint_batch
+    generate = sampler.generate
 
-    def listen(base: Base, plan: Any, prompt: Any, loaded: Any, *more: Any, **how: Any) -> Any:
-        read.append((prompt.text, loaded["tom"].concept.category))
-        return paint_batch(base, plan, prompt, loaded, *more, **how)
+    def listen(base: Base, request: Any, *more: Any, **how: Any) -> Any:
+        read.append((request.prompt.text, request.concepts["tom"].concept.category))
+        return generate(base, request, *more, **how)
 
-    monkeypatch.setattr(painting, "paint_batch", listen)
+    monkeypatch.setattr(sampler, "generate", listen)
     real = studio._lock
 
     class Gate:
@@ -199,27 +196,27 @@ def test_a_concept_replaced_while_a_painter_waits(
 # ---- recipes inside images ------------------------------------------------------------------------
 
 
-def painted(studio: Studio, recipe: Paint, out: Path) -> Path:
+def save_first(studio: Studio, recipe: Paint, out: Path) -> Path:
     done = list(studio.painting(recipe))[-1]
     names = Names(recipe, out)
-    paths = [save_picture(one, recipe, done.facts, names) for one in done.result]
+    paths = [save_generated(image, names) for image in done.result]
     return paths[0]
 
 
-def test_picture_carries_its_recipe(studio: Studio, tom: Concept, tmp_path: Path) -> None:
+def test_image_carries_its_recipe(studio: Studio, tom: Concept, tmp_path: Path) -> None:
     recipe = Paint(prompt="<tom>, at night", negative="blur: bad", steps=3, seed=5, scheduler="euler a")
-    found = metadata.read(painted(studio, recipe, tmp_path))
-    assert found.prompt == recipe.prompt and found.negative == recipe.negative
-    assert found.settings["Steps"] == "3" and found.settings["Sampler"] == "Euler a"
-    assert found.settings["Seed"] == "5" and found.settings["Size"] == "64x64"
-    again = Paint.make(**found.recipe["recipe"])
+    texts = metadata.read(save_first(studio, recipe, tmp_path))
+    assert texts.prompt == recipe.prompt and texts.negative == recipe.negative
+    assert texts.settings["Steps"] == "3" and texts.settings["Sampler"] == "Euler a"
+    assert texts.settings["Seed"] == "5" and texts.settings["Size"] == "64x64"
+    again = Paint.make(**texts.recipe["recipe"])
     assert again == recipe
-    assert "tom" in found.recipe["concepts"]
+    assert "tom" in texts.recipe["concepts"]
 
 
-def test_redo_repeats_the_picture(studio: Studio, tom: Concept, tmp_path: Path) -> None:
+def test_redo_repeats_the_image(studio: Studio, tom: Concept, tmp_path: Path) -> None:
     recipe = Paint(prompt="<tom>", steps=3, seed=5)
-    path = painted(studio, recipe, tmp_path)
+    path = save_first(studio, recipe, tmp_path)
     again = Paint.make(**metadata.read(path).recipe["recipe"])
     (image,) = studio.paint(**again.model_dump(exclude={"base"}))
     assert np.array_equal(np.asarray(image), np.asarray(Image.open(path)))
@@ -227,7 +224,7 @@ def test_redo_repeats_the_picture(studio: Studio, tom: Concept, tmp_path: Path) 
 
 def test_files_do_not_overwrite_each_other(studio: Studio, tmp_path: Path) -> None:
     recipe = Paint(prompt="A cat, (small)!", steps=1, n=2)
-    first, second = (painted(studio, recipe, tmp_path) for _ in range(2))
+    first, second = (save_first(studio, recipe, tmp_path) for _ in range(2))
     assert first.name == "a-cat-small-0.png" and second.name == "a-cat-small-0.2.png"
     assert len(list(tmp_path.iterdir())) == 4
 
@@ -236,7 +233,7 @@ def test_without_metadata(studio: Studio, tmp_path: Path) -> None:
     done = list(studio.painting(recipe := Paint(prompt="a cat", steps=1)))[-1]
     names = Names(recipe, tmp_path / "x.png")
     bare = Marking(on=False)
-    path = save_picture(done.result[0], recipe, done.facts, names, metadata=False, marking=bare)
+    path = save_generated(done.result[0], names, metadata=False, marking=bare)
     assert Image.open(path).info == {}
     with pytest.raises(BadPhoto, match="carries no recipe"):
         metadata.read(path)
@@ -254,18 +251,18 @@ def test_parameters_round_trip(prompt: str, negative: str, values: dict[str, str
     prompt, negative = prompt.strip() or "x", negative.strip()
     if prompt.startswith("Negative prompt:") or "\n" in prompt + negative:
         return
-    found = metadata.parse_parameters(metadata.parameters_text(prompt, negative, settings_))
-    assert found[0] == prompt and found[1] == negative
-    assert {k: v.strip('"') for k, v in found[2].items()} == {k: v.strip('"') for k, v in settings_.items()}
+    parsed = metadata.parse_parameters(metadata.parameters_text(prompt, negative, settings_))
+    assert parsed[0] == prompt and parsed[1] == negative
+    assert {k: v.strip('"') for k, v in parsed[2].items()} == {k: v.strip('"') for k, v in settings_.items()}
 
 
-def test_reads_pictures_of_other_tools(tmp_path: Path) -> None:
+def test_reads_images_of_other_tools(tmp_path: Path) -> None:
     info = PngInfo()
     info.add_text("parameters", "a fox, (snow:1.2)\nNegative prompt: blurry\nSteps: 20, Sampler: DPM++ 2M, "
                   "CFG scale: 7, Seed: 42, Size: 512x512, Model: dream, Version: v1.9")  # fmt: skip
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=info)
-    found = metadata.read(tmp_path / "a.png")
-    assert found.prompt == "a fox, (snow:1.2)" and found.settings["Seed"] == "42" and found.recipe == {}
+    texts = metadata.read(tmp_path / "a.png")
+    assert texts.prompt == "a fox, (snow:1.2)" and texts.settings["Seed"] == "42" and texts.recipe == {}
 
 
 def inside(path: Path, **texts: str) -> Path:
@@ -280,7 +277,7 @@ def inside(path: Path, **texts: str) -> Path:
 @pytest.mark.parametrize(
     "text", ["a" * 50_000, " " * 50_000, "a:" * 25_000, "," * 50_000, ',a: "' * 8_000, 'ab: "' + "\\," * 20_000]
 )
-def test_a_strangers_text_is_read_in_linear_time(text: str) -> None:
+def test_any_text_is_read_in_linear_time(text: str) -> None:
     """50,000 characters in well under a second (a quadratic pattern takes a minute for some of these)."""
     started = time.thread_time()
     metadata.parse_parameters(text)
@@ -300,14 +297,14 @@ def test_a_recipe_of_absurd_length_is_refused(tmp_path: Path) -> None:
         metadata.read(inside(tmp_path / "a.png", parameters="a" * 200_001))
 
 
-def test_contact_sheet_holds_every_picture() -> None:
+def test_contact_sheet_holds_every_image() -> None:
     images = [Image.new("RGB", (32, 32), (k * 40, 0, 0)) for k in range(5)]
     sheet = contact_sheet(images, [f"number {k}" for k in range(5)], columns=3, title="five")
     colours = {c for _, c in sheet.getcolors(maxcolors=10**6) or []}
     assert {(k * 40, 0, 0) for k in range(5)} <= colours
 
 
-def test_lcm_paints_with_its_own_scheduler_only(bases: dict[str, Base]) -> None:
+def test_lcm_accepts_its_own_scheduler_only(bases: dict[str, Base]) -> None:
     with pytest.raises(BadRecipe, match="paints with the LCM scheduler only"):
         Studio(bases["lcm-sd15"]).paint("a cat", scheduler="DDIM")
     assert len(Studio(bases["lcm-sd15"]).paint("a cat", steps=2, scheduler="lcm")) == 1
