@@ -114,8 +114,3 @@ class Paint(Recipe):
                 near = 8 * max(2, round(value / 8))
                 raise ValueError(f"{name} must be divisible by 8, but it is {value}; use {near}")
         return self
-
-    def seeds_of_batch(self, seed: int) -> range:
-        """The seeds of the batch in which the image of this seed is generated."""
-        first = self.seed + (seed - self.seed) // self.batch * self.batch
-        return range(first, min(first + self.batch, self.seed + self.n))
