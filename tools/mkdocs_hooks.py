@@ -1,4 +1,4 @@
-"""A hook of MkDocs: links from docs/ to other files of the checkout become their paths in the built documentation.
+"""A hook of MkDocs: links from docs/ to other files of the checkout become their paths in the built pages.
 
 On the repository's own pages such links work as they are. A link to a file that does not exist fails the build.
 """
