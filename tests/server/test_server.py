@@ -494,7 +494,7 @@ def test_results_are_swept(tmp_path: Path) -> None:
         assert c.get(url).status_code == 404
 
 
-def test_the_ledger_script_finds_what_is_wrong(tmp_path: Path) -> None:
+def test_the_audit_finds_planted_problems(tmp_path: Path) -> None:
     """Its positive controls: each planted fault is told, and only then."""
     folder = tmp_path / "s"
     with served(FakeEngine(), folder) as s, s.client() as c:
@@ -531,7 +531,7 @@ def test_the_ledger_script_finds_what_is_wrong(tmp_path: Path) -> None:
     db.close()
 
 
-def test_every_server_of_these_tests_ends_with_the_ledger(tmp_path: Path) -> None:
+def test_every_server_of_these_tests_ends_with_the_audit(tmp_path: Path) -> None:
     """`served` fails for a planted fault; and nobody here runs a server past it, but for those in this list."""
     with pytest.raises(AssertionError, match="belongs to no job"), served(FakeEngine(), tmp_path / "s") as s:
         (s.folder / "results" / "stray.png").write_bytes(b"")
@@ -542,8 +542,8 @@ def test_every_server_of_these_tests_ends_with_the_ledger(tmp_path: Path) -> Non
         "servers.py",  # `served`: the audit at its end
         "test_imports.py",  # imports alone
         "loads.py",  # `running`: the same, of a process
-        "killed.py",  # `test_kills` looks at the ledger
-        "test_finishing.py",  # the ledger of a server that must go at once
+        "killed.py",  # `test_kills` runs the audit
+        "test_finishing.py",  # the audit of a server that must end at once
         "test_faults.py", "test_server.py",  # stores that are refused; the restart ends inside `served`
         "test_open_port.py", "test_server_guard.py",  # the gate around an app that `served` runs
     }  # fmt: skip

@@ -110,14 +110,14 @@ def _jobs(db: sqlite3.Connection, drained: bool) -> list[str]:
 
 
 def _images(db: sqlite3.Connection, folder: Path) -> list[str]:
-    sentences, known = [], set()
+    sentences, stored_names = [], set()
     numbers_of = dict[str, list[int]]()
     for id_, job, number, sha, swept in db.execute(f"SELECT id, job, number, sha256, swept FROM {IMAGES}"):
         numbers_of.setdefault(job, []).append(number)
         path = folder / f"{id_}.png"
         if swept:
             continue
-        known.add(path.name)
+        stored_names.add(path.name)
         if not path.is_file():
             sentences.append(f"image {id_} of job {job} has no file")
         elif hashlib.sha256(path.read_bytes()).hexdigest() != sha:
@@ -133,7 +133,7 @@ def _images(db: sqlite3.Connection, folder: Path) -> list[str]:
         if job in numbers_of:
             sentences.append(f"job {job} has {len(numbers_of[job])} images, and was not completed")
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if path.name not in known and not path.name.startswith(TEMPORARY):
+        if path.name not in stored_names and not path.name.startswith(TEMPORARY):
             sentences.append(f"{path.name} belongs to no job")
     return sentences
 

@@ -103,7 +103,7 @@ class ConceptStore:
 
     def find(self, client: str, ref: str) -> Entry:
         """A concept by name or `sha256:...`; raises RequestRejected (404)."""
-        return self._named(client, ref) or self._find(self.entries(client), ref)
+        return self._newest(client, ref) or self._find(self.entries(client), ref)
 
     def data(self, entry: Entry) -> bytes:
         """The file's bytes."""
@@ -173,7 +173,9 @@ class ConceptStore:
             return fields, {}
         pinned = {}
         for name in names:
-            entry = self.find(client, named_hashes[name]) if name in named_hashes else self._named(client, name)
+            entry = (
+                self.find(client, named_hashes[name]) if name in named_hashes else self._newest(client, name)
+            )
             if entry is None:
                 candidates = [*library.similar_names(name), *(e.name for e in self._owned(client))]
                 raise UnknownName("concept", name, candidates, UNKNOWN_HINT)
@@ -215,7 +217,7 @@ class ConceptStore:
     def _owned(self, client: str) -> list[Entry]:
         return [Entry(r["name"], r["sha256"], True) for r in self.store.concepts_of(client)]
 
-    def _named(self, client: str, name: str) -> Entry | None:
+    def _newest(self, client: str, name: str) -> Entry | None:
         """The newest content of a name, without listing any other; None when there is none."""
         owned = [e for e in self._owned(client) if e.name == name]
         path = library.locate(name) if not owned and NAME.fullmatch(name) else None

@@ -119,21 +119,21 @@ def _paint_all(
     run: Live, loop: asyncio.AbstractEventLoop, ready: asyncio.Queue[dict[str, Any] | None], marking: Marking
 ) -> None:  # fmt: skip
     """Generate until the session is closed; runs in a thread."""
-    for shown in run:
+    for result in run:
         with suppress(RuntimeError):  # the event loop has ended
-            loop.call_soon_threadsafe(ready.put_nowait, _message(shown, marking))
+            loop.call_soon_threadsafe(ready.put_nowait, _message(result, marking))
 
 
-def _message(shown: LiveResult, marking: Marking) -> dict[str, Any]:
-    message = {"number": shown.request.number, "seconds": round(time.perf_counter() - shown.request.time, 4)}
-    if shown.image is None:
-        return {**message, "problem": shown.problem}
-    recipe = shown.request.recipe
+def _message(result: LiveResult, marking: Marking) -> dict[str, Any]:
+    message = {"number": result.request.number, "seconds": round(time.perf_counter() - result.request.time, 4)}
+    if result.image is None:
+        return {**message, "problem": result.problem}
+    recipe = result.request.recipe
     return {
         **message,
         "prompt": recipe.prompt,
         "seed": recipe.seed,
-        "image": b64(jpeg(shown.image, marking, 85)),
+        "image": b64(jpeg(result.image, marking, 85)),
     }
 
 

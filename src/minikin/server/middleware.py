@@ -137,7 +137,7 @@ class AccessMiddleware:
 
     def _check_origin(self, headers: dict[str, str]) -> None:
         origin = headers.get("origin")
-        other = headers.get("sec-fetch-site") == "cross-site"
+        other = headers.get("sec-fetch-site") == "cross-site"  # word: names of HTTP
         if origin is None and not other:
             return
         if origin in self.origins:

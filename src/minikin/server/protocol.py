@@ -136,8 +136,8 @@ class TimeoutProtocol(H11Protocol):
 
     def waits_for_head(self) -> bool:
         """Whether the head of a request is due and not complete."""
-        begun = self.cycle is None or bool(self.conn.trailing_data[0])
-        return self.conn.their_state is h11.IDLE and begun
+        due = self.cycle is None or bool(self.conn.trailing_data[0])
+        return self.conn.their_state is h11.IDLE and due
 
     def _waits_for_nothing(self) -> bool:
         """Whether a body is still arriving after its response was sent."""

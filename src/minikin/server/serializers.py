@@ -78,12 +78,12 @@ def _details(category: str, points: operating_points.Points, preview: bool) -> d
         preset: {
             name: {
                 "strength": p.strength,
-                "likeness": p.subject_fidelity,
+                "likeness": p.subject_fidelity,  # word: JSON field
                 "follows": p.prompt_fidelity,
             }  # word: JSON
-            for name, p in named.items()
+            for name, p in by_name.items()
         }
-        for preset, named in points.items()
+        for preset, by_name in points.items()
     }
     return {"category": category, "points": points_json, "preview": preview}
 

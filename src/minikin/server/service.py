@@ -339,9 +339,9 @@ class Service:
 
     def _sweep_unknown(self) -> None:
         """Remove files of a killed process that the store does not know."""
-        known = {f"{row['id']}.png" for row in self.store.oldest_images()}
+        stored_names = {f"{row['id']}.png" for row in self.store.oldest_images()}
         for path in self.results.iterdir():
-            if path.name not in known:
+            if path.name not in stored_names:
                 path.unlink(missing_ok=True)
         unfinished = {row["id"] for row in self.store.unfinished()}
         for folder in self.inputs.iterdir():

@@ -61,8 +61,8 @@ class StudioEngine:
         init = init_image(inputs) if inputs and isinstance(recipe, Img2Img) else None
         with self._prepare_lock:
             # resolving needs facts of concepts alone; their tensors are prepared in the worker's thread
-            named = {n: PreparedConcept(p.concept, None, _NOTHING) for n, p in concepts.items()}
-            request = resolve(base, recipe, named, self.studio.adapters, init)
+            placeholders = {n: PreparedConcept(p.concept, None, _NOTHING) for n, p in concepts.items()}
+            request = resolve(base, recipe, placeholders, self.studio.adapters, init)
         if request.canvas:  # runs alone, resolves again when it runs, and yields its warnings then
             width, height = request.canvas.padded
             steps = sampler.start_of(base, request, request.strength).steps

@@ -1,12 +1,12 @@
-"""The page: a Gradio app of five sections on the server's own app, behind its one gate.
+"""The page: a Gradio app with five sections, mounted on the server's app behind its access middleware.
 
     /            sends a browser to /studio/
     /studio/     Gradio: the theme, the tabs, and one HTML component for each section
     /page/       the sections' scripts
 
-A section works as every other client does: it sends requests to the native API, watches its jobs' events,
-and paints live over /api/live. So whatever the page does waits in the one line, and what Gradio could do by
-itself (queues, uploads, files, proxies) is not needed: those of its paths are closed.
+A section works like any other client: it sends requests to the native API, watches its jobs' events, and uses
+/api/live for live generation. So all work of the page waits in the server's queue, and Gradio's own queues,
+uploads, files and proxies are not needed: those routes are closed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SECTIONS = {
     "paint": "Paint", "inpaint": "Inpaint", "concepts": "Concepts", "teach": "Teach", "recipe": "Recipe",
 }  # fmt: skip
 PATH = "/studio"
-# of Gradio's own: the page, its parts, and the sign of life a tab sends; everything else is closed
+# Gradio's routes that the page needs, the heartbeat of a tab among them; all others are closed
 OPEN = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt")
 OPEN_BELOW = ("/assets/", "/static/", "/gradio_api/heartbeat/", "/gradio_api/startup-events")
 _POLICY = (
@@ -36,7 +36,7 @@ _POLICY = (
 
 
 class Closed:
-    """Lets through what the page needs of Gradio; the rest is not there."""
+    """ASGI middleware that passes only the routes of Gradio that the page needs; others are 404."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -46,17 +46,17 @@ class Closed:
             await self.app(scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
-        known = path in OPEN or path.startswith(OPEN_BELOW)
-        if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD") or not known:
+        is_open = path in OPEN or path.startswith(OPEN_BELOW)
+        if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD") or not is_open:
             await Response("There is nothing here.", 404, media_type="text/plain")(scope, receive, send)
             return
 
-        async def told(message: Any) -> None:
+        async def send_with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"content-security-policy", _POLICY.encode())]
             await send(message)
 
-        await self.app(scope, receive, told)
+        await self.app(scope, receive, send_with_policy)
 
 
 def blocks() -> Any:
@@ -74,12 +74,12 @@ def blocks() -> Any:
 
 
 def _starting(name: str) -> str:
-    """The script that makes a section work, once it is there."""
+    """The script that starts a section when it is on the page."""
     return f'import("/page/{name}.js").then(m => m.start(element));'
 
 
 def mount(app: FastAPI) -> FastAPI:
-    """Put the page on a server's app (`server.app.create`); `gated` then guards both."""
+    """Put the page on a server's app (`server.app.create`); `with_middleware` then protects both."""
     import gradio as gr
 
     @app.get("/", include_in_schema=False)

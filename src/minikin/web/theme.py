@@ -1,6 +1,6 @@
-"""How the page looks: Gradio's theme in Minikin's colours, fonts of the machine, and page.css on top.
+"""The page's theme: Gradio's base theme with Minikin's colours and local fonts; page.css adds the rest.
 
-Nothing is fetched from elsewhere: Gradio's usual themes take their fonts from Google.
+Nothing is fetched from other hosts; Gradio's usual themes load their fonts from Google.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "DejaVu Sans Mono", "monospac
 
 
 def theme() -> Any:
-    """A theme without a web font."""
+    """The theme, without web fonts."""
     import gradio as gr
 
     plain = gr.themes.Base(primary_hue="orange", neutral_hue="stone", font=SANS, font_mono=MONO)

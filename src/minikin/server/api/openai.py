@@ -297,14 +297,14 @@ async def _stream(request: Request, job: Job, body: Images, event: str) -> Async
             while not job.over:
                 await changes.next(10.0)
                 due = (sent + 1) * job.total / (body.partial_images + 1)
-                shown = (
+                preview = (
                     job.preview() if sent < body.partial_images and job.done >= due and not job.over else None
                 )
-                if shown is not None:
-                    data = await run_in_threadpool(_encoded, shown, body, service.marking.unsigned)
+                if preview is not None:
+                    data = await run_in_threadpool(_encoded, preview, body, service.marking.unsigned)
                     yield sse(f"{event}.partial_image", {
                         "type": f"{event}.partial_image", "b64_json": b64(data), "partial_image_index": sent,
-                        "created_at": int(job.created), "size": f"{shown.width}x{shown.height}", **common,
+                        "created_at": int(job.created), "size": f"{preview.width}x{preview.height}", **common,
                     })  # fmt: skip
                     sent += 1
         try:

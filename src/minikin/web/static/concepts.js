@@ -5,17 +5,17 @@ export async function start() {
   takes(file.parentElement, file, files => files.forEach(add));
   const sweep = $("sweep-file");
   takes(sweep.parentElement, sweep, ([f]) => chart(f));
-  hear("concepts", shelf);
-  await shelf();
+  hear("concepts", list);
+  await list();
 }
 
 const say = text => { $("concepts-problem").textContent = text; };
 
-async function shelf() {
+async function list() {
   try {
     const all = await concepts();
     $("concepts-none").hidden = all.length > 0;
-    $("concepts-shelf").replaceChildren(...all.map(card));
+    $("concepts-list").replaceChildren(...all.map(card));
   } catch (e) { say(e.message); }
 }
 async function changed() {
@@ -27,7 +27,7 @@ function card(c) {
   const face = c.preview ? make("img", {src: `${ref}/preview`, alt: `What ${c.name} looks like`, width: 96, height: 96})
     : make("span", {class: "mk-noface", "aria-hidden": true, text: c.name[0]});
   const points = Object.entries(c.points).flatMap(([preset, named]) => Object.entries(named).map(([name, p]) =>
-    make("button", {type: "button", class: "mk-small", text: `${name} ${p.strength}`, title: `measured with preset ${preset}: likeness ${p.likeness}, follows ${p.follows}`,
+    make("button", {type: "button", class: "mk-small", text: `${name} ${p.strength}`, title: `measured with preset ${preset}: subject fidelity ${p.likeness}, prompt fidelity ${p.follows}`, // word: JSON field
       onclick: () => tell("strength", {name: c.name, value: p.strength})})));
   const tools = make("div", {class: "mk-inline"},
     make("button", {type: "button", text: "Use", onclick: () => tell("name", c.name)}),
@@ -51,7 +51,7 @@ async function add(file) {
   try { await ask("/api/concepts", {method: "POST", body}); say(""); await changed(); } catch (e) { say(e.message); }
 }
 
-// ---- the sweep's chart: likeness to the right, following the prompt upwards
+// ---- the sweep's chart: subject fidelity to the right, prompt fidelity upwards
 
 const SVG = "http://www.w3.org/2000/svg";
 function svg(tag, attributes, ...children) {
@@ -66,29 +66,30 @@ async function chart(file) {
     facts = JSON.parse(await file.text());
     if (!facts.measured?.length) throw new Error();
   } catch { $("sweep-hint").textContent = "This file is no sweep: open the PRESET.json that minikin sweep wrote."; return; }
-  const axis = facts.axis in (facts.measured[0]) ? facts.axis : "alignment";
+  const axis = [facts.prompt_fidelity, facts.axis, "text_alignment", "alignment"].find(name => name in facts.measured[0]); // the last two: sweeps of 0.1
   const read = (row, name) => row[name]?.value ?? 0;
-  const rows = facts.measured.map(row => ({row, x: read(row, "likeness"), y: read(row, axis)}));
+  const subject = row => read(row, "subject_fidelity") || read(row, "likeness"); // word: sweeps of 0.1
+  const rows = facts.measured.map(row => ({row, x: subject(row), y: read(row, axis)}));
   const span = k => { const v = rows.map(r => r[k]); const [a, b] = [Math.min(...v), Math.max(...v)]; return [a - (b - a || 1) * 0.08, b + (b - a || 1) * 0.08]; };
   const [[x0, x1], [y0, y1]] = [span("x"), span("y")];
   const [w, h, m] = [640, 360, 44];
   const at = ({x, y}) => [m + (x - x0) / (x1 - x0) * (w - m - 12), h - m - (y - y0) / (y1 - y0) * (h - m - 12)];
-  const same = (a, b) => ["strength", "tau", "switch", "guidance"].every(k => a[k] === b[k]);
+  const same = (a, b) => ["strength", "tau", "concept_start", "switch", "guidance"].every(k => a[k] === b[k]);
   const {name} = facts.concept;
   const dots = rows.map(one => {
     const [cx, cy] = at(one);
     const point = Object.entries(facts.points).find(([, p]) => same(p, one.row))?.[0];
-    const told = `${point ? `${point}: ` : ""}strength ${one.row.strength}, likeness ${one.x.toFixed(3)}, follows ${one.y.toFixed(3)}`;
-    const use = () => { $("sweep-hint").textContent = `<${name}> at ${told}`; tell("strength", {name, value: one.row.strength}); };
-    const dot = svg("circle", {cx, cy, r: point ? 9 : 6, class: point ? "mk-dot mk-point" : "mk-dot", tabindex: 0, role: "button", "aria-label": told}, svg("title", {}, told));
+    const text = `${point ? `${point}: ` : ""}strength ${one.row.strength}, subject fidelity ${one.x.toFixed(3)}, prompt fidelity ${one.y.toFixed(3)}`;
+    const use = () => { $("sweep-hint").textContent = `<${name}> at ${text}`; tell("strength", {name, value: one.row.strength}); };
+    const dot = svg("circle", {cx, cy, r: point ? 9 : 6, class: point ? "mk-dot mk-point" : "mk-dot", tabindex: 0, role: "button", "aria-label": text}, svg("title", {}, text));
     dot.addEventListener("click", use);
     dot.addEventListener("keydown", e => { if (e.key === "Enter" || e.key === " ") { e.preventDefault(); use(); } });
     return point ? svg("g", {}, dot, svg("text", cx < w * 0.75 ? {x: cx + 12, y: cy + 4} : {x: cx - 12, y: cy + 4, "text-anchor": "end"}, point)) : dot;
   });
-  const front = facts.front.map(row => at({x: read(row, "likeness"), y: read(row, axis)})).sort((a, b) => a[0] - b[0]);
+  const front = facts.front.map(row => at({x: subject(row), y: read(row, axis)})).sort((a, b) => a[0] - b[0]);
   $("sweep-chart").replaceChildren(svg("svg", {viewBox: `0 0 ${w} ${h}`, role: "group", "aria-label": `Sweep of ${name}`},
     svg("path", {d: `M${m} 8V${h - m}H${w - 8}`, class: "mk-axis"}), svg("path", {d: `M${front.map(p => p.join()).join("L")}`, class: "mk-front"}),
-    svg("text", {x: (w + m) / 2, y: h - 10, "text-anchor": "middle"}, "likeness"),
+    svg("text", {x: (w + m) / 2, y: h - 10, "text-anchor": "middle"}, "subject fidelity"),
     svg("text", {x: -(h - m) / 2, y: 16, transform: "rotate(-90)", "text-anchor": "middle"}, axis), ...dots));
   $("sweep-hint").textContent = `<${name}>, preset ${facts.preset}, ${rows.length} settings. A point sets the strength in the prompt.`;
 }

@@ -1,7 +1,7 @@
 import {$, Work, base64, filled, hear, jpeg, number, post, presets, sends, takes, tell, told} from "./minikin.js";
 
 const SIDES = ["left", "right", "up", "down"];
-let work, picture = null, strokes = [], stroke = null, erasing = false, cursor = null, result = null;
+let work, image = null, strokes = [], stroke = null, erasing = false, cursor = null, result = null;
 
 export async function start() {
   work = new Work("inpaint", {preview: p => show(jpeg(p), "")});
@@ -9,7 +9,7 @@ export async function start() {
   sends($("inpaint-form"));
   $("inpaint-form").addEventListener("submit", e => { e.preventDefault(); go(); });
   takes($("inpaint-drop"), $("inpaint-file"), ([file]) => begin({url: URL.createObjectURL(file), file}));
-  $("inpaint-other").addEventListener("click", () => { picture = null; views(); });
+  $("inpaint-other").addEventListener("click", () => { image = null; views(); });
   $("brush-clear").addEventListener("click", () => { strokes = []; draw(); });
   $("brush-undo").addEventListener("click", () => { strokes.pop(); draw(); });
   $("brush-erase").addEventListener("click", () => { erasing = !erasing; $("brush-erase").setAttribute("aria-pressed", erasing); });
@@ -20,19 +20,19 @@ export async function start() {
 }
 
 function begin(given) {
-  picture = given;
+  image = given;
   strokes = [];
   $("inpaint-result").hidden = $("inpaint-tools").hidden = true;
   const under = $("inpaint-under");
   under.onload = () => { $("inpaint-mask").width = under.naturalWidth; $("inpaint-mask").height = under.naturalHeight; draw(); };
-  under.onerror = () => { picture = null; views(); work.say("This file is no picture: JPEG, PNG or WebP can be painted on."); };
+  under.onerror = () => { image = null; views(); work.say("This file is not an image. Use JPEG, PNG or WebP."); };
   under.src = given.url;
   work.say("");
   views();
 }
 function views() {
-  $("inpaint-easel").hidden = !picture;
-  $("inpaint-drop").hidden = Boolean(picture);
+  $("inpaint-easel").hidden = !image;
+  $("inpaint-drop").hidden = Boolean(image);
 }
 
 // ---- the brush
@@ -64,7 +64,7 @@ function brush(canvas) {
     draw();
   });
 }
-/** The brush is as wide on every picture, whatever its size: a share of 400. */
+/** Brush width in image pixels: the same share of every image, whatever its size. */
 const width = () => Number($("brush-size").value) / 128 * Math.max(8, $("inpaint-mask").width);
 
 function draw(canvas = $("inpaint-mask"), colour = "rgba(194, 65, 12, 1)", ground = null) {
@@ -102,13 +102,13 @@ async function mask() {
 // ---- the job
 
 async function go() {
-  if (!picture) { work.say("Choose a picture first: drop one here, or press Inpaint under a draft."); return; }
+  if (!image) { work.say("Choose an image first: drop one here, or press Inpaint under a draft."); return; }
   const cover = await mask();
   const extend = SIDES.map(s => [s, number(`extend-${s}`) ?? 0]).filter(([, v]) => v > 0).map(p => p.join("=")).join();
-  if (!cover && !extend) { work.say("Draw over what should be painted anew, or extend the picture."); return; }
+  if (!cover && !extend) { work.say("Draw over what should be generated again, or extend the image."); return; }
   $("inpaint-go").disabled = true;
   const end = await work.run(async () => post("/api/inpaint", filled({
-    picture: picture.id ? `result:${picture.id}` : await base64(picture.file), mask: cover, extend,
+    image: image.id ? `result:${image.id}` : await base64(image.file), mask: cover, extend,
     prompt: $("inpaint-prompt").value.trim(), preset: $("inpaint-preset").value, strength: number("inpaint-strength"),
     seed: number("inpaint-seed"), feather: number("inpaint-feather"), only_masked: $("inpaint-only").checked})));
   $("inpaint-go").disabled = false;
@@ -123,6 +123,6 @@ async function go() {
 function show(src, caption) {
   $("inpaint-result").hidden = false;
   $("inpaint-shown").src = src;
-  $("inpaint-shown").alt = $("inpaint-prompt").value || "The inpainted picture";
+  $("inpaint-shown").alt = $("inpaint-prompt").value || "The inpainted image";
   $("inpaint-caption").textContent = caption;
 }

@@ -1,6 +1,6 @@
-// Painting live: one wish is on its way to /api/live at a time, and the newest goes when its picture is there.
-// Sent at once, each key would stop the picture of the last: who types quickly would see none before a pause.
-// Who types quicker than is painted gets `hurried` pictures, of fewer steps; the last is then painted in full.
+// Live generation: one request at a time is sent to /api/live, the newest when the last image has arrived.
+// If every key were sent at once, each would cancel the last image, and fast typing would show none before a pause.
+// While typing is faster than generation, requests use `hurried` settings with fewer steps; the last uses all steps.
 
 const PATIENCE_MS = 3000; // then the next wish goes without an answer
 
@@ -9,7 +9,7 @@ export class Live {
   wish(recipe, hurried = {}) {
     this.wanted = recipe;
     this.hurried = hurried;
-    this.late = this.since > 0; // the picture of an older wish is on its way
+    this.late = this.since > 0; // the image of an older request is not here yet
     if (this.socket?.readyState === WebSocket.OPEN) this.#send();
     else if (!this.socket || this.socket.readyState > WebSocket.OPEN) this.#open();
   }

@@ -1,10 +1,10 @@
-// What the sections share: requests in sentences, jobs and their events, pictures that go from one to another.
+// Shared by all sections: requests and their errors, jobs and their events, images passed between them.
 
 export const $ = id => document.getElementById(id);
 const listeners = {};
 const waiting = {}; // what was told to a section before it was there
 
-/** Tell the other sections: {picture to inpaint, recipe for the form, concepts that changed}. */
+/** Tell the other sections: {image to inpaint, recipe for the form, concepts that changed}. */
 export function tell(what, data) {
   if (listeners[what]) listeners[what].forEach(f => f(data));
   else waiting[what] = data;
@@ -88,7 +88,7 @@ export class Work {
     this.bar.firstElementChild.value = steps ? step / steps : 0;
     const left = eta_s > 1 ? `, ${Math.ceil(eta_s)} s left` : "";
     this.bar.lastElementChild.textContent = job.queue_position !== null
-      ? `Place ${job.queue_position + 1} in the line` : `${stage || "begins"}: ${step} of ${steps || "?"}${left}`;
+      ? `Queue position ${job.queue_position + 1}` : `${stage || "begins"}: ${step} of ${steps || "?"}${left}`;
   }
 }
 

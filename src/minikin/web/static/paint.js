@@ -31,7 +31,7 @@ export async function start() {
     await presets($("refine-preset"), "its own");
     const {limits, live: quickest} = await capabilities();
     quick = ready.find(p => p.name === quickest);
-    $("paint-n").max = limits.pictures;
+    $("paint-n").max = limits.images;
     $("paint-steps").max = limits.steps;
     restore();
     await names();
@@ -58,10 +58,10 @@ function keep() {
 }
 async function recipeOf(result) {
   const body = new FormData();
-  body.append("file", await (await fetch(result.url)).blob(), "picture.png");
+  body.append("file", await (await fetch(result.url)).blob(), "image.png");
   try { fill(formOf(await ask("/api/recipe", {method: "POST", body}))); } catch (e) { work.say(e.message); }
 }
-/** What a picture records, as the form's fields. */
+/** An image's metadata as the form's fields. */
 export function formOf(found) {
   const made = found.made?.recipe ?? {};
   const seed = found.seed ?? found.settings?.Seed;
@@ -149,7 +149,7 @@ async function refine() {
   $("refine-go").disabled = true;
   const more = filled({strength: number("refine-strength"), size: $("refine-size").value, preset: $("refine-preset").value});
   for (const result of chosen) {
-    const end = await work.run(() => post("/api/refine", {picture: `result:${result.id}`, ...more}));
+    const end = await work.run(() => post("/api/refine", {image: `result:${result.id}`, ...more}));
     if (!end) break;
     add(end, true);
     select(end.results[0]);
@@ -165,7 +165,7 @@ async function drafts() {
   hear("made", job => add(job, true));
 }
 
-// ---- pictures
+// ---- images
 
 function follow({image, seconds, number, prompt}) {
   if (!typing) return;
@@ -176,7 +176,7 @@ function follow({image, seconds, number, prompt}) {
 function look(src, caption) {
   const image = $("paint-shown");
   image.src = src;
-  image.alt = $("paint-prompt").value || "The picture";
+  image.alt = $("paint-prompt").value || "The image";
   image.hidden = false;
   $("paint-empty").hidden = true;
   $("paint-tools").hidden = true;

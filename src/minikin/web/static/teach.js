@@ -13,7 +13,7 @@ export function start() {
 
 function add(files) {
   photos.push(...files.filter(f => f.type.startsWith("image/")).map(file => ({file, url: URL.createObjectURL(file), mask: null, accepted: true})));
-  if (files.some(f => !f.type.startsWith("image/"))) work.say("Only JPEG, PNG and WebP pictures are photos; the rest was left out.");
+  if (files.some(f => !f.type.startsWith("image/"))) work.say("Only JPEG, PNG and WebP images can be used; the rest was left out.");
   list();
 }
 function list() {
@@ -21,9 +21,9 @@ function list() {
   $("teach-photos").replaceChildren(...photos.map((p, k) => {
     const shown = make("div", {class: "mk-photo"}, make("img", {src: p.url, alt: `Photo ${k + 1}`}));
     if (p.mask && p.accepted) {
-      const veil = make("div", {class: "mk-veil"});
-      veil.style.maskImage = veil.style.webkitMaskImage = `url(${p.veil})`;
-      shown.append(veil);
+      const overlay = make("div", {class: "mk-mask"});
+      overlay.style.maskImage = overlay.style.webkitMaskImage = `url(${p.overlay})`;
+      shown.append(overlay);
     }
     const under = make("div", {class: "mk-inline"});
     if (p.mask) under.append(make("label", {class: "mk-check"}, make("input", {type: "checkbox", checked: p.accepted, onchange: e => { p.accepted = e.target.checked; list(); }}), "mask"));
@@ -43,13 +43,13 @@ async function look() {
   if (!end) return;
   for (const [k, r] of end.results.entries()) {
     photos[k].mask = await (await fetch(r.url)).blob();
-    photos[k].veil = await veil(photos[k].mask);
+    photos[k].overlay = await inverted(photos[k].mask);
     photos[k].accepted = true;
   }
   list();
 }
-/** The opposite of a mask as transparency, to dim what is not learned. */
-async function veil(blob) {
+/** The inverted mask as transparency, to dim what is not learned. */
+async function inverted(blob) {
   const image = await createImageBitmap(blob);
   const canvas = Object.assign(document.createElement("canvas"), {width: image.width, height: image.height});
   const g = canvas.getContext("2d");
