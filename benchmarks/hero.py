@@ -89,7 +89,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path, nargs="?", default=Path("demo"))
     args = parser.parse_args()
-    print(save_image(hero(args.folder), OUT, source_type=xmp.COMPOSITE))
+    image = hero(args.folder).quantize(256)
+    print(save_image(image, OUT, source_type=xmp.COMPOSITE))
 
 
 if __name__ == "__main__":
