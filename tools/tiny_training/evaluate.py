@@ -139,7 +139,7 @@ def _wrong(rights: dict[str, bool]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags of the command."""
+    """Argument parser of the command."""
     p = argparse.ArgumentParser("python -m tools.tiny_training.evaluate", description="Evaluate a tiny model.")
     p.add_argument("--model", default="tiny", help="diffusers folder; the embedded model by default")
     p.add_argument("--images", "--pictures", type=int, default=1000)  # word: option of version 0.1
@@ -156,9 +156,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--world", default="small", choices=sorted(words.WORLDS), help="whose prompts")
     p.add_argument(
         "--encoders",
-        "--judges",
+        "--judges",  # word: option of version 0.1
         type=Path,
-        metavar="FOLDER",  # word: option of version 0.1
+        metavar="FOLDER",
         help="weight files of dual encoder and classifier for that world; the embedded ones by default",
     )
     p.add_argument("--device", help="cuda, mps, xpu or cpu; the best there is by default")
