@@ -198,7 +198,7 @@ def test_a_fleet_does_not_paint_past_a_filter(tmp_path: Path, monkeypatch: Any, 
     monkeypatch.setenv("MINIKIN_FILTER", "block")
     args = ("fleet", "paint", tmp_path / "p.jsonl", "--workers", "0", "--out", tmp_path / "out")
     code, _, err = command(monkeypatch, capsys, *args)
-    assert code == 2 and "`fleet paint` has none" in err and not (tmp_path / "out").exists()
+    assert code == 2 and "`fleet paint` has no content filter" in err and not (tmp_path / "out").exists()
 
 
 # ---- the server --------------------------------------------------------------------------------------
