@@ -166,7 +166,7 @@ def test_student_with_the_demo_convention(bases: dict[str, Base], families: None
         resolve(Base(base.pipe, "sd-turbo", metadata={"minikin.timesteps": "odd"}), Paint(prompt=""))
 
 
-def test_convention_in_the_statedof_an_adapter(bases: dict[str, Base]) -> None:
+def test_convention_in_the_metadata_of_an_adapter(bases: dict[str, Base]) -> None:
     base = bases["sd15"]  # counts as tiny
     provide(base, "turbo", **{"minikin.timesteps": "demo"})
     with Calls(base) as calls:
@@ -200,7 +200,7 @@ STUDENTS: dict[str, tuple[dict[str, Any], list[int], str, float]] = {
 
 @pytest.mark.parametrize("case", STUDENTS)
 @pytest.mark.parametrize("by_preset", [True, False])
-def test_a_student_is_sampled_as_its_statedsays(bases: dict[str, Base], case: str, by_preset: bool) -> None:
+def test_a_student_is_sampled_as_its_metadata_says(bases: dict[str, Base], case: str, by_preset: bool) -> None:
     """As the preset's own adapter, and as a LoRA in the prompt without any preset."""
     stated, times, scheduler, guidance = STUDENTS[case]
     base, preset = bases["sd15"], stated.get("preset", case)
@@ -220,7 +220,7 @@ def test_a_student_is_sampled_as_its_statedsays(bases: dict[str, Base], case: st
         assert built.config.set_alpha_to_one
 
 
-def test_invalid_statedof_a_student_is_refused(bases: dict[str, Base]) -> None:
+def test_invalid_metadata_of_a_student_is_refused(bases: dict[str, Base]) -> None:
     for header in ({"minikin.times": "soon"}, {"minikin.sampler": "dice"}, {"minikin.guidance": "[]"}):
         with pytest.raises(AssetError, match="metadata of the turbo student is invalid"):
             presets.for_student(presets.PRESETS["turbo"], header)
