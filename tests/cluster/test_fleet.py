@@ -40,7 +40,16 @@ from minikin.recipes import Distill
 from minikin.training.trainer import Trainer
 from tests.conftest import command, filling
 from tests.helpers.fake_engine import FakeEngine
-from tests.helpers.fleets import TWO, deadly, ended, killing, pictures, records, write_manifest, write_prompts
+from tests.helpers.fleets import (
+    TWO,
+    deadly,
+    ended,
+    image_files,
+    killing,
+    records,
+    write_manifest,
+    write_prompts,
+)
 
 # ---- painting: R1, R2, R8 ------------------------------------------------------------------------
 
@@ -64,7 +73,7 @@ def test_two_hundred_prompts_and_a_worker_killed(ray: Any, tmp_path: Path) -> No
     )
     assert killed
     assert here.facts["failed"] == fleet.facts["failed"] == 2
-    alone, together = pictures(tmp_path / "here"), pictures(tmp_path / "fleet")
+    alone, together = image_files(tmp_path / "here"), image_files(tmp_path / "fleet")
     assert len(alone) == 198 and together == alone
     assert sorted(r["line"] for r in records(tmp_path / "fleet")) == list(range(1, 201))
     assert {r["id"] for r in records(tmp_path / "fleet") if "pictures" in r} == {f"p{i}" for i in range(198)}
@@ -82,7 +91,7 @@ def test_a_line_that_kills_its_workers(ray: Any, tmp_path: Path, monkeypatch: An
     lines = [{"prompt": f"a cat {i}"} for i in range(5)] + [{"prompt": "a deadly cat"}]
     prompts = Prompts(write_prompts(tmp_path / "p.jsonl", lines), {})
     done = ended(paint(prompts, tmp_path / "out", TWO, partial(deadly, tmp_path), chunk=6))
-    assert done.facts["failed"] == 1 and len(pictures(tmp_path / "out")) == 5
+    assert done.facts["failed"] == 1 and len(image_files(tmp_path / "out")) == 5
     (error,) = (r["error"] for r in records(tmp_path / "out") if "error" in r)
     assert error["code"] == "worker_lost" and "died" in error["message"]
 
@@ -102,11 +111,11 @@ def test_the_same_bytes_as_minikin_paint(
     opening = partial(studio_engine, "tiny", "cpu", None)
     prompts = Prompts(tmp_path / "p.jsonl", {"steps": 2}, tmp_path)
     ended(paint(prompts, tmp_path / "fleet", TWO, opening, batch=1, chunk=1))
-    made = {r["line"]: r["pictures"] for r in records(tmp_path / "fleet")}
+    created = {r["line"]: r["pictures"] for r in records(tmp_path / "fleet")}
     for line, prompt, seed in ((1, tom, 3), (2, ball, 5)):
         asked = ("paint", prompt, "--seed", seed, "--steps", 2, "--out", "x.png")
         assert command(monkeypatch, capsys, *asked)[0] == 0
-        (one,) = (p for p in made[line] if p["seed"] == seed)
+        (one,) = (p for p in created[line] if p["seed"] == seed)
         assert (tmp_path / "fleet" / one["file"]).read_bytes() == Path("x.png").read_bytes()
 
 
@@ -137,8 +146,8 @@ def test_a_run_that_nobody_painted_in_tells_its_errors(tmp_path: Path) -> None:
     first = RunLog(tmp_path, run)
     first.add([{"line": 1, "asked": "c1d4", "error": error}], "")
     first.close()
-    head, told = records_of(first.path)
-    assert head["fingerprint"] == "" and told["error"] == error
+    head, response = records_of(first.path)
+    assert head["fingerprint"] == "" and response["error"] == error
     second = RunLog(tmp_path, run)
     second.add([{"line": 2, "asked": "07fe", "error": error}], "9f3c")
     second.close()
@@ -182,34 +191,36 @@ def test_the_batches_of_a_chunk_do_not_depend_on_what_is_done(tmp_path: Path) ->
     lines = [{"prompt": "a cat", "seed": i} for i in range(8)]
     prompts = Prompts(write_prompts(tmp_path / "p.jsonl", lines), {})
     ended(paint(prompts, tmp_path / "out", None, Sensitive, chunk=8))
-    before = pictures(tmp_path / "out")
+    before = image_files(tmp_path / "out")
     for name in sorted(before)[::3]:
         (tmp_path / "out" / name[:2] / name).unlink()
     ended(paint(prompts, tmp_path / "out", None, Sensitive, chunk=8))
-    assert pictures(tmp_path / "out") == before
+    assert image_files(tmp_path / "out") == before
     alone = Painter(Sensitive, tmp_path / "alone", 1)
     alone.work(next(prompts.chunks(8)))
-    assert pictures(tmp_path / "alone") != before
+    assert image_files(tmp_path / "alone") != before
 
 
 def test_lines_that_are_wrong(tmp_path: Path) -> None:
-    told = [
+    response = [
         '{"prompt": 7}', '"a cat"', "[]", '{"prompt": "a cat", "steps": 0}', '{"prompt": "x", "device": "mps"}',
         '{"prompt": "x", "stepps": 3}', '{"prompt": "<tomm>"}', '{"prompt": "' + "x" * 200_000 + '"}', "",
         '{"prompt": "a cat", "base": "tiny"}',
     ]  # fmt: skip
     (tmp_path / "tom.safetensors").write_bytes(b"")
     lines = [
-        line for chunk in Prompts(write_prompts(tmp_path / "p", told), {}, tmp_path).chunks(3) for line in chunk
+        line
+        for chunk in Prompts(write_prompts(tmp_path / "p", response), {}, tmp_path).chunks(3)
+        for line in chunk
     ]
-    said = {line.number: line.error["message"] if line.error else "" for line in lines}
-    assert list(said) == [1, 2, 3, 4, 5, 6, 7, 8, 10]
+    message = {line.number: line.error["message"] if line.error else "" for line in lines}
+    assert list(message) == [1, 2, 3, 4, 5, 6, 7, 8, 10]
     for number, words in {
         1: "Expected a JSON object with a prompt", 2: "Expected a JSON object", 3: "Expected a JSON object",
         4: "steps: must be at least 1", 5: "device is said once for the whole run", 6: "stepps",
         7: "Did you mean 'tom'", 8: "longer than 100,000 bytes", 10: "",
     }.items():  # fmt: skip
-        assert words in said[number], said[number]
+        assert words in message[number], message[number]
     with pytest.raises(BadRecipe, match="cannot be read: No such file"):
         list(Prompts(tmp_path / "none", {}).chunks(1))
 
@@ -222,7 +233,7 @@ def test_a_full_disk_ends_the_run(tmp_path: Path, monkeypatch: Any) -> None:
         with pytest.raises(StorageError, match="disk is full|No space"):
             ended(paint(prompts, tmp_path / "out", None, FakeEngine, chunk=2))
     done = ended(paint(prompts, tmp_path / "out", None, FakeEngine, chunk=2))
-    assert 0 < done.facts["painted"] < 8 and len(pictures(tmp_path / "out")) == 8
+    assert 0 < done.facts["painted"] < 8 and len(image_files(tmp_path / "out")) == 8
 
 
 # ---- teaching: R4, R5 --------------------------------------------------------------------------------
@@ -237,8 +248,8 @@ def test_four_concepts_and_a_worker_killed(
     ray: Any, photo_folder: Path, tmp_path: Path, one_thread: None, monkeypatch: Any
 ) -> None:
     """R4: the killed one goes on from its checkpoint; all files are those of one process, then kept."""
-    wanted = [f"photos,pet{i},cat,12,{i}" for i in range(4)]
-    asked = rows(write_manifest(tmp_path / "m.csv", wanted), QUICK)
+    expected = [f"photos,pet{i},cat,12,{i}" for i in range(4)]
+    asked = rows(write_manifest(tmp_path / "m.csv", expected), QUICK)
     with monkeypatch.context() as patch:
         patch.setattr(teach_worker, "teach", dying_once)
         done = ended(teach(asked, tmp_path / "fleet", TWO))
@@ -316,10 +327,10 @@ def test_a_worker_that_was_believed_dead_comes_back(
         written, before = task.file.stat().st_ino, task.file.read_bytes()
         assert known["resumed"] and task.done() == known
         zombie.send_signal(signal.SIGCONT)
-        told, _ = zombie.communicate(timeout=120)
+        response, _ = zombie.communicate(timeout=120)
     finally:
         zombie.kill()
-    assert zombie.returncode == 0 and told.split() == [known["sha256"]]
+    assert zombie.returncode == 0 and response.split() == [known["sha256"]]
     assert task.file.stat().st_ino != written  # it has written, late
     assert task.file.read_bytes() == before
     assert {**(task.done() or {}), "resumed": True, "seconds": 0} == {**known, "seconds": 0}
@@ -332,13 +343,13 @@ def test_a_manifest_is_checked_whole(photo_folder: Path, tmp_path: Path) -> None
              "photos,lea,cat,none,0", ",lou,cat,2,0", "photos,lou,cat"]  # fmt: skip
     with pytest.raises(BadRecipe) as e:
         rows(write_manifest(tmp_path / "m.csv", lines), {})
-    said = str(e.value)
-    assert "6 of 7 rows" in said and "nothing was begun" in said
+    message = str(e.value)
+    assert "6 of 7 rows" in message and "nothing was begun" in message
     for words in (
         "line 3: There is no folder or file", "line 4: 'Tom' cannot be a concept's name", "taken by line 2",
         "line 6: steps", "line 7: The photos are missing", "line 8: There are more, or fewer, cells",
     ):  # fmt: skip
-        assert words in said, said
+        assert words in message, message
     (tmp_path / "m.csv").write_text("photos,nme,category\nphotos,tom,cat\n")
     with pytest.raises(UnknownName, match="Unknown column 'nme'. Did you mean 'name'"):
         rows(tmp_path / "m.csv", {})
@@ -353,9 +364,9 @@ def test_what_is_taught_otherwise_is_taught_again(photo_folder: Path, tmp_path: 
     lines = ["photos,tom,cat,1,0", "photos,kim,cat,1,0"]
 
     def taught(**changed: Any) -> int:
-        found = ended(teach(rows(tmp_path / "m.csv", QUICK | changed), tmp_path / "out", None)).facts
-        assert found["taught"] + found["kept"] == 2
-        return int(found["taught"])
+        matches = ended(teach(rows(tmp_path / "m.csv", QUICK | changed), tmp_path / "out", None)).facts
+        assert matches["taught"] + matches["kept"] == 2
+        return int(matches["taught"])
 
     write_manifest(tmp_path / "m.csv", lines)
     assert [taught(), taught()] == [2, 0]
@@ -388,8 +399,8 @@ def test_distilling_by_workers_of_a_cluster(ray: Any, tmp_path: Path) -> None:
     from minikin.cluster.distill import distill
 
     (tmp_path / "captions.txt").write_text("a cat on the beach\na red ball\n")
-    told = {"method": "lcm-lora", "batch": 2, "steps": 2, "rank": 4, "teacher_steps": 2}
-    recipe = Distill.make(data=str(tmp_path / "captions.txt"), **told)
+    response = {"method": "lcm-lora", "batch": 2, "steps": 2, "rank": 4, "teacher_steps": 2}
+    recipe = Distill.make(data=str(tmp_path / "captions.txt"), **response)
     done = ended(distill(recipe, tmp_path / "out", TWO))
     assert done.facts["steps"] == 2 and done.facts["seen"] == 4
     assert Path(done.result).is_file()

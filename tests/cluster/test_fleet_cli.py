@@ -15,16 +15,16 @@ from minikin.cluster.teach_worker import Task
 from minikin.errors import AssetError, StorageError
 from tests.conftest import command, filling
 from tests.helpers.fake_engine import FakeEngine
-from tests.helpers.fleets import pictures, write_manifest, write_prompts
+from tests.helpers.fleets import images, write_manifest, write_prompts
 
 
 def test_without_ray(monkeypatch: Any, tmp_path: Path, capsys: Any) -> None:
     monkeypatch.setattr(clusters, "find_spec", lambda name: None)
     prompts = write_prompts(tmp_path / "p.jsonl", [{"prompt": "a cat"}])
-    code, _, said = command(
+    code, _, message = command(
         monkeypatch, capsys, "fleet", "paint", prompts, "--out", tmp_path / "o", "--workers", 2
     )
-    assert code == 2 and "pip install -e '.[ray]'" in said and "--workers 0" in said
+    assert code == 2 and "pip install -e '.[ray]'" in message and "--workers 0" in message
 
 
 class Interrupted(FakeEngine):
@@ -49,49 +49,49 @@ def test_exit_codes_of_painting(monkeypatch: Any, capsys: Any, tmp_path: Path) -
         monkeypatch.setattr("minikin.cluster.paint_worker.studio_engine", lambda *how: engine())
         path = write_prompts(tmp_path / "p.jsonl", [{"prompt": p} for p in prompts])
         asked = ("fleet", "paint", path, "--out", out, "--workers", 0, *more)
-        code, _, said = command(monkeypatch, capsys, *asked)
-        return code, said
+        code, _, message = command(monkeypatch, capsys, *asked)
+        return code, message
 
     assert run("a cat")[0] == 0
-    code, said = run("a cat", "a cat <nobody>")
-    assert code == 1 and "line 2: Unknown concept 'nobody'" in said and len(pictures(out)) == 1
+    code, message = run("a cat", "a cat <nobody>")
+    assert code == 1 and "line 2: Unknown concept 'nobody'" in message and len(images(out)) == 1
     assert run("a cat", more=("--batch", "2"))[0] == 2
-    code, said = run("a dog", engine=damaged)
-    assert code == 3 and "damaged" in said
+    code, message = run("a dog", engine=damaged)
+    assert code == 3 and "damaged" in message
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", filling(0))
         assert run("a dog")[0] == 7
     with files.lock(out / ".lock", str(out)):
         assert run("a dog")[0] == 8
-    code, said = run("a dog", "a red dog", engine=Interrupted, more=("--chunk", "16"))
-    assert code == 130 and "The same command goes on" in said
-    assert run("a dog", "a red dog")[0] == 0 and len(pictures(out)) == 3
+    code, message = run("a dog", "a red dog", engine=Interrupted, more=("--chunk", "16"))
+    assert code == 130 and "The same command goes on" in message
+    assert run("a dog", "a red dog")[0] == 0 and len(images(out)) == 3
 
 
 def test_exit_codes_of_teaching(photo_folder: Path, monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:
-    found: dict[str, Any] = {}
+    matches: dict[str, Any] = {}
 
     def taught_so(task: Task) -> dict[str, Any]:
-        if "raise" in found:
-            raise found["raise"]
-        return found
+        if "raise" in matches:
+            raise matches["raise"]
+        return matches
 
     monkeypatch.setattr(teach_worker, "teach", taught_so)
     manifest = write_manifest(tmp_path / "m.csv", ["photos,tom,cat,1,0"])
 
     def run() -> tuple[int, str]:
         asked = ("fleet", "teach", manifest, "--out", tmp_path / "out", "--workers", 0)
-        code, _, said = command(monkeypatch, capsys, *asked)
-        return code, said
+        code, _, message = command(monkeypatch, capsys, *asked)
+        return code, message
 
-    found |= {"error": {"code": "bad_photo", "message": "It is no photo."}}
-    code, said = run()
-    assert code == 1 and "tom: It is no photo." in said
-    found["raise"] = StorageError("The disk is full.")
+    matches |= {"error": {"code": "bad_photo", "message": "It is no photo."}}
+    code, message = run()
+    assert code == 1 and "tom: It is no photo." in message
+    matches["raise"] = StorageError("The disk is full.")
     assert run()[0] == 7
     write_manifest(manifest, ["nowhere,tom,cat,1,0"])
-    code, said = run()
-    assert code == 2 and "nothing was begun" in said
+    code, message = run()
+    assert code == 2 and "nothing was begun" in message
 
 
 def test_help_of_the_fleet(monkeypatch: Any, capsys: Any) -> None:

@@ -52,18 +52,18 @@ def lone(ray: Any, tmp_path_factory: Any) -> Any:
 def ask(s: Served, seed: int, steps: int = 4) -> tuple[int, bool, Any]:
     """One image: status, whether it is the right one, headers."""
     with s.client(headers={"X-Minikin-Client": f"c{seed % 8}"}) as c:
-        told = c.post("/api/paint", json={"prompt": f"a cat {seed}", "seed": seed, "steps": steps})
-        if told.status_code != 202:
-            return told.status_code, False, told
-        job = told.json()
+        response = c.post("/api/paint", json={"prompt": f"a cat {seed}", "seed": seed, "steps": steps})
+        if response.status_code != 202:
+            return response.status_code, False, response
+        job = response.json()
         while job["status"] not in ("completed", "failed", "cancelled"):
             time.sleep(0.05)
             job = c.get(f"/api/jobs/{job['id']}").json()
         if job["status"] != "completed":
-            return 500, False, told
+            return 500, False, response
         data = c.get(job["results"][0]["url"]).content
         right = read(Image.open(io.BytesIO(data))) == digest(f"a cat {seed}", "", {}, seed)
-        return 200, right, told
+        return 200, right, response
 
 
 def all_up(s: Served, seconds: float = 120.0) -> None:
@@ -78,17 +78,17 @@ def all_up(s: Served, seconds: float = 120.0) -> None:
 @pytest.mark.ray
 def test_replicas_that_are_killed_lose_nothing(replicas: Served) -> None:
     """R3: 8 clients, one replica killed after the other; every answer is right, replayed with its own seed."""
-    kills, found = 0, []
+    kills, matches = 0, []
     with ThreadPoolExecutor(8) as pool:
         for one in pool.map(partial(ask, replicas), range(48)):
-            found.append(one)
-            if len(found) in (8, 24):
+            matches.append(one)
+            if len(matches) in (8, 24):
                 all_up(replicas)  # with both gone at once the door says 503
                 engine: Any = replicas.service.workers[kills].engine
                 os.kill(engine.pid, signal.SIGKILL)
                 kills += 1
     assert kills == 2
-    assert [(status, right) for status, right, _ in found] == [(200, True)] * 48
+    assert [(status, right) for status, right, _ in matches] == [(200, True)] * 48
 
 
 @pytest.mark.slow
@@ -137,14 +137,14 @@ def test_a_replica_paints_what_the_gateway_would(ray: Any, tiny: Base, one_threa
 def test_too_many_at_once(replicas: Served) -> None:
     """R6: 60 at once: what is refused says when to come again, what is accepted is painted."""
     with ThreadPoolExecutor(60) as pool:
-        found = list(pool.map(partial(ask, replicas, steps=50), range(100, 160)))  # 2.5 s a batch
-    accepted = [one for one in found if one[0] == 200]
-    refused = [one for one in found if one[0] != 200]
+        matches = list(pool.map(partial(ask, replicas, steps=50), range(100, 160)))  # 2.5 s a batch
+    accepted = [one for one in matches if one[0] == 200]
+    refused = [one for one in matches if one[0] != 200]
     assert len(accepted) >= 24 and all(right for _, right, _ in accepted)
     assert refused and {status for status, *_ in refused} == {429}
-    for _, _, told in refused:
-        assert told.json()["error"]["code"] in ("queue_full", "client_queue_full")
-        assert 1 <= int(told.headers["Retry-After"]) <= 120
+    for _, _, response in refused:
+        assert response.json()["error"]["code"] in ("queue_full", "client_queue_full")
+        assert 1 <= int(response.headers["Retry-After"]) <= 120
 
 
 @pytest.mark.slow
@@ -171,17 +171,17 @@ def test_a_caller_who_goes_stops_the_replica(lone: Any) -> None:
 
     def step(done: int, preview: Any) -> None:
         if (
-            done >= 2 and (shown := preview(0)) is not None
+            done >= 2 and (displayed := preview(0)) is not None
         ):  # a busy replica may answer too late, and later in time
-            assert shown.size == (64, 64)
+            assert displayed.size == (64, 64)
             raise events.Cancelled
 
     with pytest.raises(events.Cancelled):
         engine.paint([Row(long, 1)], step)
     short = engine.prepare("paint", Paint(prompt="a cat", steps=1), {})
-    begun = time.monotonic()
+    start_time = time.monotonic()
     engine.paint([Row(short, 1)], lambda done, preview: None)
-    assert time.monotonic() - begun < 30  # 600 steps take 60 s
+    assert time.monotonic() - start_time < 30  # 600 steps take 60 s
 
 
 @pytest.mark.slow
@@ -195,8 +195,8 @@ def test_a_cluster_of_ones_own_is_closed_to_others(ray: Any) -> None:
     open_to = set()
     for one in psutil.Process().children(recursive=True):
         try:
-            told = " ".join(one.cmdline()[:3])
-            if any(n in told for n in names):
+            response = " ".join(one.cmdline()[:3])
+            if any(n in response for n in names):
                 open_to |= {c.laddr.ip for c in one.net_connections("inet") if c.status == "LISTEN"}
         except psutil.Error:
             continue

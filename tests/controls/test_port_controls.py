@@ -76,8 +76,8 @@ class Stage:
         # Not traceback[-1].statement: it parses, and Python 3.11 fails when the log's thread parses beside it.
         last = traceback.extract_tb(e.tb)[-1]
         source = linecache.getlines(last.filename)[(last.lineno or 1) - 1 : last.end_lineno]
-        told = f"{''.join(source)}\n{e.value}"
-        assert words in told, f"It failed for another reason:\n{told}"
+        text = f"{''.join(source)}\n{e.value}"
+        assert words in text, f"It failed for another reason:\n{text}"
 
 
 @pytest.fixture
@@ -143,9 +143,9 @@ CONTROLS = (
     Control("H11", bug.the_last_of_two_keys, H11, '"prompt": "a", "prompt": "b"', NATIVE),
     Control("H11", bug.depth_without_end, H11, '"points": [[', NATIVE),
     Control("H11", bug.json_as_python_reads_it, H11, '{"prompt": NaN}', OPENAI),
-    Control("H11", bug.truth_is_one, what.test_h11_values_of_another_type, "not told.is_success",
+    Control("H11", bug.truth_is_one, what.test_h11_values_of_another_type, "not response.is_success",
             {"body": {"prompt": "a", "n": True}}),
-    Control("H12", bug.chunks_are_not_counted, H12, "assert told.status_code == 413\n"),
+    Control("H12", bug.chunks_are_not_counted, H12, "assert response.status_code == 413\n"),
     Control("H12", bug.lengths_are_not_looked_at, H12, "told_.status == 413"),
     Control("H12", bug.forms_of_a_thousand, test_forms.test_h12_a_form_of_65_parts, '"too_many_parts") == ',
             {"path": "/api/recipe"}),
@@ -156,7 +156,7 @@ CONTROLS = (
     Control("H16", bug.the_fault_is_told, much.test_h16_something_unexpected_is_told_by_its_reference,
             '"secret" not in', {"path": "/v1/models"}),
     Control("H16", bug.conflict, H16, "409"),
-    Control("H16", bug.not_a_word_about_retrying, H16, '429 and int(told.headers.get("retry-after"'),
+    Control("H16", bug.not_a_word_about_retrying, H16, '429 and int(response.headers.get("retry-after"'),
     Control("H16", bug.everything_may_be_tried_again, H16, '"x-should-retry") == "false"'),
     Control("H17", bug.requests_in_the_log, H17, "not in caplog.text"),
     Control("H18", bug.no_cap_for_one, H18, "16 <= len(taken) <= 17"),
@@ -170,7 +170,7 @@ CONTROLS = (
 )  # fmt: skip
 
 
-SECOND_NAME = {  # and H17's counters: test_ledger's test_counters_that_do_not_agree
+SECOND_NAME = {  # and H17's counters: test_audit's test_counters_that_do_not_agree
     "H1": who.test_h01_the_secret_is_read_where_somebody_may, "H3": who.test_h03_the_trap_works,
     "H5": who.test_h05_no_route_is_open, "H13": test_wire.test_h13_uvicorn_alone_waits_for_ever,
     "H14": much.test_h14_a_decoder_that_never_ends_is_ended,

@@ -45,8 +45,10 @@ def closed(tmp_path_factory: Any) -> Iterator[Served]:
 def test_the_page_is_there(closed: Served) -> None:
     with closed.client() as c:
         assert c.get("/").headers["location"] == "/studio/"
-        told = c.get("/studio/")
-        assert told.status_code == 200 and "connect-src 'self'" in told.headers["content-security-policy"]
+        response = c.get("/studio/")
+        assert (
+            response.status_code == 200 and "connect-src 'self'" in response.headers["content-security-policy"]
+        )
         for name in ("minikin", "paint", "inpaint", "concepts", "teach", "recipe", "live", "head"):
             assert "javascript" in c.get(f"/page/{name}.js").headers["content-type"], name
         assert c.get("/api/capabilities").json()["kinds"]["refine"]
@@ -63,15 +65,15 @@ def test_the_page_is_there(closed: Served) -> None:
 )  # fmt: skip
 def test_what_the_page_does_not_need_of_gradio_is_closed(closed: Served, method: str, path: str) -> None:
     with closed.client() as c:
-        told = c.request(method, f"/studio{path}", json={} if method == "POST" else None)
-        assert told.status_code == 404, told.text[:200]
+        response = c.request(method, f"/studio{path}", json={} if method == "POST" else None)
+        assert response.status_code == 404, response.text[:200]
 
 
 def test_the_gate_stands_before_the_page(tmp_path: Path) -> None:
     with served(FakeEngine(), tmp_path / "s", keys=["k"], page=True) as s, s.client() as c:
         for path in ("/", "/studio/", "/studio/config", "/studio/theme.css", "/page/paint.js"):
-            told = c.get(path)
-            assert told.status_code == 401 and "Basic" in told.headers["www-authenticate"], path
+            response = c.get(path)
+            assert response.status_code == 401 and "Basic" in response.headers["www-authenticate"], path
             assert c.get(path, auth=("me", "k")).status_code in (200, 307), path
         foreign = {"Origin": "https://example.org", "X-API-Key": "k"}
         assert c.get("/studio/", headers=foreign).status_code == 403
@@ -81,8 +83,8 @@ def test_nothing_in_the_page_is_fetched_from_elsewhere(closed: Served) -> None:
     """The sections' own files name no other host; Gradio's own page does in tags that fetch nothing."""
     web = Path(__file__).parents[2] / "src" / "minikin" / "web" / "static"
     for path in web.iterdir():
-        found = set(re.findall(r"https?://[\w.]+", path.read_text()))
-        assert found <= {"http://www.w3.org"}, (path.name, found)
+        matches = set(re.findall(r"https?://[\w.]+", path.read_text()))
+        assert matches <= {"http://www.w3.org"}, (path.name, matches)
     with closed.client() as c:
         text = c.get("/studio/").text
     fetched = re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=\"(https?://[^\"]+)", text)
@@ -96,12 +98,12 @@ def test_what_is_written_can_be_read(scheme: int) -> None:
     pairs = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", text)
     colours = {name: one[scheme] for name, *one in pairs}
     grounds = ("paper", "sheet", "wash")
-    found = {
+    matches = {
         **{(ink, on): _contrast(colours[ink], colours[on]) for ink in ("ink", "soft", "accent", "good")
            for on in grounds},
         ("on-accent", "accent"): _contrast(colours["on-accent"], colours["accent"]),
     }  # fmt: skip
-    assert {pair: round(c, 2) for pair, c in found.items() if c < 4.5} == {}
+    assert {pair: round(c, 2) for pair, c in matches.items() if c < 4.5} == {}
     assert _contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01), "just too little"
 
 
@@ -136,7 +138,7 @@ def page(browser: Any, server: Served) -> Iterator[Any]:
     one = context.new_page()
     one.set_default_timeout(120_000)  # of waiting: a busy machine is no fault
     foreign: list[str] = []
-    said: list[str] = []
+    message: list[str] = []
 
     def asked(request: Any) -> None:
         parts = urlsplit(request.url)
@@ -145,14 +147,14 @@ def page(browser: Any, server: Served) -> Iterator[Any]:
 
     one.on("request", asked)
     one.on("websocket", asked)
-    one.on("pageerror", lambda e: said.append(str(e)))
+    one.on("pageerror", lambda e: message.append(str(e)))
     opened(one, server)
     yield one
     shots = os.environ.get("MINIKIN_SHOTS")
     if shots:
         one.screenshot(path=f"{shots}/{os.environ['PYTEST_CURRENT_TEST'].split('::')[1].split(' ')[0]}.png")
     context.close()
-    assert not foreign and not said
+    assert not foreign and not message
 
 
 def opened(page: Any, server: Served) -> None:
@@ -290,10 +292,10 @@ def test_inpainting_under_a_drawn_mask(page: Any, server: Served, monkeypatch: A
     page.mouse.move(*at[1], steps=5)
     page.mouse.up()
     page.evaluate(PREVIEWS)
-    with held_until(monkeypatch) as seen:
+    with held_until(monkeypatch) as observed:
         page.click("#inpaint-go")
         page.wait_for_function("previews > 0", timeout=240_000)
-        seen.set()
+        observed.set()
         page.wait_for_selector("#inpaint-tools:not([hidden])", timeout=240_000)
     after = np.asarray(picture_of(server, page, "inpaint").convert("RGB"))
     changed = (before != after).any(-1)
@@ -367,8 +369,8 @@ def sweep_chart(page: Any) -> None:
                 "subject_fidelity": {"value": subject}, "text_alignment": {"value": prompt}}  # fmt: skip
 
     rows = [row(0.5, 0.2, 0.9), row(1.0, 0.5, 0.7), row(1.3, 0.6, 0.4)]
-    facts = {"concept": {"name": "pot"}, "preset": "quality", "prompt_fidelity": "text_alignment", "measured": rows,
-             "front": rows, "points": {"balanced": rows[1], "faithful": rows[2]}}  # fmt: skip
+    facts = {"concept": {"name": "pot"}, "preset": "quality", "prompt_fidelity": "text_alignment",
+             "measured": rows, "front": rows, "points": {"balanced": rows[1], "faithful": rows[2]}}  # fmt: skip
     data = {"name": "quality.json", "mimeType": "application/json", "buffer": json.dumps(facts).encode()}
     page.set_input_files("#sweep-file", data)
     page.wait_for_selector("#sweep-chart circle")
@@ -412,11 +414,11 @@ def test_stop_and_keep_and_cancel(page: Any, server: Served, monkeypatch: Any) -
 @pytest.mark.slow
 def test_a_picture_brings_its_recipe_back(page: Any, server: Served, tmp_path: Path) -> None:
     drafts(page, "a blue boat on the sea")
-    picture = tmp_path / "boat.png"
-    picture.write_bytes(bytes_of(server, page))
+    image = tmp_path / "boat.png"
+    image.write_bytes(bytes_of(server, page))
     page.fill("#paint-prompt", "something else")
     section(page, "Recipe")
-    page.set_input_files("#recipe-file", str(picture))
+    page.set_input_files("#recipe-file", str(image))
     page.wait_for_selector("#recipe-found:not([hidden])")
     assert "Painted with turbo, seed 7" in page.inner_text("#recipe-chain")
     page.click("#recipe-use")
@@ -439,7 +441,7 @@ def test_by_keyboard(page: Any) -> None:
         page.keyboard.press("Tab")
         order.append(page.evaluate("document.activeElement.id || document.activeElement.tagName.toLowerCase()"))
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid", order[-1]
-    wanted = [
+    expected = [
         "paint-live",
         "paint-preset",
         "paint-steps",
@@ -449,7 +451,7 @@ def test_by_keyboard(page: Any) -> None:
         "summary",
         "paint-go",
     ]
-    assert [x for x in order if x in wanted] == wanted
+    assert [x for x in order if x in expected] == expected
     unnamed = """() => [...document.querySelectorAll('#sections :is(input, textarea, select, button, canvas)')]
         .filter(e => !(e.labels?.length || e.getAttribute('aria-label') || e.textContent.trim()))
         .map(e => e.id || e.outerHTML.slice(0, 80))"""

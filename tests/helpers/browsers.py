@@ -22,13 +22,13 @@ ARGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--
 
 def chromium() -> str:
     """Its path; skips the test, or fails it in CI, where there is none."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if not found:
+    matches = shutil.which("chromium") or shutil.which("chromium-browser")
+    if not matches:
         why = "Chromium is not installed (Debian: apt-get install chromium): the page was tried in no browser"
         if os.environ.get("CI", "").lower() == "true":
             pytest.fail(why)
         pytest.skip(why)
-    return found
+    return matches
 
 
 @contextmanager
@@ -54,13 +54,13 @@ def shown(file: Path, shot: Path, width: int = 1000) -> dict[str, float]:
         page = browser.new_page(viewport={"width": width, "height": 1400}, offline=True)
         page.goto(file.as_uri())
         page.screenshot(path=shot, full_page=True)
-        found: dict[str, float] = page.evaluate("""() => ({
+        matches: dict[str, float] = page.evaluate("""() => ({
           broken: [...document.images].filter(i => !i.naturalWidth).length, images: document.images.length,
           drawn: document.querySelector("svg")?.getBoundingClientRect().height ?? 0,
           wide: document.documentElement.scrollWidth - innerWidth})""")
-    with Image.open(shot) as picture:
-        found["colours"] = len(picture.convert("RGB").getcolors(maxcolors=10**6) or [])
-    return found
+    with Image.open(shot) as image:
+        matches["colours"] = len(image.convert("RGB").getcolors(maxcolors=10**6) or [])
+    return matches
 
 
 class Tags(HTMLParser):

@@ -60,14 +60,14 @@ def certified(
 
 def _named(name: str, issuer: str, public: Any, days: tuple[int, int]) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
-    told = [
+    response = [
         x509.Name(
             [x509.NameAttribute(NameOID.COMMON_NAME, n), x509.NameAttribute(NameOID.ORGANIZATION_NAME, n)]
         )
         for n in (name, issuer)
     ]
     return (
-        x509.CertificateBuilder().subject_name(told[0]).issuer_name(told[1]).public_key(public)
+        x509.CertificateBuilder().subject_name(response[0]).issuer_name(response[1]).public_key(public)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now + timedelta(days[0])).not_valid_after(now + timedelta(days[1]))
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), False)

@@ -42,12 +42,12 @@ class Watch:
     def _ask(self) -> None:
         with Wire(self._url) as wire:
             while not self._done.wait(self._every):
-                begun = time.monotonic()
+                start_time = time.monotonic()
                 try:
                     status = wire.ask("GET", self._path).status
                 except OSError:
                     status = 0
-                self.outcomes.append((begun, time.monotonic() - begun, status))
+                self.outcomes.append((start_time, time.monotonic() - start_time, status))
 
     def stop(self) -> list[tuple[float, float, int]]:
         """When it was asked, for how long, and the status of each answer; 0 for none."""
@@ -101,8 +101,8 @@ class Overload:
         return (
             f"capacity {self.capacity:.1f} images/s; at 200 %: goodput {100 * self.goodput:.0f} %, "
             f"{100 * self.refused:.0f} % of {len(self.overloaded.outcomes)} told to come back, "
-            f"p99 {1000 * self.overloaded.seconds(0.99, 429):.0f} ms; accepted p50 {self.overloaded.seconds(0.5):.2f}, "
-            f"p99 {self.overloaded.seconds(0.99):.2f} s; at 50 %, before p99 {self.calm.seconds(0.99):.2f} s, "
+            f"p99 {1000 * self.overloaded.seconds(0.99, 429):.0f} ms; "
+            f"accepted p50 {self.overloaded.seconds(0.5):.2f}, p99 {self.overloaded.seconds(0.99):.2f} s; at 50 %, before p99 {self.calm.seconds(0.99):.2f} s, "
             f"{self.settle:g} s after the overload p99 {self.late:.2f} s"
         )
 
@@ -135,10 +135,10 @@ def overload(
     full = together([lambda t, k=k: loop(k, t) for k in range(callers)], 2 * full_s)  # type: ignore[misc]
     capacity = full.images / (max(t.at + t.seconds for t in full.outcomes) - min(t.at for t in full.outcomes))
     calm = arriving(url, capacity / 2, calm_s, callers=40)
-    begun = time.monotonic()
+    start_time = time.monotonic()
     overloaded = arriving(url, 2 * capacity, seconds, first=10_000)
     after = arriving(url, capacity / 2, after_s, callers=60, first=50_000)
-    return Overload(capacity, calm, overloaded, after, begun, seconds, settle)
+    return Overload(capacity, calm, overloaded, after, start_time, seconds, settle)
 
 
 # ---- L5: one who asks for much, and equals -----------------------------------------------------
@@ -160,14 +160,15 @@ class Beside:
     def __str__(self) -> str:
         return (
             f"alone p99 {self.alone.seconds(0.99):.2f} s, beside A p50 {self.beside.seconds(0.5):.2f}, p99 "
-            f"{self.beside.seconds(0.99):.2f} s ({len(self.beside.outcomes)} requests); A had {self.hog} meanwhile"
+            f"{self.beside.seconds(0.99):.2f} s ({len(self.beside.outcomes)} requests); "
+            f"A had {self.hog} meanwhile"
         )
 
     def wrong(self) -> list[str]:
-        found = _unlike({"alone": self.alone, "beside A": self.beside}, {200})
+        matches = _unlike({"alone": self.alone, "beside A": self.beside}, {200})
         if self.beside.seconds(0.99) > 2 * self.alone.seconds(0.99) + self.batch:
-            found.append(f"others waited: {self}")
-        return found
+            matches.append(f"others waited: {self}")
+        return matches
 
 
 def beside(
@@ -195,9 +196,9 @@ def beside(
         def one(inner: Tally) -> None:
             with Wire(url, timeout=60) as wire:
                 while not over.is_set() and (k := next(left, None)) is not None:
-                    while (told := ask(wire, "native", "A", f"A{k}", k, 1)).status == 429:
+                    while (response := ask(wire, "native", "A", f"A{k}", k, 1)).status == 429:
                         time.sleep(0.2)
-                    done[0] += told.status == 200
+                    done[0] += response.status == 200
 
         together([one] * hogs, 600)
 
@@ -225,10 +226,10 @@ class Equals:
         return float(sum(n) ** 2 / (len(n) * sum(k * k for k in n)))
 
     def wrong(self) -> list[str]:
-        found = _unlike({"equals": self.tally}, {200})
+        matches = _unlike({"equals": self.tally}, {200})
         if self.jain < 0.95:
-            found.append(f"unequal: Jain's index {self.jain:.3f} of {self.shares}")
-        return found
+            matches.append(f"unequal: Jain's index {self.jain:.3f} of {self.shares}")
+        return matches
 
 
 def equals(url: str, seconds: float = 20, who: str = "ABCDEFGH", each: int = 3) -> Equals:
@@ -239,9 +240,9 @@ def equals(url: str, seconds: float = 20, who: str = "ABCDEFGH", each: int = 3) 
     def equal(one: str, tally: Tally) -> None:
         with Wire(url, timeout=60) as wire:
             while time.monotonic() < until:
-                told = ask(wire, "native", one, f"{one} {time.monotonic()}", 1, 1)
-                shares[one] += told.status == 200
-                tally.outcomes.append(told)
+                response = ask(wire, "native", one, f"{one} {time.monotonic()}", 1, 1)
+                shares[one] += response.status == 200
+                tally.outcomes.append(response)
 
     callers = [lambda t, w=w: equal(w, t) for w in who for _ in range(each)]
     return Equals(shares, together(callers, seconds + 40))  # type: ignore[arg-type]
@@ -266,24 +267,24 @@ class Leaving:
         last = max(t.at + t.seconds for t in self.in_hand.outcomes)
         # a thread may note an answer late: the server was there until it was last seen
         last = min(last, max((at for at, _, s in self.alive if s == 200), default=last))
-        found = [f"in hand: {one}" for one in self.in_hand.wrong[:3]]
+        matches = [f"in hand: {one}" for one in self.in_hand.wrong[:3]]
         statuses = [t.status for t in self.in_hand.outcomes]
         if statuses != [200] * self.callers:
-            found.append(f"in hand: not all had their images: {statuses}")
+            matches.append(f"in hand: not all had their images: {statuses}")
         if last - self.signalled < 0.5:
-            found.append("everything was over at once: nothing was seen of what follows")
+            matches.append("everything was over at once: nothing was seen of what follows")
         if len(self.new) != 3 or not all(status == 503 and when.isdigit() for status, when in self.new):
-            found.append(f"new ones were not told when to come back: {self.new}")
-        if (seen := {s for at, _, s in self.alive if at < last - 0.5}) != {200}:
-            found.append(f"/livez: {seen}")
-        if not (seen := {s for at, _, s in self.ready if self.signalled + 1 < at < last - 0.5}) <= {503}:
-            found.append(f"/readyz: {seen}")
-        return found
+            matches.append(f"new ones were not told when to come back: {self.new}")
+        if (observed := {s for at, _, s in self.alive if at < last - 0.5}) != {200}:
+            matches.append(f"/livez: {observed}")
+        if not (observed := {s for at, _, s in self.ready if self.signalled + 1 < at < last - 0.5}) <= {503}:
+            matches.append(f"/readyz: {observed}")
+        return matches
 
 
 def told_to_end(url: str, signal: Callable[[], object], callers: int = 32, steps: int = 40) -> Leaving:
     """Signal when so many are in hand, two images each, and look until all of them are answered."""
-    found = Leaving(callers)
+    matches = Leaving(callers)
 
     def accepted() -> float:
         lines = looking.get("/metrics").text.splitlines()
@@ -298,25 +299,25 @@ def told_to_end(url: str, signal: Callable[[], object], callers: int = 32, steps
             tally.outcomes.append(ask(wire, "openai", f"c{k}", f"number {k}", k, 2, steps=steps))
 
     def end(tally: Tally) -> None:
-        seen = (
+        observed = (
             0  # however long a busy machine takes to send them; one on its way may be counted twice in a look
         )
-        while seen < 2:
-            seen = seen + 1 if accepted() >= before + callers else 0
+        while observed < 2:
+            observed = observed + 1 if accepted() >= before + callers else 0
             time.sleep(0.02)
         signal()
-        found.signalled = time.monotonic()
+        matches.signalled = time.monotonic()
         time.sleep(0.3)
         with Wire(url) as wire:
             for path in ("/v1/images/generations", "/sdapi/v1/txt2img", "/api/paint"):
                 try:
-                    told = wire.ask("POST", path, ["Content-Type: application/json"], b'{"prompt": "a"}')
+                    response = wire.ask("POST", path, ["Content-Type: application/json"], b'{"prompt": "a"}')
                 except OSError:
-                    found.new.append((0, ""))
+                    matches.new.append((0, ""))
                 else:
-                    found.new.append((told.status, told.headers.get("retry-after", "")))
+                    matches.new.append((response.status, response.headers.get("retry-after", "")))
 
     alive, ready = Watch(url), Watch(url, "/readyz")
-    found.in_hand = together([lambda t, k=k: call(k, t) for k in range(callers)] + [end], 30)  # type: ignore[misc]
-    found.alive, found.ready = alive.stop(), ready.stop()
-    return found
+    matches.in_hand = together([lambda t, k=k: call(k, t) for k in range(callers)] + [end], 30)  # type: ignore[misc]
+    matches.alive, matches.ready = alive.stop(), ready.stop()
+    return matches

@@ -45,10 +45,10 @@ def ended_jobs_of_all(patch: Patch) -> None:
     real = native._view
 
     def view(service: Service, client: str, id_: str, row: Any = None) -> Any:
-        found = service.store.job(id_)
-        if found is None or id_ in service._jobs:
+        matches = service.store.job(id_)
+        if matches is None or id_ in service._jobs:
             return real(service, client, id_, row)
-        return serializers.stored_job_json(found, service.store.images(id_))
+        return serializers.stored_job_json(matches, service.store.images(id_))
 
     patch.setattr(native, "_view", view)
 
@@ -57,8 +57,8 @@ def another_status_for_others(patch: Patch) -> None:
     real = native._view
 
     def view(service: Service, client: str, id_: str, row: Any = None) -> Any:
-        found = service.store.job(id_)
-        if found is not None and found["client"] != client:
+        matches = service.store.job(id_)
+        if matches is not None and matches["client"] != client:
             raise RequestRejected("It is somebody else's.", status=403, code="not_yours")
         return real(service, client, id_, row)
 
@@ -143,10 +143,10 @@ def saved_where_it_says(patch: Patch) -> None:
     real = http.parse_json
 
     def parse(body: bytes) -> Any:
-        found = real(body)
-        if isinstance(found, dict) and found.get("save_images"):
-            Path(found["outpath_samples"]).mkdir()
-        return found
+        matches = real(body)
+        if isinstance(matches, dict) and matches.get("save_images"):
+            Path(matches["outpath_samples"]).mkdir()
+        return matches
 
     patch.setattr(http, "parse_json", parse)
 
@@ -209,9 +209,9 @@ def truth_is_one(patch: Patch) -> None:
     real = http.parse_json
 
     def parse(body: bytes) -> Any:
-        found = real(body)
-        plain = isinstance(found, dict)
-        return {k: 1 if v is True else v for k, v in found.items()} if plain else found
+        matches = real(body)
+        plain = isinstance(matches, dict)
+        return {k: 1 if v is True else v for k, v in matches.items()} if plain else matches
 
     patch.setattr(http, "parse_json", parse)
 
@@ -293,12 +293,12 @@ def the_type_of_its_name(patch: Patch) -> None:
 
 
 def the_fault_is_told(patch: Patch) -> None:
-    async def told(request: Request, e: Exception) -> Response:
+    async def response(request: Request, e: Exception) -> Response:
         return http._respond(
             request, RequestRejected(f"Internal error: {e!r}.", status=500, code="internal_error")
         )
 
-    patch.setattr(http, "on_unexpected", told)
+    patch.setattr(http, "on_unexpected", response)
 
 
 def conflict(patch: Patch) -> None:

@@ -65,15 +65,15 @@ class Wire:
         return self.answer(method)
 
     def answer(self, method: str = "GET") -> Answer:
-        found = http.client.HTTPResponse(self.socket, method=method)
+        matches = http.client.HTTPResponse(self.socket, method=method)
         try:
-            found.begin()
-            told = Answer(found.status, {k.lower(): v for k, v in found.getheaders()}, found.read())
+            matches.begin()
+            response = Answer(matches.status, {k.lower(): v for k, v in matches.getheaders()}, matches.read())
         except TimeoutError:
             raise
         except (OSError, http.client.HTTPException):
             self.close()
             return Answer(0, {}, b"")
-        if found.will_close:
+        if matches.will_close:
             self.close()
-        return told
+        return response

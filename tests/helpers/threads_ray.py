@@ -50,12 +50,12 @@ class Actor:
         return SimpleNamespace(remote=lambda *args: self._call(lambda: self._answer(method, args)))
 
     def _answer(self, method: str, args: Sequence[Any]) -> Any:
-        made = self._made.result()
+        created = self._made.result()
         while self.hung.is_set():
             if self.dead.wait(0.005):
                 raise RayActorError("The actor was killed.")
         self.dead.wait(self.slow_s)
-        return getattr(made, method)(*args)
+        return getattr(created, method)(*args)
 
     def _call(self, work: Callable[[], Any]) -> Future[Any]:
         ref: Future[Any] = Future()
@@ -65,7 +65,7 @@ class Actor:
 
         def run() -> None:
             try:
-                found = work()
+                matches = work()
             except RayError as e:
                 with suppress(InvalidStateError):
                     ref.set_exception(e)
@@ -74,7 +74,7 @@ class Actor:
                     ref.set_exception(RayTaskError(e))
             else:
                 with suppress(InvalidStateError):
-                    ref.set_result(found)
+                    ref.set_result(matches)
             self._open.discard(ref)
 
         threading.Thread(target=run, daemon=True).start()

@@ -46,8 +46,8 @@ STAMPS = {  # where the clock on the wall is asked, and what for; durations are 
 
 
 def test_the_wall_clock_is_for_stamps_only() -> None:
-    found = {p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.py") if "time.time()" in p.read_text()}
-    assert found == set(STAMPS)
+    matches = {p.relative_to(ROOT).as_posix() for p in ROOT.rglob("*.py") if "time.time()" in p.read_text()}
+    assert matches == set(STAMPS)
 
 
 @pytest.fixture
@@ -62,8 +62,8 @@ def test_clocks_that_jump_harm_no_job(tmp_path: Path) -> None:
     """An hour to and fro between any two looks: every job ends, nothing expires, waits are not negative."""
     with served(FakeEngine(step_s=0.002), tmp_path / "s") as s, s.client() as c:
         for k in range(10):
-            told = c.post("/api/paint?wait=true", json={"prompt": f"number {k}", "seed": k}).json()
-            assert told["status"] == "completed", told
+            response = c.post("/api/paint?wait=true", json={"prompt": f"number {k}", "seed": k}).json()
+            assert response["status"] == "completed", response
         assert s.service.sweep() == 0
         assert "minikin_queue_wait_seconds_sum -" not in c.get("/metrics").text
 
@@ -95,9 +95,9 @@ def test_numbers_that_are_not_finite_are_one_callers_error(tmp_path: Path) -> No
         (p,) = s.service.store.images(good.id)
         with Image.open(io.BytesIO(s.service.read("b", p["id"]))) as image:
             assert read(image) == digest("fine", "", {}, 4)
-        told = c.post("/v1/images/generations", json={"prompt": "overflow"})
-        assert told.status_code == 500 and told.headers["x-should-retry"] == "false"
-        assert told.json()["error"]["code"] == "non_finite_output"
+        response = c.post("/v1/images/generations", json={"prompt": "overflow"})
+        assert response.status_code == 500 and response.headers["x-should-retry"] == "false"
+        assert response.json()["error"]["code"] == "non_finite_output"
         assert c.post("/v1/images/generations", json={"prompt": "fine"}).status_code == 200
 
 
@@ -105,9 +105,9 @@ def test_too_little_memory_for_a_single_picture(tmp_path: Path) -> None:
     """503 that says no to another try; the next request works."""
     engine = FakeEngine(errors={"huge": OutOfMemory("Not enough memory on cpu for 1 images at once.")})
     with served(engine, tmp_path / "s") as s, s.client() as c:
-        told = c.post("/v1/images/generations", json={"prompt": "huge"})
-        assert told.status_code == 503 and told.headers["x-should-retry"] == "false"
-        assert told.json()["error"]["code"] == "out_of_memory" and "Retry-After" not in told.headers
+        response = c.post("/v1/images/generations", json={"prompt": "huge"})
+        assert response.status_code == 503 and response.headers["x-should-retry"] == "false"
+        assert response.json()["error"]["code"] == "out_of_memory" and "Retry-After" not in response.headers
         assert c.post("/v1/images/generations", json={"prompt": "small"}).status_code == 200
 
 
@@ -154,12 +154,12 @@ def test_damage_to_the_store_is_an_error_or_harmless(tmp_path: Path) -> None:
         path = tmp_path / f"{k}.sqlite"
         path.write_bytes(damaged)
         try:
-            found = JobStore(path)
+            matches = JobStore(path)
             try:
-                found.unfinished()
-                found.accept(row(1000 + k))
+                matches.unfinished()
+                matches.accept(row(1000 + k))
             finally:
-                found.close()
+                matches.close()
         except StorageError as e:
             refused += 1
             assert "job store" in str(e) and e.exit_code == 7
@@ -197,10 +197,10 @@ def test_a_full_disk_while_serving(tmp_path: Path, monkeypatch: Any) -> None:
     with served(FakeEngine(), tmp_path / "s") as s, s.client() as c:
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", full)
-            told = c.post("/v1/images/generations", json={"prompt": "a"})
-            assert told.status_code == 507 and told.headers["x-should-retry"] == "false"
-            assert told.json()["error"]["code"] == "storage_full"
-            assert "nothing was overwritten" in told.text and str(tmp_path) not in told.text
+            response = c.post("/v1/images/generations", json={"prompt": "a"})
+            assert response.status_code == 507 and response.headers["x-should-retry"] == "false"
+            assert response.json()["error"]["code"] == "storage_full"
+            assert "nothing was overwritten" in response.text and str(tmp_path) not in response.text
         assert c.post("/v1/images/generations", json={"prompt": "a"}).status_code == 200
 
 
@@ -256,10 +256,12 @@ def test_k14_no_handle_left_in_truth() -> None:
     """RLIMIT_NOFILE of 256, all of them taken: 503 with a time to come back; with handles again, it works."""
     png = io.BytesIO()
     Image.new("RGB", (64, 64)).save(png, "PNG")
-    told = subprocess.run(
+    response = subprocess.run(
         [sys.executable, "-c", NO_HANDLES], input=png.getvalue(), capture_output=True, check=False
     )
-    assert told.stdout.decode().split("\n")[:2] == ["503 busy True True", "(64, 64)"], told.stderr.decode()
+    assert response.stdout.decode().split("\n")[:2] == ["503 busy True True", "(64, 64)"], (
+        response.stderr.decode()
+    )
 
 
 def test_k14_more_callers_than_handles(tmp_path: Path) -> None:

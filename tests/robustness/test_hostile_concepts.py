@@ -46,8 +46,8 @@ HEADER, BODY = split(VALID)
 class Canaried:
     """What a pickle would do if anything opened it."""
 
-    def __init__(self, told: Path) -> None:
-        self.told = told
+    def __init__(self, response: Path) -> None:
+        self.told = response
 
     def __reduce__(self) -> Any:
         return os.mkdir, (str(self.told),)
@@ -188,10 +188,10 @@ def test_the_server_refuses_and_goes_on(server: Served, case: str) -> None:
     data, code, words = REFUSED[case]
     status = {F: 415}.get(code, 413 if case == "C3 file" else 422)
     with server.client() as c:
-        told = c.post("/api/concepts", files={"file": ("tom.safetensors", data)})
-        assert told.status_code == status, told.text
-        assert told.json()["error"]["code"] == code
-        assert case == "C3 file" or words in told.json()["error"]["message"]
+        response = c.post("/api/concepts", files={"file": ("tom.safetensors", data)})
+        assert response.status_code == status, response.text
+        assert response.json()["error"]["code"] == code
+        assert case == "C3 file" or words in response.json()["error"]["message"]
         assert c.get("/readyz").status_code == 200
 
 
@@ -202,23 +202,23 @@ def test_the_command_line_refuses_with_3(case: str, tmp_path: Path, monkeypatch:
     data, _, words = REFUSED[case]
     path = tmp_path / "tom.safetensors"
     path.write_bytes(data)
-    code, _, told = command(monkeypatch, capsys, "concepts", "check", path)
-    assert code == 3 and words in told and "Traceback" not in told
+    code, _, response = command(monkeypatch, capsys, "concepts", "check", path)
+    assert code == 3 and words in response and "Traceback" not in response
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".SafeTensors", ".pt", ".bin"])
 def test_c1_no_pickle_is_ever_opened(suffix: str, tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     """Whatever it is called: the folder that the pickle would make is not made. The control makes it."""
-    told = tmp_path / "opened"
+    response = tmp_path / "opened"
     path = tmp_path / f"tom{suffix}"
-    path.write_bytes(pickle.dumps(Canaried(told)))
+    path.write_bytes(pickle.dumps(Canaried(response)))
     for args in (("concepts", "check", path), ("concepts", "add", path),
                  ("concepts", "import", path, "--name", "tom", "--category", "cat"),
                  ("models", "add", path), ("paint", "a cat", "--base", path)):  # fmt: skip
         code, _, _ = command(monkeypatch, capsys, *args)
-        assert code in (2, 3) and not told.exists(), args
+        assert code in (2, 3) and not response.exists(), args
     pickle.loads(path.read_bytes())
-    assert told.exists()
+    assert response.exists()
 
 
 def test_c3_what_is_no_ordinary_file(tmp_path: Path) -> None:
@@ -258,11 +258,11 @@ def test_c8_what_a_stranger_wrote_is_shown_as_plain_text(tmp_path: Path, monkeyp
     wild = "a\x1b[31mb\u202ec\u200bd\x07[bold]e"
     path = tmp_path / "tom.safetensors"
     path.write_bytes(meta(licence=wild, recipe=json.dumps({"note": wild, wild: [wild]})))
-    found = concept_file.load(path)
+    matches = concept_file.load(path)
     plain = "a[31mbcd[bold]e"
-    assert found.origin.licence == plain and found.recipe == {"note": plain, plain: [plain]}
-    code, told, _ = command(monkeypatch, capsys, "concepts", "show", path)
-    assert code == 0 and "[bold]e" in told and not set("\x1b\u202e\u200b\x07") & set(told)
+    assert matches.origin.licence == plain and matches.recipe == {"note": plain, plain: [plain]}
+    code, response, _ = command(monkeypatch, capsys, "concepts", "show", path)
+    assert code == 0 and "[bold]e" in response and not set("\x1b\u202e\u200b\x07") & set(response)
 
 
 def test_c3_c8_what_is_written_fits_what_is_read() -> None:
@@ -287,7 +287,7 @@ def test_c11_a_file_that_is_cut_off_while_it_is_read(tmp_path: Path) -> None:
 
     A mapped file would end the process here (SIGBUS).
     """
-    path, stop, seen = tmp_path / "tom.safetensors", threading.Event(), set()
+    path, stop, observed = tmp_path / "tom.safetensors", threading.Event(), set()
     path.write_bytes(VALID)
 
     def disturb() -> None:
@@ -301,13 +301,13 @@ def test_c11_a_file_that_is_cut_off_while_it_is_read(tmp_path: Path) -> None:
         for _ in range(1000):
             try:
                 concept_file.load(path)
-                seen.add("sound")
+                observed.add("sound")
             except BadConceptFile as e:
-                seen.add(e.code)
+                observed.add(e.code)
     finally:
         stop.set()
         thread.join()
-    assert len(seen) > 1, "nothing was disturbed"
+    assert len(observed) > 1, "nothing was disturbed"
 
 
 def test_c12_nothing_is_unpacked() -> None:
@@ -322,10 +322,10 @@ def test_c12_nothing_is_unpacked() -> None:
         "tiny/sprites.py",
     }
     words = ("import zipfile", "from zipfile", "import tarfile", "unpack_archive")
-    found = {
+    matches = {
         p.relative_to(root).as_posix() for p in root.rglob("*.py") if any(w in p.read_text() for w in words)
     }  # fmt: skip
-    assert found <= may and "distillation/sources.py" in found
+    assert matches <= may and "distillation/sources.py" in matches
 
 
 # ---- mutations ---------------------------------------------------------------------------------------

@@ -37,8 +37,8 @@ def upload(wire: Wire, who: str, data: bytes) -> None:
     head = b'--xx\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
     kind = "Content-Type: multipart/form-data; boundary=xx"
     body = head + data + b"\r\n--xx--\r\n"
-    told = wire.ask("POST", "/api/concepts", [f"X-Minikin-Client: {who}", kind], body)
-    assert told.status == 201 and json.loads(told.body)["sha256"] == sha256(data), told
+    response = wire.ask("POST", "/api/concepts", [f"X-Minikin-Client: {who}", kind], body)
+    assert response.status == 201 and json.loads(response.body)["sha256"] == sha256(data), response
 
 
 # ---- L1 ----------------------------------------------------------------------------------------
@@ -65,10 +65,12 @@ def loop(k: int, url: str, until: float, tally: Tally, least: int = 0) -> None:
             name, n = rng.choice(list(mine)), rng.choice((1, 1, 2, 4))
             dialect = rng.choice(("native", "openai", "a1111"))
             prompt = f"{k} paints <{name}> {rng.random()}"
-            told = ask(wire, dialect, who, prompt, rng.randrange(2**32), n)
-            if not told.wrong and told.concepts != {name: sha256(mine[name])}:
-                told = told._replace(wrong=f"{who}'s {name} was not what he had uploaded: {told.concepts}")
-            tally.outcomes.append(told)
+            response = ask(wire, dialect, who, prompt, rng.randrange(2**32), n)
+            if not response.wrong and response.concepts != {name: sha256(mine[name])}:
+                response = response._replace(
+                    wrong=f"{who}'s {name} was not what he had uploaded: {response.concepts}"
+                )
+            tally.outcomes.append(response)
 
 
 @pytest.mark.slow
@@ -137,8 +139,8 @@ def churn(url: str, names: int, requests: int, callers: int) -> Tally:
             while not over.wait(0.1):
                 k = rng.randrange(names)
                 if rng.random() < 0.2:
-                    told = wire.ask("DELETE", f"/api/concepts/pet{k}", ["X-Minikin-Client: shared"])
-                    assert told.status == 200
+                    response = wire.ask("DELETE", f"/api/concepts/pet{k}", ["X-Minikin-Client: shared"])
+                    assert response.status == 200
                 put(wire, k, rng.randrange(2**31))
 
     def call(k: int, tally: Tally) -> None:
@@ -147,16 +149,18 @@ def churn(url: str, names: int, requests: int, callers: int) -> Tally:
         with Wire(url, timeout=30) as wire:
             while next(left, None) is not None:
                 name = f"pet{rng.randrange(names)}"
-                told = ask(wire, rng.choice(("native", "openai", "a1111")), "shared", f"a <{name}>", k, 4)
-                if told.status in (400, 404, 422) and "concept" in told.wrong:  # deleted, not yet replaced
-                    told = told._replace(wrong="")
-                elif not told.wrong:
-                    known, found = [sha for sha, _ in contents[name]], told.concepts.get(name)
-                    if found not in known:
-                        told = told._replace(wrong=f"nobody uploaded this {name}: {told.concepts}")
-                    elif any(at < told.at for _, at in contents[name][known.index(found) + 1 :]):
-                        told = told._replace(wrong=f"{name} was replaced before it was asked for")
-                tally.outcomes.append(told)
+                response = ask(wire, rng.choice(("native", "openai", "a1111")), "shared", f"a <{name}>", k, 4)
+                if (
+                    response.status in (400, 404, 422) and "concept" in response.wrong
+                ):  # deleted, not yet replaced
+                    response = response._replace(wrong="")
+                elif not response.wrong:
+                    known, matches = [sha for sha, _ in contents[name]], response.concepts.get(name)
+                    if matches not in known:
+                        response = response._replace(wrong=f"nobody uploaded this {name}: {response.concepts}")
+                    elif any(at < response.at for _, at in contents[name][known.index(matches) + 1 :]):
+                        response = response._replace(wrong=f"{name} was replaced before it was asked for")
+                tally.outcomes.append(response)
 
     def all_callers(tally: Tally) -> None:
         try:
@@ -202,8 +206,8 @@ def test_going_by_names_alone_is_found(tmp_path: Path, monkeypatch: Any, who: st
         monkeypatch.setattr(concept_store.ConceptStore, "pinned", pinned)
     engine = ByName if who == "engine" else Looking
     with served(engine(), tmp_path / "s", limits=Limits(waiting=200)) as r:
-        told = together([lambda t, k=k: loop(k, r.url, 0, t, 3) for k in range(12)], 10)  # type: ignore[misc]
-        assert any("was not what he had uploaded" in wrong for wrong in told.wrong)
+        response = together([lambda t, k=k: loop(k, r.url, 0, t, 3) for k in range(12)], 10)  # type: ignore[misc]
+        assert any("was not what he had uploaded" in wrong for wrong in response.wrong)
     if who == "shelf":
         first.clear()
     with served(engine(), tmp_path / "t", limits=Limits(waiting=200)) as r:

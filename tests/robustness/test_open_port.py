@@ -68,9 +68,9 @@ def escapes() -> list[str]:
     ups = ("..", "%2e%2e", "%2E.", ".%2e", "%252e%252e", "..%00", "....", ".%00.", "%c0%ae%c0%ae", "..;")
     slashes = ("/", "%2f", "%5c", "%252f", "//", "/./", "%c0%af")
     files = ("secret.txt", "s/jobs.sqlite", "jobs.sqlite")
-    found = [slash.join([up] * deep + [file]) for up, slash, file in itertools.product(ups, slashes, files)
+    matches = [slash.join([up] * deep + [file]) for up, slash, file in itertools.product(ups, slashes, files)
              for deep in (1,)]  # fmt: skip
-    found += [
+    matches += [
         "/etc/passwd",
         "//etc/passwd",
         "%2fetc%2fpasswd",
@@ -100,7 +100,7 @@ def escapes() -> list[str]:
         "%0a",
         "%0d%0aX-Injected: 1",
     ]
-    return found
+    return matches
 
 
 def test_h01_no_path_leads_out(port: Served) -> None:
@@ -112,10 +112,14 @@ def test_h01_no_path_leads_out(port: Served) -> None:
     assert len(spellings) > 200
     with Wire(port.url) as wire:
         for place, spelling in itertools.product(places, spellings):
-            told = wire.ask("GET", place.format(spelling), [key])
-            assert told.status in (400, 404, 405, 307), (place, spelling, told)
-            assert SECRET.encode() not in told.body and b"SQLite" not in told.body and b"root:" not in told.body
-            assert "x-injected" not in told.headers
+            response = wire.ask("GET", place.format(spelling), [key])
+            assert response.status in (400, 404, 405, 307), (place, spelling, response)
+            assert (
+                SECRET.encode() not in response.body
+                and b"SQLite" not in response.body
+                and b"root:" not in response.body
+            )
+            assert "x-injected" not in response.headers
 
 
 def test_h01_no_field_leads_out(port: Served, people: dict[str, httpx.Client]) -> None:
@@ -133,11 +137,11 @@ def test_h01_no_field_leads_out(port: Served, people: dict[str, httpx.Client]) -
             ("/v1/images/generations", {"prompt": "a", "model": text or "x"}),
         ]
         for path, body in asked:
-            told = c.post(path, json=body)
-            assert told.status_code in (400, 404, 422), (path, body, told.text)
-            assert SECRET not in told.text
-        told = c.post("/api/concepts", files={"file": (text, concept("x", 1))}, data={"name": text or "/"})
-        assert told.status_code in (400, 422), told.text
+            response = c.post(path, json=body)
+            assert response.status_code in (400, 404, 422), (path, body, response.text)
+            assert SECRET not in response.text
+        response = c.post("/api/concepts", files={"file": (text, concept("x", 1))}, data={"name": text or "/"})
+        assert response.status_code in (400, 422), response.text
     assert sorted(p.name for p in port.folder.parent.iterdir()) == before
 
 
@@ -155,8 +159,8 @@ def test_h01_the_secret_is_read_where_somebody_may(port: Served) -> None:
             return Response("", 404)
 
     client = TestClient(app)
-    found = [e for e in escapes() if SECRET in client.get(f"/api/results/..%2f{e}").text]
-    assert found
+    matches = [e for e in escapes() if SECRET in client.get(f"/api/results/..%2f{e}").text]
+    assert matches
 
 
 # ---- H2 ----------------------------------------------------------------------------------------
@@ -166,24 +170,24 @@ def test_h02_what_is_anothers_is_not_there(port: Served, people: dict[str, httpx
     """By id, hash and name: the same answer as for what never was, in the same time; ids have 128 bits."""
     ann, bob = people["ann"], people["bob"]
     job = ann.post("/api/paint?wait=true", json={"prompt": "mine"}).json()
-    picture = job["results"][0]["id"]
-    kept = ann.post("/api/concepts", files={"file": ("x", concept("secret-pet", 3))}).json()
-    assert len(job["id"]) == len(picture) == 32
-    there = {"/api/jobs/{}": job["id"], "/api/jobs/{}/events": job["id"], "/api/results/{}": picture,
-             "/api/concepts/sha256:{}": kept["sha256"], "/api/concepts/{}": "secret-pet",
+    image = job["results"][0]["id"]
+    stored = ann.post("/api/concepts", files={"file": ("x", concept("secret-pet", 3))}).json()
+    assert len(job["id"]) == len(image) == 32
+    there = {"/api/jobs/{}": job["id"], "/api/jobs/{}/events": job["id"], "/api/results/{}": image,
+             "/api/concepts/sha256:{}": stored["sha256"], "/api/concepts/{}": "secret-pet",
              "/api/concepts/{}/preview": "secret-pet"}  # fmt: skip
     for path, id_ in there.items():
         assert "preview" in path or ann.get(path.format(id_)).status_code == 200
         other = f"{id_[::-1]}" if id_ != "secret-pet" else "secret-pot"
-        answers = {(t.status_code, t.text.replace(wanted, "ID")) for wanted in (id_, other)
-                   for t in [bob.get(path.format(wanted))]}  # fmt: skip
+        answers = {(t.status_code, t.text.replace(expected, "ID")) for expected in (id_, other)
+                   for t in [bob.get(path.format(expected))]}  # fmt: skip
         assert len(answers) == 1 and answers.pop()[0] == 404, path
         assert _apart(bob, path.format(id_), path.format(other)) < 0.003, path
     assert bob.delete(f"/api/jobs/{job['id']}").status_code == 404
     assert bob.delete("/api/concepts/secret-pet").status_code == 404
     assert bob.post(f"/api/jobs/{job['id']}/stop").status_code == 404
-    assert bob.post("/api/refine", json={"picture": f"result:{picture}"}).status_code == 404
-    assert bob.post("/api/paint", json={"prompt": f"<secret-pet@sha256:{kept['sha256']}>"}).status_code == 404
+    assert bob.post("/api/refine", json={"picture": f"result:{image}"}).status_code == 404
+    assert bob.post("/api/paint", json={"prompt": f"<secret-pet@sha256:{stored['sha256']}>"}).status_code == 404
     assert bob.get("/api/jobs").json()["jobs"] == []
     assert ann.get("/api/concepts/secret-pet").status_code == 200
     del port.service._jobs[job["id"]]  # as long after its end: told from the store
@@ -195,9 +199,9 @@ def _apart(c: httpx.Client, one: str, other: str) -> float:
     eight times each, asked in turns. What others do on this machine is not in it."""
     took: dict[str, list[float]] = {one: [], other: []}
     for path in (one, other) * 8:
-        begun = time.process_time()
+        start_time = time.process_time()
         c.get(path)
-        took[path].append(time.process_time() - begun)
+        took[path].append(time.process_time() - start_time)
     return abs(min(took[one]) - min(took[other]))
 
 
@@ -213,7 +217,7 @@ def addresses(port_: int) -> list[str]:
              "169.254.169.254", "[fd00:ec2::254]", "metadata.google.internal", "100.64.0.1", "10.0.0.1",
              "192.168.0.1", "172.16.0.1", "198.18.0.1", "224.0.0.1", "255.255.255.255", "①②⑦.⓪.⓪.①",
              "127.0.0.1@example.org", "example.org@127.0.0.1", "127.0.0.1.nip.io", "localtest.me"]  # fmt: skip
-    found = [f"http://{host}:{port_}/a.png" for host in hosts]
+    matches = [f"http://{host}:{port_}/a.png" for host in hosts]
     schemes = (
         "https",
         "ftp",
@@ -229,15 +233,15 @@ def addresses(port_: int) -> list[str]:
         "s3",
         "data:http",
     )
-    found += [f"{scheme}://127.0.0.1:{port_}/a.png" for scheme in schemes]
-    found += [
+    matches += [f"{scheme}://127.0.0.1:{port_}/a.png" for scheme in schemes]
+    matches += [
         "file:///etc/passwd", "file://localhost/etc/passwd", "file:/etc/passwd", f" http://127.0.0.1:{port_}/",
         f"\thttp://127.0.0.1:{port_}/", f"\nhttp://127.0.0.1:{port_}/", f"//127.0.0.1:{port_}/a.png",
         f"\\\\127.0.0.1\\{port_}", f"http:/127.0.0.1:{port_}/", f"http:\\\\127.0.0.1:{port_}\\",
         f"127.0.0.1:{port_}/a.png", f"url(http://127.0.0.1:{port_}/a.png)", f"http://127.0.0.1:{port_}/%0d%0a",
         "data:image/svg+xml;base64,PHN2Zy8+", f"data:text/html,http://127.0.0.1:{port_}/",
     ]  # fmt: skip
-    return found
+    return matches
 
 
 def test_h03_no_address_is_ever_fetched(open_: Served, monkeypatch: Any) -> None:
@@ -254,13 +258,17 @@ def test_h03_no_address_is_ever_fetched(open_: Served, monkeypatch: Any) -> None
                 ("/api/refine", {"prompt": "a", "picture": url}),
                 ("/api/inpaint", {"prompt": "a", "picture": url, "mask": url}),
             ):  # fmt: skip
-                told = c.post(path, json=body)
-                assert told.status_code in (400, 415, 422), (url, told.text)
+                response = c.post(path, json=body)
+                assert response.status_code in (400, 415, 422), (url, response.text)
                 if url.startswith("http://"):
                     words = "Image URLs are disabled. Send base64 data."
-                    assert told.status_code == 400 and "url_inputs_disabled" in told.text and words in told.text
-            told = c.post("/v1/images/edits", data={"image": url, "prompt": "a"}, files={"x": b""})
-            assert told.status_code == 400
+                    assert (
+                        response.status_code == 400
+                        and "url_inputs_disabled" in response.text
+                        and words in response.text
+                    )
+            response = c.post("/v1/images/edits", data={"image": url, "prompt": "a"}, files={"x": b""})
+            assert response.status_code == 400
         trap.settimeout(0.05)
         with pytest.raises(TimeoutError):
             trap.accept()
@@ -300,9 +308,9 @@ def test_h03_the_trap_works() -> None:
 def test_h04_web_pages_cannot_reach_in(open_: Served, headers: dict[str, str], status: int) -> None:
     with open_.client() as c:
         given = {"Content-Type": "application/json", **headers}
-        told = c.post("/api/paint", content=b'{"prompt": "a"}', headers=given)
-        assert told.status_code == status, told.text
-        assert "access-control-allow-origin" not in told.headers
+        response = c.post("/api/paint", content=b'{"prompt": "a"}', headers=given)
+        assert response.status_code == status, response.text
+        assert "access-control-allow-origin" not in response.headers
         own = {"Content-Type": "application/json", "Host": open_.url.removeprefix("http://"),
                "Origin": open_.url, "Sec-Fetch-Site": "same-origin"}  # fmt: skip
         assert c.post("/api/paint?wait=true", content=b'{"prompt": "a"}', headers=own).status_code == 200
@@ -315,9 +323,9 @@ def test_h04_nothing_changes_without_a_type(open_: Served) -> None:
     assert len(changing) > 20
     for method, path in changing:
         for kind in ("text/plain", "application/x-www-form-urlencoded"):
-            told = client.request(method, path.replace("{", "").replace("}", ""), content=b"a=b",
+            response = client.request(method, path.replace("{", "").replace("}", ""), content=b"a=b",
                                   headers={"Content-Type": kind})  # fmt: skip
-            assert told.status_code == 415, (method, path, told.text)
+            assert response.status_code == 415, (method, path, response.text)
 
 
 def test_h04_websockets_have_the_same_gate(open_: Served) -> None:
@@ -355,20 +363,20 @@ def walk(routes: list[BaseRoute]) -> Iterator[tuple[str, str]]:
 
 def unguarded(app: Any, guard: Any) -> list[str]:
     """Paths that answer without a key, but for those that may."""
-    client, found = TestClient(guard, base_url="http://127.0.0.1", raise_server_exceptions=False), []
+    client, matches = TestClient(guard, base_url="http://127.0.0.1", raise_server_exceptions=False), []
     for method, path in {*walk(app.routes), ("GET", "/nothing"), ("POST", "/v1/files")}:
         where = path.replace("{name:path}", "x").replace("{", "").replace("}", "")
         if method == "WEBSOCKET":
             try:
                 with client.websocket_connect(f"ws://127.0.0.1{where}"):
-                    found.append(where)
+                    matches.append(where)
             except WebSocketDisconnect:
                 pass
             except KeyError:  # it got as far as the route, which misses the client's name
-                found.append(where)
+                matches.append(where)
         elif where not in PUBLIC_PATHS and client.request(method, where).status_code != 401:
-            found.append(f"{method} {where}")
-    return found
+            matches.append(f"{method} {where}")
+    return matches
 
 
 def test_h05_no_route_is_open(port: Served) -> None:
@@ -386,10 +394,10 @@ def test_h05_no_route_is_open(port: Served) -> None:
 )
 def test_h05_no_spelling_of_a_request_gets_past(port: Served, method: str, path: str) -> None:
     with Wire(port.url) as wire:
-        told = wire.ask(method, path)
-        body = told.body.decode()
+        response = wire.ask(method, path)
+        body = response.body.decode()
     open_path = path == "/%6civez"  # which is /livez
-    assert told.status in ((200, 405) if open_path else (400, 401)), told
+    assert response.status in ((200, 405) if open_path else (400, 401)), response
     assert "minikin_" not in body
 
 
@@ -405,9 +413,9 @@ def test_h05_three_ways_to_give_the_key(port: Served, headers: dict[str, str]) -
     with port.client() as c:
         assert c.get("/api/jobs", headers=given(KEYS["ann"])).status_code == 200
         for wrong in ("x", KEYS["ann"][:-1], KEYS["ann"] + "x", KEYS["ann"].upper(), "é"):
-            told = c.get("/api/jobs", headers={k: v.encode("latin-1") for k, v in given(wrong).items()})  # type: ignore[arg-type]
-            assert told.status_code == 401 and KEYS["ann"] not in told.text
-            assert told.json()["error"]["code"] == "invalid_api_key"
+            response = c.get("/api/jobs", headers={k: v.encode("latin-1") for k, v in given(wrong).items()})  # type: ignore[arg-type]
+            assert response.status_code == 401 and KEYS["ann"] not in response.text
+            assert response.json()["error"]["code"] == "invalid_api_key"
 
 
 # ---- H6 ----------------------------------------------------------------------------------------
@@ -421,8 +429,8 @@ def test_h06_the_server_tells_nothing_of_itself(port: Served, people: dict[str, 
             texts[path] = c.get(path).text
     assert texts["/sdapi/v1/cmd-flags"] == texts["/sdapi/v1/memory"] == "{}"
     secrets = [*KEYS.values(), str(port.folder), str(Path.home()), "Traceback", "/src/minikin", "site-packages"]
-    told = [(path, s) for path, text in texts.items() for s in secrets if s in text]
-    assert not told and len(texts) > 25
+    response = [(path, s) for path, text in texts.items() for s in secrets if s in text]
+    assert not response and len(texts) > 25
     with Wire(port.url) as wire:
         assert "server" not in wire.ask("GET", "/livez").headers
 
@@ -433,7 +441,7 @@ def test_h06_the_server_tells_nothing_of_itself(port: Served, people: dict[str, 
 @pytest.mark.parametrize("verb", ["interrupt", "skip"])
 def test_h07_interrupting_is_for_ones_own_jobs(tmp_path: Path, verb: str) -> None:
     """Neither all of another's nor one of them by its name."""
-    engine, told = FakeEngine(), dict[str, Any]()
+    engine, response = FakeEngine(), dict[str, Any]()
     with served(engine, tmp_path / "s", keys=[*KEYS.values()]) as s:
         people = {who: s.client(headers={"X-API-Key": key}) for who, key in KEYS.items()}
         s.service.workers[0].warm.wait(5)
@@ -441,7 +449,7 @@ def test_h07_interrupting_is_for_ones_own_jobs(tmp_path: Path, verb: str) -> Non
 
         def paint(who: str) -> None:
             body = {"prompt": who, "seed": 1, "width": 64, "height": 64, "force_task_id": "one"}
-            told[who] = people[who].post("/sdapi/v1/txt2img", json=body).json()
+            response[who] = people[who].post("/sdapi/v1/txt2img", json=body).json()
 
         threads = [threading.Thread(target=paint, args=(who,)) for who in people]
         try:
@@ -456,9 +464,9 @@ def test_h07_interrupting_is_for_ones_own_jobs(tmp_path: Path, verb: str) -> Non
         finally:
             engine.go.set()
         threads[1].join(60)
-        assert json.loads(told["ann"]["info"])["interrupted"]
-        assert not json.loads(told["bob"]["info"])["interrupted"]
-        assert read(Image.open(io.BytesIO(base64.b64decode(told["bob"]["images"][0])))) == digest(
+        assert json.loads(response["ann"]["info"])["interrupted"]
+        assert not json.loads(response["bob"]["info"])["interrupted"]
+        assert read(Image.open(io.BytesIO(base64.b64decode(response["bob"]["images"][0])))) == digest(
             "bob", "", {}, 1
         )
 
@@ -473,8 +481,8 @@ def test_h07_interrupting_is_for_ones_own_jobs(tmp_path: Path, verb: str) -> Non
      {"subseed_strength": 0.5}],
 )  # fmt: skip
 def test_h08_nothing_is_configured_over_http(people: dict[str, httpx.Client], asked: dict[str, Any]) -> None:
-    told = people["ann"].post("/sdapi/v1/txt2img", json={"prompt": "a", "width": 64, "height": 64, **asked})
-    assert told.status_code == 422 and told.json()["error"] == "unsupported_field", told.text
+    response = people["ann"].post("/sdapi/v1/txt2img", json={"prompt": "a", "width": 64, "height": 64, **asked})
+    assert response.status_code == 422 and response.json()["error"] == "unsupported_field", response.text
 
 
 def test_h08_options_are_not_written(port: Served, people: dict[str, httpx.Client]) -> None:
@@ -486,8 +494,8 @@ def test_h08_options_are_not_written(port: Served, people: dict[str, httpx.Clien
         {"sd_model_checkpoint": "other"},
         {"CLIP_stop_at_last_layers": 1, "x": 1},
     ):
-        told = c.post("/sdapi/v1/options", json=body)
-        assert told.status_code == 422 and told.json()["error"] == "unsupported_field", told.text
+        response = c.post("/sdapi/v1/options", json=body)
+        assert response.status_code == 422 and response.json()["error"] == "unsupported_field", response.text
     place = port.folder.parent / "elsewhere"
     body = {"prompt": "a", "width": 64, "height": 64, "save_images": True, "outpath_samples": str(place)}
     assert c.post("/sdapi/v1/txt2img", json=body).status_code == 200

@@ -49,15 +49,15 @@ def test_h12_bodies_that_are_too_large(small: Served) -> None:
     """Told by its length before a byte is read, or as soon as too much has come; the next one is served."""
     with small.client() as c:
         big = b'{"prompt": "' + b"a" * 300_000 + b'"}'
-        told = c.post("/api/paint", content=big, headers={"Content-Type": "application/json"})
-        assert told.status_code == 413 and told.json()["error"]["code"] == "body_too_large"
+        response = c.post("/api/paint", content=big, headers={"Content-Type": "application/json"})
+        assert response.status_code == 413 and response.json()["error"]["code"] == "body_too_large"
 
         def pieces() -> Iterator[bytes]:
             for _ in range(30):
                 yield b"a" * 10_000
 
-        told = c.post("/api/paint", content=pieces(), headers={"Content-Type": "application/json"})
-        assert told.status_code == 413
+        response = c.post("/api/paint", content=pieces(), headers={"Content-Type": "application/json"})
+        assert response.status_code == 413
         assert c.post("/api/paint?wait=true", json={"prompt": "a"}).status_code == 200
     with Wire(small.url) as wire:
         told_ = wire.send(wire.head("POST", "/api/paint", [JSON, f"Content-Length: {10**12}"]))
@@ -66,8 +66,10 @@ def test_h12_bodies_that_are_too_large(small: Served) -> None:
 
 def form(parts: list[tuple[bytes, bytes]], boundary: bytes = b"xx") -> bytes:
     """Multipart of these headers and bodies."""
-    told = b"".join(b"--" + boundary + b"\r\n" + head + b"\r\n\r\n" + body + b"\r\n" for head, body in parts)
-    return told + b"--" + boundary + b"--\r\n"
+    response = b"".join(
+        b"--" + boundary + b"\r\n" + head + b"\r\n\r\n" + body + b"\r\n" for head, body in parts
+    )
+    return response + b"--" + boundary + b"--\r\n"
 
 
 FIELD = b'Content-Disposition: form-data; name="recipe"'
@@ -90,12 +92,12 @@ FILE = b'Content-Disposition: form-data; name="photos"; filename="a"'
 )  # fmt: skip
 def test_h12_forms_without_measure(small: Served, path: str, body: bytes, boundary: str) -> None:
     """A form of few parts is read; any other is a 4xx after less than a second's work, and without waiting."""
-    begun = cpu()
+    start_time = cpu()
     kind = f"Content-Type: multipart/form-data; boundary={boundary}"
     with Wire(small.url) as wire:
-        told = wire.ask("POST", path, [kind], body)
-    assert 400 <= told.status < 500, told
-    assert cpu() - begun < 1
+        response = wire.ask("POST", path, [kind], body)
+    assert 400 <= response.status < 500, response
+    assert cpu() - start_time < 1
 
 
 # ---- H14 ---------------------------------------------------------------------------------------
@@ -158,11 +160,11 @@ REFUSED = {
 def test_h14_pictures_that_are_refused(name: str) -> None:
     """With status and code, in little time; a child's memory and time are limited, ours is not touched."""
     data, status, code = REFUSED[name]
-    begun = cpu()  # the child's, too
+    start_time = cpu()  # the child's, too
     with pytest.raises(RequestRejected) as caught:
         decode.decode(data, "image", Limits())
     assert (caught.value.status, caught.value.code) == (status, code), str(caught.value)
-    assert cpu() - begun < 3
+    assert cpu() - start_time < 3
 
 
 def test_h14_odd_pictures_are_read_to_their_first_frame() -> None:
@@ -189,10 +191,10 @@ def test_h14_pictures_lose_everything_but_their_pixels() -> None:
 def test_h14_a_decoder_that_never_ends_is_ended(monkeypatch: Any) -> None:
     """The control of its time: the child is killed, and the caller told."""
     monkeypatch.setattr(decode, "_SCRIPT", "import time; time.sleep(60)")
-    begun = time.monotonic()
+    start_time = time.monotonic()
     with pytest.raises(RequestRejected, match="damaged"):
         decode.decode(saved("PNG"), "image", Limits(decode_s=0.5))
-    assert time.monotonic() - begun < 30
+    assert time.monotonic() - start_time < 30
 
 
 @pytest.mark.parametrize(("more", "refused"), [(800, True), (8, False)])
@@ -214,8 +216,8 @@ def test_h15_what_is_served_is_a_picture_and_nothing_else(small: Served) -> None
     evil = saved("PNG", Image.new("RGB", (64, 64))) + b"<html><script>alert(1)</script>"
     with small.client() as c:
         body = {"picture": base64.b64encode(evil).decode(), "prompt": "a", "steps": 1}
-        told = c.post("/api/refine?wait=true", json=body)
-        got = c.get(told.json()["results"][0]["url"])
+        response = c.post("/api/refine?wait=true", json=body)
+        got = c.get(response.json()["results"][0]["url"])
         assert got.headers["content-type"] == "image/png" and b"<script" not in got.content
         assert got.headers.get("x-content-type-options") == "nosniff"
         assert got.headers.get("content-security-policy") == "sandbox; default-src 'none'"
@@ -226,8 +228,8 @@ def test_h15_what_is_served_is_a_picture_and_nothing_else(small: Served) -> None
         assert got.headers["content-type"] == "application/octet-stream"
         assert got.headers["content-disposition"] == 'attachment; filename="tom.safetensors"'
         assert got.headers.get("x-content-type-options") == "nosniff"
-        told = c.post("/api/paint", json={"prompt": "<script>"})
-        assert told.headers["content-type"] == "application/json"
+        response = c.post("/api/paint", json={"prompt": "<script>"})
+        assert response.headers["content-type"] == "application/json"
 
 
 # ---- H16 ---------------------------------------------------------------------------------------
@@ -240,27 +242,29 @@ def test_h16_something_unexpected_is_told_by_its_reference(small: Served, monkey
 
     monkeypatch.setattr(small.service.engine, "describe", broken)
     with small.client() as c:
-        told = c.get(path)
-        assert told.status_code == 500 and "secret" not in told.text and "Traceback" not in told.text
-        assert f"Internal error. Reference {told.headers['x-request-id']}." in told.text
-        assert "internal_error" in told.text and told.headers.get("x-should-retry") == "false"
+        response = c.get(path)
+        assert (
+            response.status_code == 500 and "secret" not in response.text and "Traceback" not in response.text
+        )
+        assert f"Internal error. Reference {response.headers['x-request-id']}." in response.text
+        assert "internal_error" in response.text and response.headers.get("x-should-retry") == "false"
 
 
 def test_h16_every_answer_keeps_the_retry_contract(tmp_path: Path) -> None:
     """No 409; 429 and 503 say when, every other 5xx says no."""
     engine = FakeEngine(errors={"crash": RuntimeError("x"), "base": BaseMismatch("Another base.")})
     with served(engine, tmp_path / "s", limits=Limits(waiting_per_client=0)) as full, full.client() as c:
-        told = c.post("/v1/images/generations", json={"prompt": "a"})
-        assert told.status_code == 429 and int(told.headers.get("retry-after", 0)) >= 1
+        response = c.post("/v1/images/generations", json={"prompt": "a"})
+        assert response.status_code == 429 and int(response.headers.get("retry-after", 0)) >= 1
     with served(engine, tmp_path / "t") as s, s.client() as c:
         for path in ("/v1/images/generations", "/sdapi/v1/txt2img", "/api/paint?wait=true"):
             for prompt, statuses in (("crash", (500,)), ("base", (400, 422))):
-                told = c.post(path, json={"prompt": prompt})
-                assert told.status_code in statuses and told.status_code != 409
-                assert told.status_code < 500 or told.headers.get("x-should-retry") == "false"
+                response = c.post(path, json={"prompt": prompt})
+                assert response.status_code in statuses and response.status_code != 409
+                assert response.status_code < 500 or response.headers.get("x-should-retry") == "false"
         s.service.drain()
-        told = c.post("/v1/images/generations", json={"prompt": "a"})
-        assert told.status_code == 503 and int(told.headers.get("retry-after", 0)) >= 1
+        response = c.post("/v1/images/generations", json={"prompt": "a"})
+        assert response.status_code == 503 and int(response.headers.get("retry-after", 0)) >= 1
 
 
 # ---- H17 ---------------------------------------------------------------------------------------
@@ -306,10 +310,10 @@ def test_h18_one_client_cannot_fill_the_line(tmp_path: Path) -> None:
     with served(engine, tmp_path / "s", limits=Limits(batch=1)) as s, s.client() as c:
         s.service.workers[0].warm.wait(5)
         engine.go.clear()
-        told = [c.post("/api/paint", json={"prompt": f"A{k}"}) for k in range(60)]
-        taken = [t.json()["id"] for t in told if t.status_code == 202]
-        assert 16 <= len(taken) <= 17 and {t.status_code for t in told} == {202, 429}
-        assert {t.json()["error"]["code"] for t in told if t.status_code == 429} == {"client_queue_full"}
+        response = [c.post("/api/paint", json={"prompt": f"A{k}"}) for k in range(60)]
+        taken = [t.json()["id"] for t in response if t.status_code == 202]
+        assert 16 <= len(taken) <= 17 and {t.status_code for t in response} == {202, 429}
+        assert {t.json()["error"]["code"] for t in response if t.status_code == 429} == {"client_queue_full"}
         other = {"X-Minikin-Client": "B"}
         single = c.post("/api/paint", json={"prompt": "B"}, headers=other).json()["id"]
         engine.go.set()
@@ -332,8 +336,10 @@ def test_h19_when_to_come_back_is_computed_and_spread(tmp_path: Path) -> None:
         waits = [int(c.post("/api/paint", json={"prompt": "a"}).headers["retry-after"]) for _ in range(40)]
         assert 10 < min(waits) and max(waits) <= 120 and len(set(waits)) > 3
         with Wire(s.url) as wire:
-            told = wire.send(wire.head("POST", "/sdapi/v1/txt2img", [JSON, "Content-Length: 9999"]))  # no body
-            assert told.status == 429, "who reads the body first says 408 after a second"
+            response = wire.send(
+                wire.head("POST", "/sdapi/v1/txt2img", [JSON, "Content-Length: 9999"])
+            )  # no body
+            assert response.status == 429, "who reads the body first says 408 after a second"
         engine.go.set()
         s.drained()
 
@@ -344,9 +350,9 @@ def test_h19_every_call_that_waits_is_asked_at_the_door(tmp_path: Path) -> None:
     from tests.robustness.test_open_port import walk_routes
 
     with served(FakeEngine(), tmp_path / "s") as s:
-        found = {path for path, r in walk_routes(s.app.routes) if isinstance(r, StrictRoute)
+        matches = {path for path, r in walk_routes(s.app.routes) if isinstance(r, StrictRoute)
                  and getattr(r.endpoint, "enqueues_jobs", False)}  # fmt: skip
-    assert found == {"/api/paint", "/api/refine", "/api/inpaint", "/api/concepts/teach", "/api/masks",
+    assert matches == {"/api/paint", "/api/refine", "/api/inpaint", "/api/concepts/teach", "/api/masks",
                      "/v1/images/generations", "/v1/images/edits", "/v1/images/variations",
                      "/sdapi/v1/txt2img", "/sdapi/v1/img2img"}  # fmt: skip
 
@@ -406,8 +412,8 @@ def test_h21_two_hundred_concepts_in_turn(tmp_path: Path, monkeypatch: Any) -> N
     ):
         shas = {}
         for k in range(200):
-            told = c.post("/api/concepts", files={"file": ("x", concept(f"pet{k}", k))})
-            shas[f"pet{k}"] = told.json()["sha256"]
+            response = c.post("/api/concepts", files={"file": ("x", concept(f"pet{k}", k))})
+            shas[f"pet{k}"] = response.json()["sha256"]
         lag = Lag(s)
         wrong = []
 
@@ -416,10 +422,10 @@ def test_h21_two_hundred_concepts_in_turn(tmp_path: Path, monkeypatch: Any) -> N
             with s.client() as mine:
                 for k in range(10):
                     name = f"pet{rng.randrange(200)}"
-                    told = mine.post(
+                    response = mine.post(
                         "/v1/images/generations", json={"prompt": f"<{name}>", "seed": k, "size": "64x64"}
                     )
-                    image = Image.open(io.BytesIO(base64.b64decode(told.json()["data"][0]["b64_json"])))
+                    image = Image.open(io.BytesIO(base64.b64decode(response.json()["data"][0]["b64_json"])))
                     if read(image) != digest(f"<{name}>", "", {name: shas[name]}, k):
                         wrong.append(name)
 
@@ -445,9 +451,9 @@ class Lag:
     def _ask(self, s: Served) -> None:
         with Wire(s.url, timeout=20) as wire, Ticks() as clock:
             while not self._done.wait(0.01):
-                begun = clock.seconds
+                start_time = clock.seconds
                 assert wire.ask("GET", "/livez").status == 200
-                self._seconds.append(clock.seconds - begun)
+                self._seconds.append(clock.seconds - start_time)
 
     def p99(self) -> float:
         self._done.set()

@@ -57,9 +57,9 @@ def test_h09_too_much_is_refused_before_it_waits(
     port: Served, client: httpx.Client, path: str, body: dict[str, Any], words: str
 ) -> None:
     before = len(port.service.store._rows("SELECT id FROM jobs"))
-    told = client.post(path, json={"prompt": "a", **body})
-    assert told.status_code == (400 if path.startswith("/v1") else 422), told.text
-    assert words in told.text
+    response = client.post(path, json={"prompt": "a", **body})
+    assert response.status_code == (400 if path.startswith("/v1") else 422), response.text
+    assert words in response.text
     assert len(port.service.store._rows("SELECT id FROM jobs")) == before
 
 
@@ -78,10 +78,10 @@ def test_h10_prompts_are_read_in_linear_time(client: httpx.Client, name: str) ->
     """Answered, never a 5xx; half as long takes about half as long."""
     text = NASTY[name]
     for body in ({"prompt": text[:32_000]}, {"prompt": "a", "negative": text[:32_000]}):
-        begun = cpu()  # of the server's threads, too
-        told = client.post("/api/paint?wait=true", json=body)
-        assert told.status_code in (200, 422), told.text[:200]
-        assert cpu() - begun < 2
+        start_time = cpu()  # of the server's threads, too
+        response = client.post("/api/paint?wait=true", json=body)
+        assert response.status_code in (200, 422), response.text[:200]
+        assert cpu() - start_time < 2
     too_long = client.post("/api/paint", json={"prompt": text + " " * (32_001 - len(text))})
     assert too_long.status_code == 422 and "32000" in too_long.text
     for reader in (concept_tags, lambda p: parse(p, {"tom": "cat"})):
@@ -91,18 +91,18 @@ def test_h10_prompts_are_read_in_linear_time(client: httpx.Client, name: str) ->
 
 def seconds(reader: Any, text: str) -> float:
     """Of this thread, until it is read, or refused by one of our own errors."""
-    begun = time.thread_time()
+    start_time = time.thread_time()
     with suppress(MinikinError):
         reader(text)
-    return time.thread_time() - begun
+    return time.thread_time() - start_time
 
 
 def test_h10_a_prompt_of_ten_megabytes(client: httpx.Client) -> None:
-    begun = cpu()
+    start_time = cpu()
     for path, status in (("/api/paint", 422), ("/v1/images/generations", 400), ("/sdapi/v1/txt2img", 422)):
-        told = client.post(path, json={"prompt": "a " * 5_000_000})
-        assert told.status_code == status and len(told.content) < 1000, told.text[:300]
-    assert cpu() - begun < 3
+        response = client.post(path, json={"prompt": "a " * 5_000_000})
+        assert response.status_code == status and len(response.content) < 1000, response.text[:300]
+    assert cpu() - start_time < 3
 
 
 # ---- H11 ---------------------------------------------------------------------------------------
@@ -119,9 +119,9 @@ NO_JSON = [
 @pytest.mark.parametrize("path", ["/api/paint", "/v1/images/generations", "/sdapi/v1/txt2img"])
 def test_h11_json_that_is_none(client: httpx.Client, path: str) -> None:
     for raw in NO_JSON:
-        told = client.post(path, content=raw, headers={"content-type": "application/json"})
-        assert told.status_code in ((400,) if raw else (400, 422)), (raw[:40], told.text)
-        error = told.json()["error"]
+        response = client.post(path, content=raw, headers={"content-type": "application/json"})
+        assert response.status_code in ((400,) if raw else (400, 422)), (raw[:40], response.text)
+        error = response.json()["error"]
         assert not raw or (error if isinstance(error, str) else error["code"]) == "invalid_json", (
             raw[:40],
             error,
@@ -135,7 +135,10 @@ def test_h11_json_that_is_none(client: httpx.Client, path: str) -> None:
 )  # fmt: skip
 def test_h11_values_of_another_type(client: httpx.Client, body: Any) -> None:
     for path in ("/api/paint", "/v1/images/generations", "/sdapi/v1/txt2img"):
-        told = client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
-        assert told.status_code in (400, 422) or (told.is_success and isinstance(body, dict)), (path, told.text)
+        response = client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
+        assert response.status_code in (400, 422) or (response.is_success and isinstance(body, dict)), (
+            path,
+            response.text,
+        )
         if isinstance(body, dict) and body.get("n") is True and path != "/sdapi/v1/txt2img":
-            assert not told.is_success
+            assert not response.is_success

@@ -41,8 +41,10 @@ def _others_are_served(server: Served) -> Iterator[None]:
     yield
     with Wire(server.url) as wire:
         assert wire.ask("GET", "/livez").status == 200
-        told = wire.ask("POST", "/api/paint?wait=true", ["Content-Type: application/json"], b'{"prompt": "a"}')
-        assert told.status == 200, told
+        response = wire.ask(
+            "POST", "/api/paint?wait=true", ["Content-Type: application/json"], b'{"prompt": "a"}'
+        )
+        assert response.status == 200, response
 
 
 def host(server: Served) -> str:
@@ -71,11 +73,11 @@ LINES = [
 
 @pytest.mark.parametrize("line", LINES)
 def test_lines_that_are_no_request(server: Served, line: bytes) -> None:
-    told = sent(server, line + b"\r\nHost: " + host(server).encode() + b"\r\n\r\n")
-    assert told.status in (0, 400, 404, 408, 421), told
-    if told.status == 400:
-        assert b'"bad_http"' in told.body or b'"bad_request"' in told.body
-        assert told.headers["connection"] == "close"
+    response = sent(server, line + b"\r\nHost: " + host(server).encode() + b"\r\n\r\n")
+    assert response.status in (0, 400, 404, 408, 421), response
+    if response.status == 400:
+        assert b'"bad_http"' in response.body or b'"bad_request"' in response.body
+        assert response.headers["connection"] == "close"
 
 
 HEADERS = [
@@ -95,8 +97,8 @@ HEADERS = [
 def test_headers_that_are_none(server: Served, headers: bytes) -> None:
     with Ticks() as clock:
         asked = b"POST /api/jobs HTTP/1.1\r\nHost: " + host(server).encode()
-        told = sent(server, asked + b"\r\n" + headers + b"\r\n\r\n")
-        assert told.status in (0, 400, 403, 404, 405, 408, 413, 415, 421, 501), told
+        response = sent(server, asked + b"\r\n" + headers + b"\r\n\r\n")
+        assert response.status in (0, 400, 403, 404, 405, 408, 413, 415, 421, 501), response
         assert clock.seconds < 2
 
 
@@ -114,10 +116,10 @@ def test_a_request_inside_a_request(server: Served, framing: str) -> None:
     """Two framings at once: refused and closed, so that what follows is nobody's second request."""
     inner = SMUGGLED.replace(b"{}", host(server).encode())
     with Wire(server.url, timeout=2) as wire:
-        told = wire.send(
+        response = wire.send(
             HEAD.format(host=host(server)).encode() + framing.encode() + b"\r\n\r\n0\r\n\r\n" + inner
         )
-        assert told.status in (400, 501) and told.headers["connection"] == "close", told
+        assert response.status in (400, 501) and response.headers["connection"] == "close", response
         assert wire._socket is None
 
 
@@ -131,13 +133,13 @@ CHUNKS = [
 
 @pytest.mark.parametrize("chunks", CHUNKS)
 def test_chunks_that_are_none(server: Served, chunks: bytes) -> None:
-    told = sent(server, head(server, "Transfer-Encoding: chunked") + chunks)
-    assert told.status in (0, 400, 408), told
+    response = sent(server, head(server, "Transfer-Encoding: chunked") + chunks)
+    assert response.status in (0, 400, 408), response
 
 
 def test_five_hundred_damaged_requests(server: Served) -> None:
     """Good requests with bytes flipped, cut out, doubled and put in; never a 5xx, never without an end."""
-    rng, seen = random.Random(0), dict[int, int]()
+    rng, observed = random.Random(0), dict[int, int]()
     body = b'{"prompt": "a", "steps": 1}'
     good = [
         head(server, f"Content-Length: {len(body)}") + body,
@@ -158,9 +160,9 @@ def test_five_hundred_damaged_requests(server: Served) -> None:
             else:
                 data[at:at] = rng.choice((b"\0", b"\r\n", b"\n", b": ", b"\xff", b" ", b"9" * n))
         status = sent(server, bytes(data), end=True).status
-        seen[status] = seen.get(status, 0) + 1
-    assert all(status < 500 for status in seen), seen
-    assert seen.get(400, 0) > 100, seen
+        observed[status] = observed.get(status, 0) + 1
+    assert all(status < 500 for status in observed), observed
+    assert observed.get(400, 0) > 100, observed
 
 
 def test_what_is_pipelined_is_answered_in_order(server: Served) -> None:
@@ -171,10 +173,10 @@ def test_what_is_pipelined_is_answered_in_order(server: Served) -> None:
         # what http.client has read ahead is gone with it; the connection itself is in order
     with socket.create_connection(("127.0.0.1", wire.address[1]), timeout=2) as s:
         s.sendall(one + two + one + b"nonsense\r\n\r\n")
-        told = b""
+        response = b""
         while more := s.recv(65_536):
-            told += more
-    assert re.findall(rb"HTTP/1\.1 (\d{3}) ", told) == [b"200", b"404", b"200", b"400"]
+            response += more
+    assert re.findall(rb"HTTP/1\.1 (\d{3}) ", response) == [b"200", b"404", b"200", b"400"]
 
 
 def test_half_closed_connections_end(server: Served) -> None:
@@ -203,18 +205,18 @@ def refused(server: Served, then: bytes) -> bytes:
         time.sleep(0.2)  # answered, and our side closed
         s.sendall(then)
         time.sleep(0.2)
-        told = b""
+        response = b""
         while more := s.recv(4096):
-            told += more
-        return told
+            response += more
+        return response
 
 
 def test_who_is_refused_while_sending_hears_why(server: Served, monkeypatch: Any) -> None:
     """A closed socket would be reset by what still comes, and the reset takes the answer with it."""
     with Ticks() as clock, monkeypatch.context() as m:
         m.setattr(wire_, "LINGER_S", 60.0)  # its end comes with what it waits for
-        told = refused(server, b"a" * 1_000_000)
-    assert b" 413 " in told and b"body_too_large" in told and clock.seconds < 10
+        response = refused(server, b"a" * 1_000_000)
+    assert b" 413 " in response and b"body_too_large" in response and clock.seconds < 10
     monkeypatch.setattr(wire_.TimeoutProtocol, "_linger", lambda self, transport: False)
     with pytest.raises(ConnectionError):  # the control
         refused(server, b"a" * 1_000_000)
@@ -263,10 +265,10 @@ def test_a_server_ends_while_somebody_lingers(tmp_path: Any, monkeypatch: Any, d
     with served(FakeEngine(), tmp_path / "s", limits=SHORT) as s:
         one = socket.create_connection(Wire(s.url).address, timeout=5)
         one.sendall(data.replace("{head}", HEAD.format(host=host(s))).encode())
-        told = b""
+        response = b""
         while more := one.recv(4096):  # to the end of our side's
-            told += more
-        assert told.startswith(b"HTTP/1.1 4") and lingering(s) == 1
+            response += more
+        assert response.startswith(b"HTTP/1.1 4") and lingering(s) == 1
         began = time.monotonic()
     assert time.monotonic() - began < 10 and s.service.writer.stopped
     one.close()
@@ -283,10 +285,10 @@ def test_whoever_is_cut_off_in_the_middle_is_not_answered(tmp_path: Any, caplog:
         s.sendall(head(server, "Transfer-Encoding: chunked") + chunk)
         time.sleep(0.1)
         s.sendall(b"no chunk\r\n")
-        told = b""
+        response = b""
         while more := s.recv(4096):
-            told += more
-        assert b" 400 " in told and clock.seconds < 1.5
+            response += more
+        assert b" 400 " in response and clock.seconds < 1.5
     time.sleep(0.3)
     assert not [r for r in caplog.records if r.exc_info]
 
@@ -297,13 +299,13 @@ def test_whoever_is_cut_off_in_the_middle_is_not_answered(tmp_path: Any, caplog:
 def dripped(server: Served, first: bytes, drip: bytes, seconds: float) -> tuple[float, bytes]:
     """Send the first bytes, then one byte now and then: until when, and what was said."""
     with socket.create_connection(Wire(server.url).address, timeout=0.1) as s, Ticks() as clock:
-        told = b""
+        response = b""
         s.sendall(first)
         k = 0
         while clock.seconds < seconds:
             try:
                 more = s.recv(4096)
-                told += more
+                response += more
                 if not more:
                     break
             except TimeoutError:
@@ -315,7 +317,7 @@ def dripped(server: Served, first: bytes, drip: bytes, seconds: float) -> tuple[
                 k += 1
             except OSError:
                 break
-        return clock.seconds, told
+        return clock.seconds, response
 
 
 @pytest.mark.parametrize(
@@ -332,9 +334,9 @@ def dripped(server: Served, first: bytes, drip: bytes, seconds: float) -> tuple[
 def test_h13_what_comes_a_byte_at_a_time_is_ended(
     server: Served, first: bytes, drip: bytes, answer: bytes
 ) -> None:
-    took, told = dripped(server, first.replace(b"{host}", host(server).encode()), drip, 4)
+    took, response = dripped(server, first.replace(b"{host}", host(server).encode()), drip, 4)
     assert took < 2.5, "after receive_s and one look"
-    assert answer in told, told
+    assert answer in response, response
 
 
 def test_h13_uvicorn_alone_waits_for_ever(tmp_path: Any, monkeypatch: Any) -> None:
@@ -376,9 +378,9 @@ def quick(wire: Wire) -> float:
 
 
 def timed(wire: Wire) -> float:
-    begun = time.monotonic()
+    start_time = time.monotonic()
     assert wire.ask("GET", "/livez").status == 200
-    return time.monotonic() - begun
+    return time.monotonic() - start_time
 
 
 def open_connections(server: Served) -> int:
@@ -415,14 +417,14 @@ def test_h13_a_slow_body_that_keeps_coming_is_read(server: Served) -> None:
     body = b'{"prompt": "a"' + b" " * 90_000 + b"}"
 
     def slowly() -> int:
-        begun = time.monotonic()
+        start_time = time.monotonic()
         with Wire(server.url) as wire:
             wire.socket.sendall(head(server, f"Content-Length: {len(body)}"))
             with suppress(OSError):
                 for k in range(0, len(body), 6_000):
                     wire.socket.sendall(body[k : k + 6_000])
                     time.sleep(0.05)
-                assert time.monotonic() - begun > SHORT.receive_s
+                assert time.monotonic() - start_time > SHORT.receive_s
             return wire.answer().status
 
     assert any(slowly() == 202 for _ in range(3))

@@ -27,10 +27,10 @@ def test_what_belongs_to_nobody(tmp_path: Path) -> None:
 
     def planted(path: str) -> list[str]:
         (folder / path).write_bytes(b"")
-        found, while_running = audit.problems(folder), audit.problems(folder, drained=False)
+        matches, while_running = audit.problems(folder), audit.problems(folder, drained=False)
         (folder / path).unlink()
         assert while_running == [] or "results" in path
-        return found
+        return matches
 
     name = ".minikin-0123456789abcdef"
     for place in ("", "results/", "concepts/"):
@@ -45,10 +45,10 @@ def test_every_kind_has_its_pictures(tmp_path: Path) -> None:
     """Refining and inpainting as many as were asked for; masks without a gap."""
     folder, buffer = tmp_path / "s", io.BytesIO()
     Image.new("RGB", (64, 64)).save(buffer, "PNG")
-    picture = base64.b64encode(buffer.getvalue()).decode()
+    image = base64.b64encode(buffer.getvalue()).decode()
     with served(FakeEngine(steps=1), folder) as s, s.client() as c:
         ids = [
-            c.post(f"/api/{kind}?wait=true", json={"prompt": "a", "picture": picture, "n": 2}).json()["id"]
+            c.post(f"/api/{kind}?wait=true", json={"prompt": "a", "picture": image, "n": 2}).json()["id"]
             for kind in ("refine", "inpaint")
         ]
     db = sqlite3.connect(folder / "jobs.sqlite", isolation_level=None)
@@ -78,14 +78,14 @@ def test_counters_that_do_not_agree(tmp_path: Path, monkeypatch: Any, capsys: An
 
     with pytest.raises(AssertionError, match="counts 2 of 'paint completed', the store's events 1"):
         run()
-    told = (
+    response = (
         'minikin_jobs_total{kind="paint",outcome="completed"} 1\nminikin_pictures_total 3\n'
         "process_start_time_seconds 1\n"
     )
-    (tmp_path / "metrics.txt").write_text(told)
+    (tmp_path / "metrics.txt").write_text(response)
     monkeypatch.setattr(sys, "argv", ["ledger", str(folder), str(tmp_path / "metrics.txt")])
     with pytest.raises(SystemExit, match="True"):
         audit.main()
     assert capsys.readouterr().out == "/metrics counts 3 of 'images', the store's events 2\n"
-    assert audit.disagreements(folder, told.replace("3", "2")) == []
-    assert len(audit.disagreements(folder, told.replace("seconds 1", "seconds 1e12"))) == 2
+    assert audit.disagreements(folder, response.replace("3", "2")) == []
+    assert len(audit.disagreements(folder, response.replace("seconds 1", "seconds 1e12"))) == 2

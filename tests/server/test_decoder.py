@@ -54,9 +54,9 @@ def test_few_children_at_once_and_503_for_who_waits_too_long(tmp_path: Path, mon
             time.sleep(0.01)
         assert now[0] == most[0] == decode.AT_ONCE
         go.set()
-        told = [one.result() for one in asked]
-        busy = [one for one in told if one.status_code == 503]
+        response = [one.result() for one in asked]
+        busy = [one for one in response if one.status_code == 503]
         assert len(busy) == 12 - decode.AT_ONCE
         assert all(int(one.headers["retry-after"]) >= 1 and "busy" in one.text for one in busy)
-        assert {one.status_code for one in told if one not in busy} == {200}
+        assert {one.status_code for one in response if one not in busy} == {200}
         assert ask(0).status_code == ask(1).status_code == 200

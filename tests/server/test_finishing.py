@@ -57,23 +57,23 @@ def test_an_end_is_told_when_the_store_has_it(service: Service, monkeypatch: Any
     monkeypatch.setattr(service.store, "end", slow)
     job = paint(service)
     assert writing.wait(20)
-    seen = serializers.job_json(service, job)
-    assert seen["status"] == "running" and seen["completed"] is None and seen["error"] is None
+    observed = serializers.job_json(service, job)
+    assert observed["status"] == "running" and observed["completed"] is None and observed["error"] is None
     go.set()
     assert job.finished.wait(20)
-    seen = serializers.job_json(service, job)
-    assert seen["status"] == "completed" and seen["completed"] >= seen["started"]
-    assert service.store.image(seen["results"][0]["id"], "me")
+    observed = serializers.job_json(service, job)
+    assert observed["status"] == "completed" and observed["completed"] >= observed["started"]
+    assert service.store.image(observed["results"][0]["id"], "me")
 
 
 def test_a_job_is_begun_once(service: Service, monkeypatch: Any) -> None:
     """Whoever takes the second piece of a job, at the same moment or later, adds no attempt."""
-    told: list[str] = []
-    monkeypatch.setattr(service.store, "start", told.extend)
+    response: list[str] = []
+    monkeypatch.setattr(service.store, "start", response.extend)
     service.queue.close()  # no worker of the service takes it
     job = paint(service, n=2)
     assert service.writer.start([job, job]) == [job, job] and service.writer.start([job]) == [job]
-    assert told == [job.id]
+    assert response == [job.id]
     job.cancelled.set()
     assert service.writer.start([job]) == []
 

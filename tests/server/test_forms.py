@@ -27,9 +27,9 @@ def server(tmp_path_factory: Any) -> Iterator[Served]:
 
 def png() -> bytes:
     """An image that records what it was asked for."""
-    file, said = io.BytesIO(), PngInfo()
-    said.add_text("parameters", "a cat\nSteps: 4, Seed: 1")
-    Image.new("RGB", (64, 64), "red").save(file, "PNG", pnginfo=said)
+    file, message = io.BytesIO(), PngInfo()
+    message.add_text("parameters", "a cat\nSteps: 4, Seed: 1")
+    Image.new("RGB", (64, 64), "red").save(file, "PNG", pnginfo=message)
     return file.getvalue()
 
 
@@ -54,9 +54,9 @@ RIGHT: dict[str, tuple[list[Any], dict[str, str]]] = {
 def operations(server: Served) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Path, method and description of every operation that changes something."""
     for path, methods in server.app.openapi()["paths"].items():
-        for method, told in methods.items():
+        for method, response in methods.items():
             if method not in ("get", "head", "options"):
-                yield path.replace("{", "").replace("}", ""), method, told
+                yield path.replace("{", "").replace("}", ""), method, response
 
 
 def test_h04_a_form_reaches_uploads_alone(server: Served) -> None:
@@ -66,12 +66,12 @@ def test_h04_a_form_reaches_uploads_alone(server: Served) -> None:
     with server.client() as c:
         for path, method, described in operations(server):
             for sent in (body, b""):
-                told = c.request(method, path, content=sent,
+                response = c.request(method, path, content=sent,
                                  headers={"Content-Type": "multipart/form-data; boundary=x"})  # fmt: skip
                 if path in RIGHT:
-                    assert told.status_code in (400, 422), (path, told.text)
+                    assert response.status_code in (400, 422), (path, response.text)
                 else:
-                    assert told.status_code == 415, (method, path, told.text)
+                    assert response.status_code == 415, (method, path, response.text)
             if "multipart/form-data" in described.get("requestBody", {}).get("content", {}):
                 taking.add(path)
     assert taking == set(RIGHT)
@@ -84,8 +84,8 @@ def test_h04_raw_bytes_and_other_multiparts(server: Served) -> None:
             "multipart/mixed; boundary=x",
             "Multipart/Form-Data; boundary=x",
         ):
-            told = c.post("/api/paint", content=b'{"prompt": "a"}', headers={"Content-Type": kind})
-            assert told.status_code == 415, (kind, told.text)
+            response = c.post("/api/paint", content=b'{"prompt": "a"}', headers={"Content-Type": kind})
+            assert response.status_code == 415, (kind, response.text)
 
 
 @pytest.mark.parametrize("path", RIGHT)
@@ -108,7 +108,9 @@ def test_h12_a_form_of_65_parts(server: Served, path: str) -> None:
 def test_h12_a_form_that_cannot_be_read(server: Served) -> None:
     with server.client() as c:
         for body in (b"--x\r\n", b"\r\n" * 1000, b"--" * 1000):
-            told = c.post(
+            response = c.post(
                 "/api/recipe", content=body, headers={"Content-Type": "multipart/form-data; boundary=y"}
             )
-            assert told.status_code in (400, 422) and told.json()["error"]["code"] != "invalid_json", told.text
+            assert response.status_code in (400, 422) and response.json()["error"]["code"] != "invalid_json", (
+                response.text
+            )

@@ -166,8 +166,8 @@ def test_engines_that_die_together_are_one_loss(tmp_path: Path) -> None:
 
 def test_losses_are_counted_by_attempts() -> None:
     job = waiting("a")
-    begun = time.monotonic()
-    assert [job.count_loss(begun), job.count_loss(begun), job.count_loss(begun - 5)] == [1, 1, 1]
+    start_time = time.monotonic()
+    assert [job.count_loss(start_time), job.count_loss(start_time), job.count_loss(start_time - 5)] == [1, 1, 1]
     assert job.count_loss(time.monotonic() + 0.001) == 2
 
 
@@ -187,9 +187,9 @@ def test_an_engine_that_dies_while_nobody_asks_is_replaced(tmp_path: Path) -> No
 # ---- who waits for whom --------------------------------------------------------------------------
 
 
-def waiting(client: str, pictures: int = 1) -> Job:
+def waiting(client: str, image_files: int = 1) -> Job:
     prepared = FakeEngine().prepare("paint", Paint(prompt=client), {})
-    return Job(JobRequest("paint", client), prepared, list(range(pictures)))
+    return Job(JobRequest("paint", client), prepared, list(range(image_files)))
 
 
 def test_nobody_waits_for_an_answer_about_memory() -> None:
@@ -197,24 +197,24 @@ def test_nobody_waits_for_an_answer_about_memory() -> None:
     line = JobQueue(Limits(batch=4))
     jobs = [waiting(c) for c in "abc"]
     line.put(jobs[0])
-    asking, answer, found = threading.Event(), threading.Event(), []
+    asking, answer, matches = threading.Event(), threading.Event(), []
 
     def slow(prepared: PreparedRequest) -> int:
         asking.set()
         answer.wait(10)
         return 2
 
-    thread = threading.Thread(target=lambda: found.extend(line.take(max_batch=slow)))
+    thread = threading.Thread(target=lambda: matches.extend(line.take(max_batch=slow)))
     thread.start()
     assert asking.wait(5)
     line.put(jobs[1])
     line.put(jobs[2])
     taken = line.take(0, lambda prepared: 1)
     assert [p.job for p in taken] == [jobs[1]] and line.waiting() == [jobs[2]]
-    assert thread.is_alive() and not found, "they waited for the answer"
+    assert thread.is_alive() and not matches, "they waited for the answer"
     answer.set()
     thread.join()
-    assert [p.job for p in found] == [jobs[0], jobs[2]]  # what came meanwhile comes along
+    assert [p.job for p in matches] == [jobs[0], jobs[2]]  # what came meanwhile comes along
 
 
 def test_a_batch_that_finds_its_engine_dead_is_not_taken() -> None:
@@ -253,9 +253,9 @@ def remotes(ray: ThreadsRay, count: int = 3) -> list[RemoteEngine]:
 
 
 def took(work: Callable[[], Any]) -> float:
-    begun = time.monotonic()
+    start_time = time.monotonic()
     work()
-    return time.monotonic() - begun
+    return time.monotonic() - start_time
 
 
 def test_the_door_asks_the_next_one(ray: ThreadsRay, monkeypatch: Any) -> None:
@@ -349,9 +349,9 @@ def test_the_head_is_gone(ray: ThreadsRay, tmp_path: Path, monkeypatch: Any) -> 
         for hold in holds:
             hold.set()
         monkeypatch.setattr(remote, "ADMISSION_S", 0.6)
-        told = c.post("/api/paint", json={"prompt": "a cat"})
-        assert told.status_code == 503 and told.json()["error"]["code"] == "no_replica"
-        assert 1 <= int(told.headers["Retry-After"]) <= 60
+        response = c.post("/api/paint", json={"prompt": "a cat"})
+        assert response.status_code == 503 and response.json()["error"]["code"] == "no_replica"
+        assert 1 <= int(response.headers["Retry-After"]) <= 60
         ready = c.get("/readyz")
         assert (ready.status_code, ready.json()["status"]) == (503, "no engine works")
         assert c.get("/livez").status_code == 200

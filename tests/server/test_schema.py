@@ -47,7 +47,7 @@ def server(tmp_path_factory: Any) -> Iterator[Served]:
 
 def operations(s: Served) -> list[Any]:
     schema = schemathesis.openapi.from_url(f"{s.url}/openapi.json")
-    return [found.ok() for found in schema.get_all_operations()]
+    return [matches.ok() for matches in schema.get_all_operations()]
 
 
 def asked(operation: Any, examples: int, look: Callable[[Any, Any, float], None]) -> int:
@@ -56,8 +56,8 @@ def asked(operation: Any, examples: int, look: Callable[[Any, Any, float], None]
 
     def ask(case: Any) -> None:
         nonlocal n
-        begun = time.monotonic()
-        look(case, case.call(timeout=60), time.monotonic() - begun)
+        start_time = time.monotonic()
+        look(case, case.call(timeout=60), time.monotonic() - start_time)
         n += 1
 
     def half(mode: schemathesis.GenerationMode, number: int) -> None:
@@ -78,40 +78,45 @@ def asked(operation: Any, examples: int, look: Callable[[Any, Any, float], None]
 
 def faults(s: Served, examples: int, only: str = "") -> tuple[Counter[int], dict[str, int], list[str]]:
     """Statuses that were answered, how often each operation was asked, and what was wrong, a line each."""
-    seen, times, wrong = Counter[int](), dict[str, int](), list[str]()
+    observed, times, wrong = Counter[int](), dict[str, int](), list[str]()
 
-    def look(case: Any, told: Any, seconds: float) -> None:
-        seen[told.status_code] += 1
+    def look(case: Any, response: Any, seconds: float) -> None:
+        observed[response.status_code] += 1
         where = f"{case.method} {case.path}"
-        if told.status_code >= 500 and not (told.status_code == 501 and case.path.endswith(NOT_HERE)):
-            wrong.append(f"{where}: {told.status_code} {told.text[:200]}")
-        if told.status_code == 409 or "x-request-id" not in told.headers:
-            wrong.append(f"{where}: {told.status_code} breaks the contract of all answers")
-        if told.status_code >= 400 and told.text and case.method != "HEAD" and "error" not in told.json():
-            wrong.append(f"{where}: an error without an envelope: {told.text[:200]}")
+        if response.status_code >= 500 and not (response.status_code == 501 and case.path.endswith(NOT_HERE)):
+            wrong.append(f"{where}: {response.status_code} {response.text[:200]}")
+        if response.status_code == 409 or "x-request-id" not in response.headers:
+            wrong.append(f"{where}: {response.status_code} breaks the contract of all answers")
+        if (
+            response.status_code >= 400
+            and response.text
+            and case.method != "HEAD"
+            and "error" not in response.json()
+        ):
+            wrong.append(f"{where}: an error without an envelope: {response.text[:200]}")
         try:
-            case.validate_response(told, checks=[response_schema_conformance])
+            case.validate_response(response, checks=[response_schema_conformance])
         except (AssertionError, BaseExceptionGroup) as e:
-            wrong.append(f"{where}: {told.status_code} is not as the schema says: {str(e)[:200]}")
+            wrong.append(f"{where}: {response.status_code} is not as the schema says: {str(e)[:200]}")
         if seconds > 30:
             wrong.append(f"{where}: {seconds:.1f} s")
 
-    found = operations(s)
-    assert len(found) > 50
-    for operation in (one for one in found if only in one.label):
+    matches = operations(s)
+    assert len(matches) > 50
+    for operation in (one for one in matches if only in one.label):
         times[operation.label] = asked(operation, examples, look)
-    return seen, times, wrong
+    return observed, times, wrong
 
 
 @pytest.mark.slow
 def test_no_request_of_the_schema_is_a_fault(server: Served) -> None:
     """50 examples an operation, positive and negative: no 5xx, no 409, envelopes, 30 s at most; every answer
     is as the schema says."""
-    seen, times, wrong = faults(server, EXAMPLES)
-    print(dict(seen))
+    observed, times, wrong = faults(server, EXAMPLES)
+    print(dict(observed))
     assert times == {**dict.fromkeys(times, EXAMPLES), **dict.fromkeys(NO_INPUT, 1)}
     assert not wrong, "\n".join(dict.fromkeys(wrong))
-    assert seen[200] > 100 and seen[422] > 300, seen
+    assert observed[200] > 100 and observed[422] > 300, observed
 
 
 def test_the_generated_requests_find_planted_faults(tmp_path: Path) -> None:
@@ -126,7 +131,7 @@ def test_the_generated_requests_find_planted_faults(tmp_path: Path) -> None:
     statuses: list[int] = []
     with served(Falling(steps=1), tmp_path / "s", limits=SMALL) as s:
         (paint,) = (o for o in operations(s) if o.label == "POST /v1/images/generations")
-        asked(paint, 30, lambda case, told, seconds: statuses.append(told.status_code))
+        asked(paint, 30, lambda case, response, seconds: statuses.append(response.status_code))
     assert 500 in statuses
 
 

@@ -52,18 +52,18 @@ def until(true: Any, seconds: float = 30.0) -> None:
 
 def test_paints_what_was_asked_and_tells_how_far_it_is(tmp_path: Path) -> None:
     with served(FakeEngine(), tmp_path / "s") as s, s.client() as c:
-        told = c.post("/api/paint", json={"prompt": "a cat", "n": 3, "seed": 5, "task": "mine"})
-        assert told.status_code == 202
-        id_ = told.json()["id"]
-        assert told.headers["location"] == f"/api/jobs/{id_}" and len(id_) == 32
-        seen = []
+        response = c.post("/api/paint", json={"prompt": "a cat", "n": 3, "seed": 5, "task": "mine"})
+        assert response.status_code == 202
+        id_ = response.json()["id"]
+        assert response.headers["location"] == f"/api/jobs/{id_}" and len(id_) == 32
+        observed = []
         with c.stream("GET", f"/api/jobs/{id_}/events") as stream:
             for line in stream.iter_lines():
                 if line.startswith("data:"):
-                    seen.append(json.loads(line[5:]))
-        end = seen[-1]
+                    observed.append(json.loads(line[5:]))
+        end = observed[-1]
         assert end["status"] == "completed" and end["task"] == "mine"
-        steps = [one["progress"]["step"] for one in seen]
+        steps = [one["progress"]["step"] for one in observed]
         assert steps == sorted(steps) and steps[-1] == end["progress"]["steps"] == 12
         assert [r["seed"] for r in end["results"]] == [5, 6, 7]
         for r in end["results"]:
@@ -80,9 +80,9 @@ def test_paints_what_was_asked_and_tells_how_far_it_is(tmp_path: Path) -> None:
 
 def test_waiting_for_the_answer(tmp_path: Path) -> None:
     with served(FakeEngine(), tmp_path / "s") as s, s.client() as c:
-        told = c.post("/api/paint?wait=true", json={"prompt": "a cat", "size": "64x72"})
-        assert told.status_code == 200 and told.json()["status"] == "completed"
-        assert (told.json()["results"][0]["width"], told.json()["results"][0]["height"]) == (64, 72)
+        response = c.post("/api/paint?wait=true", json={"prompt": "a cat", "size": "64x72"})
+        assert response.status_code == 200 and response.json()["status"] == "completed"
+        assert (response.json()["results"][0]["width"], response.json()["results"][0]["height"]) == (64, 72)
 
 
 @pytest.mark.parametrize("kind", ["paint", "refine"])
@@ -121,10 +121,10 @@ def test_previews_while_it_runs(tmp_path: Path, kind: str) -> None:
 def test_refusals_before_anything_waits(
     refusing: Any, body: dict[str, Any], status: int, code: str, words: str
 ) -> None:
-    told = refusing.post("/api/paint", json=body)
-    assert (told.status_code, told.json()["error"]["code"]) == (status, code)
-    assert words in told.json()["error"]["message"]
-    assert "/" not in told.json()["error"]["message"].replace("://", "") or code in ("over_limit",)
+    response = refusing.post("/api/paint", json=body)
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    assert words in response.json()["error"]["message"]
+    assert "/" not in response.json()["error"]["message"].replace("://", "") or code in ("over_limit",)
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +145,9 @@ def test_a_running_job_is_left_within_a_step(tmp_path: Path) -> None:
         until(lambda: engine.steps_done >= 2)
         engine.go.clear()  # however long the request takes
         at = engine.steps_done
-        told = c.delete(f"/api/jobs/{id_}").json()
+        response = c.delete(f"/api/jobs/{id_}").json()
         engine.go.set()
-        assert told["status"] == "cancelled" and not told["results"]
+        assert response["status"] == "cancelled" and not response["results"]
         again = c.post("/api/paint?wait=true", json={"prompt": "short", "steps": 1}).json()
         assert again["status"] == "completed"
         assert engine.steps_done - at <= 3, (
@@ -163,9 +163,9 @@ def test_a_waiting_job_is_gone_at_once_and_mates_go_on(tmp_path: Path) -> None:
         until(lambda: c.get(f"/api/jobs/{first}").json()["status"] == "running")
         second, third = (c.post("/api/paint", json={"prompt": p}).json() for p in ("second", "third"))
         assert (second["queue_position"], third["queue_position"]) == (0, 1)
-        begun = time.monotonic()
+        start_time = time.monotonic()
         assert c.delete(f"/api/jobs/{second['id']}").json()["status"] == "cancelled"
-        assert time.monotonic() - begun < 5, "the engine is held for as long"
+        assert time.monotonic() - start_time < 5, "the engine is held for as long"
         assert c.get(f"/api/jobs/{third['id']}").json()["queue_position"] == 0
         engine.go.set()
         s.drained()
@@ -272,7 +272,7 @@ def test_what_is_free_of_a_container(monkeypatch: Any, tmp_path: Path) -> None:
 def test_progress_is_that_of_the_stage() -> None:
     """Within a stage it never falls; a new one begins at its own count (teaching stood at 3072 of 60)."""
     job = Job(JobRequest("teach", "A"), PreparedRequest(Paint(prompt=""), {}, None, 60, 1000), [])
-    told = []
+    response = []
     for done, stage in (
         (10, "covariance"),
         (3072, "covariance"),
@@ -281,8 +281,8 @@ def test_progress_is_that_of_the_stage() -> None:
         (8, "teaching"),
     ):
         job.step(done, stage=stage)
-        told.append(job.done)
-    assert told == [10, 3072, 1, 9, 9]
+        response.append(job.done)
+    assert response == [10, 3072, 1, 9, 9]
 
 
 def test_a_full_line_says_when_to_come_back(tmp_path: Path) -> None:
@@ -291,11 +291,11 @@ def test_a_full_line_says_when_to_come_back(tmp_path: Path) -> None:
         engine.go.clear()
         first = c.post("/api/paint", json={"prompt": "0"}).json()["id"]
         until(lambda: c.get(f"/api/jobs/{first}").json()["status"] == "running")
-        told = [c.post("/api/paint", json={"prompt": "x", "steps": k + 5}) for k in range(3)]
-        assert [t.status_code for t in told] == [202, 202, 429]
+        response = [c.post("/api/paint", json={"prompt": "x", "steps": k + 5}) for k in range(3)]
+        assert [t.status_code for t in response] == [202, 202, 429]
         assert (
-            told[-1].json()["error"]["code"] == "client_queue_full"
-            and int(told[-1].headers["retry-after"]) >= 1
+            response[-1].json()["error"]["code"] == "client_queue_full"
+            and int(response[-1].headers["retry-after"]) >= 1
         )
         other = {"X-Minikin-Client": "other"}
         more = [c.post("/api/paint", json={"prompt": "y"}, headers=other) for _ in range(2)]
@@ -334,8 +334,8 @@ def test_too_little_memory_halves_the_batch(tmp_path: Path) -> None:
             return super().paint(rows, on_step)
 
     with served(Small(), tmp_path / "s") as s, s.client() as c:
-        told = c.post("/api/paint?wait=true", json={"prompt": "many", "n": 8}).json()
-        assert told["status"] == "completed" and len(told["results"]) == 8
+        response = c.post("/api/paint?wait=true", json={"prompt": "many", "n": 8}).json()
+        assert response["status"] == "completed" and len(response["results"]) == 8
         assert s.service.engine.batches[-4:] == [2, 2, 2, 2]  # type: ignore[attr-defined]
 
 
@@ -349,8 +349,8 @@ def test_two_clients_with_different_concepts_of_one_name(tmp_path: Path) -> None
         files = {k: concept("tom", i) for i, k in enumerate(clients)}
         shas = {k: hashlib.sha256(f).hexdigest() for k, f in files.items()}
         for k, c in clients.items():
-            told = c.post("/api/concepts", files={"file": ("x.safetensors", files[k])})
-            assert told.status_code == 201 and told.json()["sha256"] == shas[k]
+            response = c.post("/api/concepts", files={"file": ("x.safetensors", files[k])})
+            assert response.status_code == 201 and response.json()["sha256"] == shas[k]
             assert [e["name"] for e in c.get("/api/concepts").json()["concepts"]] == ["tom"]
         s.service.engine.go.clear()  # type: ignore[attr-defined]
         prompt = "a photo of <tom>"
@@ -377,12 +377,12 @@ def test_contents_by_hash(tmp_path: Path) -> None:
     with served(FakeEngine(), tmp_path / "s") as s, s.client() as c:
         shas = []
         for k in range(2):
-            told = c.post("/api/concepts", files={"file": ("x", concept("tom", k))}, data={"name": "tom"})
-            shas.append(told.json()["sha256"])
+            response = c.post("/api/concepts", files={"file": ("x", concept("tom", k))}, data={"name": "tom"})
+            shas.append(response.json()["sha256"])
 
         def painted(prompt: str, **more: Any) -> bytes:
-            told = c.post("/api/paint?wait=true", json={"prompt": prompt, **more}).json()
-            return read(opened(c.get(told["results"][0]["url"]).content))
+            response = c.post("/api/paint?wait=true", json={"prompt": prompt, **more}).json()
+            return read(opened(c.get(response["results"][0]["url"]).content))
 
         newest = digest("<tom>", "", {"tom": shas[1]}, 0)
         older = digest("<tom>", "", {"tom": shas[0]}, 0)
@@ -431,9 +431,9 @@ def test_jobs_survive_a_restart(tmp_path: Path) -> None:
             "completed", "completed", "cancelled", "failed"
         ]  # fmt: skip
         assert rows[poison.id]["code"] == "poison" and rows[ran.id]["attempts"] == 2
-        pictures = s.service.store.images(ran.id)
-        seen = [read(opened((s.folder / "results" / f"{p['id']}.png").read_bytes())) for p in pictures]
-        assert seen == [digest("ran", "", {}, seed) for seed in (3, 4)]
+        image_files = s.service.store.images(ran.id)
+        observed = [read(opened((s.folder / "results" / f"{p['id']}.png").read_bytes())) for p in image_files]
+        assert observed == [digest("ran", "", {}, seed) for seed in (3, 4)]
 
 
 def test_a_server_that_ends_leaves_waiting_jobs_for_the_next(tmp_path: Path) -> None:
@@ -443,8 +443,8 @@ def test_a_server_that_ends_leaves_waiting_jobs_for_the_next(tmp_path: Path) -> 
         id_ = c.post("/api/paint", json={"prompt": "late"}).json()["id"]
         until(lambda: c.get(f"/api/jobs/{id_}").json()["status"] == "running")
         s.service.drain()
-        told = c.post("/api/paint", json={"prompt": "new"})
-        assert told.status_code == 503 and int(told.headers["retry-after"]) > 0
+        response = c.post("/api/paint", json={"prompt": "new"})
+        assert response.status_code == 503 and int(response.headers["retry-after"]) > 0
         assert c.get("/readyz").status_code == 503 and c.get("/livez").status_code == 200
     with served(FakeEngine(), folder) as s, s.client() as c:
         s.drained()
@@ -498,8 +498,8 @@ def test_the_audit_finds_planted_problems(tmp_path: Path) -> None:
     """Its positive controls: each planted fault is told, and only then."""
     folder = tmp_path / "s"
     with served(FakeEngine(), folder) as s, s.client() as c:
-        told = c.post("/api/paint?wait=true", json={"prompt": "a", "n": 2}).json()
-    job, (one, two) = told["id"], [r["id"] for r in told["results"]]
+        response = c.post("/api/paint?wait=true", json={"prompt": "a", "n": 2}).json()
+    job, (one, two) = response["id"], [r["id"] for r in response["results"]]
     assert audit.problems(folder) == []
     db = sqlite3.connect(folder / "jobs.sqlite")
 
@@ -537,8 +537,8 @@ def test_every_server_of_these_tests_ends_with_the_audit(tmp_path: Path) -> None
         (s.folder / "results" / "stray.png").write_bytes(b"")
     here = Path(__file__).parents[1]
     runs = ("Service(", "uvicorn.Server(", "minikin.server.app", "-m minikin serve")
-    found = {p.name for p in here.rglob("*.py") if any(r in p.read_text() for r in runs)}
-    assert found == {
+    matches = {p.name for p in here.rglob("*.py") if any(r in p.read_text() for r in runs)}
+    assert matches == {
         "servers.py",  # `served`: the audit at its end
         "test_imports.py",  # imports alone
         "loads.py",  # `running`: the same, of a process
@@ -556,8 +556,12 @@ def test_finishing_that_fails_is_told(tmp_path: Path, monkeypatch: Any) -> None:
 
         whole = files.atomic_write
         monkeypatch.setattr(files, "atomic_write", lambda *_: (_ for _ in ()).throw(StorageError("/x is full")))
-        told = c.post("/api/paint?wait=true", json={"prompt": "a"})
-        assert told.status_code == 507 and "/x" not in told.text and "nothing was overwritten" in told.text
+        response = c.post("/api/paint?wait=true", json={"prompt": "a"})
+        assert (
+            response.status_code == 507
+            and "/x" not in response.text
+            and "nothing was overwritten" in response.text
+        )
         monkeypatch.setattr(files, "atomic_write", whole)
         assert c.post("/api/paint?wait=true", json={"prompt": "a"}).status_code == 200
 

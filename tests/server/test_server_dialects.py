@@ -67,13 +67,13 @@ def png(image: Image.Image) -> io.BytesIO:
 
 
 def test_openai_generate(theirs: openai.OpenAI) -> None:
-    told = theirs.images.generate(
+    reply = theirs.images.generate(
         model="gpt-image-1", prompt="a cat", n=2, size="128x64",
         extra_body={"seed": 7, "num_inference_steps": 3, "guidance_scale": 2.0, "negative_prompt": "dogs"},
     )  # fmt: skip
-    assert told.data is not None
-    assert [d.seed for d in told.data] == [7, 8]  # type: ignore[attr-defined]
-    for d in told.data:
+    assert reply.data is not None
+    assert [d.seed for d in reply.data] == [7, 8]  # type: ignore[attr-defined]
+    for d in reply.data:
         image = decoded(d.b64_json or "")
         assert image.size == (128, 64)
         assert read(image) == digest("a cat", "dogs", {}, d.seed)  # type: ignore[attr-defined]
@@ -81,20 +81,20 @@ def test_openai_generate(theirs: openai.OpenAI) -> None:
 
 
 def test_openai_urls_formats_and_models(theirs: openai.OpenAI, server: Served) -> None:
-    told = theirs.images.generate(model="dall-e-2", prompt="a cat")
-    assert told.data and told.data[0].url and told.data[0].b64_json is None
+    reply = theirs.images.generate(model="dall-e-2", prompt="a cat")
+    assert reply.data and reply.data[0].url and reply.data[0].b64_json is None
     with server.client() as c:
-        assert c.get(told.data[0].url).headers["content-type"] == "image/png"
+        assert c.get(reply.data[0].url).headers["content-type"] == "image/png"
     for kind in ("jpeg", "webp"):
-        told = theirs.images.generate(prompt="a cat", output_format=kind, output_compression=80)  # type: ignore[arg-type]
-        assert told.data and decoded(told.data[0].b64_json or "").format == kind.upper()
+        reply = theirs.images.generate(prompt="a cat", output_format=kind, output_compression=80)  # type: ignore[arg-type]
+        assert reply.data and decoded(reply.data[0].b64_json or "").format == kind.upper()
     names = [m.id for m in theirs.models.list()]
     assert names == ["fake", "fake:quality", "fake:turbo"]
     assert theirs.models.retrieve("fake:turbo").owned_by == "minikin"
     with pytest.raises(openai.NotFoundError, match="no model 'sdxl'"):
         theirs.models.retrieve("sdxl")
-    told = theirs.images.generate(prompt="a cat", model="fake:turbo")
-    assert "Preset" in told.data[0].infotext  # type: ignore[index]
+    reply = theirs.images.generate(prompt="a cat", model="fake:turbo")
+    assert "Preset" in reply.data[0].infotext  # type: ignore[index]
 
 
 def test_openai_streams(theirs: openai.OpenAI, server: Served) -> None:
@@ -114,26 +114,26 @@ def test_openai_streams(theirs: openai.OpenAI, server: Served) -> None:
 
 def test_openai_edits(theirs: openai.OpenAI, server: Served) -> None:
     """Without a mask refine; with a transparent mask, or a transparent image, inpaint."""
-    seen = server.service.engine.seen  # type: ignore[attr-defined]
-    picture = Image.new("RGB", (64, 48), (10, 20, 30))
-    told = theirs.images.edit(image=png(picture), prompt="brighter", extra_body={"seed": 1})
-    assert told.data and decoded(told.data[0].b64_json or "").size == (64, 48)
-    kind, recipe, given = seen[-1]
+    observed = server.service.engine.seen  # type: ignore[attr-defined]
+    source_image = Image.new("RGB", (64, 48), (10, 20, 30))
+    reply = theirs.images.edit(image=png(source_image), prompt="brighter", extra_body={"seed": 1})
+    assert reply.data and decoded(reply.data[0].b64_json or "").size == (64, 48)
+    kind, recipe, given = observed[-1]
     assert (kind, recipe.prompt, recipe.seed, recipe.strength) == ("refine", "brighter", 1, 0.75)
     assert given["image"].getpixel((5, 5)) == (10, 20, 30)
     mask = Image.new("RGBA", (64, 48), (0, 0, 0, 255))
     mask.paste((0, 0, 0, 0), (0, 0, 32, 48))
-    theirs.images.edit(image=[png(picture)], mask=png(mask), prompt="a hat")
-    kind, _, given = seen[-1]
+    theirs.images.edit(image=[png(source_image)], mask=png(mask), prompt="a hat")
+    kind, _, given = observed[-1]
     assert kind == "inpaint" and [given["mask"].getpixel((x, 5)) for x in (5, 60)] == [255, 0]
     holed = Image.new("RGBA", (64, 48), (1, 2, 3, 255))
     holed.paste((0, 0, 0, 0), (32, 0, 64, 48))
     theirs.images.edit(image=png(holed), prompt="a hat")
-    kind, _, given = seen[-1]
+    kind, _, given = observed[-1]
     assert kind == "inpaint" and [given["mask"].getpixel((x, 5)) for x in (5, 60)] == [0, 255]
     with pytest.raises(openai.BadRequestError, match="must be equal"):
-        theirs.images.edit(image=png(picture), mask=png(Image.new("RGBA", (8, 8))), prompt="a hat")
-    events = list(theirs.images.edit(image=png(picture), prompt="x", stream=True))
+        theirs.images.edit(image=png(source_image), mask=png(Image.new("RGBA", (8, 8))), prompt="a hat")
+    events = list(theirs.images.edit(image=png(source_image), prompt="x", stream=True))
     assert events[-1].type == "image_edit.completed"
 
 
@@ -142,8 +142,8 @@ def test_openai_variations(theirs: openai.OpenAI, server: Served) -> None:
     first = theirs.images.generate(prompt="a blue cat")
     file = io.BytesIO(base64.b64decode(first.data[0].b64_json))  # type: ignore[index, arg-type]
     file.name = "cat.png"
-    told = theirs.images.create_variation(image=file, n=2)
-    assert told.data and len(told.data) == 2
+    reply = theirs.images.create_variation(image=file, n=2)
+    assert reply.data and len(reply.data) == 2
     kind, recipe, _ = server.service.engine.seen[-1]  # type: ignore[attr-defined]
     assert (kind, recipe.prompt, recipe.n, recipe.strength) == ("refine", "a blue cat", 2, 0.5)
 
@@ -184,29 +184,31 @@ def test_openai_retries_only_what_is_worth_it(tmp_path: Path) -> None:
 
 
 def test_webui_txt2img(webui: webuiapi.WebUIApi) -> None:
-    told = webui.txt2img(
+    reply = webui.txt2img(
         prompt="a cat", negative_prompt="dogs", seed=5, steps=3, width=64, height=128, batch_size=2
     )
     assert (
-        told.info["all_seeds"] == [5, 6] and told.info["seed"] == 5 and told.info["sampler_name"] == "Euler a"
+        reply.info["all_seeds"] == [5, 6]
+        and reply.info["seed"] == 5
+        and reply.info["sampler_name"] == "Euler a"
     )
-    assert "Seed: 6" in told.info["infotexts"][1] and told.info["width"] == 64
-    for image, seed in zip(told.images, (5, 6), strict=True):
+    assert "Seed: 6" in reply.info["infotexts"][1] and reply.info["width"] == 64
+    for image, seed in zip(reply.images, (5, 6), strict=True):
         assert read(image) == digest("a cat", "dogs", {}, seed) and image.size == (64, 128)
-    info = webui.png_info(told.image)
+    info = webui.png_info(reply.image)
     assert info.info.startswith("a cat\nNegative prompt: dogs\nSteps: 3")
     again = webui.txt2img(prompt="a cat", seed=-1, width=64, height=64)
     assert again.info["seed"] >= 0
 
 
 def test_webui_img2img_and_inpaint(webui: webuiapi.WebUIApi, server: Served) -> None:
-    picture, mask = Image.new("RGB", (64, 64), "red"), Image.new("L", (64, 64), 0)
+    source_image, mask = Image.new("RGB", (64, 64), "red"), Image.new("L", (64, 64), 0)
     mask.paste(255, (0, 0, 32, 64))
-    told = webui.img2img(images=[picture], prompt="x", denoising_strength=0.3, seed=2, steps=4)
+    reply = webui.img2img(images=[source_image], prompt="x", denoising_strength=0.3, seed=2, steps=4)
     kind, recipe, _ = server.service.engine.seen[-1]  # type: ignore[attr-defined]
     assert (kind, recipe.strength, recipe.seed, recipe.steps) == ("refine", 0.3, 2, 4)
-    assert told.info["denoising_strength"] == 0.3
-    webui.img2img(images=[picture], mask_image=mask, prompt="x", mask_blur=6, inpainting_mask_invert=1)
+    assert reply.info["denoising_strength"] == 0.3
+    webui.img2img(images=[source_image], mask_image=mask, prompt="x", mask_blur=6, inpainting_mask_invert=1)
     kind, recipe, given = server.service.engine.seen[-1]  # type: ignore[attr-defined]
     assert (kind, recipe.feather) == ("inpaint", 6)
     assert [given["mask"].getpixel((x, 5)) for x in (5, 60)] == [0, 255]
@@ -217,8 +219,8 @@ def test_webui_lists(webui: webuiapi.WebUIApi, server: Served) -> None:
     assert options["sd_model_checkpoint"] == webui.get_sd_models()[0]["title"] == webui.util_get_current_model()
     webui.util_set_model("fake")
     with server.client() as c:
-        told = c.post("/sdapi/v1/options", json={"outdir_samples": "/etc"})
-        assert told.status_code == 422 and told.json()["error"] == "unsupported_field"
+        reply = c.post("/sdapi/v1/options", json={"outdir_samples": "/etc"})
+        assert reply.status_code == 422 and reply.json()["error"] == "unsupported_field"
         c.post("/api/concepts", files={"file": ("x", concept("tom", 3))})
     assert "Euler a" in [x["name"] for x in webui.get_samplers()]
     assert "karras" in [x["name"] for x in webui.get_schedulers()]
@@ -252,10 +254,10 @@ def test_webui_interrupts_its_own_alone(tmp_path: Path) -> None:
             for name in ("ann", "bob")
         }
         engine.go.clear()
-        told: dict[str, Any] = {}
+        reply: dict[str, Any] = {}
 
         def run(name: str) -> None:
-            told[name] = apis[name].txt2img(prompt=name, seed=1, width=64, height=64)
+            reply[name] = apis[name].txt2img(prompt=name, seed=1, width=64, height=64)
 
         threads = [threading.Thread(target=run, args=(name,)) for name in apis]
         for live, thread in enumerate(threads, 1):
@@ -267,21 +269,21 @@ def test_webui_interrupts_its_own_alone(tmp_path: Path) -> None:
         assert state["state"]["job_count"] == 1 and 0 < state["progress"] < 1
         apis["ann"].interrupt()
         threads[0].join(30)
-        assert told["ann"].info["interrupted"] and "bob" not in told
+        assert reply["ann"].info["interrupted"] and "bob" not in reply
         engine.go.set()
         threads[1].join(30)
-        assert read(told["bob"].image) == digest("bob", "", {}, 1)
+        assert read(reply["bob"].image) == digest("bob", "", {}, 1)
 
 
 def test_webui_interrupts_a_task_by_its_name(tmp_path: Path) -> None:
     engine = FakeEngine()
     with served(engine, tmp_path / "s") as s, s.client() as c:
         engine.go.clear()
-        told: dict[str, Any] = {}
+        reply: dict[str, Any] = {}
 
         def run(name: str) -> None:
             body = {"prompt": name, "seed": 1, "width": 64, "height": 64, "force_task_id": name}
-            told[name] = c.post("/sdapi/v1/txt2img", json=body).json()
+            reply[name] = c.post("/sdapi/v1/txt2img", json=body).json()
 
         threads = [threading.Thread(target=run, args=(name,)) for name in ("one", "two")]
         for t in threads:
@@ -294,8 +296,8 @@ def test_webui_interrupts_a_task_by_its_name(tmp_path: Path) -> None:
         engine.go.set()
         threads[0].join(30)
         assert (
-            json.loads(told["two"]["info"])["interrupted"]
-            and not json.loads(told["one"]["info"])["interrupted"]
+            json.loads(reply["two"]["info"])["interrupted"]
+            and not json.loads(reply["one"]["info"])["interrupted"]
         )
 
 
@@ -306,8 +308,8 @@ def test_concepts_over_all_dialects(server: Served, theirs: openai.OpenAI, webui
     shas = []
     with server.client() as c:
         for k in (10, 11):
-            told = c.post("/api/concepts", files={"file": ("x", concept("pet", k))})
-            shas.append(told.json()["sha256"])
+            reply = c.post("/api/concepts", files={"file": ("x", concept("pet", k))})
+            shas.append(reply.json()["sha256"])
         want = {
             pin: digest("a <pet>", "", {"pet": sha}, 4) for pin, sha in zip(("old", "new"), shas, strict=True)
         }
@@ -315,11 +317,11 @@ def test_concepts_over_all_dialects(server: Served, theirs: openai.OpenAI, webui
         for pin, more in (("new", {}), ("old", {"concepts": {"pet": shas[0]}})):
             native = c.post("/api/paint?wait=true", json={"prompt": "a <pet>", "seed": 4, **more}).json()
             assert read(Image.open(io.BytesIO(c.get(native["results"][0]["url"]).content))) == want[pin]
-            told = theirs.images.generate(prompt="a <pet>", extra_body={"seed": 4, **more})
-            assert read(decoded(told.data[0].b64_json)) == want[pin]  # type: ignore[index, arg-type]
+            reply = theirs.images.generate(prompt="a <pet>", extra_body={"seed": 4, **more})
+            assert read(decoded(reply.data[0].b64_json)) == want[pin]  # type: ignore[index, arg-type]
             body = {"prompt": "a <pet>", "seed": 4, "width": 64, "height": 64, **more}
-            told = c.post("/sdapi/v1/txt2img", json=body).json()
-            assert read(decoded(told["images"][0])) == want[pin]
+            reply = c.post("/sdapi/v1/txt2img", json=body).json()
+            assert read(decoded(reply["images"][0])) == want[pin]
     assert (
         read(webui.txt2img(prompt=f"a <pet@sha256:{shas[0][:8]}>", seed=4, width=64, height=64).image)
         == want["old"]

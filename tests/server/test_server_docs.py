@@ -63,15 +63,15 @@ def test_the_page_names_every_kind_and_the_limits() -> None:
     assert {"/api/paint", "/api/refine", "/api/inpaint"} <= set(re.findall(r"/api/\w+", text))
     assert set(job_types.JOB_TYPES) == {"paint", "refine", "inpaint", "teach", "masks"}
     limits = Limits()
-    for said in (f"{limits.body >> 20} MiB", f"{limits.waiting}, {limits.waiting_per_client} jobs",
+    for message in (f"{limits.body >> 20} MiB", f"{limits.waiting}, {limits.waiting_per_client} jobs",
                  f"{limits.images}; {limits.steps}; {limits.least_side} to {limits.most_side} px",
                  f"{limits.batch} images", f"{limits.queue_wait_s:.0f} s", "1,500"):  # fmt: skip
-        assert said in text, said
+        assert message in text, message
 
 
 def test_serving_others_without_a_key_is_refused() -> None:
     code = "from minikin.cli.app import main; main()"
-    told = subprocess.run(
+    response = subprocess.run(
         [sys.executable, "-c", code, "serve", "--host", "0.0.0.0"], capture_output=True, text=True, check=False
     )
-    assert told.returncode == 2 and "Refusing to listen on 0.0.0.0" in told.stderr
+    assert response.returncode == 2 and "Refusing to listen on 0.0.0.0" in response.stderr

@@ -55,9 +55,9 @@ def test_live_painting_over_the_websocket(open_: Served) -> None:
     client = TestClient(with_middleware(open_.app), base_url="http://127.0.0.1")
     with client.websocket_connect("ws://127.0.0.1/api/live") as w:
         w.send_json({"prompt": "a cat", "seed": 3})
-        told = w.receive_json()
-        assert told["number"] == 1 and told["seed"] == 3
-        assert Image.open(io.BytesIO(base64.b64decode(told["image"]))).size == (64, 64)
+        response = w.receive_json()
+        assert response["number"] == 1 and response["seed"] == 3
+        assert Image.open(io.BytesIO(base64.b64decode(response["image"]))).size == (64, 64)
         for wrong, words in (({"prompt": "<nobody>"}, "Unknown concept"), ({"colour": 1}, "colour"),
                              ({"strengths": {"tom": 9}}, "between 0 and 2")):  # fmt: skip
             w.send_json(wrong)
@@ -75,11 +75,11 @@ def test_bodies_that_do_not_come(locked: Served) -> None:
     host, _, port = locked.url.removeprefix("http://").partition(":")
     head = f"POST /api/paint HTTP/1.1\r\nHost: {host}\r\nX-API-Key: {KEY}\r\nContent-Type: application/json\r\n"
     with socket.create_connection((host, int(port)), timeout=5) as s:
-        begun = time.monotonic()
+        start_time = time.monotonic()
         s.sendall(f"{head}Content-Length: 1000\r\n\r\n{{".encode())
         answer = s.recv(4096).decode()
         assert answer.startswith("HTTP/1.1 408") and "x-should-retry: false" in answer.lower()
-        assert time.monotonic() - begun < 3
+        assert time.monotonic() - start_time < 3
 
 
 # ---- what is told ------------------------------------------------------------------------------
@@ -91,8 +91,8 @@ def test_errors_in_the_dialect_that_was_spoken(open_: Served) -> None:
         assert set(native.json()["error"]) == {"code", "message", "param"}
         assert set(openai.json()["error"]) == {"message", "type", "param", "code"}
         assert set(a1111.json()) == {"error", "detail", "body", "errors"}
-        for told in (native, openai, a1111):
-            assert told.status_code == 404 and told.headers["x-request-id"]
+        for response in (native, openai, a1111):
+            assert response.status_code == 404 and response.headers["x-request-id"]
 
 
 def test_openapi_describes_the_recipes(open_: Served) -> None:
@@ -106,8 +106,8 @@ def test_openapi_describes_the_recipes(open_: Served) -> None:
 
 def test_the_other_client_is_another_one(open_: Served) -> None:
     with open_.client() as c:
-        told = c.post("/api/paint?wait=true", json={"prompt": "a"}, headers={"X-Minikin-Client": "ann"})
-        url = told.json()["results"][0]["url"]
+        response = c.post("/api/paint?wait=true", json={"prompt": "a"}, headers={"X-Minikin-Client": "ann"})
+        url = response.json()["results"][0]["url"]
         assert c.get(url).status_code == 404
         assert c.get(url, headers={"X-Minikin-Client": "ann"}).status_code == 200
         assert c.get("/api/jobs", headers={"X-Minikin-Client": "a b"}).status_code == 400

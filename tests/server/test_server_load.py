@@ -55,9 +55,9 @@ def run_client(s: Served, k: int, requests: int, tally: Tally) -> None:
         shas = {}
         for name in (f"pet{i}" for i in rng.sample(range(CONCEPTS), 3)):
             data = concept(name, hash((k, name)) % 2**31)
-            told = c.post("/api/concepts", files={"file": ("x", data)})
+            response = c.post("/api/concepts", files={"file": ("x", data)})
             shas[name] = hashlib.sha256(data).hexdigest()
-            assert told.json()["sha256"] == shas[name]
+            assert response.json()["sha256"] == shas[name]
         for _ in range(requests):
             name, seed, n = rng.choice([*shas]), rng.randrange(2**32), rng.choice([1, 1, 2, 4])
             prompt = f"client {k} paints <{name}> {rng.random()}"
@@ -75,21 +75,25 @@ def run_client(s: Served, k: int, requests: int, tally: Tally) -> None:
 def ask(c: httpx.Client, dialect: str, prompt: str, seed: int, n: int, tally: Tally) -> list[Image.Image]:
     """The images of one request; [] for one that was cancelled or told to come back."""
     if dialect == "openai":
-        told = c.post("/v1/images/generations", json={"prompt": prompt, "seed": seed, "n": n, "size": "64x64"})
-        files = [base64.b64decode(d["b64_json"]) for d in told.json()["data"]] if told.is_success else []
+        response = c.post(
+            "/v1/images/generations", json={"prompt": prompt, "seed": seed, "n": n, "size": "64x64"}
+        )
+        files = (
+            [base64.b64decode(d["b64_json"]) for d in response.json()["data"]] if response.is_success else []
+        )
     elif dialect == "a1111":
         body = {"prompt": prompt, "seed": seed, "batch_size": n, "width": 64, "height": 64}
-        told = c.post("/sdapi/v1/txt2img", json=body)
-        files = [base64.b64decode(i) for i in told.json()["images"]] if told.is_success else []
+        response = c.post("/sdapi/v1/txt2img", json=body)
+        files = [base64.b64decode(i) for i in response.json()["images"]] if response.is_success else []
     else:
-        told = c.post("/api/paint", json={"prompt": prompt, "seed": seed, "n": n})
-        files = follow(c, told.json()["id"], dialect == "cancel", tally) if told.is_success else []
-        if dialect == "cancel" and told.is_success and not files:
+        response = c.post("/api/paint", json={"prompt": prompt, "seed": seed, "n": n})
+        files = follow(c, response.json()["id"], dialect == "cancel", tally) if response.is_success else []
+        if dialect == "cancel" and response.is_success and not files:
             return []
-    if told.status_code == 429:
+    if response.status_code == 429:
         tally.add("busy")
         return []
-    assert told.is_success, told.text
+    assert response.is_success, response.text
     assert len(files) == n, f"{len(files)} of {n} images"
     return [Image.open(io.BytesIO(f)) for f in files]
 
@@ -98,13 +102,13 @@ def follow(c: httpx.Client, id_: str, cancel: bool, tally: Tally) -> list[bytes]
     if cancel:
         time.sleep(random.random() * 0.05)
         c.delete(f"/api/jobs/{id_}")
-    while (told := c.get(f"/api/jobs/{id_}").json())["status"] in ("queued", "running"):
+    while (response := c.get(f"/api/jobs/{id_}").json())["status"] in ("queued", "running"):
         time.sleep(0.02)
-    if told["status"] == "cancelled" and cancel:
+    if response["status"] == "cancelled" and cancel:
         tally.add("cancelled")
         return []
-    assert told["status"] == "completed", told
-    return [c.get(r["url"]).content for r in told["results"]]
+    assert response["status"] == "completed", response
+    return [c.get(r["url"]).content for r in response["results"]]
 
 
 def load(engine: FakeEngine, folder: Path, requests: int) -> Tally:
@@ -149,21 +153,21 @@ def test_kill_and_restart(tmp_path: Path) -> None:
         process, c = start(folder, port, step_s=0.02)
         for k in range(8):
             prompt, seed = f"turn {turn} number {k}", rng.randrange(1000)
-            told = c.post("/api/paint", json={"prompt": prompt, "seed": seed, "n": 2})
-            if told.status_code == 202:
-                asked[told.json()["id"]] = (prompt, seed)
+            response = c.post("/api/paint", json={"prompt": prompt, "seed": seed, "n": 2})
+            if response.status_code == 202:
+                asked[response.json()["id"]] = (prompt, seed)
         time.sleep(rng.random() * 0.3)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     process, c = start(folder, port)
     for id_, (prompt, seed) in asked.items():
-        while (told := c.get(f"/api/jobs/{id_}").json())["status"] in ("queued", "running"):
+        while (response := c.get(f"/api/jobs/{id_}").json())["status"] in ("queued", "running"):
             time.sleep(0.02)
-        if told["status"] == "failed":
-            assert told["error"]["code"] == "poison"
+        if response["status"] == "failed":
+            assert response["error"]["code"] == "poison"
             continue
-        assert told["status"] == "completed"
-        for i, r in enumerate(told["results"]):
+        assert response["status"] == "completed"
+        for i, r in enumerate(response["results"]):
             assert read(Image.open(io.BytesIO(c.get(r["url"]).content))) == digest(prompt, "", {}, seed + i)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 0
@@ -173,10 +177,10 @@ def test_kill_and_restart(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_signal_lets_the_work_in_hand_be_finished(tmp_path: Path) -> None:
     process, c = start(tmp_path / "s", free_port(), step_s=0.1)
-    told: dict[str, Any] = {}
+    response: dict[str, Any] = {}
 
     def hold() -> None:
-        told["answer"] = c.post("/api/paint?wait=true", json={"prompt": "last", "steps": 50})
+        response["answer"] = c.post("/api/paint?wait=true", json={"prompt": "last", "steps": 50})
 
     thread = threading.Thread(target=hold)
     thread.start()
@@ -185,6 +189,6 @@ def test_a_signal_lets_the_work_in_hand_be_finished(tmp_path: Path) -> None:
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     thread.join(20)
-    assert told["answer"].json()["status"] == "completed"
+    assert response["answer"].json()["status"] == "completed"
     assert process.wait(20) == 0
     assert audit.problems(tmp_path / "s") == []

@@ -48,8 +48,8 @@ def http(server: Served) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="module")
 def draft(http: httpx.Client) -> bytes:
     body = {"prompt": "a red car in the snow", "seed": 7, **FAST}
-    told = http.post("/api/paint?wait=true", json=body).json()
-    return http.get(told["results"][0]["url"]).content
+    response = http.post("/api/paint?wait=true", json=body).json()
+    return http.get(response["results"][0]["url"]).content
 
 
 def opened(data: bytes) -> Image.Image:
@@ -79,26 +79,26 @@ def outside(a: Image.Image, b: Image.Image) -> tuple[int, int]:
 
 
 def done(http: httpx.Client, kind: str, **body: Any) -> Image.Image:
-    told = http.post(f"/api/{kind}?wait=true", json=body)
-    assert told.status_code == 200, told.text
-    return opened(http.get(told.json()["results"][0]["url"]).content)
+    response = http.post(f"/api/{kind}?wait=true", json=body)
+    assert response.status_code == 200, response.text
+    return opened(http.get(response.json()["results"][0]["url"]).content)
 
 
 def test_refining_takes_the_pictures_own_recipe(http: httpx.Client, draft: bytes) -> None:
     """Prompt, seed and preset are the draft's; the record holds its draft, and both its dialects."""
     image = done(http, "refine", picture=base64.b64encode(draft).decode(), strength=0.3)
-    found = recorded({k: v for k, v in image.info.items() if isinstance(v, str)})
-    assert found.prompt == "a red car in the snow" and found.settings["Preset"] == "turbo"
-    assert found.settings["Denoising strength"] == "0.3" and found.recipe["seed"] == 7
-    assert found.recipe["work"] == "refine" and found.recipe["parent"]["made"]["seed"] == 7
+    matches = recorded({k: v for k, v in image.info.items() if isinstance(v, str)})
+    assert matches.prompt == "a red car in the snow" and matches.settings["Preset"] == "turbo"
+    assert matches.settings["Denoising strength"] == "0.3" and matches.recipe["seed"] == 7
+    assert matches.recipe["work"] == "refine" and matches.recipe["parent"]["made"]["seed"] == 7
     assert image.size == (128, 128) and image.convert("RGB") != opened(draft).convert("RGB")
 
 
 def test_refining_larger_and_several(http: httpx.Client, draft: bytes) -> None:
     body = {"picture": base64.b64encode(draft).decode(), "size": "1.5x", "n": 2, "strength": 0.2}
-    told = http.post("/api/refine?wait=true", json=body).json()
-    assert [(r["width"], r["height"], r["seed"]) for r in told["results"]] == [(192, 192, 7), (192, 192, 8)]
-    assert told["progress"]["steps"] == 2, "one step each: ceil(2 x 0.2)"
+    response = http.post("/api/refine?wait=true", json=body).json()
+    assert [(r["width"], r["height"], r["seed"]) for r in response["results"]] == [(192, 192, 7), (192, 192, 8)]
+    assert response["progress"]["steps"] == 2, "one step each: ceil(2 x 0.2)"
 
 
 def test_inpainting_moves_nothing_outside_the_mask(http: httpx.Client, draft: bytes) -> None:
@@ -129,13 +129,13 @@ def test_every_step_has_a_preview(server: Served, draft: bytes) -> None:
 def test_a_picture_is_extended_without_a_mask(http: httpx.Client, draft: bytes) -> None:
     image = done(http, "inpaint", picture=base64.b64encode(draft).decode(), extend="right=32", **FAST)
     assert image.size == (160, 128)
-    kept = image.crop((0, 0, 128, 128)).convert("RGB")
-    assert kept.tobytes() == opened(draft).convert("RGB").tobytes()
+    stored = image.crop((0, 0, 128, 128)).convert("RGB")
+    assert stored.tobytes() == opened(draft).convert("RGB").tobytes()
 
 
 def test_a_picture_that_was_painted_here(http: httpx.Client) -> None:
-    told = http.post("/api/paint?wait=true", json={"prompt": "a blue boat", "seed": 3, **FAST}).json()
-    id_ = told["results"][0]["id"]
+    response = http.post("/api/paint?wait=true", json={"prompt": "a blue boat", "seed": 3, **FAST}).json()
+    id_ = response["results"][0]["id"]
     again = done(http, "refine", picture=f"result:{id_}", strength=0.2)
     assert recorded(dict(again.info)).recipe["parent"]["made"]["recipe"]["prompt"] == "a blue boat"
 
@@ -160,8 +160,8 @@ def test_a_picture_that_was_painted_here(http: httpx.Client) -> None:
 )  # fmt: skip
 def test_refused_at_the_door(http: httpx.Client, kind: str, more: dict[str, Any], words: str) -> None:
     body = {"picture": coded(Image.new("RGB", (128, 128), "red")), **more}
-    told = http.post(f"/api/{kind}", json=body)
-    assert told.status_code == 422 and words in told.json()["error"]["message"], told.text
+    response = http.post(f"/api/{kind}", json=body)
+    assert response.status_code == 422 and words in response.json()["error"]["message"], response.text
 
 
 def test_limits_are_those_of_the_picture_that_comes_out() -> None:
@@ -182,31 +182,31 @@ def test_openai_edits_and_variations(server: Served, draft: bytes) -> None:
         return "x.png", image if isinstance(image, bytes) else base64.b64decode(coded(image)), "image/png"
 
     quick = {"preset": "turbo", "num_inference_steps": 2, "seed": 1}
-    told = theirs.images.edit(image=file(draft), prompt="a blue car in the snow", extra_body=quick)
-    assert opened(base64.b64decode(told.data[0].b64_json)).size == (128, 128)  # type: ignore[index, arg-type]
+    response = theirs.images.edit(image=file(draft), prompt="a blue car in the snow", extra_body=quick)
+    assert opened(base64.b64decode(response.data[0].b64_json)).size == (128, 128)  # type: ignore[index, arg-type]
     holes = Image.new("RGBA", (128, 128), (0, 0, 0, 255))
     holes.paste((0, 0, 0, 0), BOX)
-    told = theirs.images.edit(image=file(draft), mask=file(holes), prompt="a duck", extra_body=quick)
-    away, within = outside(opened(base64.b64decode(told.data[0].b64_json)), opened(draft))  # type: ignore[index, arg-type]
+    response = theirs.images.edit(image=file(draft), mask=file(holes), prompt="a duck", extra_body=quick)
+    away, within = outside(opened(base64.b64decode(response.data[0].b64_json)), opened(draft))  # type: ignore[index, arg-type]
     assert away == 0 and within > 500
-    told = theirs.images.create_variation(image=file(draft), n=2, extra_body=quick)
-    assert "a red car in the snow" in told.data[1].infotext  # type: ignore[index, union-attr]
+    response = theirs.images.create_variation(image=file(draft), n=2, extra_body=quick)
+    assert "a red car in the snow" in response.data[1].infotext  # type: ignore[index, union-attr]
 
 
 def test_webui_img2img_and_inpainting(server: Served, draft: bytes) -> None:
     webui = webuiapi.WebUIApi(baseurl=f"{server.url}/sdapi/v1")
     quick: dict[str, Any] = {"steps": 3, "seed": 1, "sampler_name": "Euler", "cfg_scale": 3}
-    told = webui.img2img(images=[opened(draft)], prompt="a car", denoising_strength=0.4, width=160, height=128,
-                         **quick)  # fmt: skip
-    assert told.image.size == (160, 128) and "Denoising strength: 0.4" in told.info["infotexts"][0]
-    told = webui.img2img(images=[opened(draft)], mask_image=mask(), prompt="a duck", denoising_strength=1.0,
+    size = {"width": 160, "height": 128}
+    response = webui.img2img(images=[opened(draft)], prompt="a car", denoising_strength=0.4, **size, **quick)
+    assert response.image.size == (160, 128) and "Denoising strength: 0.4" in response.info["infotexts"][0]
+    response = webui.img2img(images=[opened(draft)], mask_image=mask(), prompt="a duck", denoising_strength=1.0,
                          inpaint_full_res=False, mask_blur=2, **quick)  # fmt: skip
-    away, within = outside(told.image, opened(draft))
-    assert told.image.size == (128, 128) and away == 0 and within > 1000
-    told = webui.img2img(
+    away, within = outside(response.image, opened(draft))
+    assert response.image.size == (128, 128) and away == 0 and within > 1000
+    response = webui.img2img(
         images=[opened(draft)], prompt="", denoising_strength=0.0, width=128, height=128, **quick
     )
-    assert told.info["prompt"] == "a red car in the snow", "an empty prompt is the image's own"
+    assert response.info["prompt"] == "a red car in the snow", "an empty prompt is the image's own"
 
 
 def test_inputs_keep_how_they_were_painted(draft: bytes, tmp_path: Path) -> None:

@@ -46,8 +46,8 @@ def test_what_is_deleted_while_a_job_needs_it_goes_with_that_job(tmp_path: Path)
         assert kept(s) == {sha256} and c.get("/api/concepts/tom").status_code == 404
         engine.go.set()
         s.drained()
-        told = c.get(f"/api/jobs/{job['id']}").json()
-        assert told["status"] == "completed" and told["concepts"] == {"tom": sha256}
+        response = c.get(f"/api/jobs/{job['id']}").json()
+        assert response["status"] == "completed" and response["concepts"] == {"tom": sha256}
         assert kept(s) == set()
 
 
@@ -64,8 +64,8 @@ def test_what_is_deleted_while_concepts_are_listed_is_left_out(tmp_path: Path, m
             return plain(name, entry)
 
         monkeypatch.setattr(shelf, "pinned", pinned)
-        told = c.get("/api/concepts")
-        assert told.status_code == 200 and [one["name"] for one in told.json()["concepts"]] == ["ann"]
+        response = c.get("/api/concepts")
+        assert response.status_code == 200 and [one["name"] for one in response.json()["concepts"]] == ["ann"]
 
 
 def test_a_start_and_an_end_remove_what_nobody_has(tmp_path: Path) -> None:
@@ -101,14 +101,14 @@ def test_one_uploads_what_another_deletes(tmp_path: Path, monkeypatch: Any) -> N
     """The same content, between the moment it is nobody's and the moment its file goes."""
     data = concept("tom", 1)
     with served(FakeEngine(), tmp_path / "s") as s:
-        shelf, told = s.service.concept_store, s.service.store.contents
+        shelf, response = s.service.concept_store, s.service.store.contents
         entry = shelf.put("a", data)
 
         def meanwhile() -> set[str]:
-            found = told()
+            matches = response()
             other.start()
             other.join(0.3)
-            return found
+            return matches
 
         other = threading.Thread(target=shelf.put, args=("b", data))
         monkeypatch.setattr(s.service.store, "contents", meanwhile)
@@ -145,27 +145,27 @@ class Teaching(FakeEngine):
 
 def test_a_full_shelf_is_told_before_anything_is_taught(tmp_path: Path) -> None:
     """With those that are being taught; and what was taught is kept, though the shelf was filled meanwhile."""
-    engine, picture = Teaching(), io.BytesIO()
-    Image.new("RGB", (64, 64)).save(picture, "PNG")
+    engine, image = Teaching(), io.BytesIO()
+    Image.new("RGB", (64, 64)).save(image, "PNG")
     with served(engine, tmp_path / "s", limits=Limits(concepts_per_client=2)) as s, s.client() as c:
 
         def teach(name: str) -> httpx.Response:
             recipe = json.dumps({"name": name, "category": "cat"})
-            files = {"photos": ("a.png", picture.getvalue())}
+            files = {"photos": ("a.png", image.getvalue())}
             return c.post("/api/concepts/teach", data={"recipe": recipe}, files=files)
 
         engine.go.clear()
         jobs = [teach("tom"), teach("kim")]
-        assert [told.status_code for told in jobs] == [202, 202]
-        told = teach("ann")
-        assert told.status_code == 422 and told.json()["error"]["code"] == "concept_quota_exceeded"
+        assert [response.status_code for response in jobs] == [202, 202]
+        response = teach("ann")
+        assert response.status_code == 422 and response.json()["error"]["code"] == "concept_quota_exceeded"
         for k in range(2):  # uploads are not kept waiting for them
             assert c.post("/api/concepts", files={"file": ("x", concept(f"pet{k}", k))}).status_code == 201
         engine.go.set()
         s.drained()
         for job, name in zip(jobs, ("tom", "kim"), strict=True):
-            told = c.get(f"/api/jobs/{job.json()['id']}").json()
-            assert told["status"] == "completed" and told["result"]["concept"]["name"] == name, told
+            response = c.get(f"/api/jobs/{job.json()['id']}").json()
+            assert response["status"] == "completed" and response["result"]["concept"]["name"] == name, response
             assert c.get(f"/api/concepts/{name}").status_code == 200
         assert teach("ann").json()["error"]["code"] == "concept_quota_exceeded"
 
@@ -176,20 +176,22 @@ def test_a_full_shelf_is_told_before_anything_is_taught(tmp_path: Path) -> None:
 def test_requests_go_when_their_time_is_over(tmp_path: Path) -> None:
     """Prompts are nowhere in the folder any more, in no row, no free page and no log of the store."""
     with served(FakeEngine(), tmp_path / "s", limits=Limits(keep_s=0)) as s, s.client() as c:
-        told = [c.post("/api/paint?wait=true", json={"prompt": f"sentinel {k} " * 40}).json() for k in range(9)]
+        response = [
+            c.post("/api/paint?wait=true", json={"prompt": f"sentinel {k} " * 40}).json() for k in range(9)
+        ]
         assert b"sentinel" in everything(s.folder)
         s.service.sweep()
         assert c.get("/api/jobs").json() == {"jobs": []}
-        assert c.get(f"/api/jobs/{told[0]['id']}").status_code == 404
+        assert c.get(f"/api/jobs/{response[0]['id']}").status_code == 404
         assert b"sentinel" not in everything(s.folder)
         assert s.service.store._rows("SELECT * FROM ledger") == []
 
 
 def test_requests_stay_for_their_time(tmp_path: Path) -> None:
     with served(FakeEngine(), tmp_path / "s", limits=Limits(keep_bytes=1)) as s, s.client() as c:
-        told = c.post("/api/paint?wait=true", json={"prompt": "a"}).json()
+        response = c.post("/api/paint?wait=true", json={"prompt": "a"}).json()
         assert s.service.sweep() == 1
-        assert c.get(f"/api/jobs/{told['id']}").json()["status"] == "completed"
+        assert c.get(f"/api/jobs/{response['id']}").json()["status"] == "completed"
 
 
 def everything(folder: Path) -> bytes:
