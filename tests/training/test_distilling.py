@@ -53,14 +53,14 @@ def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 def interrupted_after(step: int, monkeypatch: Any) -> None:
     """Raises KeyboardInterrupt during this step."""
-    original = Trainer._step
+    original = Trainer.step
 
-    def stepping(self: Trainer, ctx: Any, loss: Any, data: Any) -> Any:
+    def stepping(self: Trainer, ctx: Any, *rest: Any) -> Any:
         if ctx.step == step:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(self, ctx, loss, data)
+        return original(self, ctx, *rest)
 
-    monkeypatch.setattr(Trainer, "_step", stepping)
+    monkeypatch.setattr(Trainer, "step", stepping)
 
 
 # ---- every method ----------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ def test_resuming_is_bit_exact(
 ) -> None:
     """Ctrl-C after 2 of 4 steps, then --resume, gives the file of an unbroken run."""
     data = captions_file(tmp_path)
-    more: dict[str, Any] = {"gan": 0.01, "ida": 0.99} if method == "tdm" else {}
+    more: dict[str, Any] = {"gan": 0.01, "fake_ema": 0.99} if method == "tdm" else {}
     base = bases[name]
     done = run(base, tmp_path / "whole", data, method=method, **more)[-1]
     assert isinstance(done, events.Done) and done.facts["steps"] == 4 and done.facts["seen"] == 16
@@ -241,16 +241,16 @@ def gradients(base: Base, method: str, folder: Path, **recipe: Any) -> dict[str,
         for p in objective.train_state.parameters():
             if p.requires_grad:
                 p.add_(0.02 * torch.randn(p.shape, generator=shake))
-    training_run = Trainer(
+    trainer = Trainer(
         folder,
         objective.train_state,
-        distill._plan(s.recipe),
+        distill._config(s.recipe),
         device=torch.device("cpu"),
         groups=objective.groups(),
     )
-    ctx = training_run._turn(0)
+    ctx = trainer.context(0)
     with base.frozen():
-        training_run._backward(ctx, objective.loss, objective.draw(ctx))
+        trainer.backward(ctx, objective.loss, objective.draw(ctx))
     return {n: p.grad for n, p in objective.train_state.named_parameters() if p.grad is not None}
 
 
@@ -388,7 +388,7 @@ def test_emulated_bfloat16_warns_of_its_speed(
 
 def test_divergence_is_reported(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> None:
     failing(monkeypatch, lambda ctx: ctx.step > 0)
-    with pytest.raises(Diverged, match="lcm-lora diverged .* choose a lower rate"):
+    with pytest.raises(Diverged, match="lcm-lora diverged .* choose a lower learning rate"):
         run(bases["sd15"], tmp_path / "out", captions_file(tmp_path), method="lcm-lora", steps=30)
 
 
@@ -537,7 +537,7 @@ def test_lcm_lora_learns_on_tiny(tiny: Base, tmp_path: Path, monkeypatch: Any) -
         warmup=4,
         ema=0.9,
         save_minutes=60,
-        rate=5e-4,
+        lr=5e-4,
         decay=0.5,
     )
     references: list[Reference] = []

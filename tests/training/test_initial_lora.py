@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("no_curves", "one_thread")
 def lora(bases: dict[str, Base], tmp_path_factory: Any) -> Path:
     """A LoRA of rank 2, trained for three steps."""
     folder = tmp_path_factory.mktemp("start")
-    how = {"method": "lcm-lora", "rank": 2, "alpha": 3, "rate": 0.05, "half": False}
+    how = {"method": "lcm-lora", "rank": 2, "alpha": 3, "lr": 0.05, "half": False}
     return run(bases["sd15"], folder / "out", captions_file(folder), **how)[-1].result
 
 
