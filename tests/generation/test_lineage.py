@@ -165,7 +165,7 @@ def test_redo_does_not_overwrite_its_source(cli: Any) -> None:
     code, _, err = cli("redo", "c.png", "--out", "c.png")
     assert code == 2 and "the image itself" in err and Path("c.png").read_bytes() == before
     assert "replaced" not in cli("redo", "c.png", "--out", "d.png")[2]
-    assert "d.png was there and is replaced" in cli("redo", "c.png", "--out", "d.png")[2]
+    assert "d.png exists and will be replaced" in cli("redo", "c.png", "--out", "d.png")[2]
 
 
 def test_colours_are_those_of_the_profile() -> None:
