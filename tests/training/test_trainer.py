@@ -177,6 +177,13 @@ def whole(request: Any, tmp_path_factory: Any, one_thread: None) -> tuple[str, T
     return request.param, trained(tmp_path_factory.mktemp("whole"), **KINDS[request.param])
 
 
+@pytest.fixture
+def no_curve(monkeypatch: Any) -> None:
+    """Drawing the curve takes most of the time of these runs."""
+    monkeypatch.setattr("minikin.training.logger.curve", lambda *_: None)
+
+
+@pytest.mark.usefixtures("no_curve")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_resumed_run_equals_the_uninterrupted_one(
     fault: str, whole: tuple[str, Trainer], tmp_path: Path
@@ -192,6 +199,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(
         assert 0 < resumed.state.best_step < 12  # the last weights are not the best, so both were restored
 
 
+@pytest.mark.usefixtures("no_curve")
 def test_a_forgotten_part_of_the_state_is_noticed(whole: tuple[str, Trainer], tmp_path: Path) -> None:
     """The positive control: without the optimizer's moments the resumed run is another one."""
     kind, uninterrupted = whole

@@ -3,7 +3,7 @@
     for event in distill(base, Distill.make(method="tdm", data="captions.txt"), Path("out")): ...
 
 All files are below `out`: latents/ (computed once), checkpoint.safetensors, log.jsonl, curve.png,
-samples/, tensorboard/ if that is installed, and the result. Training is a `Run`: seeded by step and
+samples/, tensorboard/ if that is installed, and the result. Training is a `Trainer`: seeded by step and
 resumable bit for bit. Several processes started by `torchrun` or `accelerate launch` train one model.
 """
 

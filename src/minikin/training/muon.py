@@ -1,9 +1,9 @@
-"""Muon: momentum, made orthogonal, for the weight matrices; AdamW for everything else.
+"""Muon, an optimizer: orthogonalised momentum for the weight matrices, AdamW for everything else.
 
 Jordan et al. 2024 (kellerjordan.github.io/posts/muon): the momentum of a weight matrix is replaced by
 the nearest orthogonal one, so that directions which gradients seldom take move as far as common
 ones. A convolution counts as a matrix (out, in * height * width). Scaled by 0.2 sqrt(longer side) as
-in Liu et al. 2025 (arXiv:2502.16982), so that the rate and the weight decay of AdamW serve both.
+in Liu et al. 2025 (arXiv:2502.16982), so that the learning rate and the weight decay of AdamW serve both.
 
 On tiny's U-Net, continued from the same checkpoint on the same batches, the loss fell from 0.144
 to 0.136 within a hundred steps (docs/tiny.md), for a tenth more time a step.
@@ -26,7 +26,7 @@ QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan's coefficients: all singular value
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW whose step treats `matrices` otherwise; takes its parameter groups, rates and decay."""
+    """AdamW with Muon's step for `matrices`; parameter groups, learning rates and weight decay are AdamW's."""
 
     def __init__(self, groups: Any, matrices: Iterable[Tensor], **adamw: Any) -> None:
         super().__init__(groups, **adamw)
@@ -34,30 +34,30 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """One update; AdamW's own, after the matrices have moved and stepped aside."""
-        aside: list[tuple[Tensor, Tensor]] = []
+        """One step: Muon's for the matrices, whose gradients are hidden from AdamW's, which follows."""
+        hidden: list[tuple[Tensor, Tensor]] = []
         for group in self.param_groups:
             for p in group["params"]:
                 if id(p) in self._matrices and p.grad is not None:
-                    self._move(p, p.grad, group["lr"], group["weight_decay"])
-                    aside.append((p, p.grad))
+                    self._update(p, p.grad, group["lr"], group["weight_decay"])
+                    hidden.append((p, p.grad))
                     p.grad = None
         loss = super().step(closure)
-        for p, gradient in aside:
+        for p, gradient in hidden:
             p.grad = gradient
         return loss
 
-    def _move(self, p: Tensor, gradient: Tensor, rate: float, decay: float) -> None:
+    def _update(self, p: Tensor, gradient: Tensor, lr: float, decay: float) -> None:
         state = self.state[p]
         if "momentum" not in state:
             state["momentum"] = torch.zeros_like(p)
             state["step"] = torch.zeros(())  # AdamW's loading looks for one in every state
         momentum: Tensor = state["momentum"]
         momentum.lerp_(gradient, 1 - MOMENTUM)
-        ahead = gradient.lerp(momentum, MOMENTUM)  # Nesterov
-        flat = ahead.reshape(len(p), -1)
+        nesterov = gradient.lerp(momentum, MOMENTUM)
+        flat = nesterov.reshape(len(p), -1)
         update = orthogonal(flat).view(p.shape)
-        p.mul_(1 - rate * decay).add_(update, alpha=-rate * 0.2 * max(flat.shape) ** 0.5)
+        p.mul_(1 - lr * decay).add_(update, alpha=-lr * 0.2 * max(flat.shape) ** 0.5)
 
 
 def orthogonal(g: Tensor) -> Tensor:
