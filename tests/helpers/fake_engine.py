@@ -1,8 +1,8 @@
 """Fake engine: no diffusion; every image encodes its request, so that any mix-up between requests is detected.
 
 An image is a grid of 8 x 8 blocks of one grey level each: a digest of the prompt, the concepts' contents and
-the seed. PNG keeps them exactly; `read` decodes an image, `digest` computes what it must say. A batch takes a fixed
-time per step, like a GPU.
+the seed. PNG keeps them exactly; `read` decodes an image, `digest` computes what it must say. A batch takes a
+fixed time per step, like a GPU.
 """
 
 from __future__ import annotations

@@ -102,7 +102,8 @@ class Overload:
             f"capacity {self.capacity:.1f} images/s; at 200 %: goodput {100 * self.goodput:.0f} %, "
             f"{100 * self.refused:.0f} % of {len(self.overloaded.outcomes)} told to come back, "
             f"p99 {1000 * self.overloaded.seconds(0.99, 429):.0f} ms; "
-            f"accepted p50 {self.overloaded.seconds(0.5):.2f}, p99 {self.overloaded.seconds(0.99):.2f} s; at 50 %, before p99 {self.calm.seconds(0.99):.2f} s, "
+            f"accepted p50 {self.overloaded.seconds(0.5):.2f}, p99 {self.overloaded.seconds(0.99):.2f} s; "
+            f"at 50 %, before p99 {self.calm.seconds(0.99):.2f} s, "
             f"{self.settle:g} s after the overload p99 {self.late:.2f} s"
         )
 
