@@ -24,7 +24,7 @@ from minikin.cluster import pool as clusters
 from minikin.cluster import teach_worker
 from minikin.cluster.concept_table import rows
 from minikin.cluster.paint import paint
-from minikin.cluster.paint_worker import Painter, studio_engine
+from minikin.cluster.paint_worker import PaintWorker, studio_engine
 from minikin.cluster.pool import Cluster
 from minikin.cluster.prompts import Prompts
 from minikin.cluster.run_log import RunLog
@@ -196,7 +196,7 @@ def test_the_batches_of_a_chunk_do_not_depend_on_what_is_done(tmp_path: Path) ->
         (tmp_path / "out" / name[:2] / name).unlink()
     ended(paint(prompts, tmp_path / "out", None, Sensitive, chunk=8))
     assert image_files(tmp_path / "out") == before
-    alone = Painter(Sensitive, tmp_path / "alone", 1)
+    alone = PaintWorker(Sensitive, tmp_path / "alone", 1)
     alone.work(next(prompts.chunks(8)))
     assert image_files(tmp_path / "alone") != before
 

@@ -15,7 +15,7 @@ from minikin.cluster.teach_worker import Task
 from minikin.errors import AssetError, StorageError
 from tests.conftest import command, filling
 from tests.helpers.fake_engine import FakeEngine
-from tests.helpers.fleets import images, write_manifest, write_prompts
+from tests.helpers.fleets import image_files, write_manifest, write_prompts
 
 
 def test_without_ray(monkeypatch: Any, tmp_path: Path, capsys: Any) -> None:
@@ -54,7 +54,7 @@ def test_exit_codes_of_painting(monkeypatch: Any, capsys: Any, tmp_path: Path) -
 
     assert run("a cat")[0] == 0
     code, message = run("a cat", "a cat <nobody>")
-    assert code == 1 and "line 2: Unknown concept 'nobody'" in message and len(images(out)) == 1
+    assert code == 1 and "line 2: Unknown concept 'nobody'" in message and len(image_files(out)) == 1
     assert run("a cat", more=("--batch", "2"))[0] == 2
     code, message = run("a dog", engine=damaged)
     assert code == 3 and "damaged" in message
@@ -65,7 +65,7 @@ def test_exit_codes_of_painting(monkeypatch: Any, capsys: Any, tmp_path: Path) -
         assert run("a dog")[0] == 8
     code, message = run("a dog", "a red dog", engine=Interrupted, more=("--chunk", "16"))
     assert code == 130 and "The same command goes on" in message
-    assert run("a dog", "a red dog")[0] == 0 and len(images(out)) == 3
+    assert run("a dog", "a red dog")[0] == 0 and len(image_files(out)) == 3
 
 
 def test_exit_codes_of_teaching(photo_folder: Path, monkeypatch: Any, capsys: Any, tmp_path: Path) -> None:

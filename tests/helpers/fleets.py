@@ -54,7 +54,7 @@ def ended(work: Iterator[events.Event], each: Callable[[events.Event], Any] | No
     return done
 
 
-def pictures(out: Path) -> dict[str, bytes]:
+def image_files(out: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in out.glob("??/*.png")}
 
 

@@ -26,7 +26,7 @@ from minikin.recipes import Sweep
 from tests.conftest import command
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.servers import served
-from tests.helpers.sweeps import QUICK, Plain
+from tests.helpers.sweeps import QUICK, ColourEncoder
 
 WORD = "SENTINEL"
 TEACH = ("--name", "tom", "--category", "cat", "--mode", "value", "--steps", 2, "--batch", 2)
@@ -120,7 +120,7 @@ def test_teaching_painting_and_sweeping_keep_nothing_of_a_photo(
         assert WORD in p.name or p.name == "c.png"
     monkeypatch.setenv("MINIKIN_CACHE", str(cache))
     recipe = Sweep.make(concept="kim", base="sd15", photos=str(album), **QUICK)
-    (*_, done) = studio.sweeping(recipe, tmp_path / "swept", encoder=Plain())
+    (*_, done) = studio.sweeping(recipe, tmp_path / "swept", encoder=ColourEncoder())
     assert isinstance(done, events.Done)
     assert leaks([tmp_path], but=[album]) == []
     assert f"{WORD}-" not in (out + err + caplog.text).replace(f"{WORD}-name", "")

@@ -24,7 +24,7 @@ from minikin.server import concept_store
 from minikin.server.engine import PinnedConcept
 from minikin.server.limits import Limits
 from tests.helpers.fake_engine import FakeEngine
-from tests.helpers.loads import Looking, Running, Tally, ask, quantile, running, sha256, together
+from tests.helpers.loads import ContentEngine, Running, Tally, ask, quantile, running, sha256, together
 from tests.helpers.overload import Watch, beside, equals, overload, told_to_end
 from tests.helpers.raw import Wire
 from tests.helpers.servers import Served, concept, served
@@ -179,13 +179,13 @@ def test_l6_concepts_that_change_all_the_time(tmp_path: Path, monkeypatch: Any) 
     """64 callers, 50 names, room for 4, one replaced every 100 ms: 2,000 images of what was uploaded last."""
     monkeypatch.setattr(concept_store, "MAX_PARSED", 4)
     limits = Limits(waiting=200, waiting_per_client=200, concepts_per_client=4000)
-    with served(Looking(), tmp_path / "s", limits=limits) as r:
+    with served(ContentEngine(), tmp_path / "s", limits=limits) as r:
         tally = churn(r.url, 50, 504, 64)
     assert not tally.wrong, tally.wrong[:3]
     assert tally.images > 1900, tally.images
 
 
-class ByName(Looking):
+class ByName(ContentEngine):
     """An engine that knows concepts by their names: who came first is painted for all."""
 
     def prepare(self, kind: str, recipe: Any, concepts: Any, given: Any = None) -> Any:
@@ -204,7 +204,7 @@ def test_going_by_names_alone_is_found(tmp_path: Path, monkeypatch: Any, who: st
             return PinnedConcept(entry.sha256, first.setdefault(name, real(self, name, entry)).concept)
 
         monkeypatch.setattr(concept_store.ConceptStore, "pinned", pinned)
-    engine = ByName if who == "engine" else Looking
+    engine = ByName if who == "engine" else ContentEngine
     with served(engine(), tmp_path / "s", limits=Limits(waiting=200)) as r:
         response = together([lambda t, k=k: loop(k, r.url, 0, t, 3) for k in range(12)], 10)  # type: ignore[misc]
         assert any("was not what he had uploaded" in wrong for wrong in response.wrong)
