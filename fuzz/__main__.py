@@ -26,9 +26,9 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in TARGETS:
         sys.exit(f"Which target? python -m fuzz {' | '.join(TARGETS)}")
     name = sys.argv.pop(1)
-    found = HERE / "found" / name
-    found.mkdir(parents=True, exist_ok=True)
-    atheris.Setup([*sys.argv, str(found), str(HERE / "corpus" / name)], TARGETS[name])
+    folder = HERE / "found" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    atheris.Setup([*sys.argv, str(folder), str(HERE / "corpus" / name)], TARGETS[name])
     atheris.Fuzz()
 
 

@@ -43,8 +43,8 @@ def check_accepted(data: bytes, concept: Concept) -> None:
     assert all(float(t.abs().max()) <= file.MAX_ABS for t in concept.delta.values()), "absurd values"
     assert len(meta) <= io.MAX_KEYS, "too many keys"
     assert all(len(v) <= io.MAX_VALUE or k in io.LONG for k, v in meta.items()), "too much metadata"
-    told = "".join(_texts([concept.name, concept.category, *vars(concept.origin).values(), concept.recipe]))
-    assert not any(c in told for c in "\x00\x1b\u202e\u200b"), "control characters"
+    text = "".join(_texts([concept.name, concept.category, *vars(concept.origin).values(), concept.recipe]))
+    assert not any(c in text for c in "\x00\x1b\u202e\u200b"), "control characters"
     again = file.from_bytes(file.to_bytes(concept))
     assert (again.name, again.category, again.mode) == (concept.name, concept.category, concept.mode)
 
@@ -62,8 +62,8 @@ def _texts(value: Any) -> Iterator[str]:
         for pair in value.items():
             yield from _texts(list(pair))
     elif isinstance(value, list):
-        for one in value:
-            yield from _texts(one)
+        for item in value:
+            yield from _texts(item)
 
 
 def prompt(data: bytes) -> None:

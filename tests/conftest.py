@@ -144,8 +144,8 @@ def command(monkeypatch: Any, capsys: Any, *args: object) -> tuple[int, str, str
         main()
     except SystemExit as e:
         code = int(e.code or 0)
-    told = capsys.readouterr()
-    return code, told.out, told.err
+    output = capsys.readouterr()
+    return code, output.out, output.err
 
 
 @pytest.fixture
@@ -191,18 +191,18 @@ def build_pipeline(name: str, folder: Path, seed: int = 0) -> Any:
 @pytest.fixture(scope="session")
 def pipelines(request: pytest.FixtureRequest, tmp_path_factory: Any) -> dict[str, Any]:
     """One miniature pipeline of every architecture, without Minikin on it."""
-    made = {n: build_pipeline(n, tmp_path_factory.mktemp(f"mini-{n}")) for n in FAMILIES}
-    parts = [part for pipe in made.values() for part in pipe.components.values()]
+    created = {n: build_pipeline(n, tmp_path_factory.mktemp(f"mini-{n}")) for n in FAMILIES}
+    parts = [part for pipe in created.values() for part in pipe.components.values()]
     share(request, [part for part in parts if isinstance(part, torch.nn.Module)])
-    return made
+    return created
 
 
 @pytest.fixture(scope="session")
 def bases(request: pytest.FixtureRequest, tmp_path_factory: Any) -> dict[str, Base]:
     """The same miniatures as bases (same weights: same seeds)."""
-    made = {n: Base(build_pipeline(n, tmp_path_factory.mktemp(f"base-{n}")), n) for n in FAMILIES}
-    share(request, [part for base in made.values() for part in base.modules])
-    return made
+    created = {n: Base(build_pipeline(n, tmp_path_factory.mktemp(f"base-{n}")), n) for n in FAMILIES}
+    share(request, [part for base in created.values() for part in base.modules])
+    return created
 
 
 @pytest.fixture(scope="session")
@@ -223,7 +223,7 @@ def share(request: pytest.FixtureRequest, modules: Sequence[torch.nn.Module]) ->
 
 def sums(modules: Sequence[torch.nn.Module]) -> list[float]:
     """Of every weight: anything that was rounded or left changed shows. By NumPy: PyTorch's sums depend on how
-    many threads there are, and `one_thread` may come before what is shared is made."""
+    many threads there are, and `one_thread` may come before what is shared is created."""
     return [float(p.detach().double().numpy().sum()) for part in modules for p in part.parameters()]
 
 
@@ -269,14 +269,14 @@ def ray(tmp_path_factory: Any) -> Iterator[Any]:
 def photos() -> list[Photo]:
     """Three small images with a coloured square as the subject, and its mask."""
     rng = np.random.default_rng(0)
-    made = []
+    created = []
     for k in range(3):
         pixels = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
         mask = np.zeros((64, 64), np.float32)
         mask[16:48, 16:48] = 1
         pixels[16:48, 16:48] = (220, 60, 90)
-        made.append(Photo(f"{k}.png", pixels, mask))
-    return made
+        created.append(Photo(f"{k}.png", pixels, mask))
+    return created
 
 
 @pytest.fixture

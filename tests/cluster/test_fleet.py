@@ -31,7 +31,7 @@ from minikin.cluster.run_log import RunLog
 from minikin.cluster.run_log import read as records_of
 from minikin.cluster.teach import teach
 from minikin.cluster.teach_worker import Task
-from minikin.cluster.teach_worker import teach as taught
+from minikin.cluster.teach_worker import teach as teach_changed
 from minikin.errors import BadRecipe, StorageError, UnknownName
 from minikin.models.base import Base
 from minikin.perfusion.concept_file import load
@@ -50,6 +50,8 @@ from tests.helpers.fleets import (
     write_manifest,
     write_prompts,
 )
+
+LOGGED = "pictures"  # word: a key of the run log, which other versions read
 
 # ---- painting: R1, R2, R8 ------------------------------------------------------------------------
 
@@ -76,7 +78,7 @@ def test_two_hundred_prompts_and_a_worker_killed(ray: Any, tmp_path: Path) -> No
     alone, together = image_files(tmp_path / "here"), image_files(tmp_path / "fleet")
     assert len(alone) == 198 and together == alone
     assert sorted(r["line"] for r in records(tmp_path / "fleet")) == list(range(1, 201))
-    assert {r["id"] for r in records(tmp_path / "fleet") if "pictures" in r} == {f"p{i}" for i in range(198)}
+    assert {r["id"] for r in records(tmp_path / "fleet") if LOGGED in r} == {f"p{i}" for i in range(198)}
     (wrong, broken) = sorted((r for r in records(tmp_path / "fleet") if "error" in r), key=lambda r: r["line"])
     assert "Expected a JSON object with a prompt" in wrong["error"]["message"]
     assert broken["error"]["code"] == "unknown_name"
@@ -111,12 +113,12 @@ def test_the_same_bytes_as_minikin_paint(
     opening = partial(studio_engine, "tiny", "cpu", None)
     prompts = Prompts(tmp_path / "p.jsonl", {"steps": 2}, tmp_path)
     ended(paint(prompts, tmp_path / "fleet", TWO, opening, batch=1, chunk=1))
-    created = {r["line"]: r["pictures"] for r in records(tmp_path / "fleet")}
+    created = {r["line"]: r[LOGGED] for r in records(tmp_path / "fleet")}
     for line, prompt, seed in ((1, tom, 3), (2, ball, 5)):
-        asked = ("paint", prompt, "--seed", seed, "--steps", 2, "--out", "x.png")
-        assert command(monkeypatch, capsys, *asked)[0] == 0
-        (one,) = (p for p in created[line] if p["seed"] == seed)
-        assert (tmp_path / "fleet" / one["file"]).read_bytes() == Path("x.png").read_bytes()
+        arguments = ("paint", prompt, "--seed", seed, "--steps", 2, "--out", "x.png")
+        assert command(monkeypatch, capsys, *arguments)[0] == 0
+        (entry,) = (p for p in created[line] if p["seed"] == seed)
+        assert (tmp_path / "fleet" / entry["file"]).read_bytes() == Path("x.png").read_bytes()
 
 
 def test_what_is_done_is_kept(tmp_path: Path) -> None:
@@ -133,7 +135,7 @@ def test_what_is_done_is_kept(tmp_path: Path) -> None:
         done = ended(paint(prompts, tmp_path / "whole", None, FakeEngine, chunk=4))
         assert done.facts["painted"] == 0  # the images were there
         assert sorted(r["line"] for r in records(tmp_path / "whole")) == list(range(1, 13))
-    lost = records(tmp_path / "whole")[3]["pictures"][0]["file"]
+    lost = records(tmp_path / "whole")[3][LOGGED][0]["file"]
     before = (tmp_path / "whole" / lost).read_bytes()
     (tmp_path / "whole" / lost).unlink()
     assert ended(paint(prompts, tmp_path / "whole", None, FakeEngine, chunk=4)).facts["painted"] == 1
@@ -169,12 +171,12 @@ def test_another_run_is_not_mixed_in(tmp_path: Path) -> None:
     assert ended(paint(changed, tmp_path / "out", None, FakeEngine)).facts["painted"] == 1
 
 
-def test_the_same_picture_is_painted_once(tmp_path: Path) -> None:
+def test_the_same_image_is_painted_once(tmp_path: Path) -> None:
     lines = [{"id": str(i), "prompt": "a cat", "seed": 1} for i in range(9)]
     prompts = Prompts(write_prompts(tmp_path / "p.jsonl", lines), {})
     assert ended(paint(prompts, tmp_path / "out", None, FakeEngine, chunk=4)).facts["painted"] == 1
     assert (
-        len({r["pictures"][0]["file"] for r in records(tmp_path / "out")}) == 1
+        len({r[LOGGED][0]["file"] for r in records(tmp_path / "out")}) == 1
         and len(records(tmp_path / "out")) == 9
     )
 
@@ -249,19 +251,19 @@ def test_four_concepts_and_a_worker_killed(
 ) -> None:
     """R4: the killed one goes on from its checkpoint; all files are those of one process, then kept."""
     expected = [f"photos,pet{i},cat,12,{i}" for i in range(4)]
-    asked = rows(write_manifest(tmp_path / "m.csv", expected), QUICK)
+    arguments = rows(write_manifest(tmp_path / "m.csv", expected), QUICK)
     with monkeypatch.context() as patch:
         patch.setattr(teach_worker, "teach", dying_once)
-        done = ended(teach(asked, tmp_path / "fleet", TWO))
+        done = ended(teach(arguments, tmp_path / "fleet", TWO))
     assert done.facts["taught"] == 4 and done.facts["failed"] == 0
     states = [json.loads(p.read_text()) for p in (tmp_path / "fleet" / ".fleet").glob("*.json")]
-    assert [known["resumed"] for known in states].count(True) == 1
-    ended(teach(asked, tmp_path / "here", None))
+    assert [state_facts["resumed"] for state_facts in states].count(True) == 1
+    ended(teach(arguments, tmp_path / "here", None))
     for i in range(4):
         name = f"pet{i}.safetensors"
         assert (tmp_path / "fleet" / name).read_bytes() == (tmp_path / "here" / name).read_bytes()
         assert load(tmp_path / "fleet" / name).name == f"pet{i}"
-    again = ended(teach(asked, tmp_path / "fleet", Cluster(2)))
+    again = ended(teach(arguments, tmp_path / "fleet", Cluster(2)))
     assert again.facts["kept"] == 4 and again.facts["taught"] == 0
     with open(tmp_path / "fleet" / "results.csv") as f:
         assert [r["status"] for r in csv.DictReader(f)] == ["kept"] * 4
@@ -293,7 +295,7 @@ def teach_until_saved(task: Task, then: Callable[[], None]) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(teach_one.__kwdefaults__, "save_every", 3)
         patch.setattr(Trainer, "save", saved)
-        return taught(task)
+        return teach_changed(task)
 
 
 def dying_once(task: Task) -> dict[str, Any]:
@@ -323,17 +325,17 @@ def test_a_worker_that_was_believed_dead_comes_back(
         state = os.waitid(os.P_PID, zombie.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
         assert state and state.si_code == os.CLD_STOPPED
         assert list(task.out.glob(".fleet/*/*.safetensors")) and not task.file.exists()
-        known = teach_worker.teach(task)
+        state_facts = teach_worker.teach(task)
         written, before = task.file.stat().st_ino, task.file.read_bytes()
-        assert known["resumed"] and task.done() == known
+        assert state_facts["resumed"] and task.done() == state_facts
         zombie.send_signal(signal.SIGCONT)
         response, _ = zombie.communicate(timeout=120)
     finally:
         zombie.kill()
-    assert zombie.returncode == 0 and response.split() == [known["sha256"]]
+    assert zombie.returncode == 0 and response.split() == [state_facts["sha256"]]
     assert task.file.stat().st_ino != written  # it has written, late
     assert task.file.read_bytes() == before
-    assert {**(task.done() or {}), "resumed": True, "seconds": 0} == {**known, "seconds": 0}
+    assert {**(task.done() or {}), "resumed": True, "seconds": 0} == {**state_facts, "seconds": 0}
     assert not list(task.out.glob(".fleet/*/*.safetensors")) and not list(task.out.rglob(".minikin-*"))
 
 
@@ -363,26 +365,26 @@ def test_what_is_taught_otherwise_is_taught_again(photo_folder: Path, tmp_path: 
     """Another seed, another photo, a file that is gone: each is taught again, and nothing else is."""
     lines = ["photos,tom,cat,1,0", "photos,kim,cat,1,0"]
 
-    def taught(**changed: Any) -> int:
+    def teach_changed(**changed: Any) -> int:
         matches = ended(teach(rows(tmp_path / "m.csv", QUICK | changed), tmp_path / "out", None)).facts
         assert matches["taught"] + matches["kept"] == 2
         return int(matches["taught"])
 
     write_manifest(tmp_path / "m.csv", lines)
-    assert [taught(), taught()] == [2, 0]
+    assert [teach_changed(), teach_changed()] == [2, 0]
     write_manifest(tmp_path / "m.csv", [lines[0], "photos,kim,cat,1,9"])
-    assert [taught(), taught()] == [1, 0]
+    assert [teach_changed(), teach_changed()] == [1, 0]
     (tmp_path / "out" / "tom.safetensors").unlink()
-    assert [taught(), taught()] == [1, 0]
+    assert [teach_changed(), teach_changed()] == [1, 0]
     (photo_folder / "0.txt").write_text("a photo of {} at home")
-    assert [taught(), taught()] == [2, 0]
+    assert [teach_changed(), teach_changed()] == [2, 0]
 
 
 def test_a_failure_keeps_nobody_else(photo_folder: Path, tmp_path: Path) -> None:
     """What only the base can know (a word of too many tokens) is a sentence in results.csv."""
     long = "supercalifragilisticexpialidocious floccinaucinihilipilification"
-    asked = rows(write_manifest(tmp_path / "m.csv", [f"photos,tom,{long[:60].strip()},1,0"]), QUICK)
-    done = ended(teach(asked, tmp_path / "out", None))
+    arguments = rows(write_manifest(tmp_path / "m.csv", [f"photos,tom,{long[:60].strip()},1,0"]), QUICK)
+    done = ended(teach(arguments, tmp_path / "out", None))
     assert done.facts["failed"] == 1
     with open(tmp_path / "out" / "results.csv") as f:
         (row,) = csv.DictReader(f)
@@ -440,8 +442,8 @@ def test_the_launcher_of_one_machine(monkeypatch: Any, capsys: Any, tmp_path: Pa
             return 4
 
     monkeypatch.setattr("subprocess.Popen", Process)
-    asked = ("distill", "tdm", "--data", "c.txt", "--workers", "2", "--out", tmp_path)
-    assert command(monkeypatch, capsys, *asked)[0] == 4
+    arguments = ("distill", "tdm", "--data", "c.txt", "--workers", "2", "--out", tmp_path)
+    assert command(monkeypatch, capsys, *arguments)[0] == 4
     ((words, own_session),) = started
     assert own_session and words[1:3] == ["-m", "torch.distributed.run"]
     assert words[words.index("--nproc-per-node") + 1 :][:3] == ["2", "-m", "minikin"]

@@ -48,8 +48,8 @@ def test_exit_codes_of_painting(monkeypatch: Any, capsys: Any, tmp_path: Path) -
     ) -> tuple[int, str]:
         monkeypatch.setattr("minikin.cluster.paint_worker.studio_engine", lambda *how: engine())
         path = write_prompts(tmp_path / "p.jsonl", [{"prompt": p} for p in prompts])
-        asked = ("fleet", "paint", path, "--out", out, "--workers", 0, *more)
-        code, _, message = command(monkeypatch, capsys, *asked)
+        arguments = ("fleet", "paint", path, "--out", out, "--workers", 0, *more)
+        code, _, message = command(monkeypatch, capsys, *arguments)
         return code, message
 
     assert run("a cat")[0] == 0
@@ -80,8 +80,8 @@ def test_exit_codes_of_teaching(photo_folder: Path, monkeypatch: Any, capsys: An
     manifest = write_manifest(tmp_path / "m.csv", ["photos,tom,cat,1,0"])
 
     def run() -> tuple[int, str]:
-        asked = ("fleet", "teach", manifest, "--out", tmp_path / "out", "--workers", 0)
-        code, _, message = command(monkeypatch, capsys, *asked)
+        arguments = ("fleet", "teach", manifest, "--out", tmp_path / "out", "--workers", 0)
+        code, _, message = command(monkeypatch, capsys, *arguments)
         return code, message
 
     matches |= {"error": {"code": "bad_photo", "message": "It is no photo."}}

@@ -38,8 +38,8 @@ ROOM = Limits(waiting=24, waiting_per_client=24, batch=4)
 def replicas(ray: Any, tmp_path_factory: Any) -> Iterator[Served]:
     """Two replicas of a fake engine that takes 0.2 s a batch, behind the gateway."""
     engines = remote_engines(ray, partial(fake_engine, 0.05), 2, {"num_cpus": 0.5})
-    with served(engines[0], tmp_path_factory.mktemp("serve") / "s", limits=ROOM, engines=engines) as one:
-        yield one
+    with served(engines[0], tmp_path_factory.mktemp("serve") / "s", limits=ROOM, engines=engines) as item:
+        yield item
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +80,8 @@ def test_replicas_that_are_killed_lose_nothing(replicas: Served) -> None:
     """R3: 8 clients, one replica killed after the other; every answer is right, replayed with its own seed."""
     kills, matches = 0, []
     with ThreadPoolExecutor(8) as pool:
-        for one in pool.map(partial(ask, replicas), range(48)):
-            matches.append(one)
+        for item in pool.map(partial(ask, replicas), range(48)):
+            matches.append(item)
             if len(matches) in (8, 24):
                 all_up(replicas)  # with both gone at once the door says 503
                 engine: Any = replicas.service.workers[kills].engine
@@ -117,17 +117,17 @@ def test_a_replica_paints_what_the_gateway_would(ray: Any, tiny: Base, one_threa
     both = [engine.prepare("paint", recipe, pinned) for engine in (near, far)]
     assert both[0].group == both[1].group and near.facts(both[0]) == far.facts(both[1])
     images = [
-        engine.paint([Row(one, 3)], lambda done, preview: None)[0]
-        for engine, one in zip((near, far), both, strict=True)
+        engine.paint([Row(item, 3)], lambda done, preview: None)[0]
+        for engine, item in zip((near, far), both, strict=True)
     ]
     assert equal(*images)
     again = Refine(prompt="a photo of <tom>", steps=2, strength=0.5)
-    given = JobInputs({"image": images[0]}, stop=threading.Event())
+    inputs = JobInputs({"image": images[0]}, stop=threading.Event())
     done = [
-        ended(engine.run("refine", engine.prepare("refine", again, pinned, given), given))
+        ended(engine.run("refine", engine.prepare("refine", again, pinned, inputs), inputs))
         for engine in (near, far)
     ]
-    assert equal(*(one.result[0].image for one in done))
+    assert equal(*(item.result[0].image for item in done))
     with pytest.raises(UnknownName, match="Did you mean 'turbo'"):
         far.prepare("paint", Paint(prompt="a cat", preset="turbbo"), {})
 
@@ -138,8 +138,8 @@ def test_too_many_at_once(replicas: Served) -> None:
     """R6: 60 at once: what is refused says when to come again, what is accepted is painted."""
     with ThreadPoolExecutor(60) as pool:
         matches = list(pool.map(partial(ask, replicas, steps=50), range(100, 160)))  # 2.5 s a batch
-    accepted = [one for one in matches if one[0] == 200]
-    refused = [one for one in matches if one[0] != 200]
+    accepted = [item for item in matches if item[0] == 200]
+    refused = [item for item in matches if item[0] != 200]
     assert len(accepted) >= 24 and all(right for _, right, _ in accepted)
     assert refused and {status for status, *_ in refused} == {429}
     for _, _, response in refused:
@@ -193,11 +193,11 @@ def test_a_cluster_of_ones_own_is_closed_to_others(ray: Any) -> None:
     assert os.environ["RAY_AUTH_MODE"] == "token" and len(os.environ["RAY_AUTH_TOKEN"]) == 64
     names = ("raylet", "gcs_server", "ray::", "dashboard")
     open_to = set()
-    for one in psutil.Process().children(recursive=True):
+    for item in psutil.Process().children(recursive=True):
         try:
-            response = " ".join(one.cmdline()[:3])
+            response = " ".join(item.cmdline()[:3])
             if any(n in response for n in names):
-                open_to |= {c.laddr.ip for c in one.net_connections("inet") if c.status == "LISTEN"}
+                open_to |= {c.laddr.ip for c in item.net_connections("inet") if c.status == "LISTEN"}
         except psutil.Error:
             continue
     assert open_to and {ip.removeprefix("::ffff:") for ip in open_to} == {"127.0.0.1"}

@@ -24,48 +24,52 @@ Patch = pytest.MonkeyPatch
 
 
 def about(words: str, wrong: list[str]) -> bool:
-    return any(words in one for one in wrong)
+    return any(words in item for item in wrong)
 
 
 # ---- L3 ----------------------------------------------------------------------------------------
 
 
-def told(n: int, seconds: float, status: int = 200, first: float = 0.0, wrong: str = "") -> list[Outcome]:
+def runs(n: int, seconds: float, status: int = 200, first: float = 0.0, wrong: str = "") -> list[Outcome]:
     """So many answers, ten a second."""
     return [Outcome(first + k / 10, seconds, status, int(status == 200), wrong) for k in range(n)]
 
 
 def overloaded(**other: list[Outcome]) -> Overload:
     """Numbers as they should be, 10 images a second, but for these."""
-    good = {"calm": told(20, 0.4), "many": told(100, 0.1) + told(100, 0.1, 429), "after": told(100, 0.5)}
-    calm, many, after = (Tally(one) for one in {**good, **other}.values())
-    return Overload(10.0, calm, many, after, start=0.0, seconds=10.0, settle=5.0)
+    good = {
+        "calm": runs(20, 0.4),
+        "many": runs(100, 0.1) + runs(100, 0.1, 429),
+        "after": runs(100, 0.5),
+    }
+    calm, many, after = (Tally(item) for item in {**good, **other}.values())
+    return Overload(10.0, calm, many, after, start=0.0, seconds=10.0, recovery_s=5.0)
 
 
 @pytest.mark.parametrize(
     ("other", "words"),
     [
-        ({"many": told(100, 9.0) + told(100, 0.1, 429)}, "goodput"),
-        ({"many": told(100, 0.1) + told(95, 0.1, 429) + told(5, 0.4, 429)}, "told to come back after 0.40 s"),
-        ({"many": told(100, 0.1) + told(10, 0.1, 429)}, "too many were let in"),
-        ({"many": told(100, 0.1) + told(99, 0.1, 429) + told(1, 1, 500)}, "overload: answers of status"),
-        ({"many": told(99, 0.1) + told(100, 0.1, 429) + told(1, 0.1, wrong="another's")}, "load: another's"),
-        ({"calm": told(19, 0.4) + told(1, 0.1, 429)}, "calm: answers of status [429]"),
-        ({"after": told(60, 0.5) + told(40, 0.9, first=6.0)}, "afterwards 0.90 s, before 0.40 s"),
+        ({"many": runs(100, 9.0) + runs(100, 0.1, 429)}, "goodput"),
+        ({"many": runs(100, 0.1) + runs(95, 0.1, 429) + runs(5, 0.4, 429)}, "told to come back after 0.40 s"),
+        ({"many": runs(100, 0.1) + runs(10, 0.1, 429)}, "too many were let in"),
+        ({"many": runs(100, 0.1) + runs(99, 0.1, 429) + runs(1, 1, 500)}, "overload: answers of status"),
+        ({"many": runs(99, 0.1) + runs(100, 0.1, 429) + runs(1, 0.1, wrong="another's")}, "load: another's"),
+        ({"calm": runs(19, 0.4) + runs(1, 0.1, 429)}, "calm: answers of status [429]"),
+        ({"after": runs(60, 0.5) + runs(40, 0.9, first=6.0)}, "afterwards 0.90 s, before 0.40 s"),
     ],
 )  # fmt: skip
 def test_l3_each_bar_is_looked_at(other: dict[str, list[Outcome]], words: str) -> None:
     """By numbers alone: each complaint when its own are bad, none of any other, none when all are good."""
     assert overloaded().wrong() == []
-    (one,) = overloaded(**other).wrong()
-    assert words in one
+    (item,) = overloaded(**other).wrong()
+    assert words in item
 
 
 def test_l3_no_end_of_the_line_is_found(tmp_path: Path, monkeypatch: Patch) -> None:
     """Everybody is let in, and waits."""
     monkeypatch.setattr(JobQueue, "_check", lambda self, client: None)
     with served(FakeEngine(step_s=0.0125, batch_size=2), tmp_path / "s", limits=Limits(waiting=8)) as s:
-        measured = overload(s.url, seconds=0.8, callers=6, full_s=0.5, calm_s=0.3, after_s=0.2, settle=0.1)
+        measured = overload(s.url, seconds=0.8, callers=6, full_s=0.5, calm_s=0.3, after_s=0.2, recovery_s=0.1)
     assert about("too many were let in", measured.wrong()), measured
 
 

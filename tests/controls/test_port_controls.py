@@ -67,12 +67,12 @@ class Stage:
     def open_(self) -> Served:
         return self.server
 
-    def fails(self, test: Callable[..., None], given: dict[str, Any], words: str) -> None:
+    def fails(self, test: Callable[..., None], bound: dict[str, Any], words: str) -> None:
         """A row's test must fail, at an assert that has these words in its source or in what it says."""
-        asked = [name for name in inspect.signature(test).parameters if name not in given]
-        arguments = {name: getattr(self, name) for name in asked}
+        missing = [name for name in inspect.signature(test).parameters if name not in bound]
+        arguments = {name: getattr(self, name) for name in missing}
         with pytest.raises(AssertionError) as e:
-            test(**given, **arguments)
+            test(**bound, **arguments)
         # Not traceback[-1].statement: it parses, and Python 3.11 fails when the log's thread parses beside it.
         last = traceback.extract_tb(e.tb)[-1]
         source = linecache.getlines(last.filename)[(last.lineno or 1) - 1 : last.end_lineno]
@@ -96,7 +96,7 @@ class Control(NamedTuple):
     plant: Callable[[Patch], None]
     test: Callable[..., None]
     words: str
-    given: dict[str, Any] = {}
+    bound: dict[str, Any] = {}
 
 
 H2, H4 = who.test_h02_what_is_anothers_is_not_there, who.test_h04_web_pages_cannot_reach_in
@@ -104,7 +104,7 @@ H6 = who.test_h06_the_server_tells_nothing_of_itself
 H7, H8 = who.test_h07_interrupting_is_for_ones_own_jobs, who.test_h08_nothing_is_configured_over_http
 H9, H10 = what.test_h09_too_much_is_refused_before_it_waits, what.test_h10_prompts_are_read_in_linear_time
 H11 = what.test_h11_json_that_is_none
-H12, H15 = much.test_h12_bodies_that_are_too_large, much.test_h15_what_is_served_is_a_picture_and_nothing_else
+H12, H15 = much.test_h12_bodies_that_are_too_large, much.test_h15_served_bytes_are_an_image_and_nothing_else
 H16, H18 = much.test_h16_every_answer_keeps_the_retry_contract, much.test_h18_one_client_cannot_fill_the_line
 H17 = much.test_h17_logs_and_metrics_hold_nothing_of_anybody
 H19, H20 = much.test_h19_when_to_come_back_is_computed_and_spread, much.test_h20_who_goes_away_cancels
@@ -118,8 +118,8 @@ CONTROLS = (
     Control("H2", bug.jobs_of_all, H2, "/api/jobs/{}"),
     Control("H2", bug.another_status_for_others, H2, "/api/jobs/{}"),
     Control("H2", bug.more_work_for_others, H2, "_apart("),
-    Control("H2", bug.pictures_of_all, H2, "/api/results/{}"),
-    Control("H2", bug.one_shelf_for_all, H2, "/api/concepts/sha256:{}"),
+    Control("H2", bug.images_of_all, H2, "/api/results/{}"),
+    Control("H2", bug.one_store_for_all, H2, "/api/concepts/sha256:{}"),
     Control("H2", bug.ended_jobs_of_all, H2, "[200, 404]"),
     Control("H4", bug.any_host, H4, "202 == 421", {"headers": {"Host": "evil.example"}, "status": 421}),
     Control("H4", bug.any_origin, H4, "202 == 403", {"headers": {"Origin": "null"}, "status": 403}),

@@ -96,7 +96,7 @@ def test_what_is_written_can_be_read(scheme: int) -> None:
     """WCAG's contrast of 4.5 for every colour of words on every ground they stand on."""
     text = (Path(__file__).parents[2] / "src" / "minikin" / "web" / "static" / "page.css").read_text()
     pairs = re.findall(r"--([\w-]+): light-dark\((#\w{6}), (#\w{6})\)", text)
-    colours = {name: one[scheme] for name, *one in pairs}
+    colours = {name: schemes[scheme] for name, *schemes in pairs}
     grounds = ("paper", "sheet", "wash")
     matches = {
         **{(ink, on): _contrast(colours[ink], colours[on]) for ink in ("ink", "soft", "accent", "good")
@@ -127,32 +127,32 @@ def server(tiny: Base, tmp_path_factory: Any) -> Iterator[Served]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with browsing() as one:
-        yield one
+    with browsing() as tab:
+        yield tab
 
 
 @pytest.fixture
 def page(browser: Any, server: Served) -> Iterator[Any]:
     """A page of its own; whatever it asks of another host, or says on the console, is an error."""
     context = browser.new_context(viewport=DESKTOP)
-    one = context.new_page()
-    one.set_default_timeout(120_000)  # of waiting: a busy machine is no fault
+    tab = context.new_page()
+    tab.set_default_timeout(120_000)  # of waiting: a busy machine is no fault
     foreign: list[str] = []
     message: list[str] = []
 
-    def asked(request: Any) -> None:
+    def count_request(request: Any) -> None:
         parts = urlsplit(request.url)
         if parts.scheme in ("http", "https", "ws", "wss") and parts.hostname != "127.0.0.1":
             foreign.append(request.url)
 
-    one.on("request", asked)
-    one.on("websocket", asked)
-    one.on("pageerror", lambda e: message.append(str(e)))
-    opened(one, server)
-    yield one
+    tab.on("request", count_request)
+    tab.on("websocket", count_request)
+    tab.on("pageerror", lambda e: message.append(str(e)))
+    opened(tab, server)
+    yield tab
     shots = os.environ.get("MINIKIN_SHOTS")
     if shots:
-        one.screenshot(path=f"{shots}/{os.environ['PYTEST_CURRENT_TEST'].split('::')[1].split(' ')[0]}.png")
+        tab.screenshot(path=f"{shots}/{os.environ['PYTEST_CURRENT_TEST'].split('::')[1].split(' ')[0]}.png")
     context.close()
     assert not foreign and not message
 
@@ -166,7 +166,7 @@ def section(page: Any, name: str) -> None:
     page.get_by_role("tab", name=name, exact=True).click()
 
 
-def live_picture(page: Any, after: int = 0) -> int:
+def live_image(page: Any, after: int = 0) -> int:
     """The number of the live image that is shown, once it is a later one."""
     page.wait_for_function(
         f"Number(document.querySelector('#paint-shown')?.dataset.number ?? 0) > {after}", timeout=120_000
@@ -188,7 +188,7 @@ def bytes_of(server: Served, page: Any, name: str = "paint") -> bytes:
         return c.get(page.get_attribute(f"#{name}-download", "href")).content
 
 
-def picture_of(server: Served, page: Any, name: str = "paint") -> Image.Image:
+def image_of(server: Served, page: Any, name: str = "paint") -> Image.Image:
     return Image.open(io.BytesIO(bytes_of(server, page, name)))
 
 
@@ -234,7 +234,7 @@ def test_drafts_are_kept_picked_and_refined(page: Any, server: Served) -> None:
     """Two drafts; after a reload they are there, and the form is as it was; one is refined at 1.5x."""
     drafts(page, n=2)
     assert page.get_attribute("#paint-download", "download") == "minikin-7.png"
-    assert "parameters" in picture_of(server, page).info
+    assert "parameters" in image_of(server, page).info
     page.reload()
     page.wait_for_selector(".mk-card")
     assert page.input_value("#paint-prompt") == "a red car in the snow"
@@ -277,7 +277,7 @@ PREVIEWS = """() => {
 @pytest.mark.slow
 def test_inpainting_under_a_drawn_mask(page: Any, server: Served, monkeypatch: Any) -> None:
     drafts(page)
-    before = np.asarray(picture_of(server, page).convert("RGB"))
+    before = np.asarray(image_of(server, page).convert("RGB"))
     page.click("#paint-to-inpaint")
     page.wait_for_selector("#inpaint-mask", state="visible")
     page.wait_for_function("document.querySelector('#inpaint-mask').width === 128")
@@ -297,7 +297,7 @@ def test_inpainting_under_a_drawn_mask(page: Any, server: Served, monkeypatch: A
         page.wait_for_function("previews > 0", timeout=240_000)
         observed.set()
         page.wait_for_selector("#inpaint-tools:not([hidden])", timeout=240_000)
-    after = np.asarray(picture_of(server, page, "inpaint").convert("RGB"))
+    after = np.asarray(image_of(server, page, "inpaint").convert("RGB"))
     changed = (before != after).any(-1)
     assert after.shape == before.shape and 100 < changed.sum() < 0.4 * changed.size
     assert not changed[:20].any() and not changed[:, -20:].any(), "far from the brush not a byte moves"
@@ -327,7 +327,7 @@ def test_the_mask_is_drawn_by_keyboard_too(page: Any) -> None:
 
 @pytest.mark.slow
 def test_teaching_in_the_page(page: Any, server: Served) -> None:
-    """Photos, masks to accept, a strip of samples, the concept on the shelf, a slider that repaints."""
+    """Photos, masks to accept, a strip of samples, the concept in the list, a slider that generates again."""
     section(page, "Teach")
     page.click("#teach-go")
     assert "photos first" in page.inner_text("#teach-problem")
@@ -345,10 +345,10 @@ def test_teaching_in_the_page(page: Any, server: Served) -> None:
     assert page.locator("#teach-film img").count() >= 1
     page.click("#teach-paint")
     page.wait_for_selector("#strength-pot")
-    number = live_picture(page)
+    number = live_image(page)
     page.locator("#strength-pot").fill("0.4")
     assert "<pot:0.4>" in page.input_value("#paint-prompt")
-    live_picture(page, number)
+    live_image(page, number)
     section(page, "Concepts")
     page.wait_for_selector(".mk-concept")
     assert page.locator(".mk-concept img").evaluate("i => i.decode().then(() => i.naturalWidth)") == 96
@@ -412,7 +412,7 @@ def test_stop_and_keep_and_cancel(page: Any, server: Served, monkeypatch: Any) -
 
 
 @pytest.mark.slow
-def test_a_picture_brings_its_recipe_back(page: Any, server: Served, tmp_path: Path) -> None:
+def test_an_image_brings_its_recipe_back(page: Any, server: Served, tmp_path: Path) -> None:
     drafts(page, "a blue boat on the sea")
     image = tmp_path / "boat.png"
     image.write_bytes(bytes_of(server, page))

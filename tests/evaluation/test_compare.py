@@ -38,7 +38,7 @@ from minikin.models.lora.adapters import Adapters
 from minikin.perfusion import concept_file
 from minikin.recipes import Baseline, Compare, Paint, Teach
 from tests.conftest import build_pipeline
-from tests.helpers.browsers import Tags, shown
+from tests.helpers.browsers import Tags, render
 from tests.helpers.loras import random_lora, write
 
 pytestmark = pytest.mark.usefixtures("no_curves", "one_thread", "quick_disk")
@@ -232,7 +232,7 @@ def test_csv_and_json_agree(compared: Any) -> None:
 @pytest.mark.slow
 def test_page_in_a_browser(compared: Any, tmp_path: Path) -> None:
     """Headless, offline: all images load, nothing is wider than the window, it is not blank."""
-    page = shown(compared[0] / "report.html", tmp_path / "report.png")
+    page = render(compared[0] / "report.html", tmp_path / "report.png")
     assert page["broken"] == 0 and page["images"] >= 8 and page["wide"] <= 0 and page["colours"] > 20
 
 

@@ -26,7 +26,7 @@ from minikin.models.base import Base
 from minikin.perfusion.operating_points import Point
 from minikin.recipes import WHOLE, Sweep
 from tests.conftest import command
-from tests.helpers.browsers import Tags, shown
+from tests.helpers.browsers import Tags, render
 from tests.helpers.sweeps import (
     BEST,
     ENDS,
@@ -200,7 +200,7 @@ def test_page_needs_no_network(swept: Any) -> None:
 @pytest.mark.slow
 def test_page_in_a_browser(swept: Any, tmp_path: Path) -> None:
     """Headless, offline: all images load, nothing is wider than the window, it is not blank."""
-    page = shown(swept[0] / "quality-5.html", tmp_path / "page.png")
+    page = render(swept[0] / "quality-5.html", tmp_path / "page.png")
     assert page["broken"] == 0 and page["images"] >= 24 and page["drawn"] > 300 and page["wide"] <= 0
     assert page["colours"] > 100
 

@@ -45,10 +45,10 @@ def browsing() -> Iterator[Any]:
             browser.close()
 
 
-def shown(file: Path, shot: Path, width: int = 1000) -> dict[str, float]:
-    """What a browser without a network makes of a page of ours: broken and loaded images, pixels too wide.
+def render(file: Path, shot: Path, width: int = 1000) -> dict[str, float]:
+    """Render a page of ours in a browser without a network; counts broken and loaded images, pixels too wide.
 
-    shot  gets its image
+    shot  file for the screenshot
     """
     with browsing() as browser:
         page = browser.new_page(viewport={"width": width, "height": 1400}, offline=True)

@@ -40,13 +40,13 @@ def certified(
          "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"), False,
     )  # fmt: skip
     top = (
-        _named("Root", "Root", root.public_key(), (-99, 99))
+        _certificate_builder("Root", "Root", root.public_key(), (-99, 99))
         .add_extension(x509.BasicConstraints(True, None), True)
         .add_extension(x509.KeyUsage(**no | {"key_cert_sign": True, "crl_sign": True}), True)
         .sign(root, hashes.SHA256())
     )
-    own = (
-        _named("Minikin's tests", "Root", key.public_key(), days)
+    leaf = (
+        _certificate_builder("Minikin's tests", "Root", key.public_key(), days)
         .add_extension(x509.BasicConstraints(False, None), True)
         .add_extension(x509.KeyUsage(**no | {"digital_signature": True}), True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), False)
@@ -55,10 +55,10 @@ def certified(
     )
     locked = serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
     private = key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, locked)
-    return Certified(own.public_bytes(PEM), private, top.public_bytes(PEM))
+    return Certified(leaf.public_bytes(PEM), private, top.public_bytes(PEM))
 
 
-def _named(name: str, issuer: str, public: Any, days: tuple[int, int]) -> x509.CertificateBuilder:
+def _certificate_builder(name: str, issuer: str, public: Any, days: tuple[int, int]) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
     response = [
         x509.Name(

@@ -40,7 +40,7 @@ def deadly(notes: Path, step_s: float = 0.0) -> Deadly:
 
 
 def write_prompts(path: Path, lines: list[Any]) -> Path:
-    path.write_text("".join((one if isinstance(one, str) else json.dumps(one)) + "\n" for one in lines))
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
     return path
 
 

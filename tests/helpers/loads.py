@@ -47,12 +47,12 @@ class ContentEngine(FakeEngine):
     SHA-256 of the file that these weights make."""
 
     def prepare(
-        self, kind: str, recipe: Recipe, concepts: Concepts, given: JobInputs | None = None
+        self, kind: str, recipe: Recipe, concepts: Concepts, inputs: JobInputs | None = None
     ) -> PreparedRequest:
         from minikin.perfusion.concept_file import to_bytes  # PyTorch: most of these processes see no concept
 
         real = {n: PinnedConcept(sha256(to_bytes(p.concept)), p.concept) for n, p in concepts.items()}
-        return super().prepare(kind, recipe, real, given)
+        return super().prepare(kind, recipe, real, inputs)
 
 
 def sha256(data: bytes) -> str:
@@ -108,7 +108,7 @@ class Running:
 
 @contextmanager
 def running(folder: Path, **settings: Any) -> Iterator[Running]:
-    """Inside, the server runs; afterwards it has ended with 0, and its ledger is in order."""
+    """Run a server inside; afterwards it has ended with 0, and its audit finds nothing."""
     port = free_port()
     process, client = start(folder, port, **settings)
     try:

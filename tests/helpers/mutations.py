@@ -23,7 +23,7 @@ from minikin.perfusion import strict_safetensors as io
 from minikin.perfusion.concept import Concept
 from minikin.perfusion.concept_file import to_bytes
 
-SITE = "mid_block.attentions.0.transformer_blocks.0.attn2"
+LAYER = "mid_block.attentions.0.transformer_blocks.0.attn2"
 ODD = [
     0, 1, 2, 7, 8, 255, 2**16, 2**24, 2**24 + 1, 2**31, 2**32, 2**53, 2**60, 2**63, 2**64, 10**30, -1, -(2**63),
     0.5, 1e308, float("nan"), float("inf"), True, None, "", "0", "x" * 70, [], {}, [[]], [1, 2, 3],
@@ -49,21 +49,21 @@ HALVES = [
 def seeds() -> list[bytes]:
     """Small valid files of every kind: gated and row, half and int8, one and two encoders, points, preview."""
     g = torch.Generator().manual_seed(0)
-    origin, made = Origin("sd1", "f" * 64, "e" * 64, "MIT", "d" * 40), []
+    origin, concepts = Origin("sd1", "f" * 64, "e" * 64, "MIT", "d" * 40), []
     for n in (0, 1, 2):
         for int8 in (False, True):
             gated = n > 0
             direction = torch.randn(6, generator=g) if gated else torch.zeros(1)
-            made.append(to_bytes(
+            concepts.append(to_bytes(
                 Concept(
                     "tom", "cat", "gated" if gated else "value", origin,
                     tuple(torch.randn(2, 4, generator=g) for _ in range(n)), direction, direction,
-                    {SITE: torch.randn(8, generator=g)}, c_hash="c" * 64 if gated else "",
+                    {LAYER: torch.randn(8, generator=g)}, c_hash="c" * 64 if gated else "",
                     recipe={"steps": 3, "mode": "gated"}, preview=b"\xff\xd8jpeg" if int8 else b"",
                 ),
                 int8=int8,
             ))  # fmt: skip
-    return made
+    return concepts
 
 
 def mutations(files: Sequence[bytes], n: int, seed: int = 0) -> Iterator[bytes]:
@@ -163,8 +163,8 @@ def _length(rng: random.Random, header: str, body: bytes) -> bytes:
 
 def _field(rng: random.Random, header: str, body: bytes) -> bytes:
     """An odd value for a tensor's type, shape or place."""
-    told = json.loads(header)
-    entry = told[rng.choice([k for k in told if k != "__metadata__"])]
+    fields = json.loads(header)
+    entry = fields[rng.choice([k for k in fields if k != "__metadata__"])]
     where = rng.choice(("dtype", "shape", "data_offsets", "extra"))
     if where in ("shape", "data_offsets") and rng.random() < 0.7:
         entry[where] = list(entry[where])
@@ -175,34 +175,34 @@ def _field(rng: random.Random, header: str, body: bytes) -> bytes:
         entry.pop(where, None)
     else:
         entry[where] = rng.choice(ODD)
-    return joined(json.dumps(told), body)
+    return joined(json.dumps(fields), body)
 
 
 def _swapped(rng: random.Random, header: str, body: bytes) -> bytes:
     """Two tensors' places, types or shapes exchanged."""
-    told = json.loads(header)
-    names = [k for k in told if k != "__metadata__"]
+    fields = json.loads(header)
+    names = [k for k in fields if k != "__metadata__"]
     a, b, what = rng.choice(names), rng.choice(names), rng.choice(("data_offsets", "shape", "dtype"))
-    told[a][what], told[b][what] = told[b][what], told[a][what]
-    return joined(json.dumps(told), body)
+    fields[a][what], fields[b][what] = fields[b][what], fields[a][what]
+    return joined(json.dumps(fields), body)
 
 
 def _text(rng: random.Random, header: str, body: bytes) -> bytes:
     """An odd metadata value, key, or one less."""
-    told = json.loads(header)
-    meta = told["__metadata__"]
+    fields = json.loads(header)
+    meta = fields["__metadata__"]
     key = rng.choice(list(meta))
     if rng.random() < 0.2:
         del meta[key]
     else:
         meta[key] = rng.choice([*TEXTS, *ODD])
-    return joined(json.dumps(told, ensure_ascii=rng.random() < 0.5), body)
+    return joined(json.dumps(fields, ensure_ascii=rng.random() < 0.5), body)
 
 
 def _renamed(rng: random.Random, header: str, body: bytes) -> bytes:
-    told = json.loads(header)
-    told[rng.choice(NAMES)] = told.pop(rng.choice([k for k in told if k != "__metadata__"]))
-    return joined(json.dumps(told), body)
+    fields = json.loads(header)
+    fields[rng.choice(NAMES)] = fields.pop(rng.choice([k for k in fields if k != "__metadata__"]))
+    return joined(json.dumps(fields), body)
 
 
 def _twice(rng: random.Random, header: str, body: bytes) -> bytes:

@@ -65,7 +65,7 @@ class Overload:
 
     capacity  images a second, of callers in a loop
     seconds   of arrivals at twice the capacity, from `start` on
-    settle    seconds after which everything is as before
+    recovery_s  seconds after which everything is as before
     """
 
     capacity: float
@@ -74,7 +74,7 @@ class Overload:
     after: Tally
     start: float
     seconds: float
-    settle: float
+    recovery_s: float
 
     @property
     def goodput(self) -> float:
@@ -95,7 +95,7 @@ class Overload:
         if not self.after.outcomes:
             return 0.0
         first = min(t.at for t in self.after.outcomes)
-        return quantile([t.seconds for t in self.after.outcomes if t.at > first + self.settle], 0.99)
+        return quantile([t.seconds for t in self.after.outcomes if t.at > first + self.recovery_s], 0.99)
 
     def __str__(self) -> str:
         return (
@@ -104,7 +104,7 @@ class Overload:
             f"p99 {1000 * self.overloaded.seconds(0.99, 429):.0f} ms; "
             f"accepted p50 {self.overloaded.seconds(0.5):.2f}, p99 {self.overloaded.seconds(0.99):.2f} s; "
             f"at 50 %, before p99 {self.calm.seconds(0.99):.2f} s, "
-            f"{self.settle:g} s after the overload p99 {self.late:.2f} s"
+            f"{self.recovery_s:g} s after the overload p99 {self.late:.2f} s"
         )
 
     def wrong(self) -> list[str]:
@@ -123,7 +123,7 @@ class Overload:
 
 def overload(
     url: str, *, seconds: float = 60, callers: int = 24, full_s: float = 10, calm_s: float = 10,
-    after_s: float = 20, settle: float = 10,
+    after_s: float = 20, recovery_s: float = 10,
 ) -> Overload:  # fmt: skip
     """Measure the capacity by so many callers in a loop, then be calm, too much, and calm again."""
     until = time.monotonic() + full_s
@@ -139,7 +139,7 @@ def overload(
     start_time = time.monotonic()
     overloaded = arriving(url, 2 * capacity, seconds, first=10_000)
     after = arriving(url, capacity / 2, after_s, callers=60, first=50_000)
-    return Overload(capacity, calm, overloaded, after, start_time, seconds, settle)
+    return Overload(capacity, calm, overloaded, after, start_time, seconds, recovery_s)
 
 
 # ---- L5: one who asks for much, and equals -----------------------------------------------------
@@ -194,14 +194,14 @@ def beside(
     def hog(tally: Tally) -> None:
         left = iter(range(jobs))
 
-        def one(inner: Tally) -> None:
+        def item(inner: Tally) -> None:
             with Wire(url, timeout=60) as wire:
                 while not over.is_set() and (k := next(left, None)) is not None:
                     while (response := ask(wire, "native", "A", f"A{k}", k, 1)).status == 429:
                         time.sleep(0.2)
                     done[0] += response.status == 200
 
-        together([one] * hogs, 600)
+        together([item] * hogs, 600)
 
     def others(tally: Tally) -> None:
         try:
@@ -238,11 +238,11 @@ def equals(url: str, seconds: float = 20, who: str = "ABCDEFGH", each: int = 3) 
     until = time.monotonic() + seconds
     shares = dict.fromkeys(who, 0)
 
-    def equal(one: str, tally: Tally) -> None:
+    def equal(item: str, tally: Tally) -> None:
         with Wire(url, timeout=60) as wire:
             while time.monotonic() < until:
-                response = ask(wire, "native", one, f"{one} {time.monotonic()}", 1, 1)
-                shares[one] += response.status == 200
+                response = ask(wire, "native", item, f"{item} {time.monotonic()}", 1, 1)
+                shares[item] += response.status == 200
                 tally.outcomes.append(response)
 
     callers = [lambda t, w=w: equal(w, t) for w in who for _ in range(each)]
@@ -268,7 +268,7 @@ class Leaving:
         last = max(t.at + t.seconds for t in self.in_hand.outcomes)
         # a thread may note an answer late: the server was there until it was last seen
         last = min(last, max((at for at, _, s in self.alive if s == 200), default=last))
-        matches = [f"in hand: {one}" for one in self.in_hand.wrong[:3]]
+        matches = [f"in hand: {item}" for item in self.in_hand.wrong[:3]]
         statuses = [t.status for t in self.in_hand.outcomes]
         if statuses != [200] * self.callers:
             matches.append(f"in hand: not all had their images: {statuses}")

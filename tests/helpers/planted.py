@@ -77,14 +77,14 @@ def more_work_for_others(patch: Patch) -> None:
     patch.setattr(Service, "job", job)
 
 
-def pictures_of_all(patch: Patch) -> None:
+def images_of_all(patch: Patch) -> None:
     def image(self: JobStore, id_: str, client: str) -> Any:
         return next(iter(self._rows("SELECT * FROM pictures WHERE id=?", id_)), None)
 
     patch.setattr(JobStore, "image", image)
 
 
-def one_shelf_for_all(patch: Patch) -> None:
+def one_store_for_all(patch: Patch) -> None:
     def owned(self: ConceptStore, client: str) -> list[Entry]:
         return [Entry(r["name"], r["sha256"], True) for r in self.store._rows("SELECT name, sha256 FROM shelf")]
 
@@ -116,8 +116,8 @@ def a_task_is_anybodys(patch: Patch) -> None:
     real = a1111._jobs_of
 
     def jobs_of(service: Service, client: str, task: str) -> Any:
-        named = [job for job in service._unfinished() if job.request.task == task]
-        return named if task else real(service, client, task)
+        same_task = [job for job in service._unfinished() if job.request.task == task]
+        return same_task if task else real(service, client, task)
 
     patch.setattr(a1111, "_jobs_of", jobs_of)
 
@@ -152,7 +152,7 @@ def saved_where_it_says(patch: Patch) -> None:
 
 
 def any_host(patch: Patch) -> None:
-    """As servers answer that were not made for a desk."""
+    """As servers answer that are not made for a local user."""
     patch.setattr(middleware.AccessMiddleware, "_check_host", lambda self, headers: None)
 
 
@@ -178,21 +178,21 @@ def no_limits(patch: Patch) -> None:
 
 def no_cap_on_cost(patch: Patch) -> None:
     """Each number alone is looked at, not all together; the images are drawn small, for this to be quick."""
-    drawn = fake_engine.draw
+    real_draw = fake_engine.draw
 
     def check(recipe: Any, most: limits.Limits, *more: Any) -> None:
         limits.check_paint(recipe, replace(most, cost=1e9), *more)
 
     patch.setattr(service, "check_paint", check)
-    patch.setattr(fake_engine, "draw", lambda data, size: drawn(data, (64, 64)))
+    patch.setattr(fake_engine, "draw", lambda data, size: real_draw(data, (64, 64)))
 
 
 def refused_when_it_waits(patch: Patch) -> None:
     """Accepted and written down first."""
     real = Service.submit
 
-    def submit(self: Service, *asked: Any) -> Any:
-        job = real(self, *asked)
+    def submit(self: Service, *job_request: Any) -> Any:
+        job = real(self, *job_request)
         try:
             limits.check_paint(job.prepared.recipe, self.limits, self.engine.side)  # type: ignore[arg-type]
         except RequestRejected:
@@ -319,9 +319,9 @@ def everything_may_be_tried_again(patch: Patch) -> None:
 def requests_in_the_log(patch: Patch) -> None:
     real = Service.submit
 
-    def submit(self: Service, asked: Any, values: Any, *more: Any) -> Any:
-        service.log.info("%s asks for %s", asked.client, values)
-        return real(self, asked, values, *more)
+    def submit(self: Service, job_request: Any, values: Any, *more: Any) -> Any:
+        service.log.info("%s asks for %s", job_request.client, values)
+        return real(self, job_request, values, *more)
 
     patch.setattr(Service, "submit", submit)
 

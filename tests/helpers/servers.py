@@ -27,7 +27,7 @@ from minikin.server.limits import Limits
 from minikin.server.service import Service
 from tests.helpers.fake_engine import FakeEngine
 
-_begun, _open = 0, 0  # servers of this process
+_started, _open = 0, 0  # servers of this process
 
 
 @dataclass
@@ -67,31 +67,31 @@ def served(
 ) -> Iterator[Served]:  # fmt: skip
     """Inside, the server runs, with one engine or several, its `Service` told `how`.
 
-    Afterwards the ledger must be in order, and what was counted agree with it: a process has one set of
+    Afterwards the audit must find nothing, and the metrics agree with it: a process has one set of
     counters, so that is looked at where no other server ran beside this one.
     """
-    global _begun, _open
+    global _started, _open
     service = Service(list(engines) or [engine], folder, limits, **how)
     before, since = metrics.text().decode(), audit.last_event(folder)
-    alone, _begun, _open = (not _open) and _begun + 1, _begun + 1, _open + 1
+    alone, _started, _open = (not _open) and _started + 1, _started + 1, _open + 1
     app = create(service)
     if page:
         from minikin.web.app import mount
 
         mount(app)
-    own = socket.create_server(("127.0.0.1", 0))  # stays ours from here on
-    port = own.getsockname()[1]
+    listener = socket.create_server(("127.0.0.1", 0))  # stays ours from here on
+    port = listener.getsockname()[1]
     guard = with_middleware(app, keys=keys)
     quiet = {"log_level": "critical", "timeout_graceful_shutdown": 2}
     server = app_.server(guard, service, "127.0.0.1", port, **quiet)
-    thread = threading.Thread(target=server.run, args=([own],), daemon=True)
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
-    one = Served(f"http://127.0.0.1:{port}", service, app, folder, server)
+    server_ = Served(f"http://127.0.0.1:{port}", service, app, folder, server)
     until = time.monotonic() + 30
     while not (server.started and not service.ready) and time.monotonic() < until:
         time.sleep(0.01)
     try:
-        yield one
+        yield server_
     except BaseException:
         service.close(0)  # what a failed test leaves in hand is not waited for
         raise
@@ -101,7 +101,7 @@ def served(
         service.close(0)
         _open -= 1
     wrong = audit.problems(folder, drained=drained)
-    if alone == _begun and service.limits.keep_s > 60:  # else its lines may be gone
+    if alone == _started and service.limits.keep_s > 60:  # else its lines may be gone
         wrong += audit.disagreements(folder, metrics.text().decode(), before, since)
     assert not wrong, wrong
 
@@ -129,8 +129,8 @@ class Watched(FakeEngine):
 def concept(name: str, seed: int, category: str = "cat") -> bytes:
     """A small concept file of its own content, of no base in particular."""
     g = torch.Generator().manual_seed(seed)
-    site = "mid_block.attentions.0.transformer_blocks.0.attn2"
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn2"
     origin = Origin("tiny", "0" * 64, "0" * 64)
     none = torch.zeros(16)
-    delta = {site: torch.randn(32, generator=g)}
+    delta = {layer: torch.randn(32, generator=g)}
     return to_bytes(Concept(name, category, "value", origin, (), none, none, delta))

@@ -41,7 +41,7 @@ STAMPS = {  # where the clock on the wall is asked, and what for; durations are 
     "server/api/openai.py": "a stamp that is shown", "server/jobs.py": "stamps of jobs",
     "server/result_writer.py": "how long a job waited, since its stamp",
     "server/service.py": "the age of results, which outlives restarts",
-    "server/job_store.py": "stamps in the ledger",
+    "server/job_store.py": "timestamps of events",
 }  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def test_numbers_that_are_not_finite_are_one_callers_error(tmp_path: Path) -> No
         assert c.post("/v1/images/generations", json={"prompt": "fine"}).status_code == 200
 
 
-def test_too_little_memory_for_a_single_picture(tmp_path: Path) -> None:
+def test_too_little_memory_for_a_single_image(tmp_path: Path) -> None:
     """503 that says no to another try; the next request works."""
     engine = FakeEngine(errors={"huge": OutOfMemory("Not enough memory on cpu for 1 images at once.")})
     with served(engine, tmp_path / "s") as s, s.client() as c:
@@ -273,16 +273,16 @@ def test_k14_more_callers_than_handles(tmp_path: Path) -> None:
         most = len(os.listdir("/proc/self/fd")) + 64
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         try:
-            for one in callers:
-                one.setblocking(False)
-                one.connect_ex(("127.0.0.1", int(s.url.rpartition(":")[2])))
+            for caller in callers:
+                caller.setblocking(False)
+                caller.connect_ex(("127.0.0.1", int(s.url.rpartition(":")[2])))
             until = time.monotonic() + 10
             while (taken := handles()) < most - 4 and time.monotonic() < until:
                 time.sleep(0.05)
             assert taken >= most - 4, "handles were never short"
         finally:
-            for one in callers:
-                one.close()
+            for caller in callers:
+                caller.close()
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert c.post("/v1/images/generations", json={"prompt": "a"}).status_code == 200
 

@@ -43,7 +43,7 @@ VALID = seeds()[2]  # gated, one encoder, half precision
 HEADER, BODY = split(VALID)
 
 
-class Canaried:
+class Pickled:
     """What a pickle would do if anything opened it."""
 
     def __init__(self, response: Path) -> None:
@@ -63,7 +63,7 @@ def meta(**values: str) -> bytes:
     return changed(lambda h: h["__metadata__"].update({f"minikin.{k}": v for k, v in values.items()}))
 
 
-def one(name: str, **values: Any) -> bytes:
+def with_metadata(name: str, **values: Any) -> bytes:
     return changed(lambda h: h[name].update(values))
 
 
@@ -93,12 +93,12 @@ def twice() -> bytes:
 
 END = json.loads(HEADER)["word.0"]["data_offsets"][1]
 THUMB = "modelspec.thumbnail"
-POINT = '{"quality":{"judge":"tiny","balanced":[1,%s,7.5,0,0,1,0.5,0.5]}}'
+POINT = '{"quality":{"judge":"tiny","balanced":[1,%s,7.5,0,0,1,0.5,0.5]}}'  # word: a key of concept files
 F, M = "unsupported_concept_format", "concept_malformed"
 CORRUPT, LARGE, RANGE = "concept_corrupt", "concept_too_large", "concept_out_of_range"
 # row, case -> (bytes, code, words)
 REFUSED: dict[str, tuple[bytes, str, str]] = {
-    "C1 pickle": (pickle.dumps(Canaried(Path("/nowhere"))), F, "Pickle-based files"),
+    "C1 pickle": (pickle.dumps(Pickled(Path("/nowhere"))), F, "Pickle-based files"),
     "C1 old pickle": (b"(dp0\nS'a'\nI1\ns.", F, "Pickle-based files"),
     "C1 zip of torch": (zipped(["archive/data.pkl"]), F, "Pickle-based files"),
     "C1 another safetensors file": (io.serialize({"lora": torch.zeros(3)}, {}), F, "not a Minikin concept"),
@@ -111,19 +111,19 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
     "C3 header": (struct.pack("<Q", 2**20) + b"{" + bytes(2**20), LARGE, "header claims"),
     "C3 tensors": (many_tensors(), LARGE, "more than 64"),
     "C3 file": (VALID + bytes(io.MAX_FILE), LARGE, "more than the"),
-    "C3 depth": (one("delta", shape=[[[4]]]), LARGE, "header is nested 5 deep"),
+    "C3 depth": (with_metadata("delta", shape=[[[4]]]), LARGE, "header is nested 5 deep"),
     "C3 depth of 30,000": (deep(), LARGE, "header is nested 30000 deep"),
     "C3 depth of a recipe": (meta(recipe='{"a":' * 400 + "1" + "}" * 400), LARGE, "nested 400 deep"),
     "C3 depth of points": (meta(points="[" * 900 + "]" * 900), LARGE, "nested 900 deep"),
     "C4 key twice": (twice(), M, "a key occurs twice"),
     "C4 leading blank": (joined(" " + HEADER, BODY), F, "not in the safetensors format"),
     "C4 hole": (changed(lambda h: h["word.0"].update(data_offsets=[END + 2, END + 4])), M, "lies at bytes"),
-    "C4 overlap": (one("dual", data_offsets=[0, 12]), M, "lies at bytes"),
-    "C4 dtype": (one("delta", dtype="F64"), M, "has the type 'F64'"),
-    "C4 zero size": (one("delta", shape=[2**60, 0]), M, "has the shape"),
+    "C4 overlap": (with_metadata("dual", data_offsets=[0, 12]), M, "lies at bytes"),
+    "C4 dtype": (with_metadata("delta", dtype="F64"), M, "has the type 'F64'"),
+    "C4 zero size": (with_metadata("delta", shape=[2**60, 0]), M, "has the shape"),
     "C4 UTF-8": (joined(HEADER.encode().replace(b"tom", b"t\xff\xfe"), BODY), M, "not valid JSON"),
     "C4 half a character": (joined(HEADER.replace("cat", "\\ud800"), BODY), M, "half a character"),
-    "C4 negative": (one("delta", data_offsets=[-4, 12]), M, "no valid place"),
+    "C4 negative": (with_metadata("delta", data_offsets=[-4, 12]), M, "no valid place"),
     "C5 path": (renamed("../../etc/passwd"), "concept_unexpected_tensor", "a tensor is named"),
     "C5 NUL": (renamed("i_star\x00"), "concept_unexpected_tensor", "a tensor is named"),
     "C5 U-Net": (renamed("unet.conv_in.weight"), "concept_unexpected_tensor", "a tensor is named"),
@@ -211,7 +211,7 @@ def test_c1_no_pickle_is_ever_opened(suffix: str, tmp_path: Path, monkeypatch: A
     """Whatever it is called: the folder that the pickle would make is not made. The control makes it."""
     response = tmp_path / "opened"
     path = tmp_path / f"tom{suffix}"
-    path.write_bytes(pickle.dumps(Canaried(response)))
+    path.write_bytes(pickle.dumps(Pickled(response)))
     for args in (("concepts", "check", path), ("concepts", "add", path),
                  ("concepts", "import", path, "--name", "tom", "--category", "cat"),
                  ("models", "add", path), ("paint", "a cat", "--base", path)):  # fmt: skip
@@ -235,15 +235,17 @@ def test_c3_what_is_no_ordinary_file(tmp_path: Path) -> None:
 
 def test_c6_only_the_diagonal_loads(bases: dict[str, Base], tiny: Base, tmp_path: Path) -> None:
     """Four bases, four concepts: each fits its own and no other (K10)."""
-    known = {n: bases[n] for n in ("sd15", "sdxl")} | {"tiny": tiny}
-    known["sd21"] = Base(build_pipeline("sd21", tmp_path, seed=3))  # with the same text encoder, a sibling
-    for name, base in known.items():
+    known_bases = {n: bases[n] for n in ("sd15", "sdxl")} | {"tiny": tiny}
+    known_bases["sd21"] = Base(
+        build_pipeline("sd21", tmp_path, seed=3)
+    )  # with the same text encoder, a sibling
+    for name, base in known_bases.items():
         width = base.layout.text_width
         concept = Concept(
             "tom", "cat", "value", base.origin, (), torch.zeros(width), torch.zeros(width),
             {s.path: torch.zeros(s.width) for s in base.layout.layers},
         )  # fmt: skip
-        for other, there in known.items():
+        for other, there in known_bases.items():
             if other == name:
                 Studio(there).add(concept)
                 continue
@@ -277,9 +279,9 @@ def test_c3_c8_what_is_written_fits_what_is_read() -> None:
 
 def test_c9_no_concept_takes_a_word_of_the_language() -> None:
     """Concepts are written <name>: one called like a word changes no prompt that does not ask for it."""
-    known = {"a": "cat", "photo": "dog"}
-    assert parse("a photo of a cat", known).uses == ()
-    assert len(parse("a photo of <a>", known).uses) == 1
+    known_bases = {"a": "cat", "photo": "dog"}
+    assert parse("a photo of a cat", known_bases).uses == ()
+    assert len(parse("a photo of <a>", known_bases).uses) == 1
 
 
 def test_c11_a_file_that_is_cut_off_while_it_is_read(tmp_path: Path) -> None:

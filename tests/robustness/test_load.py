@@ -33,7 +33,7 @@ BATCH = {"steps": 4, "step_s": 0.1}  # 0.4 s for at most 8 images: 20 images a s
 
 
 def upload(wire: Wire, who: str, data: bytes) -> None:
-    """Put a concept on a client's shelf."""
+    """Upload a concept for a client."""
     head = b'--xx\r\nContent-Disposition: form-data; name="file"; filename="x"\r\n\r\n'
     kind = "Content-Type: multipart/form-data; boundary=xx"
     body = head + data + b"\r\n--xx--\r\n"
@@ -59,8 +59,8 @@ def loop(k: int, url: str, until: float, tally: Tally, least: int = 0) -> None:
         mine = {f"pet{i}": concept(f"pet{i}", 100 * k + i) for i in rng.sample(range(10), 2)}
         for data in mine.values():
             upload(wire, who, data)
-        for asked in itertools.count():
-            if asked >= least and time.monotonic() >= until:
+        for number in itertools.count():
+            if number >= least and time.monotonic() >= until:
                 break
             name, n = rng.choice(list(mine)), rng.choice((1, 1, 2, 4))
             dialect = rng.choice(("native", "openai", "a1111"))
@@ -155,10 +155,10 @@ def churn(url: str, names: int, requests: int, callers: int) -> Tally:
                 ):  # deleted, not yet replaced
                     response = response._replace(wrong="")
                 elif not response.wrong:
-                    known, matches = [sha for sha, _ in contents[name]], response.concepts.get(name)
-                    if matches not in known:
+                    known_hashes, matches = [sha for sha, _ in contents[name]], response.concepts.get(name)
+                    if matches not in known_hashes:
                         response = response._replace(wrong=f"nobody uploaded this {name}: {response.concepts}")
-                    elif any(at < response.at for _, at in contents[name][known.index(matches) + 1 :]):
+                    elif any(at < response.at for _, at in contents[name][known_hashes.index(matches) + 1 :]):
                         response = response._replace(wrong=f"{name} was replaced before it was asked for")
                 tally.outcomes.append(response)
 
@@ -188,16 +188,16 @@ def test_l6_concepts_that_change_all_the_time(tmp_path: Path, monkeypatch: Any) 
 class ByName(ContentEngine):
     """An engine that knows concepts by their names: who came first is painted for all."""
 
-    def prepare(self, kind: str, recipe: Any, concepts: Any, given: Any = None) -> Any:
+    def prepare(self, kind: str, recipe: Any, concepts: Any, inputs: Any = None) -> Any:
         first = self.__dict__.setdefault("first", {})
-        return super().prepare(kind, recipe, {n: first.setdefault(n, p) for n, p in concepts.items()}, given)
+        return super().prepare(kind, recipe, {n: first.setdefault(n, p) for n, p in concepts.items()}, inputs)
 
 
 @pytest.mark.usefixtures("quick_disk")
-@pytest.mark.parametrize("who", ["engine", "shelf"])
+@pytest.mark.parametrize("who", ["engine", "store"])
 def test_going_by_names_alone_is_found(tmp_path: Path, monkeypatch: Any, who: str) -> None:
-    """The control of L1 and L6: an engine, and a shelf's memory, that do not look at the content."""
-    if who == "shelf":
+    """The control of L1 and L6: an engine and a concept cache that do not look at the content."""
+    if who == "store":
         real, first = concept_store.ConceptStore.pinned, dict[str, Any]()
 
         def pinned(self: Any, name: str, entry: Any) -> Any:
@@ -208,7 +208,7 @@ def test_going_by_names_alone_is_found(tmp_path: Path, monkeypatch: Any, who: st
     with served(engine(), tmp_path / "s", limits=Limits(waiting=200)) as r:
         response = together([lambda t, k=k: loop(k, r.url, 0, t, 3) for k in range(12)], 10)  # type: ignore[misc]
         assert any("was not what he had uploaded" in wrong for wrong in response.wrong)
-    if who == "shelf":
+    if who == "store":
         first.clear()
     with served(engine(), tmp_path / "t", limits=Limits(waiting=200)) as r:
         assert any("was replaced before" in wrong for wrong in churn(r.url, 2, 50, 2).wrong)
@@ -225,8 +225,10 @@ class Counting(FakeEngine):
     rows = wasted = 0
 
     def paint(self, rows: Any, on_step: Any) -> Any:
-        known = {id(job.prepared): job for job in list(self.service._jobs.values())} if self.service else {}
-        jobs = [known[id(row.prepared)] for row in rows if id(row.prepared) in known]
+        known_hashes = (
+            {id(job.prepared): job for job in list(self.service._jobs.values())} if self.service else {}
+        )
+        jobs = [known_hashes[id(row.prepared)] for row in rows if id(row.prepared) in known_hashes]
         gone = [job.cancelled.is_set() for job in jobs]
 
         def step(done: int, preview: Any) -> None:

@@ -55,8 +55,8 @@ def people(port: Served) -> Iterator[dict[str, httpx.Client]]:
 
 @pytest.fixture(scope="module")
 def open_(tmp_path_factory: Any) -> Iterator[Served]:
-    """A server without keys, as on a desk."""
-    with served(FakeEngine(), tmp_path_factory.mktemp("desk") / "s") as s:
+    """A server without keys, as for one local user."""
+    with served(FakeEngine(), tmp_path_factory.mktemp("local") / "s") as s:
         yield s
 
 
@@ -128,15 +128,15 @@ def test_h01_no_field_leads_out(port: Served, people: dict[str, httpx.Client]) -
     c = people["ann"]
     for spelling in escapes()[::7]:
         text = spelling.replace("%2f", "/").replace("%2e", ".").replace("%00", "\0")
-        asked: list[tuple[str, dict[str, Any]]] = [
-            ("/api/refine", {"prompt": "a", "picture": f"result:{text}"}),
+        requests: list[tuple[str, dict[str, Any]]] = [
+            ("/api/refine", {"prompt": "a", "image": f"result:{text}"}),
             ("/api/paint", {"prompt": "<tom>", "concepts": {"tom": text}}),
             ("/api/paint", {"prompt": "a", "base": text or "x"}),
             ("/sdapi/v1/png-info", {"image": text}),
             ("/sdapi/v1/options", {"sd_model_checkpoint": text}),
             ("/v1/images/generations", {"prompt": "a", "model": text or "x"}),
         ]
-        for path, body in asked:
+        for path, body in requests:
             response = c.post(path, json=body)
             assert response.status_code in (400, 404, 422), (path, body, response.text)
             assert SECRET not in response.text
@@ -186,7 +186,7 @@ def test_h02_what_is_anothers_is_not_there(port: Served, people: dict[str, httpx
     assert bob.delete(f"/api/jobs/{job['id']}").status_code == 404
     assert bob.delete("/api/concepts/secret-pet").status_code == 404
     assert bob.post(f"/api/jobs/{job['id']}/stop").status_code == 404
-    assert bob.post("/api/refine", json={"picture": f"result:{image}"}).status_code == 404
+    assert bob.post("/api/refine", json={"image": f"result:{image}"}).status_code == 404
     assert bob.post("/api/paint", json={"prompt": f"<secret-pet@sha256:{stored['sha256']}>"}).status_code == 404
     assert bob.get("/api/jobs").json()["jobs"] == []
     assert ann.get("/api/concepts/secret-pet").status_code == 200
@@ -194,15 +194,15 @@ def test_h02_what_is_anothers_is_not_there(port: Served, people: dict[str, httpx
     assert [c.get(f"/api/jobs/{job['id']}").status_code for c in (ann, bob)] == [200, 404]
 
 
-def _apart(c: httpx.Client, one: str, other: str) -> float:
+def _apart(c: httpx.Client, first: str, other: str) -> float:
     """By how much the work for one path is more than for another, in seconds of the processor: the least of
     eight times each, asked in turns. What others do on this machine is not in it."""
-    took: dict[str, list[float]] = {one: [], other: []}
-    for path in (one, other) * 8:
+    took: dict[str, list[float]] = {first: [], other: []}
+    for path in (first, other) * 8:
         start_time = time.process_time()
         c.get(path)
         took[path].append(time.process_time() - start_time)
-    return abs(min(took[one]) - min(took[other]))
+    return abs(min(took[first]) - min(took[other]))
 
 
 # ---- H3 ----------------------------------------------------------------------------------------
@@ -255,8 +255,8 @@ def test_h03_no_address_is_ever_fetched(open_: Served, monkeypatch: Any) -> None
         for url in spellings:
             for path, body in (
                 ("/sdapi/v1/png-info", {"image": url}), ("/sdapi/v1/img2img", {"init_images": [url]}),
-                ("/api/refine", {"prompt": "a", "picture": url}),
-                ("/api/inpaint", {"prompt": "a", "picture": url, "mask": url}),
+                ("/api/refine", {"prompt": "a", "image": url}),
+                ("/api/inpaint", {"prompt": "a", "image": url, "mask": url}),
             ):  # fmt: skip
                 response = c.post(path, json=body)
                 assert response.status_code in (400, 415, 422), (url, response.text)
@@ -307,13 +307,15 @@ def test_h03_the_trap_works() -> None:
 )  # fmt: skip
 def test_h04_web_pages_cannot_reach_in(open_: Served, headers: dict[str, str], status: int) -> None:
     with open_.client() as c:
-        given = {"Content-Type": "application/json", **headers}
-        response = c.post("/api/paint", content=b'{"prompt": "a"}', headers=given)
+        headers_ = {"Content-Type": "application/json", **headers}
+        response = c.post("/api/paint", content=b'{"prompt": "a"}', headers=headers_)
         assert response.status_code == status, response.text
         assert "access-control-allow-origin" not in response.headers
-        own = {"Content-Type": "application/json", "Host": open_.url.removeprefix("http://"),
+        own_headers = {"Content-Type": "application/json", "Host": open_.url.removeprefix("http://"),
                "Origin": open_.url, "Sec-Fetch-Site": "same-origin"}  # fmt: skip
-        assert c.post("/api/paint?wait=true", content=b'{"prompt": "a"}', headers=own).status_code == 200
+        assert (
+            c.post("/api/paint?wait=true", content=b'{"prompt": "a"}', headers=own_headers).status_code == 200
+        )
 
 
 def test_h04_nothing_changes_without_a_type(open_: Served) -> None:
@@ -406,14 +408,14 @@ def test_h05_no_spelling_of_a_request_gets_past(port: Served, method: str, path:
     [{"Authorization": "Bearer {}"}, {"X-API-Key": "{}"}, {"Authorization": "Basic {}"}],
 )
 def test_h05_three_ways_to_give_the_key(port: Served, headers: dict[str, str]) -> None:
-    def given(key: str) -> dict[str, str]:
+    def headers_(key: str) -> dict[str, str]:
         basic = base64.b64encode(f"ann:{key}".encode()).decode()
         return {k: v.format(basic if "Basic" in v else key) for k, v in headers.items()}
 
     with port.client() as c:
-        assert c.get("/api/jobs", headers=given(KEYS["ann"])).status_code == 200
+        assert c.get("/api/jobs", headers=headers_(KEYS["ann"])).status_code == 200
         for wrong in ("x", KEYS["ann"][:-1], KEYS["ann"] + "x", KEYS["ann"].upper(), "é"):
-            response = c.get("/api/jobs", headers={k: v.encode("latin-1") for k, v in given(wrong).items()})  # type: ignore[arg-type]
+            response = c.get("/api/jobs", headers={k: v.encode("latin-1") for k, v in headers_(wrong).items()})  # type: ignore[arg-type]
             assert response.status_code == 401 and KEYS["ann"] not in response.text
             assert response.json()["error"]["code"] == "invalid_api_key"
 
@@ -475,13 +477,15 @@ def test_h07_interrupting_is_for_ones_own_jobs(tmp_path: Path, verb: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "requests",
     [{"script_name": "x"}, {"alwayson_scripts": {"x": {"args": [1]}}}, {"enable_hr": True}, {"styles": ["x"]},
      {"override_settings": {"outdir_samples": "/"}}, {"override_settings": {"sd_model_checkpoint": "other"}},
      {"subseed_strength": 0.5}],
 )  # fmt: skip
-def test_h08_nothing_is_configured_over_http(people: dict[str, httpx.Client], asked: dict[str, Any]) -> None:
-    response = people["ann"].post("/sdapi/v1/txt2img", json={"prompt": "a", "width": 64, "height": 64, **asked})
+def test_h08_nothing_is_configured_over_http(people: dict[str, httpx.Client], requests: dict[str, Any]) -> None:
+    response = people["ann"].post(
+        "/sdapi/v1/txt2img", json={"prompt": "a", "width": 64, "height": 64, **requests}
+    )
     assert response.status_code == 422 and response.json()["error"] == "unsupported_field", response.text
 
 

@@ -60,8 +60,8 @@ def test_h12_bodies_that_are_too_large(small: Served) -> None:
         assert response.status_code == 413
         assert c.post("/api/paint?wait=true", json={"prompt": "a"}).status_code == 200
     with Wire(small.url) as wire:
-        told_ = wire.send(wire.head("POST", "/api/paint", [JSON, f"Content-Length: {10**12}"]))
-        assert told_.status == 413 and told_.headers["connection"] == "close"
+        answer = wire.send(wire.head("POST", "/api/paint", [JSON, f"Content-Length: {10**12}"]))
+        assert answer.status == 413 and answer.headers["connection"] == "close"
 
 
 def form(parts: list[tuple[bytes, bytes]], boundary: bytes = b"xx") -> bytes:
@@ -157,7 +157,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_h14_pictures_that_are_refused(name: str) -> None:
+def test_h14_images_that_are_refused(name: str) -> None:
     """With status and code, in little time; a child's memory and time are limited, ours is not touched."""
     data, status, code = REFUSED[name]
     start_time = cpu()  # the child's, too
@@ -167,7 +167,7 @@ def test_h14_pictures_that_are_refused(name: str) -> None:
     assert cpu() - start_time < 3
 
 
-def test_h14_odd_pictures_are_read_to_their_first_frame() -> None:
+def test_h14_odd_images_are_read_to_their_first_frame() -> None:
     """CMYK, 16 bits, palettes with and without holes, animations, bytes after the end: RGB or RGBA, no more."""
     for data, mode in (
         (saved("JPEG", Image.new("CMYK", (16, 16))), "RGB"), (saved("PNG", Image.new("I;16", (16, 16))), "RGB"),
@@ -180,7 +180,7 @@ def test_h14_odd_pictures_are_read_to_their_first_frame() -> None:
         assert (got.mode, got.info) == (mode, {}) and got.width in (8, 16)
 
 
-def test_h14_pictures_lose_everything_but_their_pixels() -> None:
+def test_h14_images_lose_everything_but_their_pixels() -> None:
     exif = Image.Exif()
     exif[0x010E] = "SENTINEL"
     data = saved("JPEG", Image.new("RGB", (20, 10)), exif=exif, comment=b"SENTINEL")
@@ -211,11 +211,11 @@ def test_h14_memory_of_the_decoder_is_limited(monkeypatch: Any, more: int, refus
 # ---- H15 ---------------------------------------------------------------------------------------
 
 
-def test_h15_what_is_served_is_a_picture_and_nothing_else(small: Served) -> None:
+def test_h15_served_bytes_are_an_image_and_nothing_else(small: Served) -> None:
     """An image with a page after its end comes back without it; no browser takes it for anything else."""
     evil = saved("PNG", Image.new("RGB", (64, 64))) + b"<html><script>alert(1)</script>"
     with small.client() as c:
-        body = {"picture": base64.b64encode(evil).decode(), "prompt": "a", "steps": 1}
+        body = {"image": base64.b64encode(evil).decode(), "prompt": "a", "steps": 1}
         response = c.post("/api/refine?wait=true", json=body)
         got = c.get(response.json()["results"][0]["url"])
         assert got.headers["content-type"] == "image/png" and b"<script" not in got.content
@@ -286,7 +286,7 @@ def test_h17_logs_and_metrics_hold_nothing_of_anybody(small: Served, caplog: Any
     assert "sentinel" not in caplog.text.lower() and "forged" not in caplog.text
 
 
-def test_h17_metrics_equal_the_ledger(tmp_path: Path) -> None:
+def test_h17_metrics_equal_the_audit(tmp_path: Path) -> None:
     with served(FakeEngine(), tmp_path / "s") as s, s.client() as c:
 
         def count() -> float:

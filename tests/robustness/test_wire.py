@@ -96,8 +96,8 @@ HEADERS = [
 @pytest.mark.parametrize("headers", HEADERS)
 def test_headers_that_are_none(server: Served, headers: bytes) -> None:
     with Ticks() as clock:
-        asked = b"POST /api/jobs HTTP/1.1\r\nHost: " + host(server).encode()
-        response = sent(server, asked + b"\r\n" + headers + b"\r\n\r\n")
+        request = b"POST /api/jobs HTTP/1.1\r\nHost: " + host(server).encode()
+        response = sent(server, request + b"\r\n" + headers + b"\r\n\r\n")
         assert response.status in (0, 400, 403, 404, 405, 408, 413, 415, 421, 501), response
         assert clock.seconds < 2
 
@@ -166,13 +166,13 @@ def test_five_hundred_damaged_requests(server: Served) -> None:
 
 
 def test_what_is_pipelined_is_answered_in_order(server: Served) -> None:
-    one = f"GET /livez HTTP/1.1\r\nHost: {host(server)}\r\n\r\n".encode()
+    connection = f"GET /livez HTTP/1.1\r\nHost: {host(server)}\r\n\r\n".encode()
     two = f"GET /nothing HTTP/1.1\r\nHost: {host(server)}\r\n\r\n".encode()
     with Wire(server.url) as wire:
-        assert wire.send(one + two + one).status == 200
+        assert wire.send(connection + two + connection).status == 200
         # what http.client has read ahead is gone with it; the connection itself is in order
     with socket.create_connection(("127.0.0.1", wire.address[1]), timeout=2) as s:
-        s.sendall(one + two + one + b"nonsense\r\n\r\n")
+        s.sendall(connection + two + connection + b"nonsense\r\n\r\n")
         response = b""
         while more := s.recv(65_536):
             response += more
@@ -189,8 +189,8 @@ def test_half_closed_connections_end(server: Served) -> None:
 
 def test_answers_do_not_wait_for_acknowledgements(server: Served) -> None:
     """On a socket that was handed over, too: asyncio leaves Nagle's algorithm on there, 40 ms an answer."""
-    with Wire(server.url) as one:
-        assert one.ask("GET", "/livez").status == 200
+    with Wire(server.url) as connection:
+        assert connection.ask("GET", "/livez").status == 200
         here = [c.transport.get_extra_info("socket") for c in list(server.server.server_state.connections)]
         assert here and all(s.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for s in here)
 
@@ -229,10 +229,10 @@ def lingering(server: Served) -> int:
 
 def test_nobody_lingers_for_long(server: Served, monkeypatch: Any) -> None:
     """Who never closes is left after `LINGER_S`, and beyond `connections` at once."""
-    asked = head(server, "Content-Length: 90000000")
+    request = head(server, "Content-Length: 90000000")
     monkeypatch.setattr(wire_, "LINGER_S", 0.5)
     with socket.create_connection(Wire(server.url).address, timeout=5) as s, Ticks() as clock:
-        s.sendall(asked)
+        s.sendall(request)
         with suppress(ConnectionError):
             while clock.seconds < 4:
                 s.sendall(b"a")
@@ -246,16 +246,16 @@ def test_nobody_lingers_for_long(server: Served, monkeypatch: Any) -> None:
     try:
         for _ in range(SHORT.connections):  # each asks at once: after receive_s it would be too late
             here.append(socket.create_connection(Wire(server.url).address, timeout=5))
-            here[-1].sendall(asked)
-        for one in here:
-            while one.recv(4096):
+            here[-1].sendall(request)
+        for connection in here:
+            while connection.recv(4096):
                 pass
         assert lingering(server) == SHORT.connections
-        assert sent(server, asked).status == 413
+        assert sent(server, request).status == 413
         assert SHORT.connections - 1 <= lingering(server) <= SHORT.connections, "the oldest made room"
     finally:
-        for one in here:
-            one.close()
+        for connection in here:
+            connection.close()
 
 
 @pytest.mark.parametrize("data", ["no request\r\n\r\n", "{head}Content-Length: 90000000\r\n\r\n"])
@@ -263,15 +263,15 @@ def test_a_server_ends_while_somebody_lingers(tmp_path: Any, monkeypatch: Any, d
     """Who was refused holds nothing up, and its connection does not keep the server from closing its work."""
     monkeypatch.setattr(wire_, "LINGER_S", 60.0)
     with served(FakeEngine(), tmp_path / "s", limits=SHORT) as s:
-        one = socket.create_connection(Wire(s.url).address, timeout=5)
-        one.sendall(data.replace("{head}", HEAD.format(host=host(s))).encode())
+        connection = socket.create_connection(Wire(s.url).address, timeout=5)
+        connection.sendall(data.replace("{head}", HEAD.format(host=host(s))).encode())
         response = b""
-        while more := one.recv(4096):  # to the end of our side's
+        while more := connection.recv(4096):  # to the end of our side's
             response += more
         assert response.startswith(b"HTTP/1.1 4") and lingering(s) == 1
         began = time.monotonic()
     assert time.monotonic() - began < 10 and s.service.writer.stopped
-    one.close()
+    connection.close()
 
 
 def test_whoever_is_cut_off_in_the_middle_is_not_answered(tmp_path: Any, caplog: Any) -> None:

@@ -1,4 +1,4 @@
-"""The ledger script's further controls: each planted fault is told, and only then. The first: test_server."""
+"""Controls of the audit: it reports each planted fault, and nothing else. The first ones are in test_server."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def test_what_belongs_to_nobody(tmp_path: Path) -> None:
     assert audit.problems(folder) == []
 
 
-def test_every_kind_has_its_pictures(tmp_path: Path) -> None:
+def test_every_kind_has_its_images(tmp_path: Path) -> None:
     """Refining and inpainting as many as were asked for; masks without a gap."""
     folder, buffer = tmp_path / "s", io.BytesIO()
     Image.new("RGB", (64, 64)).save(buffer, "PNG")
     image = base64.b64encode(buffer.getvalue()).decode()
     with served(FakeEngine(steps=1), folder) as s, s.client() as c:
         ids = [
-            c.post(f"/api/{kind}?wait=true", json={"prompt": "a", "picture": image, "n": 2}).json()["id"]
+            c.post(f"/api/{kind}?wait=true", json={"prompt": "a", "image": image, "n": 2}).json()["id"]
             for kind in ("refine", "inpaint")
         ]
     db = sqlite3.connect(folder / "jobs.sqlite", isolation_level=None)
@@ -79,11 +79,12 @@ def test_counters_that_do_not_agree(tmp_path: Path, monkeypatch: Any, capsys: An
     with pytest.raises(AssertionError, match="counts 2 of 'paint completed', the store's events 1"):
         run()
     response = (
-        'minikin_jobs_total{kind="paint",outcome="completed"} 1\nminikin_pictures_total 3\n'
+        'minikin_jobs_total{kind="paint",outcome="completed"} 1\n'
+        "minikin_pictures_total 3\n"  # word: a metric's name
         "process_start_time_seconds 1\n"
     )
     (tmp_path / "metrics.txt").write_text(response)
-    monkeypatch.setattr(sys, "argv", ["ledger", str(folder), str(tmp_path / "metrics.txt")])
+    monkeypatch.setattr(sys, "argv", ["audit", str(folder), str(tmp_path / "metrics.txt")])
     with pytest.raises(SystemExit, match="True"):
         audit.main()
     assert capsys.readouterr().out == "/metrics counts 3 of 'images', the store's events 2\n"

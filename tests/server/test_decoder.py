@@ -48,15 +48,15 @@ def test_few_children_at_once_and_503_for_who_waits_too_long(tmp_path: Path, mon
                 return c.post("/api/recipe", files={"file": ("x", data)})
             return c.post("/sdapi/v1/png-info", json={"image": base64.b64encode(data).decode()})
 
-        asked = [pool.submit(ask, k) for k in range(12)]
+        pending = [pool.submit(ask, k) for k in range(12)]
         end = time.monotonic() + 20
-        while sum(one.done() for one in asked) < 12 - decode.AT_ONCE and time.monotonic() < end:
+        while sum(item.done() for item in pending) < 12 - decode.AT_ONCE and time.monotonic() < end:
             time.sleep(0.01)
         assert now[0] == most[0] == decode.AT_ONCE
         go.set()
-        response = [one.result() for one in asked]
-        busy = [one for one in response if one.status_code == 503]
+        response = [item.result() for item in pending]
+        busy = [item for item in response if item.status_code == 503]
         assert len(busy) == 12 - decode.AT_ONCE
-        assert all(int(one.headers["retry-after"]) >= 1 and "busy" in one.text for one in busy)
-        assert {one.status_code for one in response if one not in busy} == {200}
+        assert all(int(item.headers["retry-after"]) >= 1 and "busy" in item.text for item in busy)
+        assert {item.status_code for item in response if item not in busy} == {200}
         assert ask(0).status_code == ask(1).status_code == 200

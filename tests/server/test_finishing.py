@@ -28,10 +28,10 @@ from tests.helpers.fake_engine import FakeEngine
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
-    one = Service([FakeEngine(step_s=0.001)], tmp_path / "s")
-    one.start()
-    yield one
-    one.close(drain_s=0)
+    service_ = Service([FakeEngine(step_s=0.001)], tmp_path / "s")
+    service_.start()
+    yield service_
+    service_.close(drain_s=0)
 
 
 def until(holds: Any) -> None:
@@ -78,7 +78,7 @@ def test_a_job_is_begun_once(service: Service, monkeypatch: Any) -> None:
     assert service.writer.start([job]) == []
 
 
-def test_pictures_of_what_did_not_end_do_not_stay(tmp_path: Path, monkeypatch: Any) -> None:
+def test_images_of_unfinished_jobs_are_deleted(tmp_path: Path, monkeypatch: Any) -> None:
     """A server that must go with one of eight images made takes its file along; the next start makes all."""
     folder = tmp_path / "s"
     service = Service([FakeEngine(step_s=0.001)], folder)
@@ -110,7 +110,7 @@ def sent(kind: str = "refine") -> JobInputs:
     return JobInputs({"image": Image.new("RGB", (64, 64), "red")})
 
 
-def asked(service: Service, kind: str = "refine") -> Job:
+def submit_job(service: Service, kind: str = "refine") -> Job:
     values = {"name": "tom", "category": "cat"} if kind == "teach" else {"prompt": "a cat", "seed": 1}
     return service.submit(JobRequest(kind, "me"), values, None, sent(kind))
 
@@ -126,7 +126,7 @@ def test_what_was_sent_stays_until_the_end_is_written(tmp_path: Path, monkeypatc
     service.start()
     with monkeypatch.context() as m:
         m.setattr(service.store, "end", full)
-        job = asked(service)
+        job = submit_job(service)
         assert job.finished.wait(20) and job.status == "failed"
     service.close(drain_s=0)
     assert (folder / audit.INPUTS / job.id / "image.png").exists()
@@ -146,7 +146,7 @@ def test_one_job_does_not_keep_a_server_from_starting(tmp_path: Path, caplog: An
 
     folder = tmp_path / "s"
     service = Service([FakeEngine()], folder)
-    bad, good = asked(service), paint(service)  # never started: both wait
+    bad, good = submit_job(service), paint(service)  # never started: both wait
     service.close(drain_s=0)
     again = Service([Odd()], folder)
     again.start()
@@ -161,7 +161,7 @@ def test_teaching_that_cannot_be_kept_goes_on_later(service: Service, monkeypatc
     """The disk is full when hours of teaching are over: its caller is told, photos and checkpoint stay."""
     monkeypatch.setattr(concept_file, "to_bytes", lambda *_, **__: b"")
     monkeypatch.setattr(service.concept_store, "put", full)
-    job = asked(service, "teach")
+    job = submit_job(service, "teach")
     assert job.finished.wait(20) and job.status == "failed" and job.error.code == "storage"
     (row,) = service.store.unfinished()
     assert (row["id"], row["status"], row["attempts"]) == (job.id, "queued", 0) and "DELETE" in row["message"]
@@ -172,34 +172,34 @@ def test_teaching_that_cannot_be_kept_goes_on_later(service: Service, monkeypatc
     until(lambda: not (service.inputs / job.id).exists())
     assert service.store.job(job.id)["status"] == "cancelled"
     monkeypatch.setattr(concept_file, "to_bytes", lambda *_, **__: {}["planted"])  # any other end is one
-    job = asked(service, "teach")
+    job = submit_job(service, "teach")
     assert job.finished.wait(20) and not (service.inputs / job.id).exists()
 
 
-def test_what_has_ended_lets_go_of_its_pictures(service: Service) -> None:
+def test_ended_jobs_release_their_images(service: Service) -> None:
     """Hundreds of jobs are remembered, and a photo has 3 bytes a pixel."""
-    jobs = [asked(service, "teach"), asked(service)]
+    jobs = [submit_job(service, "teach"), submit_job(service)]
     assert all(job.finished.wait(20) for job in jobs)
     assert all(not job.inputs.area and not job.inputs.photos and not job.inputs.images for job in jobs)
 
 
-def test_pictures_of_all_that_waits_fit_into_memory(tmp_path: Path) -> None:
+def test_images_of_waiting_jobs_fit_into_memory(tmp_path: Path) -> None:
     service = Service([FakeEngine()], tmp_path / "s", limits=Limits(waiting_pixels=3 * 64 * 64 + 1))
-    first = asked(service, "teach")  # nobody works
+    first = submit_job(service, "teach")  # nobody works
     with pytest.raises(RequestRejected, match="input images of unfinished jobs") as e:
-        asked(service)
+        submit_job(service)
     assert e.value.status == 429 and e.value.code == "queue_full" and paint(service).status == "queued"
     assert [folder.name for folder in service.inputs.iterdir()] == [first.id]
     service.cancel(first)
     until(lambda: first.over)
-    assert asked(service).status == "queued"
+    assert submit_job(service).status == "queued"
     service.close(drain_s=0)
 
 
 def test_a_cancelled_teaching_does_not_come_back(tmp_path: Path) -> None:
     """It was to end at its next step, and the server went first."""
     service = Service([FakeEngine()], tmp_path / "s")
-    job = asked(service, "teach")
+    job = submit_job(service, "teach")
     service.writer.start([job])
     job.started = time.time()
     service.queue.remove(job)
@@ -223,7 +223,7 @@ def test_nothing_stays_of_what_could_not_be_kept(service: Service, monkeypatch: 
 
     monkeypatch.setattr(image_metadata, "save_image", save)
     with pytest.raises(StorageError):
-        asked(service, "teach")
+        submit_job(service, "teach")
     assert len(saved) == 2 and not list(service.inputs.iterdir()) and not service._unfinished()
 
 

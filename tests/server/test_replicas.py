@@ -94,7 +94,7 @@ def _quick(monkeypatch: Any) -> None:
         monkeypatch.setattr(remote, name, seconds)
 
 
-def asked(s: Served, prompt: str, **more: Any) -> Job:
+def submit_job(s: Served, prompt: str, **more: Any) -> Job:
     return s.service.submit(JobRequest("paint", "local"), {"prompt": prompt, "seed": 1, **more})
 
 
@@ -107,8 +107,8 @@ def right(s: Served, job: Job) -> bool:
     """Whether each of its images is the one that was asked for."""
     prompt = job.prepared.recipe.model_dump()["prompt"]
     return len(job.images) == len(job.seeds) and all(
-        read(Image.open(io.BytesIO(s.service.read_file(one)))) == digest(prompt, "", {}, one.seed or 0)
-        for one in job.images
+        read(Image.open(io.BytesIO(s.service.read_file(item)))) == digest(prompt, "", {}, item.seed or 0)
+        for item in job.images
     )
 
 
@@ -124,7 +124,7 @@ def test_who_meets_dead_engines_is_not_blamed(tmp_path: Path, monkeypatch: Any, 
         for turn in range(4):
             for engine in engines:
                 engine.dead = True
-            job = asked(s, f"an innocent cat {turn}")
+            job = submit_job(s, f"an innocent cat {turn}")
             if kind is Unasked:
                 try:
                     assert ended(job) == "failed" and job.error is not None and job.error.code == "poison"
@@ -138,12 +138,15 @@ def test_who_kills_every_engine_is_poison(tmp_path: Path) -> None:
     """... after its attempts. What waits beside it is painted, and so is what comes then."""
     engines = [Mortal() for _ in range(3)]
     with served(engines[0], tmp_path / "s", engines=engines) as s:
-        deadly, *others = [asked(s, "a deadly cat"), *(asked(s, f"an innocent cat {k}") for k in range(4))]
+        deadly, *others = [
+            submit_job(s, "a deadly cat"),
+            *(submit_job(s, f"an innocent cat {k}") for k in range(4)),
+        ]
         assert ended(deadly) == "failed" and deadly.error is not None
         assert (deadly.error.code, deadly.losses) == ("poison", 3)
         assert "died 3 times while it worked on this" in str(deadly.error)
         assert [ended(job) for job in others] == ["completed"] * 4 and all(right(s, job) for job in others)
-        assert ended(asked(s, "a cat")) == "completed"
+        assert ended(submit_job(s, "a cat")) == "completed"
         until(lambda: sum(engine.lives for engine in engines) == 3 + 3)
 
 
@@ -154,7 +157,7 @@ def test_engines_that_die_together_are_one_loss(tmp_path: Path) -> None:
         for engine in engines:
             engine.batches.clear()
             engine.go.clear()
-        job = asked(s, "an innocent cat", n=3)
+        job = submit_job(s, "an innocent cat", n=3)
         until(lambda: all(engine.batches for engine in engines))
         for engine in engines:
             engine.dead = True
@@ -249,7 +252,7 @@ def ray() -> ThreadsRay:
 
 def remotes(ray: ThreadsRay, count: int = 3) -> list[RemoteEngine]:
     engines = remote_engines(ray, fake_engine, count, {})
-    return [one for one in engines if isinstance(one, RemoteEngine)]
+    return [item for item in engines if isinstance(item, RemoteEngine)]
 
 
 def took(work: Callable[[], Any]) -> float:
@@ -365,4 +368,4 @@ def test_the_head_is_gone(ray: ThreadsRay, tmp_path: Path, monkeypatch: Any) -> 
 
 def waiting_there(s: Served, k: int) -> Job:
     """A job that the server has accepted."""
-    return asked(s, f"a cat {k}", n=2)
+    return submit_job(s, f"a cat {k}", n=2)

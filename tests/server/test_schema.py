@@ -50,7 +50,7 @@ def operations(s: Served) -> list[Any]:
     return [matches.ok() for matches in schema.get_all_operations()]
 
 
-def asked(operation: Any, examples: int, look: Callable[[Any, Any, float], None]) -> int:
+def send_examples(operation: Any, examples: int, look: Callable[[Any, Any, float], None]) -> int:
     """Send generated requests, the same ones every time; how many."""
     n = 0
 
@@ -61,9 +61,9 @@ def asked(operation: Any, examples: int, look: Callable[[Any, Any, float], None]
         n += 1
 
     def half(mode: schemathesis.GenerationMode, number: int) -> None:
-        one = given(case=operation.as_strategy(generation_mode=mode))(ask)
+        item = given(case=operation.as_strategy(generation_mode=mode))(ask)
         settings(max_examples=examples // 2, deadline=None, database=None, phases=[Phase.generate],
-                 suppress_health_check=list(HealthCheck))(seed(number)(one))()  # fmt: skip
+                 suppress_health_check=list(HealthCheck))(seed(number)(item))()  # fmt: skip
 
     half(schemathesis.GenerationMode.POSITIVE, 0)
     try:
@@ -103,8 +103,8 @@ def faults(s: Served, examples: int, only: str = "") -> tuple[Counter[int], dict
 
     matches = operations(s)
     assert len(matches) > 50
-    for operation in (one for one in matches if only in one.label):
-        times[operation.label] = asked(operation, examples, look)
+    for operation in (item for item in matches if only in item.label):
+        times[operation.label] = send_examples(operation, examples, look)
     return observed, times, wrong
 
 
@@ -131,7 +131,7 @@ def test_the_generated_requests_find_planted_faults(tmp_path: Path) -> None:
     statuses: list[int] = []
     with served(Falling(steps=1), tmp_path / "s", limits=SMALL) as s:
         (paint,) = (o for o in operations(s) if o.label == "POST /v1/images/generations")
-        asked(paint, 30, lambda case, response, seconds: statuses.append(response.status_code))
+        send_examples(paint, 30, lambda case, response, seconds: statuses.append(response.status_code))
     assert 500 in statuses
 
 

@@ -63,7 +63,7 @@ def test_paints_what_was_asked_and_tells_how_far_it_is(tmp_path: Path) -> None:
                     observed.append(json.loads(line[5:]))
         end = observed[-1]
         assert end["status"] == "completed" and end["task"] == "mine"
-        steps = [one["progress"]["step"] for one in observed]
+        steps = [item["progress"]["step"] for item in observed]
         assert steps == sorted(steps) and steps[-1] == end["progress"]["steps"] == 12
         assert [r["seed"] for r in end["results"]] == [5, 6, 7]
         for r in end["results"]:
@@ -90,7 +90,7 @@ def test_previews_while_it_runs(tmp_path: Path, kind: str) -> None:
     engine = FakeEngine()
     buffer = io.BytesIO()
     Image.new("RGB", (64, 64)).save(buffer, "PNG")
-    more = {"picture": base64.b64encode(buffer.getvalue()).decode()} if kind == "refine" else {}
+    more = {"image": base64.b64encode(buffer.getvalue()).decode()} if kind == "refine" else {}
     with served(engine, tmp_path / "s") as s, s.client() as c:
         engine.go.clear()
         id_ = c.post(f"/api/{kind}", json={"prompt": "a cat", **more}).json()["id"]
@@ -230,7 +230,7 @@ def test_what_waits_is_taken_together_up_to_the_memory_that_is_free() -> None:
     assert taken() == 1
 
 
-def test_what_a_picture_takes_is_measured() -> None:
+def test_memory_of_an_image_is_measured() -> None:
     """From the first batch on; more counts at once, less by and by, and a batch too large as what it was."""
     free, took = [1_000_000], [0]
 
@@ -380,17 +380,17 @@ def test_contents_by_hash(tmp_path: Path) -> None:
             response = c.post("/api/concepts", files={"file": ("x", concept("tom", k))}, data={"name": "tom"})
             shas.append(response.json()["sha256"])
 
-        def painted(prompt: str, **more: Any) -> bytes:
+        def paint_bytes(prompt: str, **more: Any) -> bytes:
             response = c.post("/api/paint?wait=true", json={"prompt": prompt, **more}).json()
             return read(opened(c.get(response["results"][0]["url"]).content))
 
         newest = digest("<tom>", "", {"tom": shas[1]}, 0)
         older = digest("<tom>", "", {"tom": shas[0]}, 0)
-        assert painted("<tom>") == newest
-        assert painted(f"<tom@sha256:{shas[0][:12]}>") == older
-        assert painted("<tom>", concepts={"tom": f"sha256:{shas[0]}"}) == older
+        assert paint_bytes("<tom>") == newest
+        assert paint_bytes(f"<tom@sha256:{shas[0][:12]}>") == older
+        assert paint_bytes("<tom>", concepts={"tom": f"sha256:{shas[0]}"}) == older
         placed = digest("<tom@left:0.8>", "", {"tom": shas[0]}, 0)
-        assert painted(f"<tom@sha256:{shas[0]}@left:0.8>") == placed
+        assert paint_bytes(f"<tom@sha256:{shas[0]}@left:0.8>") == placed
         both = c.post("/api/paint", json={"prompt": f"<tom@sha256:{shas[0]}> <tom@sha256:{shas[1]}>"})
         assert both.status_code == 422 and "two contents" in both.json()["error"]["message"]
         assert c.get("/api/concepts/tom").content == concept("tom", 1)
@@ -499,7 +499,7 @@ def test_the_audit_finds_planted_problems(tmp_path: Path) -> None:
     folder = tmp_path / "s"
     with served(FakeEngine(), folder) as s, s.client() as c:
         response = c.post("/api/paint?wait=true", json={"prompt": "a", "n": 2}).json()
-    job, (one, two) = response["id"], [r["id"] for r in response["results"]]
+    job, (item, two) = response["id"], [r["id"] for r in response["results"]]
     assert audit.problems(folder) == []
     db = sqlite3.connect(folder / "jobs.sqlite")
 
@@ -511,8 +511,8 @@ def test_the_audit_finds_planted_problems(tmp_path: Path) -> None:
     assert "never ended" in planted(f"DELETE FROM ledger WHERE job='{job}' AND event!='accepted'")
     assert "never ended" not in "; ".join(audit.problems(folder, drained=False))
     assert "without an event" in planted(f"DELETE FROM ledger WHERE job='{job}'")
-    (folder / "results" / f"{one}.png").write_bytes(b"another")
-    assert f"image {one} of job {job} does not have" in planted()
+    (folder / "results" / f"{item}.png").write_bytes(b"another")
+    assert f"image {item} of job {job} does not have" in planted()
     (folder / "results" / f"{two}.png").unlink()
     assert f"image {two} of job {job} has no file" in planted()
     (folder / "results" / "stray.png").write_bytes(b"")
@@ -567,7 +567,7 @@ def test_finishing_that_fails_is_told(tmp_path: Path, monkeypatch: Any) -> None:
 
 
 def test_many_threads_submit_and_cancel(tmp_path: Path) -> None:
-    """The ledger stays in order when submissions, cancellations and batches race."""
+    """The audit finds nothing when submissions, cancellations and batches race."""
     with served(
         FakeEngine(step_s=0.001), tmp_path / "s", limits=Limits(waiting_per_client=500, waiting=500)
     ) as s:

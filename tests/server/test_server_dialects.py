@@ -29,9 +29,9 @@ class Recorder(Watched):
         super().__init__(**kwargs)
         self.seen: list[tuple[str, Any, Any]] = []
 
-    def run(self, kind: str, prepared: Any, given: Any) -> Any:
-        self.seen.append((kind, prepared.recipe, dict(given.images)))
-        yield from super().run(kind, prepared, given)
+    def run(self, kind: str, prepared: Any, inputs: Any) -> Any:
+        self.seen.append((kind, prepared.recipe, dict(inputs.images)))
+        yield from super().run(kind, prepared, inputs)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def png(image: Image.Image) -> io.BytesIO:
     file = io.BytesIO()
     image.save(file, "PNG")
     file.seek(0)
-    file.name = "picture.png"
+    file.name = "image.png"
     return file
 
 
@@ -100,9 +100,9 @@ def test_openai_urls_formats_and_models(theirs: openai.OpenAI, server: Served) -
 def test_openai_streams(theirs: openai.OpenAI, server: Served) -> None:
     """Of three steps all but the last are due to be seen."""
     server.service.engine.patience = 20.0  # type: ignore[attr-defined]
-    asked: dict[str, Any] = {"seed": 3, "num_inference_steps": 3}
+    parameters: dict[str, Any] = {"seed": 3, "num_inference_steps": 3}
     try:
-        stream = theirs.images.generate(prompt="a cat", stream=True, partial_images=2, extra_body=asked)
+        stream = theirs.images.generate(prompt="a cat", stream=True, partial_images=2, extra_body=parameters)
         events = list(stream)
     finally:
         server.service.engine.patience = 0.0  # type: ignore[attr-defined]
@@ -118,19 +118,19 @@ def test_openai_edits(theirs: openai.OpenAI, server: Served) -> None:
     source_image = Image.new("RGB", (64, 48), (10, 20, 30))
     reply = theirs.images.edit(image=png(source_image), prompt="brighter", extra_body={"seed": 1})
     assert reply.data and decoded(reply.data[0].b64_json or "").size == (64, 48)
-    kind, recipe, given = observed[-1]
+    kind, recipe, inputs = observed[-1]
     assert (kind, recipe.prompt, recipe.seed, recipe.strength) == ("refine", "brighter", 1, 0.75)
-    assert given["image"].getpixel((5, 5)) == (10, 20, 30)
+    assert inputs["image"].getpixel((5, 5)) == (10, 20, 30)
     mask = Image.new("RGBA", (64, 48), (0, 0, 0, 255))
     mask.paste((0, 0, 0, 0), (0, 0, 32, 48))
     theirs.images.edit(image=[png(source_image)], mask=png(mask), prompt="a hat")
-    kind, _, given = observed[-1]
-    assert kind == "inpaint" and [given["mask"].getpixel((x, 5)) for x in (5, 60)] == [255, 0]
+    kind, _, inputs = observed[-1]
+    assert kind == "inpaint" and [inputs["mask"].getpixel((x, 5)) for x in (5, 60)] == [255, 0]
     holed = Image.new("RGBA", (64, 48), (1, 2, 3, 255))
     holed.paste((0, 0, 0, 0), (32, 0, 64, 48))
     theirs.images.edit(image=png(holed), prompt="a hat")
-    kind, _, given = observed[-1]
-    assert kind == "inpaint" and [given["mask"].getpixel((x, 5)) for x in (5, 60)] == [0, 255]
+    kind, _, inputs = observed[-1]
+    assert kind == "inpaint" and [inputs["mask"].getpixel((x, 5)) for x in (5, 60)] == [0, 255]
     with pytest.raises(openai.BadRequestError, match="must be equal"):
         theirs.images.edit(image=png(source_image), mask=png(Image.new("RGBA", (8, 8))), prompt="a hat")
     events = list(theirs.images.edit(image=png(source_image), prompt="x", stream=True))
@@ -149,7 +149,7 @@ def test_openai_variations(theirs: openai.OpenAI, server: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "error", "code"),
+    ("parameters", "error", "code"),
     [
         ({"prompt": "a", "size": "huge"}, openai.BadRequestError, "bad_recipe"),
         ({"prompt": "a", "n": 11}, openai.BadRequestError, "invalid_request"),
@@ -161,10 +161,10 @@ def test_openai_variations(theirs: openai.OpenAI, server: Served) -> None:
     ],
 )
 def test_openai_errors_in_its_envelope(
-    theirs: openai.OpenAI, asked: dict[str, Any], error: type[openai.APIStatusError], code: str
+    theirs: openai.OpenAI, parameters: dict[str, Any], error: type[openai.APIStatusError], code: str
 ) -> None:
     with pytest.raises(error) as caught:
-        theirs.images.generate(**asked)
+        theirs.images.generate(**parameters)
     body = caught.value.response.json()["error"]
     assert set(body) == {"message", "type", "param", "code"} and body["code"] == code
     assert caught.value.request_id
@@ -209,9 +209,9 @@ def test_webui_img2img_and_inpaint(webui: webuiapi.WebUIApi, server: Served) -> 
     assert (kind, recipe.strength, recipe.seed, recipe.steps) == ("refine", 0.3, 2, 4)
     assert reply.info["denoising_strength"] == 0.3
     webui.img2img(images=[source_image], mask_image=mask, prompt="x", mask_blur=6, inpainting_mask_invert=1)
-    kind, recipe, given = server.service.engine.seen[-1]  # type: ignore[attr-defined]
+    kind, recipe, inputs = server.service.engine.seen[-1]  # type: ignore[attr-defined]
     assert (kind, recipe.feather) == ("inpaint", 6)
-    assert [given["mask"].getpixel((x, 5)) for x in (5, 60)] == [0, 255]
+    assert [inputs["mask"].getpixel((x, 5)) for x in (5, 60)] == [0, 255]
 
 
 def test_webui_lists(webui: webuiapi.WebUIApi, server: Served) -> None:
@@ -236,12 +236,13 @@ def test_webui_lists(webui: webuiapi.WebUIApi, server: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    "asked", [{"script_name": "x"}, {"alwayson_scripts": {"x": {}}}, {"override_settings": {"outdir": "/"}},
+    "parameters",
+    [{"script_name": "x"}, {"alwayson_scripts": {"x": {}}}, {"override_settings": {"outdir": "/"}},
               {"enable_hr": True}, {"styles": ["x"]}],
 )  # fmt: skip
-def test_webui_refuses_what_is_not_here(webui: webuiapi.WebUIApi, asked: dict[str, Any]) -> None:
+def test_webui_refuses_what_is_not_here(webui: webuiapi.WebUIApi, parameters: dict[str, Any]) -> None:
     with pytest.raises(RuntimeError, match="unsupported_field"):
-        webui.txt2img(prompt="a", width=64, height=64, **asked)
+        webui.txt2img(prompt="a", width=64, height=64, **parameters)
     with pytest.raises(RuntimeError, match="501"):
         webui.extra_single_image(image=Image.new("RGB", (8, 8)))
 

@@ -26,8 +26,8 @@ DOCS = Path(__file__).parents[2] / "docs" / "server.md"
 def test_copy_and_paste(tmp_path: Path, monkeypatch: Any) -> None:
     port = free_port()
     starter = "from minikin.cli.app import main; main()"
-    asked = ["serve", "--port", str(port), "--folder", str(tmp_path / "s")]
-    server = subprocess.Popen([sys.executable, "-c", starter, *asked])
+    arguments = ["serve", "--port", str(port), "--folder", str(tmp_path / "s")]
+    server = subprocess.Popen([sys.executable, "-c", starter, *arguments])
     url = f"http://127.0.0.1:{port}"
     try:
         end = time.monotonic() + 240

@@ -35,7 +35,7 @@ FAST: dict[str, Any] = {"preset": "turbo", "steps": 2}
 
 @pytest.fixture(scope="module")
 def server(tiny: Base, tmp_path_factory: Any) -> Iterator[Served]:
-    with served(StudioEngine(Studio(tiny)), tmp_path_factory.mktemp("rework") / "s") as s:
+    with served(StudioEngine(Studio(tiny)), tmp_path_factory.mktemp("img2img") / "s") as s:
         yield s
 
 
@@ -84,9 +84,9 @@ def done(http: httpx.Client, kind: str, **body: Any) -> Image.Image:
     return opened(http.get(response.json()["results"][0]["url"]).content)
 
 
-def test_refining_takes_the_pictures_own_recipe(http: httpx.Client, draft: bytes) -> None:
+def test_refining_takes_the_recipe_of_the_image(http: httpx.Client, draft: bytes) -> None:
     """Prompt, seed and preset are the draft's; the record holds its draft, and both its dialects."""
-    image = done(http, "refine", picture=base64.b64encode(draft).decode(), strength=0.3)
+    image = done(http, "refine", source=base64.b64encode(draft).decode(), strength=0.3)
     matches = recorded({k: v for k, v in image.info.items() if isinstance(v, str)})
     assert matches.prompt == "a red car in the snow" and matches.settings["Preset"] == "turbo"
     assert matches.settings["Denoising strength"] == "0.3" and matches.recipe["seed"] == 7
@@ -95,14 +95,14 @@ def test_refining_takes_the_pictures_own_recipe(http: httpx.Client, draft: bytes
 
 
 def test_refining_larger_and_several(http: httpx.Client, draft: bytes) -> None:
-    body = {"picture": base64.b64encode(draft).decode(), "size": "1.5x", "n": 2, "strength": 0.2}
+    body = {"image": base64.b64encode(draft).decode(), "size": "1.5x", "n": 2, "strength": 0.2}
     response = http.post("/api/refine?wait=true", json=body).json()
     assert [(r["width"], r["height"], r["seed"]) for r in response["results"]] == [(192, 192, 7), (192, 192, 8)]
     assert response["progress"]["steps"] == 2, "one step each: ceil(2 x 0.2)"
 
 
 def test_inpainting_moves_nothing_outside_the_mask(http: httpx.Client, draft: bytes) -> None:
-    image = done(http, "inpaint", picture=base64.b64encode(draft).decode(), mask=coded(mask()),
+    image = done(http, "inpaint", source=base64.b64encode(draft).decode(), mask=coded(mask()),
                  prompt="a yellow duck", **FAST)  # fmt: skip
     away, within = outside(image, opened(draft))
     assert away == 0 and within > 1000
@@ -111,32 +111,32 @@ def test_inpainting_moves_nothing_outside_the_mask(http: httpx.Client, draft: by
 
 def test_every_step_has_a_preview(server: Served, draft: bytes) -> None:
     """Of the size of what comes out; under a mask in its place, with every byte outside as it was."""
-    engine, picture = server.service.engine, opened(draft).convert("RGB")
-    for recipe, given, size in (
-        (Refine(prompt="a duck", strength=1, size="1.5x", **FAST), JobInputs({"image": picture}), (192, 192)),
-        (Inpaint(prompt="a duck", only_masked=True, **FAST), JobInputs({"image": picture, "mask": mask()}),
+    engine, source = server.service.engine, opened(draft).convert("RGB")
+    for recipe, inputs, size in (
+        (Refine(prompt="a duck", strength=1, size="1.5x", **FAST), JobInputs({"image": source}), (192, 192)),
+        (Inpaint(prompt="a duck", only_masked=True, **FAST), JobInputs({"image": source, "mask": mask()}),
          (128, 128)),
     ):  # fmt: skip
-        prepared = engine.prepare(task_name(recipe), recipe, {}, given)
-        run = engine.run(task_name(recipe), prepared, given)
+        prepared = engine.prepare(task_name(recipe), recipe, {}, inputs)
+        run = engine.run(task_name(recipe), prepared, inputs)
         looks = [event.look() for event in run if isinstance(event, Progress) and event.look]
         assert [look.size for look in looks] == [size] * 2
-        if "mask" in given.images:
-            away, within = outside(looks[0], picture)
+        if "mask" in inputs.images:
+            away, within = outside(looks[0], source)
             assert away == 0 and within > 1000
 
 
-def test_a_picture_is_extended_without_a_mask(http: httpx.Client, draft: bytes) -> None:
-    image = done(http, "inpaint", picture=base64.b64encode(draft).decode(), extend="right=32", **FAST)
+def test_an_image_is_extended_without_a_mask(http: httpx.Client, draft: bytes) -> None:
+    image = done(http, "inpaint", source=base64.b64encode(draft).decode(), extend="right=32", **FAST)
     assert image.size == (160, 128)
     stored = image.crop((0, 0, 128, 128)).convert("RGB")
     assert stored.tobytes() == opened(draft).convert("RGB").tobytes()
 
 
-def test_a_picture_that_was_painted_here(http: httpx.Client) -> None:
+def test_an_image_of_this_server_is_refined(http: httpx.Client) -> None:
     response = http.post("/api/paint?wait=true", json={"prompt": "a blue boat", "seed": 3, **FAST}).json()
     id_ = response["results"][0]["id"]
-    again = done(http, "refine", picture=f"result:{id_}", strength=0.2)
+    again = done(http, "refine", source=f"result:{id_}", strength=0.2)
     assert recorded(dict(again.info)).recipe["parent"]["made"]["recipe"]["prompt"] == "a blue boat"
 
 
@@ -159,12 +159,12 @@ def test_a_picture_that_was_painted_here(http: httpx.Client) -> None:
     ],
 )  # fmt: skip
 def test_refused_at_the_door(http: httpx.Client, kind: str, more: dict[str, Any], words: str) -> None:
-    body = {"picture": coded(Image.new("RGB", (128, 128), "red")), **more}
+    body = {"image": coded(Image.new("RGB", (128, 128), "red")), **more}
     response = http.post(f"/api/{kind}", json=body)
     assert response.status_code == 422 and words in response.json()["error"]["message"], response.text
 
 
-def test_limits_are_those_of_the_picture_that_comes_out() -> None:
+def test_limits_apply_to_the_resulting_image() -> None:
     limits, at = Limits(cost=10.0), (1000, 1000)
     check_paint(Refine(prompt="x", steps=20, strength=0.5), limits, 512, at)  # 10 megapixel-steps
     with pytest.raises(RequestRejected, match="12 megapixel-steps"):
@@ -211,11 +211,11 @@ def test_webui_img2img_and_inpainting(server: Served, draft: bytes) -> None:
 
 def test_inputs_keep_how_they_were_painted(draft: bytes, tmp_path: Path) -> None:
     """What a restart reads back: the record stays, other metadata goes."""
-    picture = opened(draft)
-    picture.info["Software"] = "secret"
-    image_metadata.save_inputs(JobInputs({"image": picture, "mask": mask()}, folder=tmp_path))
+    source = opened(draft)
+    source.info["Software"] = "secret"
+    image_metadata.save_inputs(JobInputs({"image": source, "mask": mask()}, folder=tmp_path))
     back = image_metadata.load_inputs(tmp_path, ("image", "mask")).images
-    assert back["image"].info["minikin"] == picture.info["minikin"] and "Software" not in back["image"].info
+    assert back["image"].info["minikin"] == source.info["minikin"] and "Software" not in back["image"].info
     assert back["mask"].tobytes() == mask().tobytes()
 
 
@@ -229,7 +229,7 @@ def test_a_record_is_not_burst_by_its_mask() -> None:
     assert len(cover) > 30_000 and sum(len(c[1]) for c in info.chunks) < 2_000
 
 
-def test_what_is_live_is_hastened_where_that_is_warm(tiny: Base) -> None:
+def test_live_painting_uses_the_warm_backend(tiny: Base) -> None:
     """The quickest preset at the base's own size; every other one is an export that takes its time."""
     engine = StudioEngine(Studio(tiny), live_engine="openvino")
     assert engine.live == engine.describe()["live"] == "turbo"

@@ -26,7 +26,7 @@ def upload(c: httpx.Client, data: bytes, who: str = "a") -> httpx.Response:
     return c.post("/api/concepts", files={"file": ("x", data)}, headers={"X-Minikin-Client": who})
 
 
-def kept(s: Served) -> set[str]:
+def stored_hashes(s: Served) -> set[str]:
     return {path.stem for path in (s.folder / "concepts").iterdir()}
 
 
@@ -43,12 +43,12 @@ def test_what_is_deleted_while_a_job_needs_it_goes_with_that_job(tmp_path: Path)
         job = c.post("/api/paint", json={"prompt": "a <tom>"}).json()
         assert c.delete("/api/concepts/tom").status_code == 200
         s.service.sweep()
-        assert kept(s) == {sha256} and c.get("/api/concepts/tom").status_code == 404
+        assert stored_hashes(s) == {sha256} and c.get("/api/concepts/tom").status_code == 404
         engine.go.set()
         s.drained()
         response = c.get(f"/api/jobs/{job['id']}").json()
         assert response["status"] == "completed" and response["concepts"] == {"tom": sha256}
-        assert kept(s) == set()
+        assert stored_hashes(s) == set()
 
 
 def test_what_is_deleted_while_concepts_are_listed_is_left_out(tmp_path: Path, monkeypatch: Any) -> None:
@@ -56,16 +56,16 @@ def test_what_is_deleted_while_concepts_are_listed_is_left_out(tmp_path: Path, m
     with served(FakeEngine(), tmp_path / "s") as s, s.client(headers={"X-Minikin-Client": "a"}) as c:
         for name in ("ann", "tom"):
             assert upload(c, concept(name, 1)).status_code == 201
-        shelf, plain = s.service.concept_store, s.service.concept_store.pinned
+        concept_store_, plain = s.service.concept_store, s.service.concept_store.pinned
 
         def pinned(name: str, entry: Any) -> Any:
             if name == "tom":
-                shelf.delete("a", "tom")
+                concept_store_.delete("a", "tom")
             return plain(name, entry)
 
-        monkeypatch.setattr(shelf, "pinned", pinned)
+        monkeypatch.setattr(concept_store_, "pinned", pinned)
         response = c.get("/api/concepts")
-        assert response.status_code == 200 and [one["name"] for one in response.json()["concepts"]] == ["ann"]
+        assert response.status_code == 200 and [item["name"] for item in response.json()["concepts"]] == ["ann"]
 
 
 def test_a_start_and_an_end_remove_what_nobody_has(tmp_path: Path) -> None:
@@ -90,19 +90,19 @@ def test_copies_of_the_library_are_for_jobs_alone(tmp_path: Path, monkeypatch: A
         engine.go.clear()
         assert c.post("/api/paint", json={"prompt": "a <kim>"}).status_code == 202
         s.service.sweep()
-        assert len(kept(s)) == 1
+        assert len(stored_hashes(s)) == 1
         engine.go.set()
         s.drained()
         s.service.sweep()
-        assert kept(s) == set()
+        assert stored_hashes(s) == set()
 
 
 def test_one_uploads_what_another_deletes(tmp_path: Path, monkeypatch: Any) -> None:
     """The same content, between the moment it is nobody's and the moment its file goes."""
     data = concept("tom", 1)
     with served(FakeEngine(), tmp_path / "s") as s:
-        shelf, response = s.service.concept_store, s.service.store.contents
-        entry = shelf.put("a", data)
+        concept_store_, response = s.service.concept_store, s.service.store.contents
+        entry = concept_store_.put("a", data)
 
         def meanwhile() -> set[str]:
             matches = response()
@@ -110,12 +110,14 @@ def test_one_uploads_what_another_deletes(tmp_path: Path, monkeypatch: Any) -> N
             other.join(0.3)
             return matches
 
-        other = threading.Thread(target=shelf.put, args=("b", data))
+        other = threading.Thread(target=concept_store_.put, args=("b", data))
         monkeypatch.setattr(s.service.store, "contents", meanwhile)
-        shelf.delete("a", "tom")
+        concept_store_.delete("a", "tom")
         other.join()
         monkeypatch.undo()
-        assert shelf.data(shelf.find("b", "tom")) == data and kept(s) == {entry.sha256}
+        assert concept_store_.data(concept_store_.find("b", "tom")) == data and stored_hashes(s) == {
+            entry.sha256
+        }
 
 
 def test_a_concept_that_is_deleted_while_its_job_is_taken(tmp_path: Path, monkeypatch: Any) -> None:
@@ -131,20 +133,20 @@ def test_a_concept_that_is_deleted_while_its_job_is_taken(tmp_path: Path, monkey
 
         monkeypatch.setattr(engine, "prepare", slow)
         assert c.post("/api/paint", json={"prompt": "a <tom>"}).status_code == 404
-        assert s.service.store.unfinished() == [] and kept(s) == set()
+        assert s.service.store.unfinished() == [] and stored_hashes(s) == set()
 
 
 class Teaching(FakeEngine):
     """Teaches a concept at once, when it is let."""
 
-    def run(self, kind: str, prepared: Any, given: Any) -> Any:
+    def run(self, kind: str, prepared: Any, inputs: Any) -> Any:
         while not self.go.wait(0.01):
             yield events.Progress(kind, 0, 1)
         yield events.Done(from_bytes(concept(prepared.recipe.name, 1)), {})
 
 
-def test_a_full_shelf_is_told_before_anything_is_taught(tmp_path: Path) -> None:
-    """With those that are being taught; and what was taught is kept, though the shelf was filled meanwhile."""
+def test_full_concept_store_is_refused_before_teaching(tmp_path: Path) -> None:
+    """Concepts in training count; one whose training has begun is stored even if the quota is full by then."""
     engine, image = Teaching(), io.BytesIO()
     Image.new("RGB", (64, 64)).save(image, "PNG")
     with served(engine, tmp_path / "s", limits=Limits(concepts_per_client=2)) as s, s.client() as c:
