@@ -28,7 +28,8 @@ from benchmarks.memory import full_size
 from minikin import Concept, Studio
 from minikin.errors import BadRecipe
 from minikin.evaluation import metrics
-from minikin.evaluation.encoders import Encoder, open_encoder
+from minikin.evaluation.encoder_registry import open_encoder
+from minikin.evaluation.encoders import Encoder
 from minikin.evaluation.intervals import Estimate
 from minikin.files import atomic_write
 from minikin.images.encode import save_image

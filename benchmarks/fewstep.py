@@ -32,7 +32,8 @@ from benchmarks.measure import machine
 from minikin import Studio
 from minikin.errors import MinikinError
 from minikin.evaluation import metrics
-from minikin.evaluation.encoders import Encoder, open_encoder
+from minikin.evaluation.encoder_registry import open_encoder
+from minikin.evaluation.encoders import Encoder
 from minikin.evaluation.intervals import Estimate, bootstrap_mean, bootstrap_ratio
 from minikin.images.sheet import contact_sheet
 from minikin.tiny.encoders.classifier import Classifier

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from minikin import Studio, events
-from minikin.evaluation.encoders import open_encoder
+from minikin.evaluation.encoder_registry import open_encoder
 from minikin.evaluation.intervals import Estimate, bootstrap_mean
 from minikin.evaluation.pareto import pareto
 from minikin.files import atomic_write

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from minikin.errors import AssetError, BadModelFile, BadPhoto, BadRecipe, NoNetwork, UnknownName
-from minikin.evaluation import encoders, tiny_encoders
+from minikin.evaluation import encoder_registry, tiny_encoders
+from minikin.evaluation.encoders import Encoder, EncoderCard
 from minikin.evaluation.published_encoders import PUBLISHED, EncoderSpec, open_published
 from minikin.models.image_processor import SIDE
 from minikin.models.loading.architectures import ARCHITECTURES, shrunk, write_configs
@@ -150,9 +151,7 @@ def test_masks_hide_what_is_outside(name: str, images: np.ndarray) -> None:
 @pytest.mark.usefixtures("here")
 def test_card_has_the_digest_of_the_weights(miniatures: dict[str, Path], tmp_path: Path) -> None:
     encoder = open_published("dino-s16", spec=narrow_spec("dino-s16"))
-    assert encoder.card == encoders.EncoderCard(
-        "dino-s16", "facebook/dino-vits16", "Apache-2.0", encoder.card.digest
-    )
+    assert encoder.card == EncoderCard("dino-s16", "facebook/dino-vits16", "Apache-2.0", encoder.card.digest)
     assert encoder.card.digest == open_published("dino-s16", spec=narrow_spec("dino-s16")).card.digest
     (models_folder() / "dino-s16").unlink()
     write_miniature("dino-s16", models_folder() / "dino-s16", seed=1)
@@ -165,21 +164,21 @@ def test_card_has_the_digest_of_the_weights(miniatures: dict[str, Path], tmp_pat
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_missing_weights_say_where_to_get_them(name: str) -> None:
     with pytest.raises(NoNetwork, match="never downloads") as e:
-        encoders.open_encoder(name, "cpu")
+        encoder_registry.open_encoder(name, "cpu")
     assert f"`minikin models pull {name}`" in str(e.value)
 
 
 def test_unknown_names() -> None:
     with pytest.raises(UnknownName, match="Did you mean 'clip-b32'"):
-        encoders.open_encoder("clip-b23", "cpu")
-    assert encoders.names() == ["tiny", *PUBLISHED]
+        encoder_registry.open_encoder("clip-b23", "cpu")
+    assert encoder_registry.names() == ["tiny", *PUBLISHED]
 
 
 @pytest.mark.usefixtures("here")
 def test_another_model_is_refused(miniatures: dict[str, Path]) -> None:
     """The miniature itself is not ViT-B/32; nor is a DINO in CLIP's folder."""
     with pytest.raises(BadModelFile, match=r"\('clip', 28, 32\), expected \('clip', 32, 768\)"):
-        encoders.open_encoder("clip-b32", "cpu")
+        encoder_registry.open_encoder("clip-b32", "cpu")
     (models_folder() / "clip-b32").unlink()
     (models_folder() / "clip-b32").symlink_to(miniatures["dino-s16"])
     with pytest.raises(BadModelFile, match="'vit'"):
@@ -218,7 +217,7 @@ def test_text_encoder_is_required_for_captions() -> None:
 @pytest.mark.skipif(weights.embedded(KIND).exists(), reason="the weights are here")
 def test_missing_embedded_weights_are_named() -> None:
     with pytest.raises(AssetError, match=r"encoder weights are missing.*tools.tiny_training"):
-        encoders.open_encoder("tiny", "cpu")
+        encoder_registry.open_encoder("tiny", "cpu")
 
 
 def test_embedded_encoder_behind_the_protocol(tmp_path: Path, images: np.ndarray) -> None:
@@ -232,7 +231,7 @@ def test_embedded_encoder_behind_the_protocol(tmp_path: Path, images: np.ndarray
     net = DualEncoderNet(image, text, tokens.end, 8)
     path = tmp_path / "encoder.safetensors"
     weights.write(path, KIND, net, facts_of(image, text, 8, tokens, "small"))
-    encoder: encoders.Encoder = tiny_encoders.open_embedded(path)
+    encoder: Encoder = tiny_encoders.open_embedded(path)
     bare = DualEncoder.open(path)
     mask = np.zeros((96, 96), bool)
     mask[:48] = True

@@ -44,6 +44,40 @@ def test_imports_point_down() -> None:
     assert not upward
 
 
+def dependencies() -> dict[str, set[str]]:
+    """The modules that each module of the package imports, also inside functions, but not for types alone."""
+    modules = {".".join(("minikin", *p.relative_to(ROOT).with_suffix("").parts)): p for p in ROOT.rglob("*.py")}
+    graph = {}
+    for name, path in modules.items():
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+                node.body = []
+        imported = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
+        full = {f"{n.module}.{a.name}" for n in imported for a in n.names} | {str(n.module) for n in imported}
+        graph[name] = full & set(modules)
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> set[frozenset[str]]:
+    """Pairs of modules that reach each other."""
+    reach = {name: set(direct) for name, direct in graph.items()}
+    for middle in graph:
+        for name in graph:
+            if middle in reach[name]:
+                reach[name] |= reach[middle]
+    return {frozenset((a, b)) for a in graph for b in reach[a] if a != b and a in reach[b]}
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """But for Concept.save and Concept.load, which stand for the functions of concept_file."""
+    sugar = frozenset(("minikin.perfusion.concept", "minikin.perfusion.concept_file"))
+    assert circles(dependencies()) == {sugar}
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == {
+        frozenset(pair) for pair in ("ab", "ac", "bc")
+    }
+
+
 def test_concept_files_and_the_edit_need_no_model() -> None:
     names = ("concept", "concept_file", "edit", "index", "library", "operating_points", "strict_safetensors")
     for name in names:

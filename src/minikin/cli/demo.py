@@ -20,7 +20,7 @@ from minikin import files
 from minikin.cli import display
 from minikin.errors import AssetError
 from minikin.evaluation.diffusion_classifier import accuracy
-from minikin.evaluation.encoders import open_encoder
+from minikin.evaluation.encoder_registry import open_encoder
 from minikin.images import xmp
 from minikin.images.encode import save_image
 from minikin.images.photos import Photo, load_photos

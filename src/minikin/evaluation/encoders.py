@@ -1,11 +1,10 @@
 """Image and text encoders that evaluation measures with, behind one protocol.
 
-    encoder = open_encoder("tiny")
+    encoder = open_encoder("tiny")     # evaluation/encoder_registry.py
     encoder.encode_images(images) @ encoder.encode_texts(captions).T   how well each caption fits each image
     encoder.encode_subjects(images, masks) @ encoder.encode_subjects(photos).T   is it the same thing
 
-An encoder knows nothing of concepts, prompts or scores; those are in metrics.py and scores.py. Opening one
-never downloads.
+An encoder knows nothing of concepts, prompts or scores; those are in metrics.py and scores.py.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from minikin.errors import BadRecipe, UnknownName
+from minikin.errors import BadRecipe
 
 Images = Sequence[Image.Image] | np.ndarray  # PIL, or (n, h, w, 3) uint8
 Masks = Sequence[np.ndarray | None]  # (h, w) each: above 0.5 where the subject is; None for the whole image
@@ -54,31 +53,6 @@ class Encoder(Protocol):
 
     def encode_subjects(self, images: Images, masks: Masks | None = None) -> Tensor:
         """Vectors of the thing in each image; with masks, of what is inside them alone."""
-
-
-def names() -> list[str]:
-    """Names of all encoders, the embedded one first."""
-    from minikin.evaluation.published_encoders import PUBLISHED
-
-    return ["tiny", *PUBLISHED]
-
-
-def open_encoder(name: str = "tiny", device: str | None = None) -> Encoder:
-    """Open an encoder by name.
-
-    device  cuda, mps, xpu or cpu; the best available one by default
-    Raises UnknownName; NoNetwork when its weights are not on this machine; BadModelFile or AssetError
-    when they are damaged or belong to another model.
-    """
-    from minikin.evaluation import published_encoders, tiny_encoders
-    from minikin.models import device as runtime
-
-    where, _ = runtime.resolve(device, "float32")
-    if name == "tiny":
-        return tiny_encoders.open_embedded(device=where)
-    if name not in published_encoders.PUBLISHED:
-        raise UnknownName("encoder", name, names())
-    return published_encoders.open_published(name, where)
 
 
 def require_text_encoder(encoder: Encoder) -> None:

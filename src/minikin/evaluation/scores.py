@@ -19,7 +19,8 @@ from torch import Tensor
 
 from minikin.errors import BadRecipe
 from minikin.evaluation import metrics
-from minikin.evaluation.encoders import Encoder, Images, Masks, open_encoder
+from minikin.evaluation.encoder_registry import open_encoder
+from minikin.evaluation.encoders import Encoder, Images, Masks
 from minikin.evaluation.intervals import Estimate, bootstrap_mean
 from minikin.images.photos import Photo, load_photos
 from minikin.models.base import Base

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from PIL import Image, ImageDraw, ImageFont
 
 from minikin.errors import Blocked, MinikinError
+from minikin.generation.verdict import Verdict
 from minikin.images import xmp
 from minikin.images.sheet import wrapped
 from minikin.recipes import FilterMode
@@ -29,14 +30,6 @@ if TYPE_CHECKING:
 ACTIONS: dict[FilterMode, str] = {"flag": "flagged", "blur": "blurred", "block": "blocked"}
 CARD = "Blocked by the content filter"
 BLUR_PX = 8  # the longer side that a blurred image is reduced to
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A filter's verdict on one image; labels name the kinds of content."""
-
-    objects: bool
-    labels: tuple[str, ...] = ()
 
 
 class ContentFilter(Protocol):

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from minikin.errors import NoNetwork
-from minikin.generation.content_filter import Verdict
+from minikin.generation.verdict import Verdict
 from minikin.models.base import Base
 from minikin.models.image_processor import CLIP_PREPROCESSING, processor
 from minikin.models.loading import published
