@@ -34,6 +34,13 @@ LONGEST: tuple[str, ...] = ()  # files that are begun first, so that no worker e
 SHARED = pytest.StashKey[dict[str, tuple[list[torch.nn.Module], list[float]]]]()  # by fixture: modules, sums
 
 
+NUMERIC = {  # files whose tests claim equality to the bit
+    "test_architectures.py", "test_adapters.py", "test_batching.py", "test_condition.py", "test_decode.py",
+    "test_distilling_data.py", "test_distilling_networks.py", "test_generate.py", "test_sampler.py",
+    "test_trainer.py",
+}  # fmt: skip
+
+
 def pytest_report_header() -> list[str]:
     """What the run takes and what this machine lacks, before it begins."""
     missing = {
@@ -55,6 +62,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Module fixtures (servers, taught concepts) are then made once. All tests on Ray are one group, so that there
     is one cluster at a time.
     """
+    for item in items:
+        if item.path.name in NUMERIC:
+            item.add_marker(pytest.mark.numeric)
     for mark in ("soak", "controls"):
         if mark not in (config.option.markexpr or ""):
             items[:] = [item for item in items if not item.get_closest_marker(mark)]

@@ -161,7 +161,7 @@ def test_a_run_that_nobody_painted_in_tells_its_errors(tmp_path: Path) -> None:
 def test_another_run_is_not_mixed_in(tmp_path: Path) -> None:
     prompts = Prompts(write_prompts(tmp_path / "p.jsonl", [{"prompt": "a cat"}]), {})
     ended(paint(prompts, tmp_path / "out", None, FakeEngine))
-    with pytest.raises(BadRecipe, match="holds another run: batch is 4 there and 2 here"):
+    with pytest.raises(BadRecipe, match="holds another run: batch is 4 there, 2 here"):
         ended(paint(prompts, tmp_path / "out", None, FakeEngine, batch=2))
     manifest = RunLog(tmp_path / "out", {"base": "tiny", "batch": 4, "chunk": 16})
     with pytest.raises(BadRecipe, match="holds images of tiny 00000000; this worker's is ffffffff"):
@@ -219,7 +219,7 @@ def test_lines_that_are_wrong(tmp_path: Path) -> None:
     assert list(message) == [1, 2, 3, 4, 5, 6, 7, 8, 10]
     for number, words in {
         1: "Expected a JSON object with a prompt", 2: "Expected a JSON object", 3: "Expected a JSON object",
-        4: "steps: must be at least 1", 5: "device is said once for the whole run", 6: "stepps",
+        4: "steps: must be at least 1", 5: "device is set once for the whole run", 6: "stepps",
         7: "Did you mean 'tom'", 8: "longer than 100,000 bytes", 10: "",
     }.items():  # fmt: skip
         assert words in message[number], message[number]
@@ -346,7 +346,7 @@ def test_a_manifest_is_checked_whole(photo_folder: Path, tmp_path: Path) -> None
     with pytest.raises(BadRecipe) as e:
         rows(write_manifest(tmp_path / "m.csv", lines), {})
     message = str(e.value)
-    assert "6 of 7 rows" in message and "nothing was begun" in message
+    assert "6 of 7 rows" in message and "nothing was started" in message
     for words in (
         "line 3: There is no folder or file", "line 4: 'Tom' cannot be a concept's name", "taken by line 2",
         "line 6: steps", "line 7: The photos are missing", "line 8: There are more, or fewer, cells",
@@ -417,7 +417,7 @@ def test_the_ranks_meet_at_a_port_that_stays_theirs(monkeypatch: Any) -> None:
 
     monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.1")
     first = Rank(0, 1)
-    host, port = first.place()
+    host, port = first.rendezvous()
     for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": host, "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, str(value))
     with pytest.raises(OSError, match="in use"):

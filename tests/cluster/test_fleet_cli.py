@@ -64,7 +64,7 @@ def test_exit_codes_of_painting(monkeypatch: Any, capsys: Any, tmp_path: Path) -
     with files.lock(out / ".lock", str(out)):
         assert run("a dog")[0] == 8
     code, message = run("a dog", "a red dog", engine=Interrupted, more=("--chunk", "16"))
-    assert code == 130 and "The same command goes on" in message
+    assert code == 130 and "The same command resumes" in message
     assert run("a dog", "a red dog")[0] == 0 and len(image_files(out)) == 3
 
 
@@ -91,7 +91,7 @@ def test_exit_codes_of_teaching(photo_folder: Path, monkeypatch: Any, capsys: An
     assert run()[0] == 7
     write_manifest(manifest, ["nowhere,tom,cat,1,0"])
     code, message = run()
-    assert code == 2 and "nothing was begun" in message
+    assert code == 2 and "nothing was started" in message
 
 
 def test_help_of_the_fleet(monkeypatch: Any, capsys: Any) -> None:

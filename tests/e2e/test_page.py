@@ -427,7 +427,7 @@ def test_an_image_brings_its_recipe_back(page: Any, server: Served, tmp_path: Pa
     bare = tmp_path / "bare.png"
     Image.new("RGB", (64, 64)).save(bare)
     section(page, "Recipe")
-    for path, words in ((bare, "carries no recipe"), (Path(__file__), "is no JPEG, PNG or WebP")):
+    for path, words in ((bare, "carries no recipe"), (Path(__file__), "is not a JPEG, PNG or WebP")):
         page.set_input_files("#recipe-file", str(path))
         page.wait_for_function(f"document.querySelector('#recipe-problem').textContent.includes('{words}')")
 

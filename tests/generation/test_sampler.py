@@ -10,7 +10,10 @@ import torch
 
 from minikin import Studio
 from minikin.generation import schedulers
+from minikin.generation.request import resolve
+from minikin.generation.sampler import scheduler_for, start_of
 from minikin.models.base import Base
+from minikin.recipes import Paint
 from tests.conftest import FAMILIES
 
 PROMPT, SEED, STEPS = "a cat on the beach", 5, 4
@@ -58,6 +61,17 @@ def test_images_equal_the_stock_pipelines(
         )  # fmt: skip
         theirs = stock_images(pipe, scheduler, guidance, negative)
         assert np.array_equal(np.stack([np.asarray(image) for image in ours]), theirs), (guidance, negative)
+
+
+@pytest.mark.parametrize("scheduler", [None, "PNDM", "Heun", "Euler"])
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_calls_of_the_unet_are_known_before(scheduler: str | None, steps: int, bases: dict[str, Base]) -> None:
+    """The conditioning schedule counts calls; PNDM has one more than steps, Heun nearly two a step."""
+    base = bases["sd15"]
+    request = resolve(base, Paint(prompt="a cat", scheduler=scheduler, steps=steps, force=True))
+    built = scheduler_for(base, request)
+    built.set_timesteps(steps)
+    assert start_of(base, request).calls == len(built.timesteps)
 
 
 def test_the_comparison_can_fail(bases: dict[str, Base], pipelines: dict[str, Any]) -> None:

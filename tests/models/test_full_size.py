@@ -52,13 +52,13 @@ def test_the_gpu_script_runs_on_miniatures(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(gpu, "_median", lambda work, device: work() or 0.0)  # once instead of seven times
     gpu.main()
     rows = json.loads(out.read_text())["rows"]
-    assert {"one teaching step, batch 4", "painting, 30 steps, guided"} <= {r["what"] for r in rows}
+    assert {"one training step, batch 4", "text-to-image, 30 steps, guided"} <= {r["what"] for r in rows}
 
 
 @pytest.mark.slow
 def test_the_few_step_gpu_script_runs_on_miniatures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out.json"
-    args = "gpu --miniature --device cpu --dtype float32 --engines eager --only sd15 --json"
+    args = "gpu --miniature --device cpu --dtype float32 --backends eager --only sd15 --json"
     monkeypatch.setattr("sys.argv", [*args.split(), str(out)])
     monkeypatch.setattr(fewstep, "CASES", fewstep.CASES[3:4])
     monkeypatch.setattr(fewstep, "_median", lambda work, device: work() or 0.0)

@@ -222,7 +222,7 @@ def test_a_newer_job_store_leaves_with_7(tmp_path: Path) -> None:
     with sqlite3.connect(path) as db:
         db.execute("PRAGMA user_version=99")
     before = path.read_bytes()
-    with pytest.raises(StorageError, match="is of version 99; this Minikin reads up to") as e:
+    with pytest.raises(StorageError, match="has version 99; this Minikin reads up to") as e:
         JobStore(path)
     assert (e.value.exit_code, path.read_bytes()) == (7, before)
 

@@ -199,7 +199,7 @@ def test_h14_a_decoder_that_never_ends_is_ended(monkeypatch: Any) -> None:
 
 @pytest.mark.parametrize(("more", "refused"), [(800, True), (8, False)])
 def test_h14_memory_of_the_decoder_is_limited(monkeypatch: Any, more: int, refused: bool) -> None:
-    greedy = decode._CHILD.replace("data = sys.stdin", f"hog = bytearray({more} << 20)\ndata = sys.stdin")
+    greedy = decode._SCRIPT.replace("data = sys.stdin", f"hog = bytearray({more} << 20)\ndata = sys.stdin")
     monkeypatch.setattr(decode, "_SCRIPT", greedy)
     try:
         decode.decode(saved("PNG"), "image", Limits(decode_memory=512 << 20))

@@ -224,7 +224,9 @@ def test_who_is_refused_while_sending_hears_why(server: Served, monkeypatch: Any
 
 def lingering(server: Served) -> int:
     """How many connections are closed on our side alone."""
-    return sum(getattr(c, "_leaving", None) is not None for c in list(server.server.server_state.connections))
+    return sum(
+        getattr(c, "_linger_timer", None) is not None for c in list(server.server.server_state.connections)
+    )
 
 
 def test_nobody_lingers_for_long(server: Served, monkeypatch: Any) -> None:

@@ -50,13 +50,13 @@ def test_few_children_at_once_and_503_for_who_waits_too_long(tmp_path: Path, mon
 
         pending = [pool.submit(ask, k) for k in range(12)]
         end = time.monotonic() + 20
-        while sum(item.done() for item in pending) < 12 - decode.AT_ONCE and time.monotonic() < end:
+        while sum(item.done() for item in pending) < 12 - decode.MAX_CHILDREN and time.monotonic() < end:
             time.sleep(0.01)
-        assert now[0] == most[0] == decode.AT_ONCE
+        assert now[0] == most[0] == decode.MAX_CHILDREN
         go.set()
         response = [item.result() for item in pending]
         busy = [item for item in response if item.status_code == 503]
-        assert len(busy) == 12 - decode.AT_ONCE
+        assert len(busy) == 12 - decode.MAX_CHILDREN
         assert all(int(item.headers["retry-after"]) >= 1 and "busy" in item.text for item in busy)
         assert {item.status_code for item in response if item not in busy} == {200}
         assert ask(0).status_code == ask(1).status_code == 200

@@ -63,7 +63,7 @@ def test_the_page_names_every_kind_and_the_limits() -> None:
     assert {"/api/paint", "/api/refine", "/api/inpaint"} <= set(re.findall(r"/api/\w+", text))
     assert set(job_types.JOB_TYPES) == {"paint", "refine", "inpaint", "teach", "masks"}
     limits = Limits()
-    for message in (f"{limits.body >> 20} MiB", f"{limits.waiting}, {limits.waiting_per_client} jobs",
+    for message in (f"{limits.body >> 20} MiB", f"{limits.waiting}, {limits.waiting_per_client}; ",
                  f"{limits.images}; {limits.steps}; {limits.least_side} to {limits.most_side} px",
                  f"{limits.batch} images", f"{limits.queue_wait_s:.0f} s", "1,500"):  # fmt: skip
         assert message in text, message

@@ -86,7 +86,7 @@ def done(http: httpx.Client, kind: str, **body: Any) -> Image.Image:
 
 def test_refining_takes_the_recipe_of_the_image(http: httpx.Client, draft: bytes) -> None:
     """Prompt, seed and preset are the draft's; the record holds its draft, and both its dialects."""
-    image = done(http, "refine", source=base64.b64encode(draft).decode(), strength=0.3)
+    image = done(http, "refine", image=base64.b64encode(draft).decode(), strength=0.3)
     matches = recorded({k: v for k, v in image.info.items() if isinstance(v, str)})
     assert matches.prompt == "a red car in the snow" and matches.settings["Preset"] == "turbo"
     assert matches.settings["Denoising strength"] == "0.3" and matches.recipe["seed"] == 7
@@ -102,7 +102,7 @@ def test_refining_larger_and_several(http: httpx.Client, draft: bytes) -> None:
 
 
 def test_inpainting_moves_nothing_outside_the_mask(http: httpx.Client, draft: bytes) -> None:
-    image = done(http, "inpaint", source=base64.b64encode(draft).decode(), mask=coded(mask()),
+    image = done(http, "inpaint", image=base64.b64encode(draft).decode(), mask=coded(mask()),
                  prompt="a yellow duck", **FAST)  # fmt: skip
     away, within = outside(image, opened(draft))
     assert away == 0 and within > 1000
@@ -119,7 +119,7 @@ def test_every_step_has_a_preview(server: Served, draft: bytes) -> None:
     ):  # fmt: skip
         prepared = engine.prepare(task_name(recipe), recipe, {}, inputs)
         run = engine.run(task_name(recipe), prepared, inputs)
-        looks = [event.look() for event in run if isinstance(event, Progress) and event.look]
+        looks = [event.preview() for event in run if isinstance(event, Progress) and event.preview]
         assert [look.size for look in looks] == [size] * 2
         if "mask" in inputs.images:
             away, within = outside(looks[0], source)
@@ -127,7 +127,7 @@ def test_every_step_has_a_preview(server: Served, draft: bytes) -> None:
 
 
 def test_an_image_is_extended_without_a_mask(http: httpx.Client, draft: bytes) -> None:
-    image = done(http, "inpaint", source=base64.b64encode(draft).decode(), extend="right=32", **FAST)
+    image = done(http, "inpaint", image=base64.b64encode(draft).decode(), extend="right=32", **FAST)
     assert image.size == (160, 128)
     stored = image.crop((0, 0, 128, 128)).convert("RGB")
     assert stored.tobytes() == opened(draft).convert("RGB").tobytes()
@@ -136,7 +136,7 @@ def test_an_image_is_extended_without_a_mask(http: httpx.Client, draft: bytes) -
 def test_an_image_of_this_server_is_refined(http: httpx.Client) -> None:
     response = http.post("/api/paint?wait=true", json={"prompt": "a blue boat", "seed": 3, **FAST}).json()
     id_ = response["results"][0]["id"]
-    again = done(http, "refine", source=f"result:{id_}", strength=0.2)
+    again = done(http, "refine", image=f"result:{id_}", strength=0.2)
     assert recorded(dict(again.info)).recipe["parent"]["made"]["recipe"]["prompt"] == "a blue boat"
 
 
@@ -151,7 +151,7 @@ def test_an_image_of_this_server_is_refined(http: httpx.Client) -> None:
         ("refine", {"prompt": "x", "strength": 0}, "strength"),
         ("inpaint", {"prompt": "x"}, "Say what to paint"),
         ("inpaint", {"prompt": "x", "extend": "right=2000"}, "64 to 2048"),
-        ("inpaint", {"prompt": "x", "extend": "sideways=2"}, "names sides and pixels"),
+        ("inpaint", {"prompt": "x", "extend": "sideways=2"}, "expects sides and pixels"),
         ("inpaint", {"prompt": "x", "mask": coded(mask((64, 64)))}, "must be of one size"),
         ("inpaint", {"prompt": "x", "mask": coded(Image.new("L", (128, 128)))}, "black everywhere"),
         ("inpaint", {"prompt": "x", "mask": coded(mask()), "width": 256}, "keeps its size"),
@@ -232,16 +232,16 @@ def test_a_record_is_not_burst_by_its_mask() -> None:
 def test_live_painting_uses_the_warm_backend(tiny: Base) -> None:
     """The quickest preset at the base's own size; every other one is an export that takes its time."""
     engine = StudioEngine(Studio(tiny), live_engine="openvino")
-    assert engine.live == engine.describe()["live"] == "turbo"
+    assert engine.live_preset == engine.describe()["live"] == "turbo"
     usual = {"prompt": "a cat", "preset": "turbo", "steps": 1}
-    assert engine.with_live_engine(Paint(**usual)).engine == "openvino"
+    assert engine.with_live_engine(Paint(**usual)).backend == "openvino"
     for other in ({"preset": "quality"}, {"width": 64}, {"prompt": "a cat <lora:style>"}):
-        assert engine.with_live_engine(Paint(**{**usual, **other})).engine == "eager", other
-    assert StudioEngine(Studio(tiny)).with_live_engine(Paint(**usual)).engine == "eager"
+        assert engine.with_live_engine(Paint(**{**usual, **other})).backend == "eager", other
+    assert StudioEngine(Studio(tiny)).with_live_engine(Paint(**usual)).backend == "eager"
 
 
 def test_a_kind_that_is_none() -> None:
-    from minikin.server.job_types import ready
+    from minikin.server.job_types import recipe_model
 
     with pytest.raises(BadRecipe, match="Known: paint, refine, inpaint, teach, masks"):
-        ready("dream")
+        recipe_model("dream")

@@ -177,8 +177,8 @@ def test_image_does_not_depend_on_its_batch(model: Model) -> None:
     single = np.concatenate(list(model.draw(texts, steps=2, guidance=4.0, seed=3, batch=1)))
     all_ = np.concatenate(list(model.draw(texts, steps=2, guidance=4.0, seed=3)))
     assert np.abs(single.astype(int) - all_).mean() < 2
-    other = next(model.draw(texts[:1], steps=2, guidance=4.0, seed=4))
-    assert np.abs(other.astype(int) - all_[:1]).mean() > 10
+    other = next(model.draw(texts, steps=2, guidance=4.0, seed=4))
+    assert np.abs(other.astype(int) - all_).mean() > 10
 
 
 def test_v_loss_is_repeatable_and_needs_the_right_words(model: Model, world: World) -> None:

@@ -146,7 +146,7 @@ def test_images_without_captions_are_named(tmp_path: Path) -> None:
         (lambda p: tar_of(p / "t.tar", {"a.txt": b"x"}), BadPhoto, "no images"),
         (lambda p: (p / "b.tar", (p / "b.tar").write_bytes(b"junk" * 999))[0], BadRecipe, "as a .tar"),
         (lambda p: (p / "c.txt", (p / "c.txt").write_text("\n \n"))[0], BadRecipe, "no captions"),
-        (lambda p: (p / "d.csv", (p / "d.csv").write_text("x"))[0], BadRecipe, "no kind of training data"),
+        (lambda p: (p / "d.csv", (p / "d.csv").write_text("x"))[0], BadRecipe, "is not training data"),
     ],
 )
 def test_unusable_data(tmp_path: Path, make: Any, error: type[Exception], words: str) -> None:

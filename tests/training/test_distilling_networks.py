@@ -119,7 +119,7 @@ def test_target_network_is_an_ema(bases: dict[str, Base]) -> None:
     c.after(TURN)
     for mine, old, its in zip(c.target.parameters(), before, c.student.parameters(), strict=True):
         assert torch.allclose(mine, 0.9 * old + 0.1 * its, atol=1e-6)
-    assert any(k.startswith("target.") for k in c.learner.state_dict())
+    assert any(k.startswith("target.") for k in c.train_state.state_dict())
     assert not any(p.requires_grad for p in c.target.parameters())
 
 
@@ -127,13 +127,13 @@ def test_checkpoint_holds_trainable_tensors_only(bases: dict[str, Base]) -> None
     """A LoRA's checkpoint holds the LoRA, not the frozen U-Net; loading restores it exactly."""
     s = context(bases["sd15"], method="lcm-lora")
     c = Consistency(s)
-    state = {k: v.clone() for k, v in c.learner.state_dict().items()}
+    state = {k: v.clone() for k, v in c.train_state.state_dict().items()}
     assert state and all(".lora_" in k for k in state)
     shaken(c.student)
-    c.learner.load_state_dict(state)
-    assert all(torch.equal(v, state[k]) for k, v in c.learner.state_dict().items())
+    c.train_state.load_state_dict(state)
+    assert all(torch.equal(v, state[k]) for k, v in c.train_state.state_dict().items())
     with pytest.raises(RuntimeError, match="1 tensors differ"):
-        c.learner.load_state_dict(dict(list(state.items())[1:]))
+        c.train_state.load_state_dict(dict(list(state.items())[1:]))
 
 
 # ---- gradients go where they belong ----------------------------------------------------------------

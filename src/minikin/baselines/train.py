@@ -151,7 +151,7 @@ def _check_folder(out: Path, resume: bool) -> Iterator[events.Note]:
     exists = (out / CHECKPOINT).exists()
     if (exists and not resume) or (out / methods.CARD).exists():
         how = "Go on with it by --resume, or choose" if exists else "Choose"
-        raise BadRecipe(f"{out} holds an earlier trainer. {how} another --out to start anew.")
+        raise BadRecipe(f"{out} holds an earlier run. {how} another --out to start anew.")
     if resume and not exists:
         yield events.Note(f"There is no checkpoint in {out}; starting anew.", warning=True)
 

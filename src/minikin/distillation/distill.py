@@ -160,7 +160,7 @@ def _checkpoint(out: Path, resume: bool) -> Iterator[events.Note]:
     there = (out / "checkpoint.safetensors").exists()
     if there and not resume:
         raise BadRecipe(
-            f"{out} holds an earlier trainer. Go on with it by --resume, or choose another --out to start anew."
+            f"{out} holds an earlier run. Go on with it by --resume, or choose another --out to start anew."
         )
     if resume and not there:
         yield events.Note(f"There is no checkpoint in {out}; starting anew.", warning=True)

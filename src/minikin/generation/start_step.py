@@ -31,6 +31,7 @@ class StartStep:
     timesteps  custom ones; None where the scheduler computes them
     skipped    steps of a whole image that lie above t0
     order      calls of the U-Net in a step; in the last step there is one
+    repeats    calls besides: PNDM computes its second step twice
     """
 
     steps: int
@@ -38,11 +39,12 @@ class StartStep:
     timesteps: tuple[int, ...] | None = None
     skipped: int = 0
     order: int = 1
+    repeats: int = 0
 
     @property
     def calls(self) -> int:
         """Calls of the U-Net that run."""
-        return self.steps * self.order - (self.order - 1)
+        return self.steps * self.order - (self.order - 1) + (self.repeats if self.steps > 1 else 0)
 
     @property
     def skipped_calls(self) -> int:
@@ -57,17 +59,18 @@ def start_step(n: int, scheduler: str, strength: float = 1.0, custom: Sequence[i
     Raises BadRecipe for more steps than the scheduler has timesteps.
     """
     order, on_grid = schedulers.order(scheduler), scheduler in schedulers.LCM_GRID_SCHEDULERS
+    repeats = int(scheduler == "PNDMScheduler")
     most = N_TRAIN // schedulers.LCM_GRID if on_grid and not custom else N_TRAIN
     if n > most:
         raise BadRecipe(f"This scheduler paints in at most {most} steps, not {n}. Use fewer, or another one.")
     if strength >= 1:
-        return StartStep(n, timesteps=tuple(custom) if custom else None, order=order)
+        return StartStep(n, timesteps=tuple(custom) if custom else None, order=order, repeats=repeats)
     levels = max(1, round(strength * N_TRAIN))
     if custom:
         left = (levels - 1, *(t for t in custom if t < levels - 1))
-        return StartStep(len(left), levels, left, max(0, len(custom) - len(left)), order)
+        return StartStep(len(left), levels, left, max(0, len(custom) - len(left)), order, repeats)
     steps = math.ceil(n * strength - 1e-9)  # 10 of 25 steps at 0.4, despite rounding
     if on_grid:
         levels = schedulers.LCM_GRID * math.ceil(levels / schedulers.LCM_GRID)
         steps = min(steps, levels // schedulers.LCM_GRID)
-    return StartStep(min(steps, levels), levels, skipped=n - steps, order=order)
+    return StartStep(min(steps, levels), levels, skipped=n - steps, order=order, repeats=repeats)
