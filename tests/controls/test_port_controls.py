@@ -90,7 +90,7 @@ def stage(tmp_path: Path, monkeypatch: Patch, caplog: Any) -> Iterator[Stage]:
 
 
 class Control(NamedTuple):
-    """The bug `plant` makes `test`, told `inputs`, fail where it has these words."""
+    """The bug `plant` makes `test`, called with `bound`, fail where it has these words."""
 
     row: str
     plant: Callable[[Patch], None]
@@ -110,7 +110,7 @@ H17 = much.test_h17_logs_and_metrics_hold_nothing_of_anybody
 H19, H20 = much.test_h19_when_to_come_back_is_computed_and_spread, much.test_h20_who_goes_away_cancels
 DOOR = much.test_h19_every_call_that_waits_is_asked_at_the_door
 OPENAI, NATIVE = {"path": "/v1/images/generations"}, {"path": "/api/paint"}
-SAVE_TO = {"asked": {"override_settings": {"outdir_samples": "/"}}}
+SAVE_TO = {"requests": {"override_settings": {"outdir_samples": "/"}}}
 MANY = {**NATIVE, "body": {"n": 11}, "words": "at most 10 images"}
 DEAR = {**NATIVE, "body": {"n": 10, "size": "2048", "steps": 50}, "words": "2097 megapixel-steps"}
 
@@ -131,7 +131,7 @@ CONTROLS = (
     Control("H7", bug.interrupt_is_for_all, H7, '["bob"]', {"verb": "interrupt"}),
     Control("H7", bug.a_task_is_anybodys, H7, '["bob"]', {"verb": "skip"}),
     Control("H8", bug.settings_are_taken, H8, "200 == 422", SAVE_TO),
-    Control("H8", bug.scripts_are_left_alone, H8, "200 == 422", {"asked": {"script_name": "x"}}),
+    Control("H8", bug.scripts_are_left_alone, H8, "200 == 422", {"requests": {"script_name": "x"}}),
     Control("H8", bug.settings_are_taken, who.test_h08_options_are_not_written, "200 == 422"),
     Control("H8", bug.saved_where_it_says, who.test_h08_options_are_not_written, "not place.exists()"),
     Control("H9", bug.no_limits, H9, "202 == 422", MANY),
@@ -146,7 +146,7 @@ CONTROLS = (
     Control("H11", bug.truth_is_one, what.test_h11_values_of_another_type, "not response.is_success",
             {"body": {"prompt": "a", "n": True}}),
     Control("H12", bug.chunks_are_not_counted, H12, "assert response.status_code == 413\n"),
-    Control("H12", bug.lengths_are_not_looked_at, H12, "told_.status == 413"),
+    Control("H12", bug.lengths_are_not_looked_at, H12, "answer.status == 413"),
     Control("H12", bug.forms_of_a_thousand, test_forms.test_h12_a_form_of_65_parts, '"too_many_parts") == ',
             {"path": "/api/recipe"}),
     Control("H15", bug.bytes_as_they_came, H15, 'b"<script" not in'),
@@ -185,7 +185,7 @@ def test_every_row_has_a_control() -> None:
 @pytest.mark.parametrize("control", CONTROLS, ids=[f"{c.row}-{c.plant.__name__}" for c in CONTROLS])
 def test_a_planted_bug_is_found(stage: Stage, control: Control) -> None:
     control.plant(stage.monkeypatch)
-    stage.fails(control.test, control.inputs, control.words)
+    stage.fails(control.test, control.bound, control.words)
 
 
 def test_another_failure_is_no_control(stage: Stage) -> None:
