@@ -30,7 +30,10 @@ torch.set_num_threads(1 if WORKER else min(2, len(os.sched_getaffinity(0))))
 if WORKER:  # what children inherit: two workers with two threads each would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 FAMILIES = tuple(ARCHITECTURES)
-LONGEST: tuple[str, ...] = ()  # files that are begun first, so that no worker ends long after the other
+LONGEST = (  # files that are started first, so that no worker ends long after the other
+    "test_page.py", "test_demo.py", "test_fleet.py", "test_distilling.py", "test_backends.py", "test_kills.py",
+    "test_cli.py", "test_fleet_replicas.py", "test_concept_captions.py", "test_compare.py",
+)  # fmt: skip
 SHARED = pytest.StashKey[dict[str, tuple[list[torch.nn.Module], list[float]]]]()  # by fixture: modules, sums
 
 
@@ -51,7 +54,7 @@ def pytest_report_header() -> list[str]:
     }
     skipped = ", ".join(name for name, gone in missing.items() if gone) or "nothing"
     return [
-        "the whole suite: about 15 minutes on two idle cores with -n 2, as `make test` runs it",
+        "the whole suite: about 16 minutes on two idle cores with -n 2, as `make test` runs it",
         f"skipped on this machine: {skipped}; soak, controls and numeric have their own `make` targets",
     ]
 
