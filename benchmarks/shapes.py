@@ -67,8 +67,8 @@ def job(out: Path, name: str, minutes: float = 1.0) -> Job:
     """The build in out/name; everything but its latents and its U-Net is shared in out/common."""
     small = recipe("small", "cpu")
     plan = small.unet.plan.model_copy(update={"steps": None, "minutes": minutes, "batch": BATCH})
-    scenes = Images(count=SCENES, pairs=SCENES // 4, others=0)
-    unet = {"plan": plan} | ({"channels": SHAPES[name].levels} if name in SHAPES else {})
+    scenes = Images(count=SCENES, pairs=SCENES // 4, things=1)
+    unet = {"plan": plan} | ({"channels": SHAPES[name].levels, "convolutional": 0} if name in SHAPES else {})
     build = Build(images=scenes, unet=small.unet.model_copy(update=unet))
     folder = out / name
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,9 +17,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer as FastTokenizer
 from tools.tiny_training import art, stages
-from tools.tiny_training.autoencoder import DecoderLoss
-from tools.tiny_training.autoencoder import build as build_autoencoder
-from tools.tiny_training.images import stores, stream, world_of
+from tools.tiny_training.autoencoder import Crops
+from tools.tiny_training.images import store, store_of_things, stream, world_of
 from tools.tiny_training.job import Job
 from tools.tiny_training.latents import stores as latent_stores
 from tools.tiny_training.recipes import (
@@ -38,7 +37,6 @@ from minikin.errors import AssetError, BadModelFile, BadRecipe, Busy, StorageErr
 from minikin.events import Done, Note
 from minikin.tiny.captions import caption
 from minikin.training.config import StepContext, TrainingConfig
-from minikin.training.trainer import Trainer
 from tests.conftest import filling
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -48,24 +46,29 @@ STAGES = ("images", "autoencoder", "tokenizer", "text", "latents", "unet", "expo
 
 
 def miniature(**unet: Any) -> Build:
-    """Everything of the small recipe but its size: latents of 16x16x4 from two levels and a grown third."""
+    """Everything of the small recipe but its size: latents of 16x16x4 from four levels."""
     return Build(
-        images=Images(count=48, pairs=16, others=16, shard=16, backdrops=1),
+        images=Images(count=48, pairs=16, things=16, shard=16, backdrops=1),
         autoencoder=Autoencoder(
             channels=(4, 8, 8, 8),
             latents=4,
-            first_latents=2,
             crop=32,
             held_out=4,
-            first=PLAN,
-            grown=PLAN,
-            decoder=PLAN,
+            plan=PLAN,
         ),
         tokenizer=Tokenizer(size=700, captions=60),
         text=Text(layers=1, width=32, heads=2, plan=PLAN),
         latents=Latents(captions=2, batch=16),
         unet=Unet(
-            channels=(16, 32), head=8, groups=8, held_out=8, samples=2, sample_steps=2, plan=PLAN, **unet
+            channels=(16, 32),
+            convolutional=0,
+            head=8,
+            groups=8,
+            held_out=8,
+            samples=2,
+            sample_steps=2,
+            plan=PLAN,
+            **unet,
         ),
     )
 
@@ -84,7 +87,7 @@ def built(tmp_path_factory: Any) -> Job:
 
 
 def test_stages_write_logs_curves_and_samples(built: Job) -> None:
-    for name in ("autoencoder/first", "autoencoder/grown", "autoencoder/decoder", "text", "unet"):
+    for name in ("autoencoder", "text", "unet"):
         folder = built.out / name
         rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         assert [r["step"] for r in rows if "loss" in r] == [1, 2, 3]
@@ -169,7 +172,7 @@ def test_training_from_an_exported_folder(built: Job, tmp_path: Path) -> None:
 def test_missing_stage_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadRecipe, match="vae is missing: it is made by stage autoencoder. Run --stage"):
         events_of(Job(miniature(), tmp_path), "latents")
-    with pytest.raises(BadRecipe, match="images lacks 3 of its 3 files. Run --stage images first"):
+    with pytest.raises(BadRecipe, match="images-things lacks 1 of its 1 files. Run --stage images first"):
         events_of(Job(miniature(), tmp_path), "autoencoder")
 
 
@@ -258,10 +261,10 @@ def test_a_full_disk_while_exporting(built: Job, monkeypatch: Any) -> None:
 
 
 def test_budgets() -> None:
-    """By stage; the autoencoder's is shared by its three parts; without one the recipe's holds."""
+    """By stage; a stage without a budget keeps the recipe's."""
     job = Job(miniature(), Path("out"), minutes={"autoencoder": 10}, steps={"unet": 7})
-    assert job.plan("autoencoder", PLAN, 0.4).minutes == 4
-    assert job.plan("autoencoder", PLAN, 0.4).steps is None
+    assert job.plan("autoencoder", PLAN).minutes == 10
+    assert job.plan("autoencoder", PLAN).steps is None
     assert job.plan("unet", PLAN).steps == 7
     assert job.plan("text", PLAN) == PLAN
 
@@ -284,7 +287,7 @@ def test_last_scenes_are_pairs(built: Job) -> None:
     world = world_of("small:pair", 1, None)
     scene = world.scene(built.recipe.images.seed, 40)
     assert scene.layout == "pair"
-    image_files = stores(built)[0][1]
+    image_files = store(built)
     assert np.array_equal(image_files[np.array([40])][0], np.asarray(world.draw(scene)[0]))
     tokens = latent_stores(built)[1][np.array([40])][0]
     text = caption(scene, np.random.default_rng((built.recipe.images.seed, 40, 0))).text
@@ -292,20 +295,12 @@ def test_last_scenes_are_pairs(built: Job) -> None:
     assert tokens[0].tolist()[:10] == ids[:10]
 
 
-def test_decoder_loss_trains_the_decoder_alone(built: Job, tmp_path: Path) -> None:
-    """Its loss teaches the decoder, and the encoder is what it was: latents stay valid."""
-    vae = build_autoencoder((4, 8), 3, 32)
-    for part in (vae.encoder, vae.quant_conv):
-        part.requires_grad_(False)
-    trainer = Trainer(tmp_path, vae, PLAN, device=torch.device("cpu"), stage="decoder")
-    pixels = torch.randint(0, 256, (4, 32, 32, 3), dtype=torch.uint8)
-    torch.manual_seed(0)
-    losses = DecoderLoss(trainer, built.recipe.autoencoder)(StepContext(0, 4, (0, 0)), pixels)
-    losses["loss"].backward()
-    trained_modules = {
-        n.split(".")[0] for n, p in vae.named_parameters() if p.grad is not None and p.grad.abs().max() > 0
-    }
-    assert trained_modules == {"decoder", "post_quant_conv"}
+def test_crops_lie_around_things(built: Job) -> None:
+    """A crop has more pixels of things than the images have; masks are mirrored with their images."""
+    files = store_of_things(built)
+    crops = Crops(files, 64).batch(StepContext(0, 64, (0, 0))).numpy()
+    assert crops.shape == (64, 64, 64, 4) and set(np.unique(crops[..., 3])) <= {0, 255}
+    assert (crops[..., 3] > 0).mean() > 1.2 * (files.all()[..., 3] > 0).mean()
 
 
 def test_tokenizer_has_clips_conventions(built: Job) -> None:

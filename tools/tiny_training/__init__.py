@@ -2,8 +2,8 @@
 
 Stages, each of which resumes where it stopped, on a CPU or a GPU:
 
-    images        rendered scenes, cached on disk                      images.py
-    autoencoder   pixels <-> latents: factor 8, then grown to 16       autoencoder.py, normalise.py
+    images        rendered scenes, cached on disk                      images.py, things.py, patterns.py
+    autoencoder   pixels <-> latents                                   autoencoder.py, neutral.py, normalise.py
     tokenizer     byte-level BPE in CLIP's format                      tokenizer.py
     text          the text encoder, from captions alone                text.py, labels.py
     latents       the images as latents, their captions as tokens      latents.py

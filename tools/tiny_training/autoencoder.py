@@ -1,74 +1,87 @@
-"""Stage `autoencoder`: trained without its last level, grown by that level, then the decoder alone.
+"""Stage `autoencoder`: images to 16x16 latents of 16 channels and back, trained on crops around things.
 
-A factor-16 autoencoder trained from nothing learns badly (docs/tiny.md); a trained factor-8 one with one
-more level at the bottom passes it in a few hundred steps. The loss is L1 of pixels and of their
-differences, some L2, and weak regularisation of the latents. The decoder is trained on noisy latents, so it
-tolerates small errors of the diffusion model; every eighth step it decodes latents averaged 2x2 to pixels
-averaged 2x2, which makes latents locally linear. At the end the encoder is frozen and the decoder is trained
-with Muon on the mean logarithm of squared errors, which PSNR measures. The latents do not change then, so
-a U-Net that was trained on them stays valid.
+A thing is recognised by its pattern, and patterns are small. So most crops lie around things, pixels
+inside things have a larger weight, and things have random patterns (things.py). The norms do not normalise
+(neutral.py). The loss is L1 of pixels and of their differences, the squared error and its logarithm, which PSNR
+measures, and weak regularisation of the latents. The decoder is trained on noisy latents, so it tolerates
+small errors of the diffusion model. The shipped autoencoder was trained otherwise (docs/tiny.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from tools.tiny_training import images
 from tools.tiny_training.job import Job, adopt, digest, save_part
+from tools.tiny_training.neutral import freeze_constant, is_neutral, neutralise
 from tools.tiny_training.normalise import normalise
 from tools.tiny_training.recipes import Autoencoder
 from tools.tiny_training.shards import Shards
 from torch import Tensor
 
 from minikin import events
-from minikin.training.config import StepContext, TrainingConfig
+from minikin.training.config import StepContext
 from minikin.training.trainer import Losses, Trainer
 
-POOLED_EVERY, POOLED_FROM = 8, 400  # steps
-SHARES = {"first": 0.3, "grown": 0.4, "decoder": 0.3}  # of a budget for all parts
-NOISE_RAMP = 500  # steps from nothing to the full noise
+AROUND = 0.85  # share of crops around a thing
+JITTER = 16  # px: largest distance of a crop's middle from the thing's pixel that was sampled
+NOISE_RAMP = 500  # steps from no noise to all of it
+LATENT_WEIGHT = 1e-4  # of the squared latents in the loss
+VISIBLE = 2e-4  # squared error (43 dB) below which differences are not visible
 
 
 def stage(job: Job) -> Iterator[events.Event]:
-    """Train all parts and write the normalised autoencoder to autoencoder/vae."""
-    r = job.recipe.autoencoder
+    """Train the autoencoder and write it, with normalised latents, to autoencoder/vae."""
+    r, device = job.recipe.autoencoder, torch.device(job.device)
     if job.takes("autoencoder"):
         yield events.Note(f"autoencoder: {adopt(job, 'vae', job.vae)}")
         return
-    device = torch.device(job.device)
-    scenes = Scenes([store.complete("images") for _, store in images.stores(job)])
-    held = to_float(torch.from_numpy(images.held_out(job, r.held_out)))
-    torch.manual_seed(r.grown.seed)
-    if job.source:
-        start = _load(str(job.adopted("vae")))
-    else:
-        small = build(r.channels[:-1], r.first_latents, r.crop)
-        plan = job.plan("autoencoder", r.first, SHARES["first"])
-        first = yield from train(job, "first", small, plan, scenes, held, r.crop, partial(Loss, ramp=True))
-        with first.averaged_weights():
-            start = grown(small.cpu(), build(r.channels, r.latents, held.shape[-1]))
-    rest = 1 - SHARES["first"] if job.source else 1.0
-    plan = job.plan("autoencoder", r.grown, SHARES["grown"] / rest)
-    trainer = yield from train(job, "grown", start, plan, scenes, held, held.shape[-1], Loss)
+    crops = Crops(images.store_of_things(job).complete("images"), r.crop)
+    test, masks = split(torch.from_numpy(images.held_out(job, r.held_out)), device)
+    torch.manual_seed(r.plan.seed)
+    model = _load(str(job.adopted("vae"))) if job.source else new(r, test.shape[-1])
+    if is_neutral(model):
+        freeze_constant(model)
+    model.to(device, memory_format=torch.channels_last)
+    facts = {"channels": list(r.channels), "latents": r.latents, "crop": r.crop, "noise": r.noise}
+    facts["source"] = digest(job.source / "vae") if job.source else None
+    trainer = Trainer(
+        job.folder("autoencoder"),
+        model,
+        job.plan("autoencoder", r.plan),
+        device=device,
+        facts=facts,
+        stage="autoencoder",
+    )
+
+    def decoded() -> Tensor:
+        with trainer.autocast():
+            parts = [model.decode(model.encode(x).latent_dist.mean).sample for x in torch.split(test, 16)]
+        return torch.cat(parts).float()
+
+    def evaluate() -> Mapping[str, float]:
+        error = ((decoded().clamp(-1, 1) - test) / 2).pow(2).mean(1, keepdim=True)
+        inside = (error * masks).sum((1, 2, 3)) / masks.sum((1, 2, 3)).clamp(min=1)
+        return {"PSNR": decibel(error.mean((1, 2, 3))), "inside": decibel(inside[masks.any(3).any(2)[:, 0]])}
+
+    yield from trainer.train(
+        Loss(trainer, r),
+        prepare=crops.batch,
+        evaluate=evaluate,
+        sample=lambda: before_after(test[:16], decoded()[:16]),
+    )
     with trainer.averaged_weights():
-        finished, spread = normalise(start, held.to(device), trainer.autocast())
-    for part in (finished.encoder, finished.quant_conv):
-        part.requires_grad_(False)
-    plan = job.plan("autoencoder", r.decoder, SHARES["decoder"] / rest)
-    trainer = yield from train(job, "decoder", finished, plan, scenes, held, held.shape[-1], DecoderLoss)
-    with trainer.averaged_weights():
-        save_part(finished.cpu(), job.vae)
+        finished, spread = normalise(model, test, trainer.autocast())
+        save_part(finished, job.vae)
     yield events.Note(f"autoencoder: written to {job.vae} ({digest(job.vae)}); latents' deviation {spread}")
 
 
 def build(channels: Sequence[int], latents: int, size: int) -> Any:
-    """An AutoencoderKL with one level for each number of channels.
+    """An AutoencoderKL with one level for each number of channels and diffusers' initial weights.
 
     The norms have one group, since more groups of few channels would normalise colours away.
     """
@@ -90,18 +103,11 @@ def build(channels: Sequence[int], latents: int, size: int) -> Any:
     )
 
 
-def grown(small: Any, large: Any) -> Any:
-    """`large` with the weights of `small`, whose levels enclose the new level at the bottom."""
-    new = large.state_dict()
-    for key, value in small.state_dict().items():
-        parts = key.split(".")
-        if key.startswith("decoder.up_blocks."):
-            parts[2] = str(int(parts[2]) + 1)  # the new level decodes first
-        name = ".".join(parts)
-        if "quant_conv" not in key and name in new and new[name].shape == value.shape:
-            new[name] = value
-    large.load_state_dict(new)
-    return large
+def new(r: Autoencoder, size: int) -> Any:
+    """An untrained autoencoder with neutral norms."""
+    model = build(r.channels, r.latents, size)
+    neutralise(model)
+    return model
 
 
 def to_float(pixels: Tensor) -> Tensor:
@@ -109,131 +115,75 @@ def to_float(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
 
 
-class Scenes:
-    """Random crops of the images of several folders, half of them mirrored."""
+def split(rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows (B, H, W, 4) uint8 as images (B, 3, H, W) in [-1, 1] and masks (B, 1, H, W), 0 or 1."""
+    rows = rows.to(device, non_blocking=True)
+    return to_float(rows[..., :3]), (rows[..., 3] > 127).float()[:, None]
 
-    def __init__(self, stores: Sequence[Shards]) -> None:
-        self.stores = stores
-        self.ends = np.cumsum([len(s) for s in stores])
-        for s in stores:
-            s.shard(0)  # raises the error of a missing or damaged file before the training
 
-    def batch(self, ctx: StepContext, crop: int) -> Tensor:
-        """(B, crop, crop, 3) uint8."""
+def decibel(error: Tensor) -> float:
+    """Mean PSNR of squared errors (B,) of values in [0, 1]."""
+    return float(-10 * error.clamp(min=1e-8).log10().mean())
+
+
+class Crops:
+    """Random crops of images with masks, most of them around things, some mirrored or in other colours."""
+
+    def __init__(self, store: Shards, side: int) -> None:
+        self.store, self.side = store, side
+        store.shard(0)  # raises the error of a missing or damaged file before the training
+
+    def batch(self, ctx: StepContext) -> Tensor:
+        """(B, side, side, 4) uint8."""
         rng = ctx.rng
-        rows = np.sort(rng.integers(0, self.ends[-1], ctx.batch_size))
-        parts = np.split(rows, np.searchsorted(rows, self.ends[:-1]))
-        starts = [0, *self.ends[:-1].tolist()]
-        parts_read = [s[p - a] for s, p, a in zip(self.stores, parts, starts, strict=True) if len(p)]
-        pixels = np.concatenate(parts_read)
-        slack = pixels.shape[1] - crop
-        out = np.empty((ctx.batch_size, crop, crop, 3), np.uint8)
-        places = rng.integers(0, slack + 1, (ctx.batch_size, 2))
-        for i, (image, (x, y), flip) in enumerate(
-            zip(pixels, places, rng.random(ctx.batch_size) < 0.5, strict=True)
-        ):
-            part = image[y : y + crop, x : x + crop]
-            out[i] = part[:, ::-1] if flip else part
-        return torch.from_numpy(out)
+        rows = self.store[rng.integers(0, len(self.store), ctx.batch_size)]
+        return torch.from_numpy(np.stack([self._crop(row, rng) for row in rows]))
 
-
-def train(
-    job: Job,
-    name: str,
-    model: Any,
-    plan: TrainingConfig,
-    scenes: Scenes,
-    held: Tensor,
-    crop: int,
-    minimised: Callable[[Trainer, Autoencoder], Callable[[StepContext, Tensor], Losses]],
-) -> Generator[events.Event, None, Trainer]:
-    """Train one part; returns its Trainer."""
-    r, device = job.recipe.autoencoder, torch.device(job.device)
-    model.to(device, memory_format=torch.channels_last)
-    facts = {"channels": list(model.config.block_out_channels), "crop": crop, "noise": r.noise}
-    facts["source"] = digest(job.source / "vae") if job.source else None
-    trainer = Trainer(
-        job.folder("autoencoder") / name, model, plan, device=device, facts=facts, stage=f"autoencoder, {name}"
-    )
-    loss = minimised(trainer, r)
-    test = held[..., : crop // 2 * 2, : crop // 2 * 2].to(device)
-
-    def decoded() -> Tensor:
-        with trainer.autocast():
-            return torch.cat(
-                [model.decode(model.encode(x).latent_dist.mean).sample.float() for x in torch.split(test, 16)]
-            )
-
-    def evaluate() -> Mapping[str, float]:
-        error = ((decoded().clamp(-1, 1) - test) / 2).pow(2).mean((1, 2, 3))
-        return {"PSNR": float(-10 * error.log10().mean())}
-
-    yield from trainer.train(
-        loss,
-        prepare=lambda ctx: scenes.batch(ctx, crop),
-        evaluate=evaluate,
-        sample=lambda: before_after(test[:16], decoded()[:16]),
-    )
-    return trainer
+    def _crop(self, row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        slack = row.shape[0] - self.side
+        inside = np.flatnonzero(row[..., 3])
+        if rng.random() < AROUND and len(inside):
+            middle = np.array(divmod(int(rng.choice(inside)), row.shape[1]))
+            corner = middle - self.side // 2 + rng.integers(-JITTER, JITTER + 1, 2)
+        else:
+            corner = rng.integers(0, slack + 1, 2)
+        y, x = np.clip(corner, 0, slack)
+        crop = row[y : y + self.side, x : x + self.side].copy()
+        if rng.random() < 0.5:
+            crop = crop[:, ::-1]
+        if rng.random() < 0.3:
+            crop = crop[..., [*rng.permutation(3), 3]]
+        if rng.random() < 0.05:
+            crop[..., :3] = 255 - crop[..., :3]
+        return crop
 
 
 class Loss:
-    """Loss of encoder and decoder. `ramp` starts with little noise, for an untrained network."""
+    """Training loss; pixels inside things have a larger weight."""
 
-    def __init__(self, trainer: Trainer, recipe: Autoencoder, *, ramp: bool = False) -> None:
-        self.trainer, self.noise, self.ramp = trainer, recipe.noise, ramp
+    def __init__(self, trainer: Trainer, recipe: Autoencoder) -> None:
+        self.trainer, self.noise, self.inside = trainer, recipe.noise, recipe.inside
         model: Any = trainer.model
         self.encoder, self.decoder = trainer.compiled(model.encoder), trainer.compiled(model.decoder)
         self.quant, self.post = model.quant_conv, model.post_quant_conv
 
-    def __call__(self, ctx: StepContext, pixels: Tensor) -> Losses:
-        x = target = to_float(pixels.to(self.trainer.device, non_blocking=True))
-        noise = self.noise * min(1.0, ctx.step / NOISE_RAMP) if self.ramp else self.noise
+    def __call__(self, ctx: StepContext, crops: Tensor) -> Losses:
+        x, masks = split(crops, self.trainer.device)
+        weight = 1 + self.inside * masks
+        weight = weight / weight.mean()
         with self.trainer.autocast():
-            mean, logvar = self.quant(self.encoder(x)).float().chunk(2, 1)
-            deviation = mean.detach().std((0, 2, 3), keepdim=True)
-            z = mean
-            if ctx.step % POOLED_EVERY == POOLED_EVERY - 1 and (ctx.step > POOLED_FROM or not self.ramp):
-                z, target = F.avg_pool2d(z, 2), F.avg_pool2d(x, 2)
-            z = z + noise * deviation * torch.randn_like(z)
-            y = self.decoder(self.post(z)).float()
-        l1 = (y - target).abs().mean()
-        edges = _edges(y, target)
-        target_logvar = 2 * torch.log(
-            self.noise * deviation + 1e-4
-        )  # the posterior's deviation matches the noise
-        pulls = 1e-4 * mean.pow(2).mean() + 1e-3 * (logvar.clamp(-30, 20) - target_logvar).pow(2).mean()
-        total = l1 + edges + 10 * (y - target).pow(2).mean() + pulls
-        return {"loss": total, "l1": l1, "edges": edges}
-
-
-class DecoderLoss:
-    """Loss of the decoder alone; half of the latents are noisy."""
-
-    def __init__(self, trainer: Trainer, recipe: Autoencoder) -> None:
-        self.trainer, self.noise = trainer, recipe.noise
-        model: Any = trainer.model
-        self.encoder, self.quant = trainer.compiled(model.encoder), model.quant_conv
-        self.decoder, self.post = trainer.compiled(model.decoder), model.post_quant_conv
-
-    def __call__(self, ctx: StepContext, pixels: Tensor) -> Losses:
-        x = to_float(pixels.to(self.trainer.device, non_blocking=True))
-        with self.trainer.autocast():
-            with torch.no_grad():
-                z = self.quant(self.encoder(x)).float().chunk(2, 1)[0]
-                noisy = torch.rand((len(z), 1, 1, 1), device=z.device) < 0.5
-                z += noisy * self.noise * z.std((0, 2, 3), keepdim=True) * torch.randn_like(z)
-            y = self.decoder(self.post(z)).float()
-        # 1e-4 is 46 dB, where differences are no longer visible
-        error = ((y - x).pow(2).mean((1, 2, 3)) + 1e-4).log().mean()
-        l1, edges = (y - x).abs().mean(), _edges(y, x)
-        return {"loss": 0.1 * error + l1 + 0.5 * edges, "l1": l1, "edges": edges}
-
-
-def _edges(a: Tensor, b: Tensor) -> Tensor:
-    """L1 of the differences between neighbouring pixels, down and across."""
-    down = (a.diff(dim=-2) - b.diff(dim=-2)).abs().mean()
-    return down + (a.diff(dim=-1) - b.diff(dim=-1)).abs().mean()
+            mean = self.quant(self.encoder(x)).float().chunk(2, 1)[0]
+            largest = 2 * self.noise * min(1.0, ctx.step / NOISE_RAMP)
+            amount = largest * torch.rand(len(x), 1, 1, 1, device=x.device)
+            noise = amount * mean.detach().std((0, 2, 3), keepdim=True) * torch.randn_like(mean)
+            y = self.decoder(self.post(mean + noise)).float()
+        difference = y - x
+        l1 = (difference.abs() * weight).mean()
+        edges = (difference.diff(dim=-2).abs() * weight[..., 1:, :]).mean()
+        edges = edges + (difference.diff(dim=-1).abs() * weight[..., 1:]).mean()
+        squared = (difference.pow(2) * weight).mean((1, 2, 3))
+        total = l1 + 0.5 * edges + 0.1 * (squared + VISIBLE).log().mean() + 2 * squared.mean()
+        return {"loss": total + LATENT_WEIGHT * mean.pow(2).mean(), "l1": l1, "edges": edges}
 
 
 def before_after(x: Tensor, y: Tensor) -> Image.Image:

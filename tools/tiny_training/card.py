@@ -8,19 +8,13 @@ from tools.tiny_training.job import Job
 from minikin.tiny import vocabulary as words
 from minikin.training.metrics_log import MetricsLog
 
-RUNS = {
-    "autoencoder, first": "autoencoder/first",
-    "autoencoder, grown": "autoencoder/grown",
-    "autoencoder, decoder": "autoencoder/decoder",
-    "text encoder": "text",
-    "U-Net": "unet",
-}
+RUNS = {"autoencoder": "autoencoder", "text encoder": "text", "U-Net": "unet"}
 
 
 def card(job: Job) -> str:
     """The card in Markdown, with the hub's header."""
     r, spec = job.recipe, words.WORLDS[job.recipe.world]
-    styles = words.ART_SETS if r.images.others else spec.art
+    photographs = "photographs behind some things" if r.images.photos else "no photographs"
     lines = [
         "---",
         "license: apache-2.0",
@@ -35,13 +29,13 @@ def card(job: Job) -> str:
         "## Data",
         "",
         f"{r.images.count} scenes drawn by rule (`minikin.tiny.world`, `{spec.name}`), "
-        f"{r.latents.captions} captions of each; no photographs, no people, no web data. About a tenth of the "
+        f"{r.latents.captions} captions of each; {photographs}, no people, no web data. About a tenth of the "
         "combinations of things and",
         f"places never appear. Art pack `{art.fingerprint(job.art)[:16]}`:",
         "",
         "| drawings | package | licence |",
         "|---|---|---|",
-        *(f"| {a.credit} | `{a.package}` | {a.licence} |" for k, a in words.ART_SETS.items() if k in styles),
+        *(f"| {a.credit} | `{a.package}` | {a.licence} |" for a in words.ART_SETS.values()),
         "",
         "## Training",
         "",

@@ -1,16 +1,17 @@
 """Stage `images`: scenes of the world, rendered once by worker processes and cached on disk.
 
 Rows are (128, 128, 3) uint8; row i is scene i of the recipe's stream, the last ones of its pairs alone:
-two things and their sides are the hardest to learn. In the small world the autoencoder also sees
-images of the wide one, since personal photos show drawings of its styles.
+two things and their sides are the hardest to learn. The images that the autoencoder is trained on are separate
+files (things.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tools.tiny_training import art
@@ -27,38 +28,44 @@ EVALUATION_SEED = 99  # of scenes that are never trained on
 
 def stage(job: Job) -> Iterator[events.Event]:
     """Render the missing files."""
+    from tools.tiny_training import things
+
     art.check(job.art)
-    p = job.recipe.images
-    for k, (world, store) in enumerate(stores(job)):
-        calls = [
-            (
-                store.path(i),
-                stream(job, i * p.shard) if k == 0 else world,
-                i * p.shard,
-                p.shard,
-                p.seed,
-                p.backdrops,
-                job.art,
-            )
-            for i in store.missing()
-        ]
-        name, before = store.folder.name, store.files - len(calls)
-        for done in spread(render, calls, job.workers):
-            yield events.Progress(name, (before + done) * p.shard, len(store), f"{world} scenes")
-        yield events.Note(f"{name}: {len(store)} scenes of the {world} world.")
-        yield _sample(job, store, world)
-
-
-def stores(job: Job) -> list[tuple[str, Shards]]:
-    """Image files as pairs (world, files), the recipe's world first. Raises BadRecipe, AssetError."""
     p, world = job.recipe.images, job.recipe.world
+    common = (p.shard, p.seed, p.backdrops, job.art)
+    files = store(job)
+    calls = [(files.path(i), stream(job, i * p.shard), i * p.shard, *common) for i in files.missing()]
+    yield from _render_missing(files, render, calls, job, f"scenes of the {world} world")
+    files = store_of_things(job)
+    thing_calls = [(files.path(i), world, i * p.shard, *common, p.photos) for i in files.missing()]
+    yield from _render_missing(files, things.render, thing_calls, job, "images of things in random patterns")
+
+
+def _render_missing(
+    files: Shards, function: Callable[..., None], calls: Sequence[tuple[Any, ...]], job: Job, contents: str
+) -> Iterator[events.Event]:
+    name, size, before = files.folder.name, job.recipe.images.shard, files.files - len(calls)
+    for done in spread(function, calls, job.workers):
+        yield events.Progress(name, (before + done) * size, len(files), contents)
+    yield events.Note(f"{name}: {len(files)} {contents}.")
+    yield _sample(files, contents)
+
+
+def store(job: Job) -> Shards:
+    """Files of the world's scenes. Raises BadRecipe, AssetError."""
+    p = job.recipe.images
     facts = {"seed": p.seed, "backdrops": p.backdrops, "art": art.fingerprint(job.art)}
-    world_facts = {**facts, "world": world, "pairs": p.pairs}
-    out = [(world, Shards(job.folder("images"), p.count, p.shard, world_facts))]
-    if p.others:
-        folder = job.folder("images-others")
-        out.append(("wide", Shards(folder, p.others, p.shard, {**facts, "world": "wide"})))
-    return out
+    return Shards(
+        job.folder("images"), p.count, p.shard, {**facts, "world": job.recipe.world, "pairs": p.pairs}
+    )
+
+
+def store_of_things(job: Job) -> Shards:
+    """Files of the autoencoder's training images (things.py). Raises BadRecipe, AssetError."""
+    p = job.recipe.images
+    facts = {"seed": p.seed, "backdrops": p.backdrops, "art": art.fingerprint(job.art)}
+    facts |= {"world": job.recipe.world, "photos": str(p.photos or "")}
+    return Shards(job.folder("images-things"), p.things, p.shard, facts)
 
 
 def stream(job: Job, row: int) -> str:
@@ -85,18 +92,20 @@ def world_of(world: str, backdrops: int, pack: Path | None) -> World:
 
 
 def held_out(job: Job, n: int) -> np.ndarray:
-    """Images (n, 128, 128, 3) uint8 of held-out scenes, for evaluation."""
+    """Held-out scenes for evaluation, with masks of their things: (n, 128, 128, 4) uint8."""
+    from tools.tiny_training import things
+
     w = world_of(job.recipe.world, job.recipe.images.backdrops, job.art)
-    return np.stack([np.asarray(w.draw(w.scene(EVALUATION_SEED, i, "test"))[0]) for i in range(n)])
+    return np.stack([things.draw(w, w.scene(EVALUATION_SEED, i, "test")) for i in range(n)])
 
 
-def _sample(job: Job, store: Shards, world: str) -> events.ImageReady:
+def _sample(files: Shards, contents: str) -> events.ImageReady:
     from PIL import Image
 
     from minikin.images.encode import save_image
     from minikin.images.sheet import contact_sheet
 
-    rows = store[np.arange(min(32, len(store)))]
-    sheet = contact_sheet([Image.fromarray(r) for r in rows], columns=8)
-    save_image(sheet, store.folder / "sample.png")
-    return events.ImageReady(sheet, f"scenes of the {world} world")
+    rows = files[np.arange(min(32, len(files)))]
+    sheet = contact_sheet([Image.fromarray(r[..., :3]) for r in rows], columns=8)
+    save_image(sheet, files.folder / "sample.png")
+    return events.ImageReady(sheet, contents)

@@ -18,8 +18,8 @@ from minikin.training.config import TrainingConfig
 
 TRAINED = ("autoencoder", "text", "unet", "adapters", "dual-encoder", "classifier")
 # stages and folders of version 0.1
-_FORMER = "pictures pictures-held pictures-others lookalikes judge".split()  # word: names of 0.1
-_NAMES = ("images", "images-held", "images-others", "hard-negatives", "dual-encoder")
+_FORMER = "pictures pictures-held lookalikes judge".split()  # word: names of 0.1
+_NAMES = ("images", "images-held", "hard-negatives", "dual-encoder")
 FORMER_NAMES = dict(zip(_FORMER, _NAMES, strict=True))
 
 
@@ -62,12 +62,12 @@ class Job:
             if self.minutes.get(name, 1) <= 0 or self.steps.get(name, 1) < 1:
                 raise BadRecipe(f"The budget of stage {name} must be positive.")
 
-    def plan(self, stage: str, default: TrainingConfig, share: float = 1.0) -> TrainingConfig:
-        """The recipe's training config with `share` of this build's budget for the stage, if it has one."""
+    def plan(self, stage: str, default: TrainingConfig) -> TrainingConfig:
+        """The recipe's training config with this build's budget for the stage, if it has one."""
         m, n = self.minutes.get(stage), self.steps.get(stage)
         if m is None and n is None:
             return default
-        return default.model_copy(update={"minutes": m and share * m, "steps": n and max(1, round(share * n))})
+        return default.model_copy(update={"minutes": m, "steps": n})
 
     def folder(self, stage: str) -> Path:
         return self.out / stage

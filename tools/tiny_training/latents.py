@@ -28,7 +28,7 @@ from minikin.training.signals import interruptible
 def stage(job: Job) -> Iterator[events.Event]:
     """Compute the missing files of both."""
     latents, tokens = stores(job)
-    images.stores(job)[0][1].complete("images")
+    images.store(job).complete("images")
     yield from _tokenise(job, tokens)
     yield from _encode(job, latents)
     yield events.Note(f"latents: {len(latents)} scenes, {job.recipe.latents.captions} captions of each")
@@ -38,7 +38,7 @@ def stores(job: Job) -> tuple[Shards, Shards]:
     """Files of latents and tokens. Raises BadRecipe when autoencoder or tokenizer has changed since."""
     p, r = job.recipe.images, job.recipe.latents
     vae, tokenizer = job.need(job.vae, "autoencoder"), job.need(job.tokenizer, "tokenizer")
-    _, scenes = images.stores(job)[0]
+    scenes = images.store(job)
     made_from = {"pictures": digest(scenes.folder / "manifest.json")}  # word: key in manifests since 0.1
     latents = Shards(job.folder("latents"), p.count, p.shard, {**made_from, "autoencoder": digest(vae)})
     facts = {**made_from, "tokenizer": digest(tokenizer), "captions": r.captions, "backdrops": p.backdrops}
@@ -113,7 +113,7 @@ def _encode(job: Job, latents: Shards) -> Iterator[events.Event]:
     device, size = torch.device(job.device), job.recipe.latents.batch
     vae = AutoencoderKL.from_pretrained(job.vae, use_safetensors=True, torch_dtype=torch.float32).eval()
     vae.to(device, memory_format=torch.channels_last)
-    _, scenes = images.stores(job)[0]
+    scenes = images.store(job)
     with interruptible() as stop, torch.no_grad():
         for done, i in enumerate(missing, latents.files - len(missing) + 1):
             rows = torch.from_numpy(np.array(scenes.shard(i)))

@@ -1,14 +1,14 @@
 """Recipes: all numbers of all stages, one model a stage, with presets for CPU and GPU and for both worlds.
 
-`cpu` has budgets in steps, so that it can be repeated exactly: the direct way to the result that tiny's
-weights reached by several runs (docs/tiny.md; 709,000 of their 1,183,104 samples were AdamW's), some four
-hours on two cores. `gpu` has budgets in minutes, which leave of 25 on an H100 with 16 cores some time for
-the encoders, starting and compiling. The wide world gets a wider U-Net on the GPU, as wide as 60 MB of
-weights allow.
+They are for the next model: autoencoder and U-Net have other shapes than the shipped ones (docs/tiny.md).
+`cpu` has budgets in steps, so that it can be repeated exactly. `gpu` has budgets in minutes, which leave of 25
+on an H100 with 16 cores some time for the encoders, starting and compiling. The wide world gets a wider
+U-Net on the GPU, as wide as 60 MB of weights allow.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -25,36 +25,31 @@ class Images(Recipe):
 
     count: int = Field(110_592, ge=1, description="scenes of the world, for the U-Net")
     pairs: int = Field(36_864, ge=0, description="of these, scenes of pairs only")
-    others: int = Field(4_096, ge=0, description="scenes of the wide world, for the autoencoder alone")
+    things: int = Field(14_336, ge=1, description="images of things in patterns, for the autoencoder alone")
+    photos: Path | None = Field(None, description="folder of photos, for the backgrounds of some of these")
     shard: int = Field(1024, ge=1, description="images in a file (50 MB)")
     seed: int = Field(1, ge=0, description="of the scenes")
     backdrops: int = Field(40, ge=1, description="variants of a background")
 
 
 class Autoencoder(Recipe):
-    """The autoencoder: trained without its last level, grown by that level, then the decoder alone."""
+    """The autoencoder, trained on crops around things."""
 
-    channels: tuple[int, ...] = (16, 32, 64, 128, 128)
-    latents: int = Field(32, ge=1, description="channels of the latents")
-    first_latents: int = Field(8, ge=1, description="the same, before the last level is added")
-    crop: int = Field(64, ge=16, le=128, description="pixels of a side, before the last level is added")
-    noise: float = Field(0.05, ge=0, description="noise on the latents, of their deviation")
+    channels: tuple[int, ...] = (16, 32, 64, 128)
+    latents: int = Field(16, ge=1, description="channels of the latents")
+    crop: int = Field(64, ge=16, le=128, description="pixels of a side in training")
+    noise: float = Field(0.02, ge=0, description="mean noise on the latents, of their deviation")
+    inside: float = Field(2.0, ge=0, description="extra weight of the pixels inside things")
     held_out: int = Field(96, ge=1, description="scenes for the evaluation")
-    first: TrainingConfig = TrainingConfig(
-        steps=6000, batch=16, lr=1.5e-3, betas=(0.9, 0.98), weight_decay=1e-4, ema=0.998, decay=0.7
-    )
-    grown: TrainingConfig = TrainingConfig(
-        steps=6000, batch=16, lr=1.0e-3, betas=(0.9, 0.98), weight_decay=1e-4, ema=0.999, decay=0.5
-    )
-    decoder: TrainingConfig = TrainingConfig(
-        steps=3700,
+    plan: TrainingConfig = TrainingConfig(
+        steps=20_000,
         batch=16,
         optimizer="muon",
-        lr=5e-4,
+        lr=2e-3,
         betas=(0.9, 0.98),
         weight_decay=0.0,
         ema=0.998,
-        decay=0.45,
+        decay=0.35,
     )
 
 
@@ -87,7 +82,8 @@ class Latents(Recipe):
 class Unet(Recipe):
     """The diffusion model."""
 
-    channels: tuple[int, ...] = (128, 256)
+    channels: tuple[int, ...] = (64, 128, 256)
+    convolutional: int = Field(1, ge=0, description="first levels without attention, as the last has none")
     head: int = Field(32, ge=1, description="channels of an attention head")
     groups: int = Field(16, ge=1, description="of the group norms")
     uniform: float = Field(0.25, ge=0, le=1, description="share of timesteps drawn uniformly")
@@ -162,15 +158,9 @@ def recipe(world: str, preset: str) -> Build:
         raise UnknownName("preset", preset, ("cpu", "gpu"))
     small = world == "small"
     if preset == "cpu":
-        return Build(world=world, images=Images(others=4096 if small else 0))
-    first = Autoencoder().first.model_copy(
-        update=_gpu(minutes=1.5, batch=128, lr=2e-3, compile=True, sample_minutes=1.0)
-    )
-    grown = Autoencoder().grown.model_copy(
-        update=_gpu(minutes=3.0, batch=128, lr=1.5e-3, compile=True, sample_minutes=1.0)
-    )
-    decoder = Autoencoder().decoder.model_copy(
-        update=_gpu(minutes=1.0, batch=128, lr=8e-4, compile=True, sample_minutes=1.0)
+        return Build(world=world)
+    autoencoder = Autoencoder().plan.model_copy(
+        update=_gpu(minutes=5.0, batch=256, lr=3e-3, compile=True, sample_minutes=1.0)
     )
     text = Text().plan.model_copy(update=_gpu(minutes=2.0, batch=128, sample_minutes=1.0, steps=2500))
     unet = Unet().plan.model_copy(
@@ -179,11 +169,11 @@ def recipe(world: str, preset: str) -> Build:
     return Build(
         world=world,
         preset="gpu",
-        images=Images(count=262_144 if small else 327_680, pairs=65_536, others=16_384 if small else 0),
-        autoencoder=Autoencoder(crop=128, first=first, grown=grown, decoder=decoder),
+        images=Images(count=262_144 if small else 327_680, pairs=65_536, things=65_536),
+        autoencoder=Autoencoder(plan=autoencoder),
         text=Text(plan=text),
         latents=Latents(batch=512),
-        unet=Unet(channels=(128, 256) if small else (160, 320), plan=unet),
+        unet=Unet(channels=(64, 128, 256) if small else (64, 160, 320), plan=unet),
     )
 
 

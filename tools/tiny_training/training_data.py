@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from tools.tiny_training import art
+from tools.tiny_training import art, images
 from tools.tiny_training.augmentations import EncoderBatches, Rows
 from tools.tiny_training.hard_negatives import HardNegatives
-from tools.tiny_training.images import stores, stream, world_of
+from tools.tiny_training.images import stream, world_of
 from tools.tiny_training.job import Job
 from tools.tiny_training.pool import spread
 from tools.tiny_training.shards import Shards, write
@@ -60,7 +60,7 @@ def encoder_data(job: Job, tokens: Tokens | None = None) -> tuple[EncoderBatches
 
     Hard negatives are rendered at the first use. Raises BadRecipe when stage `images` has not run.
     """
-    store, held, p = stores(job)[0][1], held_store(job), job.recipe.images
+    store, held, p = images.store(job), held_store(job), job.recipe.images
     for number in store.missing():
         job.need(store.path(number), "images")
     world = world_of(job.recipe.world, p.backdrops, job.art)

@@ -50,15 +50,16 @@ def build(r: Unet, latents: tuple[int, int], text_width: int) -> Any:
     """A UNet2DConditionModel; residual branches start at zero. latents: (channels, side)."""
     from diffusers import UNet2DConditionModel
 
-    n = len(r.channels)
+    last = len(r.channels) - 1
+    attends = [r.convolutional <= k < last for k in range(last + 1)]
     unet = UNet2DConditionModel(
         sample_size=latents[1],
         in_channels=latents[0],
         out_channels=latents[0],
         layers_per_block=1,
         block_out_channels=r.channels,
-        down_block_types=("CrossAttnDownBlock2D",) * (n - 1) + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * (n - 1),
+        down_block_types=tuple("CrossAttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
         mid_block_type="UNetMidBlock2DCrossAttn",
         cross_attention_dim=text_width,
         attention_head_dim=[c // r.head for c in r.channels],

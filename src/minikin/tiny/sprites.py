@@ -118,13 +118,13 @@ def repaint(rgba: np.ndarray, look: Look) -> np.ndarray:
 def repaint_colour(rgba: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
     """Push a drawing towards one colour; shading, pupils, outlines and white highlights stay."""
     c = np.asarray(colour, np.float32) / 255
-    rgb, alpha, lum, mid = _parts(rgba)
+    rgb, alpha, lum, mid = luminance_of(rgba)
     t = np.clip(lum / max(mid, 0.15), 0, 2)[..., None]
     repainted = np.where(t < 1, c * np.minimum(t, 1), c + (1 - c) * np.clip(t - 1, 0, 1) * 0.75)
     unchanged = np.clip((0.14 - lum) / 0.08, 0, 1)[..., None]
     saturation = (rgb.max(-1) - rgb.min(-1))[..., None]
     highlight = np.clip((lum[..., None] - 0.9) / 0.08, 0, 1) * (saturation < 0.12) * (mid < 0.8)
-    return _merge(rgb, repainted, np.maximum(unchanged, highlight), alpha)
+    return blend(rgb, repainted, np.maximum(unchanged, highlight), alpha)
 
 
 def repaint_pattern(
@@ -141,22 +141,24 @@ def repaint_pattern(
         on = ((x // 12) + (y // 12)) % 2 == 1
     else:
         on = np.sin(x / 11.0) + np.sin(y / 9.0 + x / 23.0) > 0.5
-    rgb, alpha, lum, mid = _parts(rgba)
+    rgb, alpha, lum, mid = luminance_of(rgba)
     t = np.clip(lum / max(mid, 0.15), 0, 1.6)[..., None]
     c = np.where(on[..., None], np.array(second, np.float32), np.array(first, np.float32)) / 255
     repainted = np.where(t < 1, c * (0.35 + 0.65 * t), c + (1 - c) * (t - 1) * 0.6)
     unchanged = np.clip((0.16 - lum) / 0.06, 0, 1)[..., None]
-    return _merge(rgb, np.clip(repainted, 0, 1), unchanged, alpha)
+    return blend(rgb, np.clip(repainted, 0, 1), unchanged, alpha)
 
 
-def _parts(rgba: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+def luminance_of(rgba: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Colours (H, W, 3), alpha (H, W, 1) and luminance (H, W) in [0, 1], and the median luminance."""
     a = rgba.astype(np.float32) / 255
     lum = a[..., :3] @ _LUMA
     opaque = a[..., 3] > 0.5
     return a[..., :3], a[..., 3:], lum, float(np.median(lum[opaque])) if opaque.any() else 0.5
 
 
-def _merge(rgb: np.ndarray, repainted: np.ndarray, unchanged: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def blend(rgb: np.ndarray, repainted: np.ndarray, unchanged: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """The drawing (H, W, 4) uint8: `rgb` where `unchanged` is 1, `repainted` where it is 0."""
     out = np.concatenate([np.clip(rgb * unchanged + repainted * (1 - unchanged), 0, 1), alpha], -1)
     return (out * 255).astype(np.uint8)
 
