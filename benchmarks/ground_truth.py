@@ -132,14 +132,15 @@ def _with_identity(answers: Answers, question: Question) -> Answers:
     The classifier was trained on other drawings: it names the category of an identity right in 4 of 10
     images only.
     """
-    first, second = answers.objects
+    first, second, *third = answers.objects
     category = words.IDENTITIES[question.identity].category
-    return replace(answers, objects=(first, category) if question.side == "right" else (category, second))
+    pair = (first, category) if question.side == "right" else (category, second)
+    return replace(answers, objects=(*pair, *third))
 
 
 def _question(scene: Scene, identity: str) -> Question:
     where = _where(scene)
-    things = [t for t in slots_of(scene) if t is not None]
+    things = slots_of(scene)
     with_name, plain = (_sentence(things, where, name) for name in (identity, None))
     side: Side = "all"
     if len(things) > 1:

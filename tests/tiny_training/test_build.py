@@ -337,26 +337,25 @@ def test_minimal_pairs_differ_in_nouns_only(built: Job) -> None:
     assert 0 < int((b.ids != b.minimal_pairs).sum()) <= len(words)
 
 
-def test_sides_have_labels_where_a_causal_encoder_can_know_them(built: Job) -> None:
-    """By the second noun of a pair and by the end; a causal encoder cannot know them at the first."""
-    from tools.tiny_training.images import world_of
-    from tools.tiny_training.labels import CATEGORIES, CHOICES, SIDES, UNKNOWN, Captions
+@pytest.mark.parametrize("name", ["small", "rich"])
+def test_slots_have_labels_where_a_causal_encoder_can_know_them(name: str) -> None:
+    """From the second noun on and at the end; a causal encoder cannot know them at the first."""
+    from tools.tiny_training.labels import CATEGORIES, SLOTS, UNKNOWN, Captions
     from transformers import AutoTokenizer
 
     t = AutoTokenizer.from_pretrained("src/minikin/tiny/weights/tokenizer")
-    b = Captions([world_of("small", 1, None)], t, 32).batch(StepContext(0, 96, (0,)))
-    left, right = (b.choices[:, CHOICES.index(CHOICES[-1]) + k] for k in (0, 1))
-    pairs = left != len(CATEGORIES)
-    assert ((right != len(CATEGORIES)) == pairs).all() and 8 < int(pairs.sum()) < 60
-    has_side, sides_found = b.sides != UNKNOWN, set()
-    assert int(has_side.sum()) <= int(pairs.sum())
-    for (row, place), kind, side in zip(
-        *(x[has_side].tolist() for x in (b.nouns, b.kinds, b.sides)), strict=True
+    b = Captions([world_of(name, 1, None)], t, 32).batch(StepContext(0, 96, (0,)))
+    standing = b.choices[:, -len(SLOTS) :]
+    several = standing[:, 1] != len(CATEGORIES)
+    assert ((standing[:, 0] != len(CATEGORIES)) == several).all() and 8 < int(several.sum()) < 80
+    has_slot, slots = b.slots != UNKNOWN, set()
+    for (row, place), kind, slot in zip(
+        *(x[has_slot].tolist() for x in (b.nouns, b.kinds, b.slots)), strict=True
     ):
-        assert kind == (left, right)[side][row]
-        assert place == int(b.nouns[b.nouns[:, 0] == row, 1].max())
-        sides_found.add(SIDES[side])
-    assert sides_found == set(SIDES)
+        assert kind == standing[row, slot]
+        assert place > int(b.nouns[b.nouns[:, 0] == row, 1].min())
+        slots.add(slot)
+    assert slots == set(range(3 if name == "rich" else 2))
 
 
 # ---- the command line ----------------------------------------------------------------------------

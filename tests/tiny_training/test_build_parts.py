@@ -103,7 +103,7 @@ def test_v_is_the_schedulers(tmp_path: Path) -> None:
 
 def test_presets() -> None:
     """On a GPU all budgets together leave time for the rest; the wide U-Net still fits into 60 MB."""
-    for world in ("small", "wide"):
+    for world in ("small", "rich", "wide"):
         gpu, cpu = recipe(world, "gpu"), recipe(world, "cpu")
         plans = (
             gpu.autoencoder.plan,

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from tools.tiny_training import evaluate
 from tools.tiny_training.evaluation.model import Model, psnr
-from tools.tiny_training.evaluation.prompts import PromptSpec, ThingSpec, of_each, prompt_of, prompts
+from tools.tiny_training.evaluation.prompts import (
+    RICH_SHARES,
+    PromptSpec,
+    ThingSpec,
+    of_each,
+    prompt_of,
+    prompts,
+)
 from tools.tiny_training.evaluation.report import by_category, shares
 from tools.tiny_training.evaluation.rules import Answers, score, score_all
 
@@ -52,6 +59,11 @@ def test_prompts_are_held_out_and_in_their_shares(specs: list[PromptSpec]) -> No
     assert counts == {"single": 60, "pair": 36, "hat": 12, "count": 12}
 
 
+def test_prompts_of_the_rich_world_have_every_layout() -> None:
+    layouts = [a.layout for a in prompts(World("rich", backdrops=1), 60, 11)]
+    assert {k: layouts.count(k) for k in set(layouts)} == {k: round(60 * share) for k, share in RICH_SHARES}
+
+
 def test_prompt_spec_holds_only_what_the_words_say(specs: list[PromptSpec]) -> None:
     for a in specs:
         words_of = a.prompt
@@ -87,7 +99,7 @@ PAIR = PromptSpec(
     None,
     True,
 )
-ANSWERS = Answers("snow", "f3d", "normal", "2", ("dog", "cat"), "as drawn", "as drawn", frozenset())
+ANSWERS = Answers("snow", "f3d", "normal", "2", "pair", ("dog", "cat"), "as drawn", "as drawn", frozenset())
 
 
 def test_a_pair_and_its_sides() -> None:
@@ -97,6 +109,20 @@ def test_a_pair_and_its_sides() -> None:
     twice = replace(ANSWERS, objects=("dog", "dog"), background="beach")
     assert score(PAIR, twice) == {"background": False, "both": False, "relation": False}
     assert "relation" not in score(replace(PAIR, has_sides=False), ANSWERS)
+
+
+def test_three_things_in_any_order() -> None:
+    things = (ThingSpec("dog"), ThingSpec("cat"), ThingSpec("car"))
+    three = replace(PAIR, layout="trio", things=things, has_sides=False, background=None)
+    assert score(three, replace(ANSWERS, objects=("car", "dog", "cat"))) == {"three": True}
+    assert score(three, replace(ANSWERS, objects=("dog", "dog", "cat"))) == {"three": False}
+
+
+def test_interaction_needs_its_layout_and_its_order() -> None:
+    on = replace(PAIR, layout="on", has_sides=False, background=None)
+    assert score(on, replace(ANSWERS, layout="on")) == {"interaction": True}
+    assert score(on, ANSWERS) == {"interaction": False}
+    assert score(on, replace(ANSWERS, layout="on", objects=("cat", "dog"))) == {"interaction": False}
 
 
 def test_colours_and_patterns() -> None:

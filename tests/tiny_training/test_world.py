@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +14,14 @@ import pytest
 from minikin.errors import AssetError
 from minikin.tiny import vocabulary as words
 from minikin.tiny.captions import Caption, caption, plain_caption
-from minikin.tiny.world import RESOLUTION, Scene, Thing, World, is_held_out
+from minikin.tiny.layouts import DRAWING, PERIODS
+from minikin.tiny.world import RESOLUTION, Look, Scene, Thing, World, is_held_out
 
 N = 400
-RELATIONS = ("pair", "hat", "top", "hold")
+RELATIONS = ("pair", "hat", "top", "on", "front", "hold", "in")  # of two things
 
 
-@pytest.fixture(scope="module", params=["small", "wide"])
+@pytest.fixture(scope="module", params=["small", "rich", "wide"])
 def world(request: pytest.FixtureRequest) -> World:
     return World(request.param, backdrops=2)
 
@@ -63,6 +66,9 @@ def true_words(scene: Scene) -> set[str]:
         "pair": ("next to", "beside", "to the left of", "to the right of", "on the left", "on the right"),
         "hat": ("wearing", "on its head"),  # word: caption
         "top": ("on top of", "sitting on", "standing on"),
+        "on": ("on top of", "sitting on", "standing on", "under", "below"),
+        "front": ("in front of", "behind"),
+        "in": ("in", "inside", "sitting in"),
         "hold": ("holding", "carrying"),
         "count": ("two", "three"),
     }
@@ -100,12 +106,17 @@ def looks_of(thing: Thing, scene: Scene) -> set[str]:
     return allowed | {f"{size} {s}".strip() for size in sizes for s in allowed}
 
 
-def in_the_order_said(scene: Scene, text: str) -> tuple[Thing, ...]:
+def in_the_order_said(scene: Scene, scene_caption: Caption) -> tuple[Thing, ...]:
     """The things as these words must name them, by where they are in the image."""
-    things = scene.things
-    if scene.layout == "pair":
+    things, nouns = scene.things, scene_caption.nouns
+    text = scene_caption.text[nouns[0][2] : nouns[-1][1]] if nouns else ""  # between the nouns
+    if scene.layout in ("pair", "trio"):
         return tuple(sorted(things, key=lambda t: t.centre_x, reverse="to the right of" in text))
-    if scene.layout == "top":  # the one above is named first
+    if scene.layout in ("top", "on"):  # the one above is named first
+        return tuple(sorted(things, key=lambda t: t.bottom, reverse=" under " in text or " below " in text))
+    if scene.layout == "front":  # the one in front is lower
+        return tuple(sorted(things, key=lambda t: t.bottom, reverse=" behind " not in text))
+    if scene.layout == "in":  # the inner one ends higher
         return tuple(sorted(things, key=lambda t: t.bottom))
     if scene.layout == "hold":  # who holds is the larger one
         return tuple(sorted(things, key=lambda t: -t.size))
@@ -116,7 +127,7 @@ def in_the_order_said(scene: Scene, text: str) -> tuple[Thing, ...]:
 
 def false_of(scene: Scene, scene_caption: Caption) -> str:
     """What a caption says wrongly: whose look, or who does what to whom; "" when all is true."""
-    expected = in_the_order_said(scene, scene_caption.text)
+    expected = in_the_order_said(scene, scene_caption)
     if [n for n, *_ in scene_caption.nouns] != [t.category for t in expected]:
         return "order"
     for thing, (_, start, _) in zip(expected, scene_caption.nouns, strict=True):
@@ -210,6 +221,69 @@ def test_contents_of_the_small_world() -> None:
     assert {"pair", "hat"} <= {name for name, _ in s.layouts}
     assert abs(sum(share for _, share in s.layouts) - 1) < 1e-9
     assert len(words.IDENTITIES) >= 8
+
+
+def test_contents_of_the_rich_world() -> None:
+    s, small = words.RICH, words.SMALL
+    assert s.objects == small.objects
+    assert set(s.backgrounds) > set(small.backgrounds) and len(s.backgrounds) >= 12
+    assert set(s.art) == set(words.ART_SETS) and set(s.colours) > set(small.colours)
+    assert {*RELATIONS, "trio"} - {name for name, _ in s.layouts} == {"top"}
+    assert abs(sum(share for _, share in s.layouts) - 1) < 1e-9
+
+
+def test_small_world_is_the_one_of_the_shipped_weights() -> None:
+    """Its scenes and captions stay what they are: weights, encoders and published numbers rest on them."""
+    small, digest, means = World("small", backdrops=1), hashlib.sha256(), []
+    for split in ("train", "test"):
+        for i in range(60):
+            scene = small.scene(1, i, split)  # type: ignore[arg-type]
+            digest.update(caption(scene, np.random.default_rng((1, i))).text.encode())
+            for t in scene.things:
+                digest.update(
+                    f"{t.art} {t.code} {t.look.rgb} {t.centre_x:.3f} {t.bottom:.3f} {t.size:.3f}".encode()
+                )
+            means.append(np.asarray(small.draw(scene)[0]).mean())
+    assert digest.hexdigest()[:16] == "9b374031fc18e627"
+    assert np.mean(means) == pytest.approx(157.77, abs=0.2)
+
+
+def test_periods_of_patterns_are_wide_enough_for_latents() -> None:
+    """In the rich world at least 17 px, at every size of the thing."""
+    rich = World("rich", backdrops=1)
+    for i in range(N):
+        for thing in rich.scene(11, i).things:
+            if thing.look.pattern:
+                assert PERIODS[thing.look.pattern] * thing.look.scale * thing.size / DRAWING > 17
+
+
+def test_things_of_a_pair_are_large() -> None:
+    rich = World("rich", backdrops=1)
+    pairs = [s for i in range(N) if (s := rich.scene(12, i)).layout == "pair"]
+    assert pairs and min(t.size for s in pairs for t in s.things) >= 56
+
+
+def test_drawings_of_a_category_are_equally_frequent() -> None:
+    """In the rich world, no drawing of a category is in twice as many scenes of one thing as another."""
+    rich, counter = World("rich", backdrops=1), Counter[tuple[str, str, str]]()
+    rng = np.random.default_rng(3)
+    for k in range(1200):
+        category = ("cat", "chair", "robot")[k % 3]
+        (thing,) = rich.decide(rng, layout="single", category=category).things
+        counter[category, thing.art, thing.code] += 1
+    for category in ("cat", "chair", "robot"):
+        counts = [n for (c, _, _), n in counter.items() if c == category]
+        assert len(counts) == sum(len(rich.art.drawings.get((category, a), ())) for a in rich.spec.art) >= 3
+        assert max(counts) < 2 * min(counts)
+
+
+def test_subject_and_look_are_in_every_layout() -> None:
+    """The given category is one of the things of every relation, with the given look."""
+    rich, rng, look = World("rich", backdrops=1), np.random.default_rng(4), Look(colour="red")
+    for layout in ("pair", "trio", "hat", "on", "front", "hold", "in"):
+        for _ in range(10):
+            things = rich.decide(rng, layout=layout, category="cat", look=look).things
+            assert [t.look for t in things if t.category == "cat"] == [look]
 
 
 def test_every_art_set_is_credited() -> None:

@@ -13,7 +13,7 @@ Names = Annotated[list[str] | None, typer.Option("--stage", help="only these sta
 
 
 def main(
-    world: Annotated[str, typer.Option(help="small or wide")] = "small",
+    world: Annotated[str, typer.Option(help="small, rich or wide")] = "small",
     out: Annotated[Path | None, typer.Option(help="folder of the build \\[cache/tiny-WORLD-PRESET]")] = None,
     stage: Names = None,
     minutes: Annotated[list[str] | None, typer.Option(help="STAGE=M, a budget in minutes (repeat)")] = None,

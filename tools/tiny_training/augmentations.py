@@ -26,7 +26,7 @@ from minikin.tiny.world import Rng, Scene
 SHIFT = 5  # px, largest shift
 SCENES, MASKED = 0.6, 0.4  # shares: scenes of a batch; hard negatives without their background
 # objects take longest to learn and matter most; other fields weigh 1
-FIELD_WEIGHTS = {"first_object": 3.0, "second_object": 1.5}
+FIELD_WEIGHTS = {"first_object": 3.0, "second_object": 1.5, "third_object": 0.5}
 POSITION_FIELDS = ("object", "colour", "pattern")  # predicted from the feature map at each thing's position
 GREY = 128  # in place of a masked background
 
@@ -36,7 +36,7 @@ class Batch:
     """A batch of n examples: scenes first, hard negatives behind them.
 
     images    (n, 3, 128, 128) uint8
-    labels    by field (n,) or (n, answers), and "places" (n, 2)
+    labels    by field (n,) or (n, answers), and "places" (n, slots)
     ids       (scenes, context) tokens of the captions
     identity  (n - scenes,) of the hard negatives
     scenes    number of scenes
@@ -73,7 +73,7 @@ class EncoderBatches:
         tokens: Tokens | None = None,
     ) -> None:
         self.images, self.scenes, self.hard_negatives, self.tokens = images, scenes, hard_negatives, tokens
-        rows = [{"places": places(s), **truth(s, spec)} for s in scenes]
+        rows = [{"places": places(s, spec), **truth(s, spec)} for s in scenes]
         self.labels = {name: np.stack([r[name] for r in rows]) for name in rows[0]}
 
     def batch(self, rng: Rng, size: int) -> Batch:
@@ -180,8 +180,7 @@ def position_loss(
     The world knows the positions, so this loss uses them.
     """
     parts = []
-    for s, slot in enumerate(SLOTS):
-        place = labels["places"][:, s]
+    for slot, place in zip(SLOTS, labels["places"].unbind(1), strict=False):
         at_position = feature_map.flatten(2)[
             torch.arange(len(feature_map)), :, place.clamp_min(0)
         ]  # (n, channels)

@@ -29,7 +29,7 @@ from minikin.files import atomic_folder
 from minikin.tiny import vocabulary as words
 from minikin.tiny.encoders.fields import places, truth
 from minikin.tiny.sprites import ArtPack, repaint
-from minikin.tiny.world import Look, Rng, Scene, Split, World, _pick, any_rgb
+from minikin.tiny.world import Look, Rng, Scene, Split, World, any_rgb, pick
 
 IDENTITIES, VIEWS = 4, 2  # of a block
 BLOCK = IDENTITIES * VIEWS  # images
@@ -77,7 +77,7 @@ def block(world: World, seed: int, index: int, split: Split = "train") -> tuple[
     rng = np.random.default_rng((seed, index, split == "test", 77))
     every = drawings(world.art, split)
     categories = [c for c in world.spec.objects if c in every]
-    category = _pick(rng, categories if categories and rng.random() < 0.6 else sorted(every))
+    category = pick(rng, categories if categories and rng.random() < 0.6 else sorted(every))
     a, c, d = (every[category][int(k)] for k in rng.integers(len(every[category]), size=3))
     look = _look(rng, world.spec)
     looks = [look, _other(rng, world, a, look), look, _look(rng, world.spec)]
@@ -97,8 +97,8 @@ def _look(rng: Rng, spec: words.WorldSpec) -> Look:
     if roll < 0.15:
         return Look()
     if roll < 0.35:
-        return Look(colour=_pick(rng, spec.colours))
-    return Look(None, _pick(rng, tuple(words.PATTERNS)), (any_rgb(rng), any_rgb(rng)))
+        return Look(colour=pick(rng, spec.colours))
+    return Look(None, pick(rng, tuple(words.PATTERNS)), (any_rgb(rng), any_rgb(rng)))
 
 
 def _other(rng: Rng, world: World, drawing: Drawing, *taken: Look) -> Look:
@@ -107,7 +107,7 @@ def _other(rng: Rng, world: World, drawing: Drawing, *taken: Look) -> Look:
     for _ in range(50):
         base = taken[0] if taken else None
         if base and base.pattern and rng.random() < 0.5:  # the same colours in another pattern
-            look = replace(base, pattern=_pick(rng, tuple(words.PATTERNS)))
+            look = replace(base, pattern=pick(rng, tuple(words.PATTERNS)))
         else:
             look = _look(rng, world.spec)
         if all(_difference(rgba, look, t) > DISTINCT for t in taken):
@@ -206,7 +206,7 @@ def _write(path: Path, world: World, blocks: int, seed: int, split: Split) -> No
             rows.append(
                 {
                     "identity": np.array(b * IDENTITIES + view.identity),
-                    "places": places(view.scene),
+                    "places": places(view.scene, world.spec),
                     "needs_mask": np.array(view.scene.layout == "pair"),
                     **truth(view.scene, world.spec),
                 }

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from minikin.tiny import vocabulary as words
 from minikin.tiny.captions import Caption, caption
+from minikin.tiny.encoders.fields import SLOTS, slots_of
 from minikin.tiny.world import Scene, Split, World
 from minikin.training.config import StepContext
 
@@ -26,13 +27,14 @@ CATEGORIES = tuple(words.CATEGORIES)
 LOOKS = ("none", *words.COLOURS, *words.PATTERNS)
 BACKGROUNDS = (*words.BACKGROUNDS, *(f"plain_{c}" for c in words.WIDE.plain), "not said")
 ART = (*words.ART_SETS, "not said")
-LAYOUTS = ("single", "pair", "hat", "top", "hold", "count", "empty")
+LAYOUTS = words.LAYOUTS
 SIZES = ("normal", *words.SIZES)
 COUNTS = ("1", "2", "3")
 TREATMENTS = ("none", *words.TREATMENTS)
-STANDS = (*CATEGORIES, "no pair")
-CHOICES = (BACKGROUNDS, ART, LAYOUTS, COUNTS, SIZES, TREATMENTS, STANDS, STANDS)  # one answer each; left, right
-SIDES = ("left", "right")
+NOTHING = "nothing"
+STANDS = (*CATEGORIES, NOTHING)
+# one answer each; the last three: the category in each slot of a scene with different things
+CHOICES = (BACKGROUNDS, ART, LAYOUTS, COUNTS, SIZES, TREATMENTS, *(STANDS for _ in SLOTS))
 UNKNOWN = -100  # what cross entropy leaves out
 
 
@@ -46,9 +48,9 @@ class Batch:
     is_same   (B, L) True where a caption and its minimal pair have the same token before the end
     nouns     (P, 2) row and position of every noun
     kinds, looks  (P,) its category and look
-    sides     (P,) side of the second noun of a pair, else UNKNOWN: a causal encoder cannot know it earlier
+    slots     (P,) slot of every noun but the first, UNKNOWN there: a causal encoder cannot know it yet
     objects (B, C), colours (B, K)  0 or 1
-    choices   (B, 8) indices into CHOICES
+    choices   (B, 9) indices into CHOICES
     """
 
     ids: Tensor
@@ -59,7 +61,7 @@ class Batch:
     nouns: Tensor
     kinds: Tensor
     looks: Tensor
-    sides: Tensor
+    slots: Tensor
     objects: Tensor
     colours: Tensor
     choices: Tensor
@@ -94,7 +96,7 @@ class Captions:
         same_length = (minimal_ids == end_token).int().argmax(1) == end
         before = torch.arange(self.context)[None] < end[:, None]
         is_same = (ids == minimal_ids) & before & same_length[:, None]
-        nouns, kinds, looks, sides = self._nouns(scenes, captions, offsets, end)
+        nouns, kinds, looks, slots = self._nouns(scenes, captions, offsets, end)
         return Batch(
             ids[:, :width],
             minimal_ids[:, :width],
@@ -104,7 +106,7 @@ class Captions:
             nouns,
             kinds,
             looks,
-            sides,
+            slots,
             *_whole(scenes, captions),
         )
 
@@ -141,8 +143,8 @@ class Captions:
     def _nouns(
         self, scenes: Sequence[Scene], captions: Sequence[Caption], offsets: np.ndarray, end: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Position of the last token of every noun, its category, look and side."""
-        places, kinds, looks, sides = [], [], [], []
+        """Position of the last token of every noun, its category, look and slot."""
+        places, kinds, looks, slots = [], [], [], []
         for row, (scene, c) in enumerate(zip(scenes, captions, strict=True)):
             looks_by_category = {t.category: t.look.pattern or t.look.colour or "none" for t in scene.things}
             starts, ends = offsets[row, : int(end[row]), 0], offsets[row, : int(end[row]), 1]
@@ -152,15 +154,15 @@ class Captions:
                     places.append((row, int(inside[-1])))
                     kinds.append(CATEGORIES.index(category))
                     looks.append(LOOKS.index(looks_by_category[category]))
-                    second = scene.layout == "pair" and number == 1
-                    sides.append(_standing(scene).index(category) if second else UNKNOWN)
-        tensors = [torch.tensor(t).long() for t in (kinds, looks, sides)]
+                    slots.append(_standing(scene).index(category) if number else UNKNOWN)
+        tensors = [torch.tensor(t).long() for t in (kinds, looks, slots)]
         return torch.tensor(places).view(-1, 2), tensors[0], tensors[1], tensors[2]
 
 
 def _standing(scene: Scene) -> list[str]:
-    """The categories from left to right."""
-    return [t.category for t in sorted(scene.things, key=lambda t: t.centre_x)]
+    """The category in each slot of a scene with different things."""
+    things = slots_of(scene) if len(scene.objects) > 1 else ()
+    return [t.category for t in things] + [NOTHING] * (len(SLOTS) - len(things))
 
 
 def _whole(scenes: Sequence[Scene], captions: Sequence[Caption]) -> tuple[Tensor, Tensor, Tensor]:
@@ -180,7 +182,7 @@ def _whole(scenes: Sequence[Scene], captions: Sequence[Caption]) -> tuple[Tensor
             str(s.count),
             s.size or "normal",
             s.treatment or "none",
-            *(_standing(s) if s.layout == "pair" else ("no pair", "no pair")),
+            *_standing(s),
         )
         choices.append([names.index(a) for names, a in zip(CHOICES, answers, strict=True)])
     return objects, colours, torch.tensor(choices)

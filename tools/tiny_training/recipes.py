@@ -156,7 +156,7 @@ def recipe(world: str, preset: str) -> Build:
         raise UnknownName("world", world, WORLDS)
     if preset not in ("cpu", "gpu"):
         raise UnknownName("preset", preset, ("cpu", "gpu"))
-    small = world == "small"
+    small = world != "wide"
     if preset == "cpu":
         return Build(world=world)
     autoencoder = Autoencoder().plan.model_copy(

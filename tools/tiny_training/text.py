@@ -1,9 +1,10 @@
 """Stage `text`: the text encoder, trained on captions alone, before there are images.
 
-Four losses: every position predicts its token; a noun predicts its category, its look and, as the second
-of a pair, its side; the end token predicts the whole scene; and positions with the same token in a caption
-and its minimal pair are encoded the same (labels.py). The prediction heads are dropped afterwards. With
-`--from` the encoder also stays near its initial weights, so that the U-Net need not be trained anew.
+Four losses: every position predicts its token; a noun predicts its category, its look and, from the second
+on, its slot (encoders/fields.py); the end token predicts the whole scene; and positions with the same token
+in a caption and its minimal pair are encoded the same (labels.py). The prediction heads are dropped
+afterwards. With `--from` the encoder also stays near its initial weights, so that the U-Net need not be
+trained anew.
 """
 
 from __future__ import annotations
@@ -16,16 +17,17 @@ import torch
 import torch.nn.functional as F
 from tools.tiny_training.images import world_of
 from tools.tiny_training.job import Job, adopt, digest, save_part
-from tools.tiny_training.labels import CATEGORIES, CHOICES, LOOKS, SIDES, UNKNOWN, Batch, Captions
+from tools.tiny_training.labels import CATEGORIES, CHOICES, LOOKS, UNKNOWN, Batch, Captions
 from tools.tiny_training.recipes import Text
 from torch import Tensor, nn
 
 from minikin import events
+from minikin.tiny.encoders.fields import SLOTS
 from minikin.tiny.encoders.network import keep_tensor_names
 from minikin.training.config import StepContext
 from minikin.training.trainer import Losses, Trainer
 
-NOUN_ANSWERS = (len(CATEGORIES), len(LOOKS), len(SIDES))
+NOUN_ANSWERS = (len(CATEGORIES), len(LOOKS), len(SLOTS))
 TOKEN_POSITIONS = 700  # positions a step whose token is predicted
 WEIGHTS = {"token": 0.5, "noun": 1.0, "whole": 0.5, "minimal pair": 2.0, "drift": 0.5}
 
@@ -65,7 +67,8 @@ def stage(job: Job) -> Iterator[events.Event]:
     trainer = Trainer(
         job.folder("text"), learner, job.plan("text", r.plan), device=device, facts=facts, stage="text"
     )
-    worlds = [world_of(name, job.recipe.images.backdrops, job.art) for name in ("small", "wide")]
+    names = (job.recipe.world if job.recipe.world != "wide" else "small", "wide")
+    worlds = [world_of(name, job.recipe.images.backdrops, job.art) for name in names]
     captions = Captions(worlds, tokenizer, r.context)
     held = captions.batch(StepContext(0, 256, (0,)), "test").to(device)
 
@@ -137,10 +140,10 @@ def _own_token(learner: Learner, h: Tensor, ids: Tensor, end: Tensor, generator:
 def _noun(learner: Learner, h: Tensor, b: Batch) -> Tensor:
     if not len(b.nouns):
         return h.sum() * 0
-    kind, look, side = learner.noun(h[b.nouns[:, 0], b.nouns[:, 1]]).split(NOUN_ANSWERS, -1)
+    kind, look, slot = learner.noun(h[b.nouns[:, 0], b.nouns[:, 1]]).split(NOUN_ANSWERS, -1)
     loss = F.cross_entropy(kind, b.kinds) + F.cross_entropy(look, b.looks)
-    if (b.sides != UNKNOWN).any():
-        loss = loss + F.cross_entropy(side, b.sides, ignore_index=UNKNOWN)
+    if (b.slots != UNKNOWN).any():
+        loss = loss + F.cross_entropy(slot, b.slots, ignore_index=UNKNOWN)
     return loss
 
 
@@ -166,15 +169,16 @@ def accuracies(trainer: Trainer, learner: Learner, b: Batch) -> Mapping[str, flo
     with trainer.autocast():
         h = learner.text_encoder(input_ids=torch.cat([b.ids, b.minimal_pairs])).last_hidden_state.float()
     captions, minimal_pairs = h.chunk(2)
-    kind, _, side = learner.noun(captions[b.nouns[:, 0], b.nouns[:, 1]]).split(NOUN_ANSWERS, -1)
-    _, _, place, *_, left, right = _at_end(learner, captions, b)
-    pairs = b.choices[:, -1] != len(CATEGORIES)
-    both = (left.argmax(1) == b.choices[:, -2]) & (right.argmax(1) == b.choices[:, -1])
+    kind, _, slot = learner.noun(captions[b.nouns[:, 0], b.nouns[:, 1]]).split(NOUN_ANSWERS, -1)
+    _, _, place, _, layout, *_, first, second, third = _at_end(learner, captions, b)
+    several = b.choices[:, -2] != len(CATEGORIES)
+    standing = torch.stack([s.argmax(1) for s in (first, second, third)], 1)
     apart = ((captions - minimal_pairs).pow(2).mean(-1) * b.is_same).sum() / b.is_same.sum().clamp(min=1)
     return {
         "noun": float((kind.argmax(1) == b.kinds).float().mean()),
-        "side": float((side.argmax(1) == b.sides)[b.sides != UNKNOWN].float().mean()),
-        "left and right": float(both[pairs].float().mean()),
+        "slot": float((slot.argmax(1) == b.slots)[b.slots != UNKNOWN].float().mean()),
+        "all slots": float((standing == b.choices[:, -3:]).all(1)[several].float().mean()),
+        "layout": float((layout.argmax(1) == b.choices[:, 2]).float().mean()),
         "background": float((place.argmax(1) == b.choices[:, 0]).float().mean()),
         "minimal pairs apart": float(apart),
     }

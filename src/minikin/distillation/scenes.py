@@ -19,7 +19,7 @@ WORDINGS = 4  # captions of every scene
 
 
 class Scenes:
-    """The first `count` scenes of a world, "small" or "wide". Raises UnknownName."""
+    """The first `count` scenes of a world: "small", "rich" or "wide". Raises UnknownName."""
 
     has_images = True
 

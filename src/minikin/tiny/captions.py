@@ -10,8 +10,16 @@ import re
 from dataclasses import dataclass
 
 from minikin.tiny import vocabulary as words
-from minikin.tiny.world import Look, Rng, Scene, Thing, _pick
+from minikin.tiny.scene import Look, Rng, Scene, Thing, pick
 
+# layout: words between its two things; in "front" and "on" the second one is named first
+_BETWEEN = {
+    "hat": "wearing",  # word: caption
+    "on": "on",
+    "front": "in front of",
+    "hold": "holding",
+    "in": "in",
+}
 _NOUN = re.compile(r"\{([^|}]*)\|([^}]*)\}")
 
 
@@ -33,8 +41,9 @@ def plain_caption(scene: Scene) -> str:
     text = " and ".join(_article(t.category) for t in scene.things) or "nothing"
     if scene.layout == "count":
         text = f"{'two' if scene.count == 2 else 'three'} {words.CATEGORIES[scene.objects[0]].plural}"
-    elif scene.layout == "hat":
-        text = " wearing ".join(_article(t.category) for t in scene.things)  # word: caption
+    elif scene.layout in _BETWEEN:
+        things = reversed(scene.things) if scene.layout in ("on", "front") else scene.things
+        text = f" {_BETWEEN[scene.layout]} ".join(_article(t.category) for t in things)
     where = (
         f"on {_article(scene.background[6:])} background"
         if scene.is_plain
@@ -64,7 +73,7 @@ def _noun(rng: Rng, category: str, plural: bool = False) -> str:
     if plural:
         word = c.plural
     else:
-        word = _pick(rng, c.synonyms) if c.synonyms and rng.random() < 0.15 else c.name
+        word = pick(rng, c.synonyms) if c.synonyms and rng.random() < 0.15 else c.name
     return f"{{{category}|{word}}}"
 
 
@@ -72,7 +81,7 @@ def _look_words(rng: Rng, look: Look) -> str:
     if look.colour:
         return "dark" if look.colour == "black" and rng.random() < 0.2 else look.colour
     if look.pattern:
-        adjective = _pick(rng, words.PATTERNS[look.pattern])
+        adjective = pick(rng, words.PATTERNS[look.pattern])
         return (
             f"{look.colour_names[0]} and {look.colour_names[1]} {adjective}" if look.colour_names else adjective
         )
@@ -82,7 +91,7 @@ def _look_words(rng: Rng, look: Look) -> str:
 def _phrase(rng: Rng, thing: Thing, size: str | None = None) -> str:
     parts = []
     if size and rng.random() < 0.95:
-        parts.append(_pick(rng, words.SIZES[size]))
+        parts.append(pick(rng, words.SIZES[size]))
     parts += [_look_words(rng, thing.look), _noun(rng, thing.category)]
     return _article(" ".join(p for p in parts if p))
 
@@ -94,7 +103,7 @@ def _subject(scene: Scene, rng: Rng) -> str | None:
     if scene.layout == "pair":
         a, b = (_phrase(rng, t) for t in things)
         # named from left to right unless the words say otherwise: where each stands is never a guess
-        return _pick(rng, (
+        return pick(rng, (
             f"{a} and {b}", f"{a} and {b}", f"{a} next to {b}", f"{a} beside {b}",
             f"{a} to the left of {b}", f"{b} to the right of {a}",
             f"{a} on the left and {b} on the right", f"{a} with {b}",
@@ -102,14 +111,28 @@ def _subject(scene: Scene, rng: Rng) -> str | None:
     if scene.layout == "hat":
         a, b = (_phrase(rng, t) for t in things)
         phrases = (f"{a} wearing {b}", f"{a} wearing {b}", f"{a} with {b} on its head")  # word: caption
-        return _pick(rng, phrases)
-    if scene.layout == "top":
+        return pick(rng, phrases)
+    if scene.layout == "trio":
+        a, b, c = (_phrase(rng, t) for t in things)
+        return pick(
+            rng, (f"{a}, {b} and {c}", f"{a}, {b}, and {c}", f"{a} and {b} and {c}", f"{a} with {b} and {c}")
+        )
+    if scene.layout == "front":
+        back, front = (_phrase(rng, t) for t in things)
+        phrases = (f"{front} in front of {back}", f"{front} in front of {back}", f"{back} behind {front}")
+        return pick(rng, phrases)
+    if scene.layout == "in":
+        inner, outer = (_phrase(rng, t) for t in things)
+        return f"{inner} {pick(rng, ('in', 'in', 'inside', 'sitting in'))} {outer}"
+    if scene.layout in ("top", "on"):
         below, above = (_phrase(rng, t) for t in things)
-        how = _pick(rng, ("on top of", "sitting on", "on", "standing on"))
+        if scene.layout == "on" and rng.random() < 0.4:
+            return f"{below} {pick(rng, ('under', 'under', 'below'))} {above}"
+        how = pick(rng, ("on top of", "sitting on", "on", "standing on"))
         return f"{above} {how} {below}"
     if scene.layout == "hold":
         a, b = (_phrase(rng, t) for t in things)
-        return f"{a} {_pick(rng, ('holding', 'holding', 'carrying'))} {b}"
+        return f"{a} {pick(rng, ('holding', 'holding', 'carrying'))} {b}"
     if scene.layout == "count":
         parts = (
             "two" if scene.count == 2 else "three",
@@ -126,16 +149,16 @@ def _finish(scene: Scene, rng: Rng, text: str | None) -> str:
         if colour:
             text = f"{_article(colour)} background"
         else:
-            where = _pick(rng, words.BACKGROUNDS[scene.background])
-            text = f"{_pick(rng, ('nothing', 'an empty scene'))} {where}"
+            where = pick(rng, words.BACKGROUNDS[scene.background])
+            text = f"{pick(rng, ('nothing', 'an empty scene'))} {where}"
     elif rng.random() < 0.90:
         if colour:
-            text += " " + _pick(rng, (
+            text += " " + pick(rng, (
                 f"on {_article(colour)} background", f"on a plain {colour} background",
                 f"against {_article(colour)} background", f"with {_article(colour)} background",
             ))  # fmt: skip
         else:
-            where = _pick(rng, words.BACKGROUNDS[scene.background])
+            where = pick(rng, words.BACKGROUNDS[scene.background])
             if rng.random() < 0.05 and not scene.treatment:
                 return f"{where}, {text}"
             text = f"{text} {where}"
@@ -144,22 +167,22 @@ def _finish(scene: Scene, rng: Rng, text: str | None) -> str:
 
 def _style(scene: Scene, rng: Rng, text: str) -> str:
     if scene.treatment:
-        w = _pick(rng, words.TREATMENTS[scene.treatment])
-        return _pick(rng, (
+        w = pick(rng, words.TREATMENTS[scene.treatment])
+        return pick(rng, (
             f"{w} of {text}", f"{_article(w)} picture of {text}", f"{text}, {w}",  # word: caption
             f"{text} in {w} style",
         ))  # fmt: skip
     roll = rng.random()
     if scene.sticker and roll < 0.7:
-        return _pick(rng, (
+        return pick(rng, (
             f"a sticker of {text}", f"a cute sticker of {text}", f"{text}, sticker",
             f"{text}, sticker with a white border",
         ))  # fmt: skip
     if roll < 0.30:
-        w = _pick(rng, words.ART_SETS[scene.art].words)
-        return _pick(rng, (
+        w = pick(rng, words.ART_SETS[scene.art].words)
+        return pick(rng, (
             f"{_article(w)} of {text}", f"{_article(w)} of {text}", f"{text}, {w}", f"{text} in {w} style",
         ))  # fmt: skip
     if roll < 0.66:
-        return f"{_pick(rng, words.GENERIC)} {text}"
+        return f"{pick(rng, words.GENERIC)} {text}"
     return text

@@ -17,7 +17,7 @@ from minikin.errors import AssetError
 from minikin.tiny import vocabulary as words
 
 if TYPE_CHECKING:
-    from minikin.tiny.world import Look, Rng, Thing
+    from minikin.tiny.scene import Look, Rng, Thing
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -101,7 +101,8 @@ class ArtPack:
             else:
                 rgba = repaint(rgba, thing.look)
             sprite_image = Image.fromarray(rgba).convert("RGBa")
-            if not thing.look.pattern or thing.look.colour_names:  # endless patterns are not worth keeping
+            is_rare = thing.look.scale != 1 or thing.look.direction or not thing.look.colour_names
+            if not thing.look.pattern or not is_rare:  # endless patterns are not worth keeping
                 self._cache[key] = sprite_image
         return sprite_image
 
@@ -111,7 +112,7 @@ def repaint(rgba: np.ndarray, look: Look) -> np.ndarray:
     if look.colour:
         return repaint_colour(rgba, words.COLOURS[look.colour])
     if look.pattern:
-        return repaint_pattern(rgba, look.pattern, *look.rgb)
+        return repaint_pattern(rgba, look.pattern, *look.rgb, direction=look.direction, scale=look.scale)
     return rgba
 
 
@@ -128,13 +129,19 @@ def repaint_colour(rgba: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray
 
 
 def repaint_pattern(
-    rgba: np.ndarray, pattern: str, first: tuple[int, int, int], second: tuple[int, int, int]
+    rgba: np.ndarray,
+    pattern: str,
+    first: tuple[int, int, int],
+    second: tuple[int, int, int],
+    *,
+    direction: int = 0,
+    scale: float = 1.0,
 ) -> np.ndarray:
-    """Repaint a drawing in a two-colour pattern; dark lines and eyes stay."""
+    """Repaint a drawing in a two-colour pattern; dark lines and eyes stay. direction, scale: as in Look."""
     h, w = rgba.shape[:2]
-    y, x = np.mgrid[0:h, 0:w]
+    y, x = np.mgrid[0:h, 0:w] / scale
     if pattern == "stripes":
-        on = ((x + y) // 11) % 2 == 1
+        on = ((x + y, 2**0.5 * x, 2**0.5 * y)[direction] // 11) % 2 == 1
     elif pattern == "dots":
         on = ((x % 20) - 10) ** 2 + ((y % 20) - 10) ** 2 < 36
     elif pattern == "checker":

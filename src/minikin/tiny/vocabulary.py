@@ -7,7 +7,7 @@ processor cores, `WIDE` is for training on a GPU.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -235,6 +235,8 @@ class WorldSpec:
     treatment_share: float = 0.0
     colour_share: float = 0.22
     pattern_share: float = 0.14
+    containers: tuple[str, ...] = ()  # that another thing can look out of
+    is_rich: bool = False  # layouts.RichLayouts
 
     @property
     def objects(self) -> tuple[str, ...]:
@@ -275,7 +277,23 @@ WIDE = WorldSpec(
     treatment_share=0.075,
 )  # fmt: skip
 
-WORLDS = {w.name: w for w in (SMALL, WIDE)}
+# The small world's objects in more styles, colours, patterns, backgrounds and relations.
+RICH = replace(
+    SMALL,
+    name="rich",
+    art=tuple(ART_SETS),
+    backgrounds=(*SMALL.backgrounds, "table", "space", "sunset", "underwater", "brick", "mountains"),
+    colours=WIDE.colours,
+    holdables=("apple", "guitar", "soccer ball", "mushroom", "cactus"),
+    containers=("backpack", "car", "teapot", "top hat"),
+    layouts=(("single", 0.42), ("pair", 0.18), ("trio", 0.07), ("hat", 0.06), ("on", 0.07), ("front", 0.06),
+             ("hold", 0.05), ("in", 0.04), ("count", 0.04), ("empty", 0.01)),
+    pattern_share=0.32,
+    is_rich=True,
+)  # fmt: skip
+
+WORLDS = {w.name: w for w in (SMALL, RICH, WIDE)}
+LAYOUTS = tuple(dict.fromkeys(name for w in WORLDS.values() for name, _ in w.layouts))
 
 _IDENTITIES = """
 my_cat      | cat        | noto | 1f408 | stripes | 128,70,200 | 255,214,70

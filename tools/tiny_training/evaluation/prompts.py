@@ -17,6 +17,10 @@ from minikin.tiny.world import Look, Scene, Thing, World, is_held_out, reserved
 
 # layout -> share of the prompts; pairs are more frequent than in the world, to have enough for a measurement
 SHARES = (("single", 0.50), ("pair", 0.30), ("hat", 0.10), ("count", 0.10))
+RICH_SHARES = (
+    ("single", 0.40), ("pair", 0.20), ("trio", 0.10), ("hat", 0.05), ("on", 0.05), ("front", 0.05),
+    ("hold", 0.05), ("in", 0.05), ("count", 0.05),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class PromptSpec:
     prompt: str
     scene: Scene
     layout: str
-    things: tuple[ThingSpec, ...]  # left and right; wearer and hat
+    things: tuple[ThingSpec, ...]  # in the order of the slots (encoders.fields)
     background: str | None
     art: str | None
     size: str | None
@@ -51,7 +55,7 @@ def prompt_of(scene: Scene, seed: int) -> PromptSpec:
         text,
         scene,
         scene.layout,
-        tuple(_thing(t) for t in slots_of(scene) if t is not None),
+        tuple(_thing(t) for t in slots_of(scene)),
         scene.background if _says(text, _places(scene.background)) else None,
         scene.art if not scene.treatment and _says(text, words.ART_SETS[scene.art].words) else None,
         scene.size if scene.size and _says(text, words.SIZES[scene.size]) else None,
@@ -62,8 +66,8 @@ def prompt_of(scene: Scene, seed: int) -> PromptSpec:
 
 def prompts(world: World, n: int, seed: int) -> list[PromptSpec]:
     """n prompts in the shares above, from the first fitting scenes of a seed, shuffled."""
-    layouts = {name for name, _ in world.spec.layouts}
-    missing = {layout: round(n * share) for layout, share in SHARES if layout in layouts}
+    layouts, all_shares = dict(world.spec.layouts), RICH_SHARES if world.spec.is_rich else SHARES
+    missing = {layout: round(n * share) for layout, share in all_shares if layout in layouts}
     missing["single"] += n - sum(missing.values())
     out = []
     for scene in world.scenes(seed, split="test"):

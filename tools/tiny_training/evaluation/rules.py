@@ -8,6 +8,8 @@
     pattern     one-object and count prompts that name one: that pattern
     both        pairs: the two things are of the two asked categories, on whichever side
     relation    prompts that say left or right: the left one and the right one are as asked
+    three       three things: they are of the three asked categories, in any order
+    interaction one thing on, in, in front of or held by another: that layout, both things in their places
     hat         the first thing is the wearer and the second the hat
     count       count prompts: as many things as asked, and of the asked category
     style       prompts that name the art: that art
@@ -25,9 +27,23 @@ from dataclasses import dataclass
 from tools.tiny_training.evaluation.prompts import PromptSpec, ThingSpec
 
 from minikin.tiny.encoders.classifier import Predictions
-from minikin.tiny.encoders.fields import PATTERN
+from minikin.tiny.encoders.fields import PATTERN, SLOTS
 
-BARS = ("object", "background", "colour", "pattern", "both", "relation", "hat", "count", "style", "size")
+INTERACTIONS = ("on", "front", "hold", "in")
+BARS = (
+    "object",
+    "background",
+    "colour",
+    "pattern",
+    "both",
+    "relation",
+    "three",
+    "interaction",
+    "hat",
+    "count",
+    "style",
+    "size",
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,8 @@ class Answers:
     art: str
     size: str
     count: str
-    objects: tuple[str, str]  # of the two slots
+    layout: str
+    objects: tuple[str, ...]  # of the slots
     colour: str  # of the first thing, as the two below
     pattern: str
     paints: frozenset[str]  # the two most probable
@@ -46,8 +63,9 @@ class Answers:
 
 def answers_of(predictions: Predictions) -> list[Answers]:
     """The most probable answers for every image."""
-    columns = [predictions.best(f) for f in ("background", "art", "size", "count")]
-    objects = zip(predictions.best("first_object"), predictions.best("second_object"), strict=True)
+    columns = [predictions.best(f) for f in ("background", "art", "size", "count", "layout")]
+    slots = [f for f in (f"{slot}_object" for slot in SLOTS) if f in predictions.fields]
+    objects = zip(*(predictions.best(f) for f in slots), strict=True)
     colours = predictions.fields["first_paints"].answers
     paints = [
         frozenset(colours[int(k)] for k in row.argsort()[-2:])
@@ -60,7 +78,6 @@ def answers_of(predictions: Predictions) -> list[Answers]:
 def score(spec: PromptSpec, answers: Answers) -> dict[str, bool]:
     """Result of every rule that applies to this prompt."""
     first = spec.things[0] if spec.things else None
-    second = spec.things[1] if len(spec.things) > 1 else None
     out: dict[str, bool] = {}
     if spec.background:
         out["background"] = answers.background == spec.background
@@ -75,12 +92,17 @@ def score(spec: PromptSpec, answers: Answers) -> dict[str, bool]:
         out["object"] = answers.objects[0] == first.category
     if spec.layout == "count":
         out["count"] = answers.objects[0] == first.category and answers.count == str(spec.count)
-    if spec.layout == "pair" and second:
-        out["both"] = sorted(answers.objects) == sorted(categories)
+    objects = answers.objects[: len(categories)]
+    if spec.layout == "pair":
+        out["both"] = sorted(objects) == sorted(categories)
         if spec.has_sides:
-            out["relation"] = answers.objects == categories
+            out["relation"] = objects == categories
+    if spec.layout == "trio":
+        out["three"] = sorted(objects) == sorted(categories)
     if spec.layout == "hat":
-        out["hat"] = answers.objects == categories
+        out["hat"] = objects == categories
+    if spec.layout in INTERACTIONS:
+        out["interaction"] = answers.layout == spec.layout and objects == categories
     if spec.layout in ("single", "count"):
         out |= _paint(first, answers)
     return out

@@ -4,15 +4,17 @@ A *field* is one question with named answers ("background": snow, beach, ...). I
 the answer, -1 where the question makes no sense; for a field with several true answers ("objects") it is
 a 0 or 1 for each answer. Dual encoder and classifier are trained on these labels.
 
-Up to two things of a scene have fields of their own, prefixed `first_` and `second_`: the left and the
-right thing of a pair; head and hat; below and above; holder and held. Other layouts have no second thing.
-So a relation is right when both are right.
+Up to three things of a scene have fields of their own, prefixed `first_`, `second_` and, in worlds with three
+different things, `third_`: things side by side from left to right; head and hat; below and above; behind and in
+front; holder and held; inside and outside. Other layouts have a first thing alone. So a relation is right
+when its things and the layout are right.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from itertools import zip_longest
 
 import numpy as np
 
@@ -23,7 +25,7 @@ NONE = "none"  # no such thing in the image
 AS_DRAWN = "as drawn"  # not repainted
 PATTERN = "pattern"  # repainted in two colours
 UNKNOWN = -1  # the question makes no sense, or the world has no name for the answer
-SLOTS = ("first", "second")
+SLOTS = ("first", "second", "third")
 GRID = 8  # positions of a side of the image encoder's feature map
 
 
@@ -47,7 +49,7 @@ def fields_of(spec: words.WorldSpec) -> tuple[Field, ...]:
         Field("count", ("0", "1", "2", "3")),
         Field("objects", spec.categories, is_multiple=True),
     ]
-    for slot in SLOTS:
+    for slot in slots_in(spec):
         out += [
             Field(f"{slot}_object", (NONE, *spec.categories)),
             Field(f"{slot}_colour", (AS_DRAWN, PATTERN, *spec.colours)),
@@ -61,33 +63,32 @@ def fields_of(spec: words.WorldSpec) -> tuple[Field, ...]:
     return tuple(out)
 
 
-def slots_of(scene: Scene) -> tuple[Thing | None, Thing | None]:
-    """The first and the second thing of a scene, as the fields number them."""
-    things = scene.things
-    if not things or scene.layout == "count":
-        return (things[0] if things else None), None
-    if scene.layout == "pair":
-        left, right = sorted(things, key=lambda t: t.centre_x)
-        return left, right
-    return things[0], things[1] if len(things) > 1 else None
+def slots_in(spec: words.WorldSpec) -> tuple[str, ...]:
+    """Names of the slots that the scenes of a world can fill."""
+    return SLOTS if "trio" in dict(spec.layouts) else SLOTS[:2]
 
 
-def places(scene: Scene) -> np.ndarray:
-    """Position of each slot's thing on the feature map, (2,) int64: 0..63 by rows, -1 for none."""
-    out = []
-    for thing in slots_of(scene):
-        if thing is None:
-            out.append(UNKNOWN)
-            continue
+def slots_of(scene: Scene) -> tuple[Thing, ...]:
+    """The things of a scene in the order of the slots; of equal things the first alone."""
+    if scene.layout == "count":
+        return scene.things[:1]
+    if scene.layout in ("pair", "trio"):
+        return tuple(sorted(scene.things, key=lambda t: t.centre_x))
+    return scene.things
+
+
+def places(scene: Scene, spec: words.WorldSpec) -> np.ndarray:
+    """Position of each slot's thing on the feature map, (slots,) int64: 0..63 by rows, -1 for none."""
+    out = np.full(len(slots_in(spec)), UNKNOWN, np.int64)
+    for k, thing in enumerate(slots_of(scene)):
         middle = np.array([thing.bottom - thing.size / 2, thing.centre_x])
         row, column = np.clip(middle * GRID // RESOLUTION, 0, GRID - 1).astype(int)
-        out.append(int(row * GRID + column))
-    return np.array(out, np.int64)
+        out[k] = row * GRID + column
+    return out
 
 
 def truth(scene: Scene, spec: words.WorldSpec) -> dict[str, np.ndarray]:
     """Labels by field: int64 of shape (), or (answers,) for a field with several true answers."""
-    first, second = slots_of(scene)
     answers: dict[str, str | tuple[str, ...] | None] = {
         "layout": scene.layout,
         "background": scene.background,
@@ -98,7 +99,7 @@ def truth(scene: Scene, spec: words.WorldSpec) -> dict[str, np.ndarray]:
         "sticker": "yes" if scene.sticker else "no",
         "treatment": scene.treatment or NONE,
     }
-    for slot, thing in zip(SLOTS, (first, second), strict=True):
+    for slot, thing in zip_longest(SLOTS, slots_of(scene)):
         answers |= _about(slot, thing)
     if scene.treatment in ("bw", "sketch"):  # nobody can see colours there
         answers |= {f"{slot}_{q}": None for slot in SLOTS for q in ("colour", "paints")}
