@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -246,14 +247,32 @@ def changed(config: pytest.Config, fixtures: Collection[str]) -> list[str]:
     return [name for name, (modules, before) in shared.items() if name in fixtures and sums(modules) != before]
 
 
+def frozen(config: pytest.Config) -> list[str]:
+    """Which shared fixtures have weights that need no gradient: PyTorch uses other kernels for them."""
+    shared = config.stash.get(SHARED, {})
+    return [
+        name
+        for name, (modules, _) in shared.items()
+        if not all(p.requires_grad for part in modules for p in part.parameters())
+    ]
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _what_is_shared_is_left_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
+def _shared_weights_are_left_as_they_were(request: pytest.FixtureRequest) -> Iterator[None]:
     """To bfloat16 and back is not the same weights: a later file would fail for it, and not when run alone."""
     yield
     here = [item for item in request.session.items if item.path == request.path]
     used = {name for item in here if isinstance(item, pytest.Function) for name in item.fixturenames}
     wrong = changed(request.config, used)
     assert not wrong, f"{request.node.name} changed what all tests share: {', '.join(wrong)}."
+    # a training that a test left in the middle thaws the base when its generator is collected
+    if frozen(request.config):
+        gc.collect()
+    if names := frozen(request.config):
+        warnings.warn(f"{request.node.name} left weights frozen: {', '.join(names)}.", stacklevel=1)
+        for name in names:
+            for part in request.config.stash[SHARED][name][0]:
+                part.requires_grad_(True)
 
 
 @pytest.fixture(scope="module")
