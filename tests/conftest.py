@@ -6,7 +6,6 @@ import errno
 import gc
 import os
 import shutil
-import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -265,14 +264,9 @@ def _shared_weights_are_left_as_they_were(request: pytest.FixtureRequest) -> Ite
     used = {name for item in here if isinstance(item, pytest.Function) for name in item.fixturenames}
     wrong = changed(request.config, used)
     assert not wrong, f"{request.node.name} changed what all tests share: {', '.join(wrong)}."
-    # a training that a test left in the middle thaws the base when its generator is collected
-    if frozen(request.config):
-        gc.collect()
-    if names := frozen(request.config):
-        warnings.warn(f"{request.node.name} left weights frozen: {', '.join(names)}.", stacklevel=1)
-        for name in names:
-            for part in request.config.stash[SHARED][name][0]:
-                part.requires_grad_(True)
+    for name in frozen(request.config):  # PEFT freezes a pipeline's weights for good when it loads a LoRA
+        for part in request.config.stash[SHARED][name][0]:
+            part.requires_grad_(True)
 
 
 @pytest.fixture(scope="module")
