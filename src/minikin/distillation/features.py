@@ -22,6 +22,7 @@ from minikin.distillation.sampling import pixels
 from minikin.distillation.student import Network, Texts
 from minikin.errors import NoNetwork
 from minikin.models.base import Base
+from minikin.models.loading.lock import opening
 from minikin.models.loading.registry import models_folder
 
 DINOV2 = "facebook/dinov2-small"
@@ -93,6 +94,7 @@ class PixelFeatures:
         return pixels(self.base, latents)
 
 
+@opening()
 def _dinov2(name: str) -> Any:
     from transformers import AutoModel
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from minikin.evaluation.encoders import EncoderCard, Images, Masks, digest
+from minikin.models.loading.lock import opening
 from minikin.tiny.encoders.dual_encoder import DualEncoder
 
 
@@ -39,6 +40,7 @@ class EmbeddedEncoder:
         return self.model.encode_subjects(images, masks)
 
 
+@opening()
 def open_embedded(path: Path | None = None, device: torch.device | str = "cpu") -> EmbeddedEncoder:
     """The embedded encoder, or one from a file. Raises AssetError when it is missing or damaged."""
     model = DualEncoder.open(path)

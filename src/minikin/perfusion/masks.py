@@ -19,6 +19,7 @@ from minikin.errors import NoNetwork
 from minikin.images.photos import Fit
 from minikin.models.attention import PackedAttention
 from minikin.models.base import Base
+from minikin.models.loading.lock import opening
 from minikin.models.loading.registry import models_folder
 from minikin.perfusion.key_lock import prompt_for
 from minikin.recipes import MaskKind
@@ -121,9 +122,10 @@ def clipseg_masks(pixels: Sequence[np.ndarray], category: str, latent_hw: tuple[
     from transformers import CLIPSegForImageSegmentation, CLIPSegProcessor
 
     processor = CLIPSegProcessor.from_pretrained(str(folder), local_files_only=True)
-    model = CLIPSegForImageSegmentation.from_pretrained(
-        str(folder), local_files_only=True, use_safetensors=True
-    ).eval()
+    with opening():
+        model = CLIPSegForImageSegmentation.from_pretrained(
+            str(folder), local_files_only=True, use_safetensors=True
+        ).eval()
     out = []
     for image in pixels:
         inputs = processor(text=[category], images=[Image.fromarray(image)], return_tensors="pt")

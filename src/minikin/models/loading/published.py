@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from minikin.errors import BadModelFile, MinikinError
+from minikin.models.loading.lock import opening
 
 
 @contextmanager
@@ -22,6 +23,7 @@ def readable(what: str, hint: str = "") -> Iterator[None]:
         raise BadModelFile(f"{what} cannot be read ({e}).{hint}") from e
 
 
+@opening()
 def network(kind: Any, where: str, what: str, *, hint: str = "", again: str = "", **options: Any) -> Any:
     """Load a network in float32 for inference. Nothing is downloaded, and no pickle is opened.
 

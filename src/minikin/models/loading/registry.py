@@ -17,6 +17,7 @@ from typing import Any
 from minikin.errors import BadModelFile, BadRecipe, NoNetwork, UnknownName
 from minikin.files import atomic_write, data_folder
 from minikin.models.base import Base
+from minikin.models.loading.lock import opening
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ def add(path: str | Path, name: str | None = None, prediction: str | None = None
     return entry
 
 
+@opening()
 def open_base(
     ref: str = "tiny",
     *,
