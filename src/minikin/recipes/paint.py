@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from minikin.recipes.base import MAX_SIDE, MAX_STEPS, Recipe, Share, Softness, Span, Strength, check_spans
 
 KeyLock = Literal["local", "global"]
+MAX_SEED = 2**63 - 1  # what SQLite and PyTorch hold as an integer
 BackendName = Literal["eager", "compile", "openvino"]
 
 
@@ -103,6 +104,15 @@ class Paint(Recipe):
                 name: ConceptSettings.current(p) if isinstance(p, dict) else p for name, p in points.items()
             }
         return present
+
+    @model_validator(mode="after")
+    def _last_seed(self) -> Paint:
+        if self.seed + self.n > MAX_SEED + 1:
+            raise ValueError(
+                f"the last of {self.n} images would have the seed {self.seed + self.n - 1}, and the largest is "
+                f"{MAX_SEED}: choose a seed up to {MAX_SEED + 1 - self.n}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _multiples_of_8(self) -> Paint:

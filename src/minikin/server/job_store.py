@@ -239,8 +239,7 @@ class JobStore:
     def contents(self) -> set[str]:
         """SHA-256 of every concept that a client owns or an unfinished job needs."""
         owned = {row["sha256"] for row in self._rows(f"SELECT DISTINCT sha256 FROM {CONCEPTS}")}
-        jobs = self._rows("SELECT concepts FROM jobs WHERE ended IS NULL AND concepts!='{}'")
-        return owned.union(*(json.loads(row["concepts"]).values() for row in jobs))
+        return owned.union(*(row["concepts"].values() for row in self.unfinished()))
 
 
 def _log(db: sqlite3.Connection, ids: Sequence[str], event: str) -> None:
@@ -249,10 +248,11 @@ def _log(db: sqlite3.Connection, ids: Sequence[str], event: str) -> None:
 
 
 def _read(row: dict[str, Any]) -> dict[str, Any]:
-    try:
-        parsed = {k: json.loads(row[k]) for k in ("warnings", "concepts", "recipe")}
-        return {**row, **parsed, "result": json.loads(row["result"]) if row["result"] else None}
-    except ValueError as e:
-        raise StorageError(
-            f"Job {row['id']} of the job store is damaged ({e}). Move the store away to start anew."
-        ) from e
+    """The row with its JSON parsed; one that cannot be parsed is empty and marked as `damaged`."""
+    parsed: dict[str, Any] = {"warnings": [], "concepts": {}, "recipe": {}, "result": None, "damaged": False}
+    for name in ("warnings", "concepts", "recipe", "result"):
+        try:
+            parsed[name] = json.loads(row[name]) if row[name] else parsed[name]
+        except ValueError:  # one job must not keep the others from being read
+            parsed["damaged"] = True
+    return {**row, **parsed}

@@ -169,12 +169,16 @@ class ResultWriter:
                 error = RequestRejected(message, status=507, code=code or "storage")
                 self.store.reopen(job.id, code, message)
             else:
-                self.store.end(job.id, status, images=images, code=code, message=message, result=job.result)
-                metrics.JOBS.labels(job.request.kind, status).inc()
-                metrics.IMAGES.inc(len(images))
+                self._record_end(job, status, images, code, message)
         except MinikinError as e:  # it is in the store as unfinished, and runs again after a restart
             log.exception("the end of job %s was not written", job.id)
             status, error, images, reopen = "failed", e, [], True
+        except Exception:  # whatever it is: this end cannot be recorded, at no later attempt either
+            log.exception("the end of job %s cannot be recorded", job.id)
+            status, error, images, reopen = "failed", internal(job.id), [], False
+            job.result = None
+            with suppress(Exception):
+                self._record_end(job, status, images, error.code, str(error))
         try:
             if status != "completed" or not images:
                 self.delete_images(job)
@@ -183,10 +187,17 @@ class ResultWriter:
             # hundreds of ended jobs stay in memory: without their pixels
             job.inputs = replace(job.inputs, images={}, photos=())
             self.concept_store.release(pinned.sha256 for pinned in job.prepared.concepts.values())
-        except MinikinError as e:  # the next sweep finds them
+        except Exception as e:  # the next sweep finds them
             log.warning("concepts of job %s: %s", job.id, e)
         finally:  # whatever it was: without an end, the caller would wait forever
             job.end(status, error)
+
+    def _record_end(
+        self, job: Job, status: str, images: list[StoredImage], code: str | None, message: str | None
+    ) -> None:
+        self.store.end(job.id, status, images=images, code=code, message=message, result=job.result)
+        metrics.JOBS.labels(job.request.kind, status).inc()
+        metrics.IMAGES.inc(len(images))
 
     def abandon(self, job: Job) -> None:
         """Cancel a job in the store that failed here and was to be tried again by the next start."""

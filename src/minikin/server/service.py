@@ -298,6 +298,11 @@ class Service:
                 f"This job was started {row['attempts']} times, and each time the server ended before it did.",
                 status=500, code="poison",
             )  # fmt: skip
+        elif row["damaged"]:
+            error = RequestRejected(
+                "The record of this job is damaged, so it cannot be resumed. Send it again.",
+                status=500, code="damaged",
+            )  # fmt: skip
         else:
             try:
                 recipe = job_types.recipe_model(row["kind"]).make(**row["recipe"])

@@ -58,12 +58,20 @@ class Worker(threading.Thread):
                 batch = self.queue.take(IDLE_S, self.engine.max_batch)
                 if not batch:
                     self.engine.check()
-            except EngineLost as e:
+            except Exception as e:  # EngineLost, or what else is wrong with an engine that has nothing to do
                 self._revive(e)
             else:
                 self._work(batch)
 
     def _work(self, batch: list[QueueItem]) -> None:
+        """Work on a batch; whatever goes wrong, its jobs end and this thread goes on."""
+        try:
+            self._work_on(batch)
+        except Exception as e:
+            for job in dict.fromkeys(item.job for item in batch):
+                self.writer.fail(job, _public_error(e, job))
+
+    def _work_on(self, batch: list[QueueItem]) -> None:
         inputs = {item.job: item.job.inputs for item in batch}  # a job that ends, for any reason, drops them
         started = set(self.writer.start(list(dict.fromkeys(item.job for item in batch))))
         batch = [item for item in batch if item.job in started]
@@ -157,10 +165,11 @@ class Worker(threading.Thread):
 
     def _run_alone(self, job: Job, inputs: JobInputs) -> None:
         start = time.monotonic()
-        run = self.engine.run(job.request.kind, job.prepared, inputs)
+        run: Any = None
         done: events.Done | None = None
         number = 0
         try:
+            run = self.engine.run(job.request.kind, job.prepared, inputs)
             for event in run:
                 if job.cancelled.is_set():
                     break
