@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -107,8 +108,8 @@ def test_a_checkpoint_of_version_0_1_is_continued(
     options = {*present_to_old, "mode", "beta", "tau", "positions", "mask", "flip", "size", "seed", "batch"}
     facts = {
         present_to_old.get(k, k): v for k, v in meta["facts"].items()
-        if k in options or k in ("name", "category", "base", "text_encoder", "covariance", "photos", "captions")
-    }  # fmt: skip
+        if k in options or k in ("name", "category", "base", "text_encoder", "captions")
+    } | former_identity(base, photos, max_steps=24)  # fmt: skip
     header = {"progress": json.dumps({**state, "rate": 1.0}), "facts": json.dumps(facts)}
     save_file({old_names[k]: v for k, v in tensors.items()}, checkpoint, header)
     resumed = run(base, photos, max_steps=24, checkpoint=checkpoint, resume=True)
@@ -117,6 +118,53 @@ def test_a_checkpoint_of_version_0_1_is_continued(
     save_file({old_names[k]: v for k, v in tensors.items()}, checkpoint, header)
     with pytest.raises(BadRecipe, match="another run: value_lr is 0.03 there and 0.05 here"):
         run(base, photos, max_steps=24, value_lr=0.05, checkpoint=checkpoint, resume=True)
+
+
+def former_identity(base: Base, photos: list[Photo], **recipe: Any) -> dict[str, Any]:
+    """The facts about photos and covariance that checkpoints had before they held on every machine."""
+    options = Teach.make(**{"name": "tom", "category": "cat", "batch": 2, "mode": "gated", **recipe})
+    return training._former_identity(prepare(base, photos, options), identity(base))
+
+
+def test_resuming_does_not_depend_on_the_machine(
+    bases: dict[str, Base], photos: list[Photo], tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Latents and covariance with other last bits, as on another machine, are the same run; other photos are
+    not, nor are other captions."""
+    base, checkpoint, options = bases["sd15"], tmp_path / "c.safetensors", {"max_steps": 24}
+    stopped_at(5, base, photos, checkpoint, **options)
+    encode = Base.to_latents
+    monkeypatch.setattr(Base, "to_latents", lambda self, x: encode(self, x) * (1 + 1e-6))
+    here = replace(identity(base), c=identity(base).c * (1 + 1e-9), corpus=identity(base).hash)
+    recipe = Teach.make(name="tom", category="cat", batch=2, mode="gated", **options)
+    again = list(teach(base, photos, recipe, here, checkpoint=checkpoint, resume=True))
+    assert not [e for e in again if isinstance(e, events.Note) and e.warning]
+    assert any("going on after step 5" in e.text for e in again if isinstance(e, events.Note))
+    other = np.where(photos[0].pixels > 250, 0, photos[0].pixels)
+    for changed in (replace(photos[0], pixels=other), replace(photos[0], caption="a red <tom> on a hill")):
+        with pytest.raises(BadRecipe, match="another run: pixels is .* there and .* here"):
+            run(base, [changed, *photos[1:]], **options, checkpoint=checkpoint, resume=True)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_checkpoints_of_before_are_resumed_with_a_note_where_they_cannot_tell(
+    bases: dict[str, Base], photos: list[Photo], tmp_path: Path, monkeypatch: Any, elsewhere: bool
+) -> None:
+    """Earlier checkpoints hold a hash of the latents: resumed here, and elsewhere with a warning."""
+    base, checkpoint, options = bases["sd15"], tmp_path / "c.safetensors", {"max_steps": 24}
+    stopped_at(5, base, photos, checkpoint, **options)
+    tensors, meta = checkpoints.read(checkpoint)
+    before = {k: v for k, v in meta["facts"].items() if k not in ("pixels", "corpus")}
+    facts = before | former_identity(base, photos, **options)
+    checkpoints.write(checkpoint, tensors, {**meta, "facts": facts})
+    if elsewhere:
+        encode = Base.to_latents
+        monkeypatch.setattr(Base, "to_latents", lambda self, x: encode(self, x) * (1 + 1e-6))
+    recipe = Teach.make(name="tom", category="cat", batch=2, mode="gated", **options)
+    again = list(teach(base, photos, recipe, identity(base), checkpoint=checkpoint, resume=True))
+    notes = [e for e in again if isinstance(e, events.Note)]
+    assert any("cannot tell on another machine" in e.text for e in notes if e.warning) is elsewhere
+    assert any("going on after step 5" in e.text for e in notes)
 
 
 def test_checkpoint_of_another_run_is_refused(
@@ -136,7 +184,7 @@ def test_checkpoint_with_another_covariance_is_refused(
     run(base, photos, steps=2, checkpoint=checkpoint, save_every=2)
     other = Covariance(torch.eye(base.layout.text_width, dtype=torch.float64) * 2, 1, 1)
     recipe = Teach(name="tom", category="cat", mode="gated", batch=2, steps=2)
-    with pytest.raises(BadRecipe, match="another run: covariance is .* there and .* here"):
+    with pytest.raises(BadRecipe, match="another run: corpus is .* there and .* here"):
         list(teach(base, photos, recipe, other, checkpoint=checkpoint, resume=True))
 
 

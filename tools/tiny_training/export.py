@@ -16,6 +16,7 @@ from tools.tiny_training.noise import scheduler
 from minikin import events
 from minikin.errors import MinikinError
 from minikin.files import atomic_write
+from minikin.models.precision import name_float32
 
 
 def stage(job: Job) -> Iterator[events.Event]:
@@ -24,6 +25,7 @@ def stage(job: Job) -> Iterator[events.Event]:
     room = max(0.5 * job.split, job.split - 0.1) if job.split else 10_000  # MB; headers come on top
     pipe.to(torch.float16)
     save_part(pipe, job.model, safe_serialization=True, max_shard_size=f"{int(1000 * room)}KB")
+    name_float32(job.model)
     atomic_write(job.model / "README.md", card(job).encode())
     files = [(p, p.stat().st_size) for p in job.model.rglob("*") if p.is_file()]
     path, size = max(files, key=lambda f: f[1])

@@ -19,6 +19,7 @@ from torch import Tensor
 from minikin.distillation.student import Network
 from minikin.files import atomic_folder, atomic_write
 from minikin.models.base import Base
+from minikin.models.precision import name_float32
 
 LORA_NAME = "pytorch_lora_weights.safetensors"
 MODEL_NAME = "model"
@@ -70,6 +71,7 @@ def _write_model(network: Network, base: Base, folder: Path, facts: Mapping[str,
         for name, part in base.pipe.components.items():
             if part is not None and name != "unet":
                 part.save_pretrained(str(fresh / name))
+        name_float32(fresh)
         network.unet.save_config(str(fresh / "unet"))
         (fresh / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(save(tensors, metadata(facts)))
     return folder

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,12 +36,16 @@ RIDGE = 1e-3  # of the mean eigenvalue; see docs/measurements.md
 
 @dataclass(frozen=True)
 class Covariance:
-    """C (D, D), float64, over `n_tokens` tokens of `n_captions` captions."""
+    """C (D, D), float64, over `n_tokens` tokens of `n_captions` captions.
+
+    corpus  SHA-256 of the captions, the same on every machine, which C is not to the last bit; "" if unknown
+    """
 
     c: Tensor
     n_tokens: int
     n_captions: int
     ridge: float = RIDGE
+    corpus: str = ""
 
     @cached_property
     def inverse(self) -> Tensor:
@@ -123,7 +127,7 @@ def covariance(
     if result is None:
         result = estimate(base, lines, ridge=ridge, progress=progress)
         _write(path, result)
-    return result
+    return replace(result, corpus=corpus_hash)
 
 
 def _read(path: Path, ridge: float) -> Covariance | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -27,6 +28,7 @@ from minikin.images import xmp
 from minikin.images.photos import Fit, Photo, fitted
 from minikin.models.base import Base
 from minikin.models.distilled import refuse_student
+from minikin.models.loading.lock import opening
 from minikin.models.memory import is_out_of_memory
 from minikin.models.prompt import Prompt
 from minikin.perfusion import masks as masking
@@ -156,15 +158,22 @@ def teach(
         yield events.Note(MODE_NOTES[recipe.mode])
         prepared = prepare(base, photos, recipe)
         yield from _about_photos(base, prepared, recipe)
-        concept = TrainableConcept(
-            base, recipe, category_encoding(base, recipe.category), c.inverse if c else None
-        )  # fmt: skip
+        category = category_encoding(base, recipe.category)
+        with opening():
+            concept = TrainableConcept(base, recipe, category, c.inverse if c else None)
         record = _record(recipe, len(photos), c)
         trainer = Trainer(
             None, concept, _config(base, recipe, save_every), device=base.device, stage="teaching",
             groups=concept.param_groups(), path=checkpoint, resume=resume,
             facts=Teach.current(record) | _identity(base, prepared, recipe, c),
+            former_facts=_former_identity(prepared, c),
         )  # fmt: skip
+        if trainer.unverified:
+            yield events.Note(
+                f"{checkpoint} is of an earlier version, which cannot tell on another machine, or with another "
+                "PyTorch or number of threads, whether the photos are the same. Going on with those given.",
+                warning=True,
+            )
         if resume and not trainer.resumed:
             yield events.Note(f"There is no checkpoint at {checkpoint}; starting anew.", warning=True)
         c_hash = c.hash if c else ""
@@ -269,14 +278,35 @@ def check(base: Base, recipe: Teach) -> None:
 
 
 def _identity(base: Base, p: Prepared, recipe: Teach, c: Covariance | None) -> dict[str, Any]:
-    """Digests that must be equal for a run to be resumed, besides its settings."""
-    photos = hashlib.sha256()
-    for t in (p.latents, p.masks):
-        photos.update(t.cpu().numpy().tobytes())
+    """Facts that must be equal for a run to be resumed, besides its settings."""
     return {
         "name": recipe.name, "category": recipe.category, "base": base.fingerprint,
-        "text_encoder": base.text_hash, "covariance": c.hash if c else "", "photos": photos.hexdigest(),
+        "text_encoder": base.text_hash, "corpus": c.corpus or c.hash if c else "", "pixels": photos_digest(p),
     }  # fmt: skip
+
+
+def photos_digest(p: Prepared) -> str:
+    """SHA-256 of the photos as they are trained with: pixels, masks of their own, prompts.
+
+    It does not depend on the machine. Latents do: their last bits differ with the number of threads and the
+    build of PyTorch.
+    """
+    digest = hashlib.sha256()
+    for fit, prompts in zip(p.fits, p.prompts, strict=True):
+        for part in (fit.pixels, fit.mask, fit.valid):
+            part = np.zeros(0) if part is None else part
+            values = part if part.dtype == np.uint8 else (part * 255).round().astype(np.uint8)
+            digest.update(repr(values.shape).encode() + values.tobytes())
+        digest.update(repr([prompt.source for prompt in prompts]).encode())
+    return digest.hexdigest()
+
+
+def _former_identity(p: Prepared, c: Covariance | None) -> dict[str, Any]:
+    """Facts of checkpoints written before `photos_digest`, which other machines compute otherwise."""
+    digest = hashlib.sha256()
+    for t in (p.latents, p.masks):
+        digest.update(t.cpu().numpy().tobytes())
+    return {"photos": digest.hexdigest(), "covariance": c.hash if c else ""}
 
 
 def _record(recipe: Teach, n_photos: int, c: Covariance | None) -> dict[str, Any]:

@@ -77,6 +77,8 @@ class Trainer:
     groups      what the optimizer trains; by default every parameter that asks for a gradient
     path        the checkpoint [checkpoint.safetensors in `folder`]; without both it is kept in memory
     resume      whether a checkpoint at `path` is continued, or replaced
+    former_facts  facts that earlier versions wrote in place of some of `facts`, and that depend on the machine:
+                of their checkpoints, those that differ are listed in `unverified`, and none is refused for them
 
     Raises BadRecipe when the checkpoint belongs to another run, AssetError when it is damaged.
     """
@@ -85,6 +87,7 @@ class Trainer:
         self, folder: Path | None, model: nn.Module, config: TrainingConfig, *, device: torch.device,
         facts: Mapping[str, Any] | None = None, stage: str = "training",
         groups: Sequence[ParamGroup] | None = None, path: Path | None = None, resume: bool = True,
+        former_facts: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.model, self.config, self.device, self.stage = model, config, device, stage
         self.path = folder / CHECKPOINT if folder and not path else path
@@ -102,6 +105,8 @@ class Trainer:
         self.state = TrainerState(config.batch)
         self.best: dict[str, Tensor] = {}
         self.facts = config.model_dump(mode="json", include=IDENTITY) | dict(facts or {})
+        self.former_facts = dict(former_facts or {})
+        self.unverified: list[str] = []
         self.interrupted = False
         self._memory: tuple[dict[str, Tensor], dict[str, Any]] | None = None  # the checkpoint without a path
         self._clock = 0.0  # monotonic time up to which `state.seconds` counts
@@ -378,7 +383,7 @@ class Trainer:
         else:
             assert self._memory is not None
             tensors, meta = self._memory
-        theirs = self.facts | meta["facts"] if meta.get("partial_facts") else meta["facts"]
+        theirs = self._comparable(meta["facts"], bool(meta.get("partial_facts")))
         differ = [k for k in {**theirs, **self.facts} if theirs.get(k) != self.facts.get(k)]
         if differ:
             k = differ[0]
@@ -390,3 +395,13 @@ class Trainer:
         self.best = checkpoint.under(tensors, "best.")
         self.ema.optimization_step = meta["averaged"]
         self.state = TrainerState(**meta["state"])
+
+    def _comparable(self, theirs: dict[str, Any], partial: bool) -> dict[str, Any]:
+        """A checkpoint's facts by the names of today.
+
+        partial  version 0.1 wrote fewer facts
+        """
+        former = self.former_facts if theirs.keys() & self.former_facts and self.facts.keys() - theirs else {}
+        self.unverified = [k for k, value in former.items() if theirs.get(k) != value]
+        known = {k: v for k, v in theirs.items() if k not in former}
+        return self.facts | known if partial or former else known
