@@ -15,7 +15,7 @@ LAYERS = (
     ("cli", "web"), ("cluster",), ("server",), ("studio",), ("evaluation",),
     ("baselines", "distillation", "generation"), ("perfusion",), ("training",), ("models",),
     ("images", "recipes"),
-    ("files", "events", "stream"), ("errors",),
+    ("files", "events", "stream", "strict_json"), ("errors",),
 )  # fmt: skip
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
 
@@ -42,6 +42,12 @@ def test_imports_point_down() -> None:
             if name in LEVEL and LEVEL[name] < LEVEL[package]:
                 upward.append(f"{path.relative_to(ROOT)} imports {name}")
     assert not upward
+
+
+def test_methods_do_not_know_each_other() -> None:
+    """What the baselines and distillation share lies below them, in training/ and models/."""
+    for package, other in (("baselines", "distillation"), ("distillation", "baselines")):
+        assert not [p for p in (ROOT / package).rglob("*.py") if other in imports(p)]
 
 
 def dependencies() -> dict[str, set[str]]:
