@@ -3,9 +3,9 @@
     values = strict_json.loads(data, kind=dict, max_values=1_000)
 
 Depth and number of values are counted before anything is built: Python's reader spends 40 s and gigabytes on
-32 MB of `[{},{},...]`, and ends with RecursionError on deep brackets. Refused are also keys that occur twice, NaN
-and Infinity, numbers beyond a float's range, and texts that are not Unicode (half a surrogate pair), which cannot
-be written to a file, a terminal or a response.
+32 MB of `[{},{},...]`, and ends with RecursionError on deep brackets. Refused are also keys that occur twice,
+NaN and Infinity, numbers beyond a float's range, and texts that are not Unicode (half a surrogate pair), which
+cannot be written to a file, a terminal or a response.
 """
 
 from __future__ import annotations
