@@ -84,7 +84,7 @@ class ServerOptions:
     port: Annotated[int, typer.Option(min=1, max=65535, help="port to listen on")] = 7860
     api_key: Annotated[
         list[str] | None,
-        typer.Option(help="API key that requests must carry; repeatable", envvar="MINIKIN_API_KEY"),
+        typer.Option(help="API key that requests must carry; repeatable \\[one in MINIKIN_API_KEY]"),
     ] = None
     folder: Annotated[
         Path | None, typer.Option(help="folder of jobs, results and uploads \\[server/ in the data folder]")

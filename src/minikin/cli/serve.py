@@ -34,7 +34,7 @@ def run(
     page, browser  also serve the page, and open it in a browser
     Raises BadRecipe for options that contradict each other or an extra that is missing.
     """
-    host, port, keys = server.host, server.port, server.api_key or ()
+    host, port = server.host, server.port
     missing = [name for name in NEEDS if not find_spec(name)]
     if missing:  # without websockets, uvicorn would serve all but /api/live and say nothing
         raise BadRecipe(
@@ -42,11 +42,12 @@ def run(
         )
     from minikin.generation.content_filter import open_filtering
     from minikin.server.app import create, serve, with_middleware
-    from minikin.server.middleware import check_exposure
+    from minikin.server.middleware import check_exposure, keys_of
     from minikin.server.service import Service
 
     if page and not find_spec("gradio"):
         raise BadRecipe(f"The page is not installed. Install it with {extra('studio')}.")
+    keys = keys_of(server.api_key)
     check_exposure(host, keys, insecure=insecure)
     if address and not replicas:
         raise BadRecipe("--address is the cluster of the replicas: say how many with --replicas.")

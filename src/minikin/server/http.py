@@ -6,17 +6,19 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar, get_args
 
 from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
 from PIL import Image
 from pydantic import BaseModel, model_validator
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import Receive, Scope, Send
 
 from minikin.images.encode import Marking
 from minikin.recipes import first_sentence
@@ -153,6 +155,23 @@ def _depth(value: Any) -> int:
         ]
         deepest += bool(level)
     return deepest
+
+
+class CountedStream(StreamingResponse):
+    """Server-sent events that have a place (`admission.Places`), given back when the response is over.
+
+    Not in the generator's `finally`: one that never starts, since its client is gone, has none.
+    """
+
+    def __init__(self, events: AsyncIterator[bytes], leave: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._leave = leave
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._leave()
 
 
 async def on_http_error(request: Request, e: Exception) -> Response:

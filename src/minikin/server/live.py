@@ -26,7 +26,7 @@ from minikin.generation.live import Live, LiveResult
 from minikin.images.encode import Marking
 from minikin.recipes import Paint
 from minikin.server.engine import Row
-from minikin.server.errors import sentence_of
+from minikin.server.errors import RequestRejected, sentence_of
 from minikin.server.http import b64, client_of, jpeg, parse_json, service_of
 from minikin.server.limits import check_paint
 from minikin.server.service import Service
@@ -42,12 +42,23 @@ _EXECUTOR = ThreadPoolExecutor(
 async def live(socket: WebSocket) -> None:
     """See the module's docstring."""
     service, client = service_of(socket), client_of(socket)
-    sessions = socket.app.state.__dict__.setdefault("_live", set())
-    if len(sessions) >= service.limits.live_sessions or service.draining:
-        await socket.close(4429, "Too many live sessions are open; try again later.")
+    try:
+        leave = service.live_sessions.enter(client)  # counted from here on, before the handshake
+    except RequestRejected as e:
+        await socket.close(4429, str(e)[:120])
         return
-    await socket.accept()
-    sessions.add(socket)
+    try:
+        if service.draining:
+            await socket.close(4503, "The server is shutting down.")
+        else:
+            await socket.accept()
+            await _session(socket, service, client)
+    finally:
+        leave()
+
+
+async def _session(socket: WebSocket, service: Service, client: str) -> None:
+    """Receive changes and send images until the client leaves."""
     concepts: dict[str, str] = {}
     run = Live(painter(service, client, concepts), Paint.make(prompt="", base=service.engine.name))
     loop, ready = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any] | None]()
@@ -61,7 +72,6 @@ async def live(socket: WebSocket) -> None:
     except (WebSocketDisconnect, RuntimeError, KeyError):
         pass
     finally:
-        sessions.discard(socket)
         run.close()
         sending.cancel()
 

@@ -18,6 +18,7 @@ import hashlib
 import hmac
 import ipaddress
 import logging
+import os
 import re
 import secrets
 import time
@@ -31,12 +32,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minikin.errors import BadRecipe, MinikinError
 from minikin.server import errors, metrics
+from minikin.server.admission import LOCAL
 from minikin.server.errors import RequestRejected
 from minikin.server.limits import RECEIVE_RATE, Limits
 
 PUBLIC_PATHS = ("/livez",)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _ONCE = (b"host", b"origin", b"authorization", b"x-api-key", b"content-type", b"content-length")
+MIN_KEY = 16  # characters
+KEY_VARIABLE = "MINIKIN_API_KEY"  # of the environment: one key, whatever is in it
 _CLIENT = re.compile(r"[\w.@+-]{1,64}")
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _HEADERS = {
@@ -44,6 +48,29 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }  # fmt: skip
 log = logging.getLogger(__name__)
+
+
+def keys_of(options: Sequence[str] | None) -> list[str]:
+    """The API keys of `--api-key`, else the one in the environment; see `check_keys`."""
+    variable = os.environ.get(KEY_VARIABLE)
+    keys = list(options or ([] if variable is None else [variable]))
+    check_keys(keys)
+    return keys
+
+
+def check_keys(keys: Sequence[str]) -> None:
+    """Raise BadRecipe for API keys that anybody could guess, or that no header can carry."""
+    for key in keys:
+        if not (key.isascii() and key.isprintable() and key == key.strip()):
+            problem = "has a character that no header carries: use letters, digits and punctuation of ASCII"
+        elif len(key) < MIN_KEY:
+            problem = f"has {len(key)} characters, so it can be guessed: {MIN_KEY} are the least"
+        else:
+            continue
+        raise BadRecipe(
+            f"An API key (--api-key or {KEY_VARIABLE}) {problem}. This makes one: "
+            "python3 -c 'import secrets; print(secrets.token_urlsafe(24))'. Without a key, leave both out."
+        )
 
 
 def check_exposure(host: str, keys: Sequence[str], *, insecure: bool = False) -> None:
@@ -81,6 +108,8 @@ class AccessMiddleware:
         limits: Limits | None = None, draining: Callable[[], bool] = lambda: False,
     ) -> None:  # fmt: skip
         self.app, self.limits, self.draining = app, limits or Limits(), draining
+        if "" in keys:  # every request without a key would carry it
+            raise BadRecipe("An API key is empty. Leave it out, or give one of 16 characters or more.")
         self.keys = [k.encode() for k in keys]
         self.hosts = {*LOOPBACK, *hosts}
         self.origins = set(origins)
@@ -155,7 +184,7 @@ class AccessMiddleware:
                 "A client's name has up to 64 letters, digits and . @ + - _.", status=400, code="bad_client"
             )
         if not self.keys:
-            return f"local {session}".strip()
+            return f"{LOCAL} {session}".strip()
         matching = [k for k in self.keys if hmac.compare_digest(k, key.encode("utf-8", "replace"))]
         if not matching:
             raise RequestRejected(

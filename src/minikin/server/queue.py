@@ -1,8 +1,9 @@
 """Queue of images to generate, fair between clients and batched by compatible settings.
 
 Clients take turns image by image (A1, B1, C1, A2, ...), so that one large request does not keep the others
-waiting. The image at the front brings along every waiting image that can share its batch, in the same order,
-up to a number of images and to what fits into memory. Nothing waits for a batch to fill up.
+waiting; keys take turns first, then the client names within a key. The image at the front brings along every
+waiting image that can share its batch, in the same order, up to a number of images and to what fits into
+memory. Nothing waits for a batch to fill up.
 
 The queue's lock is held for moments only: how much fits into memory, which may be a question to another
 machine, is asked without it.
@@ -14,9 +15,11 @@ import random
 import sys
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from itertools import islice
 from typing import NamedTuple
 
+from minikin.server.admission import LOCAL, key_of, most_of_key
 from minikin.server.engine import EngineLost, PreparedRequest
 from minikin.server.errors import RequestRejected
 from minikin.server.jobs import Job
@@ -43,7 +46,8 @@ class JobQueue:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._by_client: OrderedDict[str, deque[QueueItem]] = OrderedDict()
+        self._by_client: OrderedDict[str, deque[QueueItem]] = OrderedDict()  # whose turn within a key is next
+        self._keys: OrderedDict[str, None] = OrderedDict()  # which key's turn is next
         self._changed = threading.Condition()
         self.closing = threading.Event()
         self.rate_s = 0.2  # seconds per megapixel-step, a running mean
@@ -53,7 +57,7 @@ class JobQueue:
         with self._changed:
             if not forced:
                 self._check(job.request.client)
-            items = self._by_client.setdefault(job.request.client, deque())
+            items = self._of_client(job.request.client)
             alone = job.prepared.group is None
             items.extend(QueueItem(job, k) for k in range(1 if alone else len(job.seeds)))
             self._changed.notify_all()
@@ -94,7 +98,7 @@ class JobQueue:
         """Put items at the front again."""
         with self._changed:
             for item in reversed(items):
-                self._by_client.setdefault(item.job.request.client, deque()).appendleft(item)
+                self._of_client(item.job.request.client).appendleft(item)
             self._changed.notify_all()
 
     def remove(self, job: Job) -> bool:
@@ -141,14 +145,20 @@ class JobQueue:
             self.rate_s += 0.3 * (seconds / cost - self.rate_s)
 
     def _check(self, client: str) -> None:
-        all_jobs = {item.job.id for items in self._by_client.values() for item in items}
-        client_jobs = {item.job.id for item in self._by_client.get(client, ())}
-        if len(client_jobs) >= self.limits.waiting_per_client:
-            raise self._rejection(
-                f"{len(client_jobs)} of your requests are waiting already", "client_queue_full"
-            )
-        if len(all_jobs) >= self.limits.waiting:
-            raise self._rejection(f"{len(all_jobs)} requests are waiting already", "queue_full")
+        key, limits = key_of(client), self.limits
+        jobs = {name: {item.job.id for item in items} for name, items in self._by_client.items()}
+        of_client, of_all = len(jobs.get(client, ())), len(set().union(*jobs.values()))
+        of_key = sum(len(ids) for name, ids in jobs.items() if key_of(name) == key)
+        if of_client >= limits.waiting_per_client:
+            raise self._rejection(f"{of_client} of your requests are waiting already", "client_queue_full")
+        if of_key >= max(limits.waiting_per_client, most_of_key(limits.waiting, key)) and key != LOCAL:
+            raise self._rejection(f"{of_key} requests of your key are waiting already", "client_queue_full")
+        if of_all >= limits.waiting:
+            raise self._rejection(f"{of_all} requests are waiting already", "queue_full")
+
+    def _of_client(self, client: str) -> deque[QueueItem]:
+        self._keys.setdefault(key_of(client))
+        return self._by_client.setdefault(client, deque())
 
     def _rejection(self, why: str, code: str) -> RequestRejected:
         cost = sum(item.job.prepared.cost for items in self._by_client.values() for item in items)
@@ -160,12 +170,20 @@ class JobQueue:
         return any(self._by_client.values())
 
     def _first(self) -> QueueItem | None:
-        """The next item in turn; its client moves to the end of the round."""
-        client = next((name for name, items in self._by_client.items() if items), None)
-        if client is None:
-            return None
-        self._by_client.move_to_end(client)
-        return self._by_client[client].popleft()
+        """The next item in turn; its key and its client move to the end of their rounds."""
+        return next(self._one_of_each_key(lambda item: True), None)
+
+    def _one_of_each_key(self, suits: Callable[[QueueItem], bool]) -> Iterator[QueueItem]:
+        """The first item that suits of each key's next client; each key and client moves to its round's end."""
+        for key in list(self._keys):
+            for client, items in self._by_client.items():
+                item = next(filter(suits, items), None) if key_of(client) == key else None
+                if item is not None:
+                    items.remove(item)
+                    self._keys.move_to_end(key)
+                    self._by_client.move_to_end(client)
+                    yield item
+                    break
 
     def _batch_limit(self, first: QueueItem, max_batch: Callable[[PreparedRequest], int]) -> int:
         """How many images the first item's batch may have."""
@@ -188,14 +206,10 @@ class JobQueue:
             batch += more
         for client in [name for name, items in self._by_client.items() if not items]:
             del self._by_client[client]
+        for key in self._keys.keys() - {key_of(client) for client in self._by_client}:
+            del self._keys[key]
         return batch
 
     def _round(self, group: Hashable, most: int) -> list[QueueItem]:
-        """One more image of each client, at most `most`."""
-        taken: list[QueueItem] = []
-        for items in self._by_client.values():
-            item = next((i for i in items if i.group == group and not i.job.losses), None)
-            if item is not None and len(taken) < most:
-                items.remove(item)
-                taken.append(item)
-        return taken
+        """One more image of each key, at most `most`."""
+        return list(islice(self._one_of_each_key(lambda i: i.group == group and not i.job.losses), most))

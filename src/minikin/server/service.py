@@ -28,6 +28,7 @@ from minikin.generation.content_filter import Filtering
 from minikin.images.encode import MARKED, Marking
 from minikin.recipes import Paint, Recipe, Teach
 from minikin.server import image_metadata, job_types, metrics
+from minikin.server.admission import Places, key_of, most_of_key
 from minikin.server.audit import CONCEPTS, INPUTS, RESULTS, STORE
 from minikin.server.concept_store import ConceptStore
 from minikin.server.engine import Engine, JobInputs
@@ -74,6 +75,8 @@ class Service:
         self.concept_store = ConceptStore(folder / CONCEPTS, self.store, self.limits)
         self.engine = engines[0]
         self.queue = JobQueue(self.limits)
+        self.streams = Places(self.limits.event_streams, "event streams", "too_many_streams")
+        self.live_sessions = Places(self.limits.live_sessions, "live sessions", "too_many_sessions")
         self.writer = ResultWriter(
             self.engine, self.queue, self.store, self.concept_store, self.results, marking, filtering
         )
@@ -242,12 +245,19 @@ class Service:
         return job
 
     def _check_input_memory(self, job: Job) -> None:
-        """Raise RequestRejected (429) when its input images and those of other jobs do not fit into memory."""
-        pixels = sum(other.inputs.area for other in self._unfinished())
-        if pixels and pixels + job.inputs.area > self.limits.waiting_pixels:
-            raise self.queue.rejection(
-                f"the input images of unfinished jobs have {pixels / 1e6:.0f} megapixels already"
-            )
+        """Raise RequestRejected (429) when its input images and those of other jobs do not fit into memory.
+
+        One key gets at most half of it, except for a single job.
+        """
+        key, unfinished = key_of(job.request.client), self._unfinished()
+        of_key = [other for other in unfinished if key_of(other.request.client) == key]
+        most = self.limits.waiting_pixels
+        for jobs, limit in ((unfinished, most), (of_key, most_of_key(most, key))):
+            pixels = sum(other.inputs.area for other in jobs)
+            if pixels and job.inputs.area and pixels + job.inputs.area > limit:
+                raise self.queue.rejection(
+                    f"the input images of unfinished jobs have {pixels / 1e6:.0f} megapixels already"
+                )
 
     def job(self, client: str, id_: str) -> Job | None:
         """A job of this client that is in memory."""

@@ -23,6 +23,7 @@ from minikin.server import decode, serializers
 from minikin.server.engine import JobInputs
 from minikin.server.errors import RequestRejected, not_found
 from minikin.server.http import (
+    CountedStream,
     Strict,
     StrictRoute,
     client_of,
@@ -159,26 +160,18 @@ async def events(request: Request, id: str) -> Response:
     if active is None:
         body = await run_in_threadpool(_view, service, client, id)
         return StreamingResponse(iter([sse("end", body)]), media_type="text/event-stream")
-    streams = request.app.state.__dict__.setdefault("_streams", [0])
-    if streams[0] >= service.limits.event_streams:
-        raise RequestRejected(
-            "Too many event streams are open.", status=429, code="too_many_streams", retry_s=5
-        )
+    leave = service.streams.enter(client)  # counted from here on, before its first event is sent
 
     async def stream() -> AsyncIterator[bytes]:
-        streams[0] += 1
-        try:
-            async with active.watch() as changes:
-                while not active.over:
-                    image = await preview(service, active)
-                    yield sse("progress", {**serializers.job_json(service, active), "preview": image})
-                    while not await changes.next(HEARTBEAT_S):
-                        yield b": still here\n\n"
-                yield sse("end", serializers.job_json(service, active))
-        finally:
-            streams[0] -= 1
+        async with active.watch() as changes:
+            while not active.over:
+                image = await preview(service, active)
+                yield sse("progress", {**serializers.job_json(service, active), "preview": image})
+                while not await changes.next(HEARTBEAT_S):
+                    yield b": still here\n\n"
+            yield sse("end", serializers.job_json(service, active))
 
-    return StreamingResponse(stream(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return CountedStream(stream(), leave)
 
 
 @router.get("/results/{id}")
