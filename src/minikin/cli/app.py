@@ -16,6 +16,7 @@ from minikin import __version__
 from minikin.cli import concepts, fleet, models
 from minikin.cli.flags import Json, with_options, with_recipe
 from minikin.cli.options import BestOfOptions, Cluster, ImageOptions, Out, Resume, ServerOptions
+from minikin.cli.output import OutputLost, guarded
 from minikin.errors import BadRecipe, MinikinError
 from minikin.recipes import (
     Baseline,
@@ -30,6 +31,7 @@ from minikin.recipes import (
     Sweep,
     Teach,
 )
+from minikin.training.signals import as_ctrl_c
 
 app = typer.Typer(
     name="minikin", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -299,7 +301,12 @@ def main() -> None:
         os.environ["MINIKIN_DEBUG"] = "1"
     debug = bool(os.environ.get("MINIKIN_DEBUG"))
     try:
-        app(prog_name="minikin")
+        with guarded(), as_ctrl_c():
+            app(prog_name="minikin")
+    except OutputLost as e:
+        if not e.quiet:
+            print(f"minikin: {e}", file=sys.stderr)
+        sys.exit(e.exit_code)
     except MinikinError as e:
         if debug:
             raise

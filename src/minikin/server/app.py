@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import threading
 from collections.abc import AsyncIterator, Sequence
@@ -26,6 +27,7 @@ from minikin.server.api import a1111, a1111_options, native, native_concepts, op
 from minikin.server.errors import dialect_of, error_responses
 from minikin.server.middleware import AccessMiddleware
 from minikin.server.service import Service
+from minikin.training.signals import as_ctrl_c
 
 SWEEP_S = 60.0
 log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ def create(service: Service) -> FastAPI:
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
+        asyncio.get_running_loop().set_exception_handler(_on_loop_error)
         await run_in_threadpool(service.start)
         sweeping = asyncio.create_task(_sweep(service))
         try:
@@ -70,6 +73,15 @@ def with_middleware(
     return AccessMiddleware(app, keys=keys, hosts=hosts, origins=origins, limits=service.limits)
 
 
+def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """The event loop's errors: one line where no file can be opened, which asyncio repeats with tracebacks."""
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        log.warning("a connection waits, since no file can be opened: %s", error.strerror)
+    else:
+        loop.default_exception_handler(context)
+
+
 async def _sweep(service: Service) -> None:
     while True:
         await asyncio.sleep(SWEEP_S)
@@ -88,13 +100,13 @@ def listening(guard: AccessMiddleware, host: str, port: int, **more: Any) -> Any
     """
     import uvicorn
 
-    from minikin.server.protocol import protocol
+    from minikin.server.protocol import fitted, protocol
 
-    limits = guard.limits
+    limits, accepted = fitted(guard.limits)
     settings: dict[str, Any] = {
         "log_level": "warning", "server_header": False, "date_header": True, "proxy_headers": False,
         "timeout_graceful_shutdown": 3, "timeout_keep_alive": 15, "http": protocol(limits),
-        "h11_max_incomplete_event_size": 32_768, "ws_max_size": 1 << 20, "lifespan": "on",
+        "backlog": accepted, "h11_max_incomplete_event_size": 32_768, "ws_max_size": 1 << 20, "lifespan": "on",
     }  # fmt: skip
     return uvicorn.Config(guard, host=host, port=port, **{**settings, **more})
 
@@ -121,8 +133,15 @@ def server(guard: AccessMiddleware, service: Service, host: str, port: int, **mo
 
 
 def serve(guard: AccessMiddleware, service: Service, host: str, port: int) -> None:
-    """Run until SIGTERM or SIGINT; then accept no new request, finish the running ones, and exit.
+    """Run until SIGTERM, SIGHUP or SIGINT; then accept no new request, finish the running ones, and exit.
 
     Until then it goes on listening: /readyz and new requests get 503, /livez 200. A second signal ends it.
     """
-    server(guard, service, host, port).run()
+    running = server(guard, service, host, port)
+
+    def hang_up(number: int, frame: Any) -> None:
+        if not service.draining:  # a shell and the kernel may both send it: that is no second signal
+            running.handle_exit(number, frame)
+
+    with as_ctrl_c(hang_up):  # uvicorn knows no SIGHUP
+        running.run()
