@@ -60,8 +60,10 @@ def test_teach_paint_show_redo(cli: Any, tom: Path) -> None:
         and len(list(Path("out").glob("*.png"))) == 4
     )
     code, out, _ = cli("concepts", "list", "--json")
-    assert json.loads(out)["category"] == "cat" and json.loads(out)["library"] is None
-    library_path = cli("concepts", "add", tom)[1].strip()
+    assert json.loads(out)["category"] == "cat"
+    library_path = json.loads(out)["library"]  # the page, and other folders, find it there
+    assert Path(library_path).read_bytes() == tom.read_bytes()
+    assert cli("concepts", "add", tom)[1].strip() == library_path
     assert json.loads(cli("concepts", "list", "--json")[1])["library"] == library_path
     assert f"and in your library: {library_path}" in cli("concepts", "list")[1]
     code, out, _ = cli("concepts", "check", "tom", "--base", "tiny")

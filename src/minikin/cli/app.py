@@ -226,12 +226,18 @@ def serve(
 @with_options("server", ServerOptions)
 def studio(
     no_browser: Annotated[bool, typer.Option("--no-browser", help="do not open the page in a browser")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="folder that keeps the images \\[out; none where others reach the page: deleted in 24 hours]"
+        ),
+    ] = None,
     *, server: ServerOptions, options: ImageOptions,
 ) -> None:  # fmt: skip
     """Open the page: paint as you type, refine, inpaint, teach; served with the API of `minikin serve`."""
     from minikin.cli import serve as commands
 
-    commands.run(server, options, page=True, browser=not no_browser)
+    commands.run(server, options, page=True, browser=not no_browser, out=out)
 
 
 @app.command()

@@ -7,11 +7,12 @@ from pathlib import Path
 from minikin import events, files
 from minikin.cli import display
 from minikin.cli.flags import flag
-from minikin.errors import BadRecipe
+from minikin.errors import BadRecipe, MinikinError
 from minikin.generation import lineage
 from minikin.images import metadata
 from minikin.images.credentials import signature
 from minikin.images.encode import save_image
+from minikin.perfusion import library
 from minikin.perfusion.concept import check_category, check_name
 from minikin.perfusion.concept_file import save as save_concept
 from minikin.recipes import Teach
@@ -49,7 +50,9 @@ def teach(
 
         work = studio.teaching(loaded, recipe, checkpoint=checkpoint, resume=resume, stop=stop)
         done = display.run(work, as_json=as_json, on_image=save)
+        before = path.read_bytes() if path.exists() else None
         save_concept(done.result, path, int8=recipe.int8)
+        _into_library(path, recipe.name, before, as_json=as_json)
     interrupted = done.facts["interrupted"]
     if not interrupted:
         checkpoint.unlink(missing_ok=True)
@@ -68,6 +71,20 @@ def teach(
     if interrupted:
         raise SystemExit(130)
     return path
+
+
+def _into_library(path: Path, name: str, before: bytes | None, *, as_json: bool) -> None:
+    """Put the concept into the library, where the page and other folders find it; a problem is a note."""
+    try:
+        if library.follow(path, name, before):
+            return
+        text = (
+            f"Your library has another concept '{name}', which the page and other folders go on using. To use "
+            f"this one there: minikin concepts remove {name}, then minikin concepts add {path}"
+        )
+    except MinikinError as e:
+        text = f"The concept is in {path} alone, because your library cannot be written: {e}"
+    display.warn(text, as_json=as_json)
 
 
 def advise(options: set[str], recipe: Teach, *, as_json: bool) -> None:

@@ -78,8 +78,10 @@ def run(out: Path, *, as_json: bool) -> dict[str, Any]:
     before = {c: _image(studio, f"a photo of a {c}") for _, c in CONCEPTS}
     facts: dict[str, Any] = {"concepts": {}}
     tiles: list[Tile] = []
-    for name, category in CONCEPTS:
-        concept, photos, seconds, size = _teach(studio, name, category, out, as_json)
+    for k, (name, category) in enumerate(CONCEPTS):
+        part = f"{k + 1} of {len(CONCEPTS)}"
+        concept, photos, seconds, size = _teach(studio, name, category, out, as_json, part)
+        display.note(f"Painting <{name}> in {len(SCENES)} scenes, and measuring the images.", as_json=as_json)
         rows, measured = _scenes(studio, concept, photos)
         tiles += rows
         facts["concepts"][name] = {"bytes": size, "seconds": round(seconds, 1), **measured}
@@ -101,13 +103,13 @@ def run(out: Path, *, as_json: bool) -> dict[str, Any]:
 
 
 def _teach(
-    studio: Studio, name: str, category: str, out: Path, as_json: bool
+    studio: Studio, name: str, category: str, out: Path, as_json: bool, part: str
 ) -> tuple[Concept, list[Photo], float, int]:
     photos = load_photos(examples_folder() / name)
-    display.note(f"Teaching <{name}> from {len(photos)} photos.", as_json=as_json)
+    display.note(f"Teaching <{name}>, concept {part}, from {len(photos)} photos.", as_json=as_json)
     recipe = Teach(name=name, category=category, sample_every=0)
     started = time.monotonic()
-    done = display.run(studio.teaching(photos, recipe), as_json=as_json)
+    done = display.run(studio.teaching(photos, recipe), as_json=as_json, label=f"<{name}>: ")
     path = done.result.save(out / f"{name}.safetensors")
     return done.result, photos, time.monotonic() - started, path.stat().st_size
 

@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
+from rich.text import Text
 
 from minikin import events
+from minikin.events import Pace, duration
 
 PROGRESS_S = 15.0  # seconds between lines of progress where there is no terminal
 
@@ -22,15 +24,16 @@ err = Console(stderr=True, highlight=False, markup=False, soft_wrap=not sys.stde
 
 def run(
     work: Iterator[events.Event], *, as_json: bool = False,
-    on_image: Callable[[events.ImageReady], Any] | None = None,
+    on_image: Callable[[events.ImageReady], Any] | None = None, label: str = "",
 ) -> events.Done:  # fmt: skip
     """Run work to its end and print its events; returns its Done.
 
     on_image  is called with each event that carries an image
+    label     what the work is about, before the name of each stage
     """
     done: events.Done | None = None
-    printed = time.monotonic()
-    with _progress(as_json) as progress:
+    printed, pace = time.monotonic(), Pace()
+    with _progress(as_json, pace) as progress:
         tasks: dict[str, TaskID] = {}
         for event in work:
             if isinstance(event, events.Done):
@@ -43,14 +46,20 @@ def run(
             elif as_json:
                 emit(_plain(event))
             elif not err.is_terminal:
+                pace.update(event.stage, event.done, event.total)
                 if time.monotonic() - printed > PROGRESS_S or (event.done == event.total and printed):
                     printed = time.monotonic()
-                    err.print(f"{event.stage} {event.done}/{event.total}  {event.info}".rstrip())
+                    left = pace.left_s()
+                    rest = f"  about {duration(left)} left" if left else ""
+                    err.print(f"{label}{event.stage} {event.done}/{event.total}{rest}  {event.info}".rstrip())
             else:
+                pace.update(event.stage, event.done, event.total)
                 if event.stage not in tasks:
                     for task in tasks.values():
                         progress.remove_task(task)
-                    tasks = {event.stage: progress.add_task(event.stage, total=event.total, info=event.info)}
+                    tasks = {event.stage: progress.add_task(
+                        label + event.stage, total=event.total, info=event.info
+                    )}  # fmt: skip
                 progress.update(tasks[event.stage], completed=event.done, info=event.info)
     assert done is not None
     return done
@@ -93,9 +102,21 @@ def _plain(event: events.Event) -> dict[str, Any]:
     return {"event": kind, "text": event.text, "warning": event.warning}
 
 
-def _progress(as_json: bool) -> Progress:
+class _TimeLeft(ProgressColumn):
+    """The estimated rest of the stage; rich's own forgets steps that took half a minute."""
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__()
+        self._pace = pace
+
+    def render(self, task: Task) -> Text:
+        left = self._pace.left_s()
+        return Text("" if left is None else f"{duration(left)} left", style="progress.remaining")
+
+
+def _progress(as_json: bool, pace: Pace) -> Progress:
     return Progress(
         TextColumn("{task.description}"), BarColumn(bar_width=28), TextColumn("{task.completed}/{task.total}"),
-        TimeRemainingColumn(), TextColumn("{task.fields[info]}"), console=err, transient=True,
+        _TimeLeft(pace), TextColumn("{task.fields[info]}"), console=err, transient=True,
         disable=as_json or not err.is_terminal,
     )  # fmt: skip

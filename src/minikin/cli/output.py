@@ -75,7 +75,7 @@ def guarded() -> Iterator[None]:
     before = sys.stdout, sys.stderr
     out, err = (stream or open(os.devnull, "w") for stream in before)  # noqa: SIM115 - until the process ends
     guard = _Guarded(out, ignore=False)
-    sys.stdout, sys.stderr = guard, _Guarded(err, ignore=True)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = guard, _Guarded(err, ignore=True)
     try:
         try:
             yield

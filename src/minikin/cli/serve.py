@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minikin.cli import display
@@ -27,11 +28,13 @@ NEEDS = ("fastapi", "uvicorn", "websockets", "h11")
 
 def run(
     server: ServerOptions, options: ImageOptions, *, origins: Sequence[str] = (), insecure: bool = False,
-    page: bool = False, browser: bool = False, replicas: int = 0, address: str | None = None,
+    page: bool = False, browser: bool = False, out: Path | None = None, replicas: int = 0,
+    address: str | None = None,
 ) -> None:  # fmt: skip
     """Open the base on each device, or in each replica, and serve it until Ctrl-C.
 
     page, browser  also serve the page, and open it in a browser
+    out            folder that keeps the images; by default out/ where one person alone reaches the page
     Raises BadRecipe for options that contradict each other or an extra that is missing.
     """
     host, port = server.host, server.port
@@ -42,7 +45,7 @@ def run(
         )
     from minikin.generation.content_filter import open_filtering
     from minikin.server.app import create, serve, with_middleware
-    from minikin.server.middleware import check_exposure, keys_of
+    from minikin.server.middleware import LOOPBACK, check_exposure, keys_of
     from minikin.server.service import Service
 
     if page and not find_spec("gradio"):
@@ -54,11 +57,16 @@ def run(
     if server.live_backend and replicas:
         raise BadRecipe("--live-backend works in this process alone: leave it out with --replicas.")
     marking = options.marking()
+    personal = page and host in LOOPBACK and not keys and not server.allow_host
+    images = out or (Path("out") if personal else None)
+    display.err.print(f"Opening the base {server.base} ...")
     with _engines(server, replicas, address, page) as engines:
         studio = getattr(engines[0], "studio", None)
         filtering = open_filtering(options.filter, studio.base if studio else None)
         folder = server.folder or data_folder() / "server"
-        service = Service(engines, folder, marking=marking, filtering=filtering)
+        service = Service(
+            engines, folder, marking=marking, filtering=filtering, image_folder=images, one_library=personal
+        )
         app = create(service)
         if page:
             from minikin.web.app import mount
@@ -69,15 +77,19 @@ def run(
         display.err.print(
             f"Serving {engines[0].name}{many} on {where}\n"
             f"  OpenAI  {where}/v1    A1111  {where}/sdapi/v1    native  {where}/docs\n"
-            f"  jobs and results: {service.folder}   end with Ctrl-C",
+            f"  jobs: {service.folder}   end with Ctrl-C",
             soft_wrap=True,
         )  # fmt: skip
+        if saved := service.writer.image_folder:
+            display.err.print(f"  images are saved in {saved.path}", soft_wrap=True)
+        elif page:
+            hours = service.limits.keep_s / 3600
+            display.err.print(f"  images are deleted after {hours:.0f} hours; --out FOLDER keeps them")
         if filtering:
             display.err.print(f"  content filter: {filtering.mode}, by {filtering.filter.name}")
         if page:
             display.err.print(f"  the page: {where}/")
-        if browser:
-            _open_when_ready(service, f"{where.replace('0.0.0.0', '127.0.0.1')}/")
+        _when_ready(service, f"{where.replace('0.0.0.0', '127.0.0.1')}/", browser)
         hosts = [*(server.allow_host or ()), host]
         try:
             serve(with_middleware(app, keys=keys, hosts=hosts, origins=origins), service, host, port)
@@ -123,13 +135,19 @@ def _fast_backend(studio: Studio) -> str:
     return "openvino" if small and find_spec("openvino") else "eager"
 
 
-def _open_when_ready(service: Service, address: str) -> None:
-    """Open the page in a browser once the server is warm: before that it would not answer."""
+def _when_ready(service: Service, address: str, browser: bool) -> None:
+    """Say what happens until the server is warm, and then open the page in a browser if asked for."""
 
     def wait() -> None:
-        while service.ready == "warming up":
+        backend = getattr(service.engine, "live_engine", "eager")
+        once = "" if backend == "eager" else f", and live images run on {backend} (exported once, then cached)"
+        display.err.print(f"Warming up: the first images are painted{once} ...", soft_wrap=True)
+        started = time.monotonic()
+        while service.ready == "warming up" and not service.draining:
             time.sleep(0.1)
         if not service.draining:
-            webbrowser.open(address)
+            display.err.print(f"Ready after {time.monotonic() - started:.0f} s.")
+            if browser:
+                webbrowser.open(address)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -58,13 +58,11 @@ class Names:
     def __init__(self, recipe: Paint, out: Path, stem: str = "") -> None:
         if out.suffix.lower() in UNSUPPORTED:
             raise BadRecipe(f"Images are written as PNG: give --out a folder or NAME.png, not {out.name}.")
-        words = re.findall(r"[a-z0-9]+", recipe.prompt.lower())
         is_file = out.suffix.lower() == ".png"
         self.single = out if is_file and recipe.n == 1 else None
         self.folder = out.parent if is_file else out
         self.replaced = self.single is not None and self.single.exists()
-        default = "-".join(words)[:40].strip("-") or "picture"  # word: names of files stay
-        self.stem = out.stem if is_file else stem or default
+        self.stem = out.stem if is_file else stem or stem_of(recipe.prompt)
         self.used = {p.name for p in self.folder.glob(f"{self.stem}-*")} if self.folder.is_dir() else set()
 
     def image(self, seed: int) -> Path:
@@ -83,6 +81,12 @@ class Names:
 
 def save_generated(
     generated: GeneratedImage, names: Names, *, metadata: bool = True, marking: Marking = MARKED
+def stem_of(prompt: str) -> str:
+    """How the file names of a prompt's images begin: its words."""
+    words = re.findall(r"[a-z0-9]+", prompt.lower())
+    return "-".join(words)[:40].strip("-") or "picture"  # word: names of files stay
+
+
 ) -> Path:
     """Write one PNG with its mark and, with `metadata`, its record inside; returns its path."""
     path, record = names.image(generated.seed), generated.record

@@ -116,6 +116,52 @@ def add(path: Path) -> Path:
     return atomic_write(target, path.read_bytes())
 
 
+def put_newest(data: bytes, name: str) -> tuple[Path, str]:
+    """Write a concept file into the user's library as the newest of its name.
+
+    Returns its path, and the name that an earlier one of that name has from now on; "" where there was none.
+    A file of that name in the current folder would be used in place of this one, so this one gets a name of
+    its own then. Raises StorageError.
+    """
+    folder = library_folder()
+    target, earlier = folder / f"{name}.safetensors", ""
+    if target.is_file() and target.read_bytes() == data:
+        return target, ""
+    here = Path.cwd() / target.name
+    if here.is_file() and _looks_like_concept(here) and here.read_bytes() != data:
+        target = folder / f"{_free_name(f'{name[:33]}-new')}.safetensors"
+    elif target.is_file():
+        earlier = _free_name(f"{name[:33]}-old")
+        atomic_write(folder / f"{earlier}.safetensors", target.read_bytes())
+    sweep_orphans(folder)
+    return atomic_write(target, data), earlier
+
+
+def _free_name(name: str) -> str:
+    """A name that no file has, here or in the library: NAME, NAME-2, NAME-3, ..."""
+    tried, k = name, 2
+    while any((folder / f"{tried}.safetensors").exists() for folder in folders()):
+        tried, k = f"{name}-{k}", k + 1
+    return tried
+
+
+def follow(path: Path, name: str, before: bytes | None, *, new: bool = True) -> bool:
+    """Put a concept that was written to `path` into the user's library, too, where the page finds it.
+
+    before  the file's content until now; a copy of it in the library is replaced
+    new     whether it is put there when the library has no concept of that name
+    Returns False, and changes nothing, when the library has another concept of that name. Raises StorageError.
+    """
+    target = library_folder() / f"{name}.safetensors"
+    data = path.read_bytes()
+    stored = target.read_bytes() if target.is_file() else None
+    if stored not in (None, before, data):
+        return False
+    if stored != data and (new or stored is not None):
+        atomic_write(target, data)
+    return True
+
+
 def path_in_library(name: str) -> Path | None:
     """Path of the file of this name in the user's library, or None."""
     path = library_folder() / f"{name}.safetensors"

@@ -37,6 +37,7 @@ from minikin.server.job_store import JobStore
 from minikin.server.limits import Limits
 
 log = logging.getLogger(__name__)
+LOCAL = "local"  # the client of this machine who gives no name, as the middleware calls them
 MAX_PARSED = 512  # parsed concepts in memory, about 100 KB each
 _HASH = re.compile(r"(?:sha256:)?([0-9a-f]{8,64})")
 _TAG = re.compile(
@@ -46,19 +47,26 @@ _TAG = re.compile(
 
 @dataclass(frozen=True)
 class Entry:
-    """A concept as a client sees it; `mine` when it can delete it, `listed` when it is in the library."""
+    """A concept as a client sees it; `mine` when it can delete it, `listed` when it is in the library.
+
+    earlier  the name that the concept it took the place of has now; "" where there was none
+    """
 
     name: str
     sha256: str
     mine: bool
     listed: IndexEntry | None = None
+    earlier: str = ""
 
 
 class ConceptStore:
-    """The concepts of all clients, in files named by content."""
+    """The concepts of all clients, in files named by content.
 
-    def __init__(self, folder: Path, store: JobStore, limits: Limits) -> None:
-        self.folder, self.store, self.limits = folder, store, limits
+    one_library  one person uses this server, on their own machine: what they add goes into their library
+    """
+
+    def __init__(self, folder: Path, store: JobStore, limits: Limits, *, one_library: bool = False) -> None:
+        self.folder, self.store, self.limits, self.one_library = folder, store, limits, one_library
         self._lock = threading.RLock()  # for every change of files and owners
         self._deleted = set[str]()  # while a job needed them
         self._parsed: OrderedDict[str, Concept] = OrderedDict()
@@ -66,7 +74,10 @@ class ConceptStore:
 
     def check_quota(self, client: str, coming: int = 0) -> None:
         """Raise RequestRejected (422) when one more concept, besides `coming` ones, would be too many."""
-        if len(self.store.concepts_of(client)) + coming >= self.limits.concepts_per_client:
+        if (
+            not self.one_library
+            and len(self.store.concepts_of(client)) + coming >= self.limits.concepts_per_client
+        ):
             raise RequestRejected(
                 f"You have {self.limits.concepts_per_client} concepts here, including those being taught, the "
                 "most this server keeps for one client. Delete some first.",
@@ -87,6 +98,10 @@ class ConceptStore:
         name = check_name(name or concept.name)
         if check_quota:
             self.check_quota(client)
+        if self.one_library:
+            with self._lock:
+                path, earlier = library.put_newest(data, name)
+            return Entry(path.stem, hashlib.sha256(data).hexdigest(), True, earlier=earlier)
         with self._lock:
             sha256 = self._write(data)
             self.store.add_concept(client, sha256, name)
@@ -98,7 +113,11 @@ class ConceptStore:
 
         The library's come from its index: a file is opened once, and again when it has changed.
         """
-        shared = [Entry(file.name, file.sha256, False, file) for file in library.search(hashed=True)]
+        personal = library.library_folder() if self.one_library else None
+        shared = [
+            Entry(file.name, file.sha256, file.path.parent == personal, file)
+            for file in library.search(hashed=True)
+        ]
         return [*shared, *self._owned(client)]
 
     def find(self, client: str, ref: str) -> Entry:
@@ -117,6 +136,11 @@ class ConceptStore:
 
     def delete(self, client: str, ref: str) -> list[Entry]:
         """Delete every content of a name, or the content with a hash; raises RequestRejected (404)."""
+        in_library = [e for e in self.entries(client) if e.mine and e.listed] if self.one_library else []
+        if any(ref in (e.name, e.sha256, f"sha256:{e.sha256}") for e in in_library):
+            entry = self._find(in_library, ref)
+            library.remove(entry.name)
+            return [entry]
         owned = self._owned(client)
         deleted = [e for e in owned if e.name == ref] or [self._find(owned, ref)]
         with self._lock:
@@ -125,6 +149,14 @@ class ConceptStore:
                 self._deleted.add(entry.sha256)
         self.release(entry.sha256 for entry in deleted)
         return deleted
+
+    def share(self) -> None:
+        """Move what clients without a name of their own have here into the library, if there is only that."""
+        if not self.one_library:
+            return
+        for entry in self._owned(LOCAL):
+            library.put_newest(self.data(entry), entry.name)
+            self.store.remove_concept(LOCAL, entry.sha256)
 
     def release(self, contents: Iterable[str]) -> None:
         """Called when a job no longer needs these contents: removes those that were deleted meanwhile."""

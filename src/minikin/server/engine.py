@@ -84,12 +84,14 @@ class JobInputs:
 
     images  by field name: "image" and "mask"
     stop    when set, teaching ends early and keeps the concept as it is
+    source  file name of the image it starts from, where that is known
     """
 
     images: Mapping[str, Image.Image] = field(default_factory=dict)
     photos: Sequence[Photo] = ()
     folder: Path | None = None
     stop: Flag | None = None
+    source: str = ""
 
     @property
     def area(self) -> int:

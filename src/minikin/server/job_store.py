@@ -177,9 +177,12 @@ class JobStore:
         rows = self._rows("SELECT * FROM jobs WHERE id=?", id_)
         return _read(rows[0]) if rows else None
 
-    def jobs(self, client: str, limit: int) -> list[dict[str, Any]]:
-        """A client's jobs, newest first."""
-        rows = self._rows("SELECT * FROM jobs WHERE client=? ORDER BY created DESC LIMIT ?", client, limit)
+    def jobs(self, client: str, limit: int, before: float | None = None) -> list[dict[str, Any]]:
+        """A client's jobs, newest first; those created before a time, by default all."""
+        rows = self._rows(
+            "SELECT * FROM jobs WHERE client=? AND (? IS NULL OR created<?) ORDER BY created DESC LIMIT ?",
+            client, before, before, limit,
+        )  # fmt: skip
         return [_read(row) for row in rows]
 
     def unfinished(self) -> list[dict[str, Any]]:

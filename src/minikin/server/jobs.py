@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minikin.errors import MinikinError
+from minikin.events import Pace
 from minikin.server.engine import JobInputs, PreparedRequest, Preview
 from minikin.server.job_store import StoredImage
 
@@ -82,6 +83,7 @@ class Job:
         self._row = 0
         self._watchers: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
         self._lock = threading.Lock()
+        self.pace = Pace()
         self._claimed = False  # a thread is ending it; watchers hear of that when the store has it
         self.total = self.total or len(self.seeds) * self.prepared.steps
 
@@ -112,7 +114,7 @@ class Job:
                 return None
             first = self.started is None
             if first:
-                self.status, self.started = "running", time.time()
+                self.status, self.started, self.pace = "running", time.time(), Pace()
         self.changed()
         return first
 
@@ -137,6 +139,7 @@ class Job:
         """Report the steps done in this stage; the number never goes back within a stage."""
         new_stage = bool(stage) and stage != self.stage
         self.done = done if new_stage else max(self.done, done)
+        self.pace.update(stage or self.stage, self.done, self.total)
         self._preview, self._row, self.stage = preview, row, stage or self.stage
         self.changed()
 

@@ -24,10 +24,12 @@ from minikin.generation.content_filter import Filtering
 from minikin.generation.image import GeneratedImage
 from minikin.images import xmp
 from minikin.images.encode import Marking
-from minikin.server import image_metadata, metrics
+from minikin.recipes import Paint
+from minikin.server import image_folder, image_metadata, metrics
 from minikin.server.concept_store import ConceptStore
 from minikin.server.engine import Engine
 from minikin.server.errors import RequestRejected, internal, sentence_of
+from minikin.server.image_folder import ImageFolder
 from minikin.server.job_store import JobStore, StoredImage
 from minikin.server.jobs import Job, new_id
 from minikin.server.queue import JobQueue
@@ -41,14 +43,16 @@ class ResultWriter:
     results    the folder of images
     marking    how images are marked as generated
     filtering  the content filter every image passes before it is given out; None for none
+    image_folder  where images of the native API are kept for the person who uses this server; None for nowhere
     """
 
     def __init__(
         self, engine: Engine, queue: JobQueue, store: JobStore, concept_store: ConceptStore, results: Path,
-        marking: Marking, filtering: Filtering | None,
+        marking: Marking, filtering: Filtering | None, image_folder: ImageFolder | None = None,
     ) -> None:  # fmt: skip
         self.engine, self.queue, self.store, self.concept_store = engine, queue, store, concept_store
         self.results, self.marking, self.filtering = results, marking, filtering
+        self.image_folder = image_folder
         self.stopped = False  # what is not done by now is in the store, for the next start
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="minikin-results")
 
@@ -129,13 +133,20 @@ class ResultWriter:
                 job.record_verdict(number, seed, checked.verdict)
         info, job.infotexts[number] = image_metadata.image_texts(facts, job.prepared.recipe, image, seed)
         data, id_ = self.marking.encode(image, info=info, compress_level=1), new_id()
-        files.atomic_write(self.path(id_), data)
+        self._write(job, self.path(id_), data, seed)
         sha256 = hashlib.sha256(data).hexdigest()
         job.files[number] = StoredImage(id_, number, seed, sha256, len(data), *image.size)
         if job.prepared.group is not None and len(job.files) == len(job.seeds):
             self.end(job, "completed")
         else:
             job.changed()
+
+    def _write(self, job: Job, path: Path, data: bytes, seed: int | None) -> None:
+        kind, recipe = job.request.kind, job.prepared.recipe
+        if self.image_folder and job.request.dialect == "native" and isinstance(recipe, Paint):
+            self.image_folder.write(path, data, recipe, seed or 0, kind, job.inputs.source)
+        else:
+            files.atomic_write(path, data)
 
     def _finish(self, job: Job, done: events.Done) -> None:
         if job.request.kind != "teach":
@@ -145,6 +156,13 @@ class ResultWriter:
 
         data = concept_file.to_bytes(done.result, int8=getattr(job.prepared.recipe, "int8", None))
         entry = self.concept_store.put(job.request.client, data, check_quota=False)
+        if entry.earlier:
+            job.notes.append(f"The concept that had this name is now <{entry.earlier}>.")
+        if entry.name != done.result.name:
+            job.notes.append(
+                f"The folder this server was started in has another {done.result.name}.safetensors, which "
+                f"<{done.result.name}> means; so this one is <{entry.name}>."
+            )
         job.result = {
             "concept": {"name": entry.name, "sha256": entry.sha256, "bytes": len(data)},
             "facts": {k: v for k, v in done.facts.items() if isinstance(v, int | float | str | bool)},
@@ -211,7 +229,7 @@ class ResultWriter:
         """Remove the images of a job that was not completed."""
         for image in job.images:
             with suppress(OSError):  # the audit reports what stays
-                self.path(image.id).unlink(missing_ok=True)
+                image_folder.delete(self.path(image.id))
 
 
 def delete_inputs(job: Job) -> None:

@@ -33,6 +33,7 @@ from minikin.server.audit import CONCEPTS, INPUTS, RESULTS, STORE
 from minikin.server.concept_store import ConceptStore
 from minikin.server.engine import Engine, JobInputs
 from minikin.server.errors import RequestRejected, internal, not_found, sentence_of
+from minikin.server.image_folder import ImageFolder, is_gone, is_kept
 from minikin.server.job_store import JobStore, StoredImage
 from minikin.server.jobs import Job, JobRequest
 from minikin.server.limits import Limits, check_paint, check_teach
@@ -50,11 +51,14 @@ class Service:
     folder   private to this server: store, results, concepts, inputs
     engines  one per device, each with a worker
     marking, filtering  see `ResultWriter`
+    image_folder  where images are kept for the one person who uses this server; None deletes them in time
+    one_library   concepts go into that person's library, where the command line finds them
     """
 
     def __init__(
         self, engines: list[Engine], folder: Path, limits: Limits | None = None, *,
-        marking: Marking = MARKED, filtering: Filtering | None = None,
+        marking: Marking = MARKED, filtering: Filtering | None = None, image_folder: Path | None = None,
+        one_library: bool = False,
     ) -> None:  # fmt: skip
         self.limits = limits or Limits()
         self.marking, self.filtering = marking, filtering
@@ -72,14 +76,15 @@ class Service:
         for place in (folder, self.results, folder / CONCEPTS):
             files.sweep_orphans(place, 0.0)  # no other process writes here
         self.store = JobStore(folder / STORE)
-        self.concept_store = ConceptStore(folder / CONCEPTS, self.store, self.limits)
+        self.concept_store = ConceptStore(folder / CONCEPTS, self.store, self.limits, one_library=one_library)
         self.engine = engines[0]
         self.queue = JobQueue(self.limits)
         self.streams = Places(self.limits.event_streams, "event streams", "too_many_streams")
         self.live_sessions = Places(self.limits.live_sessions, "live sessions", "too_many_sessions")
         self.writer = ResultWriter(
-            self.engine, self.queue, self.store, self.concept_store, self.results, marking, filtering
-        )
+            self.engine, self.queue, self.store, self.concept_store, self.results, marking, filtering,
+            ImageFolder(image_folder) if image_folder else None,
+        )  # fmt: skip
         self.workers = [Worker(engine, self.queue, self.writer) for engine in engines]
         self.draining, self._drain_deadline = False, 0.0
         self._jobs: OrderedDict[str, Job] = OrderedDict()
@@ -96,6 +101,7 @@ class Service:
         for row in self.store.unfinished():
             self._resume(row)
         self.concept_store.sweep()
+        self.concept_store.share()
         for worker in self.workers:
             worker.start()
 
@@ -154,10 +160,15 @@ class Service:
 
     def sweep(self) -> int:
         """Remove results that are too old, and the oldest of too many; returns how many. Requests of that age
-        and concepts without an owner are removed with them."""
+        and concepts without an owner are removed with them. A person's own files stay (`image_folder`)."""
         now, total, expired = time.time(), 0, []
         for row in reversed(self.store.oldest_images()):
             total += row["bytes"]
+            path = self.writer.path(row["id"])
+            if is_kept(path):
+                if is_gone(path):
+                    expired.append(row["id"])
+                continue
             if now - row["made"] > self.limits.keep_s or total > self.limits.keep_bytes:
                 expired.append(row["id"])
         for id_ in list(expired):

@@ -229,7 +229,10 @@ class Studio(ImageCommands):
         """Put the points into use and, if there is one, into the file."""
         points = {**concept.points, done.facts["preset"]: done.result}
         self.concepts.add(replace(concept, points=points))
+        before = path.read_bytes() if path else None
         stored = path is not None and store_points(path, points)
+        if path and stored:  # a copy in the library stays one
+            library.follow(path, concept.name, before, new=False)
         if path and not stored:
             yield events.Note(f"{path} has no room for more operating points; they were not kept in it.", True)
         return events.Done(done.result, {**done.facts, "stored": str(path) if stored else None})

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -36,6 +37,7 @@ from minikin.server.http import (
 )
 from minikin.server.job_types import JOB_TYPES, JobType, with_defaults_of
 from minikin.server.jobs import JobRequest
+from minikin.server.image_folder import file_name
 from minikin.server.service import Service
 
 router = APIRouter(prefix="/api", tags=["native"], route_class=StrictRoute)
@@ -77,7 +79,10 @@ def _add(job_type: JobType) -> None:
         inputs = None
         if job_type.required:
             texts = {n: recipe_fields.pop(n, None) for n in (*job_type.required, *job_type.optional)}
-            inputs = JobInputs({n: await _image(request, t, n) for n, t in texts.items() if t is not None})
+            inputs = JobInputs(
+                {n: await _image(request, t, n) for n, t in texts.items() if t is not None},
+                source=await _file_name(request, texts["image"]),
+            )
             base = service_of(request).engine.name
             recipe_fields = with_defaults_of(job_type.name, recipe_fields, inputs.images["image"], base)
         job_request = JobRequest(job_type.name, client_of(request), "native", extra["task"] or "", wait)
@@ -105,12 +110,12 @@ for _kind in JOB_TYPES.values():
 
 
 @router.get("/jobs")
-async def jobs(request: Request, limit: int = MAX_LISTED) -> dict[str, Any]:
-    """Your jobs, newest first."""
+async def jobs(request: Request, limit: int = MAX_LISTED, before: float | None = None) -> dict[str, Any]:
+    """Your jobs, newest first. before: only those created earlier (seconds since 1970)."""
     service, client = service_of(request), client_of(request)
 
     def listed() -> list[dict[str, Any]]:
-        rows = service.store.jobs(client, max(1, min(limit, MAX_LISTED)))
+        rows = service.store.jobs(client, max(1, min(limit, MAX_LISTED)), before)
         return [_view(service, client, row["id"], row) for row in rows]
 
     return {"jobs": await run_in_threadpool(listed)}
@@ -120,6 +125,18 @@ async def jobs(request: Request, limit: int = MAX_LISTED) -> dict[str, Any]:
 async def job(request: Request, id: str) -> dict[str, Any]:
     """One job: its queue position, progress, preview, results or error."""
     service, client = service_of(request), client_of(request)
+@router.get("/jobs/unfinished")
+async def unfinished(request: Request) -> dict[str, Any]:
+    """Your jobs that wait or run, oldest first, and what of others is running: its kind and progress."""
+    service, client = service_of(request), client_of(request)
+    mine = service.unfinished(client)
+    others = [job for job in service.running() if job.request.client != client]
+    return {
+        "jobs": [serializers.job_json(service, job) for job in mine],
+        "others": [{"kind": job.request.kind, "step": job.done, "steps": job.total} for job in others],
+    }
+
+
     body = await run_in_threadpool(_view, service, client, id)
     active = service.job(client, id)
     return {**body, "preview": await preview(service, active) if active and not active.over else None}
@@ -179,9 +196,10 @@ async def result(request: Request, id: str) -> Response:
     """A finished image, a PNG with its recipe inside."""
     data = await run_in_threadpool(service_of(request).read, client_of(request), id)
     return Response(data, media_type="image/png", headers={
-        "Content-Disposition": f'inline; filename="{id[:8]}.png"', "Cache-Control": "private, max-age=3600",
+        "Content-Disposition": f'inline; filename="{name}"', "Cache-Control": "private, max-age=3600",
         "Content-Security-Policy": "sandbox; default-src 'none'",
     })  # fmt: skip
+    name = quote(await _file_name(request, f"result:{id}"))
 
 
 @router.get("/capabilities")
@@ -196,17 +214,37 @@ async def capabilities(request: Request) -> dict[str, Any]:
     }  # fmt: skip
 
 
+        "images": _lifetime(service), "one_library": service.concept_store.one_library,
 # ---- shared ------------------------------------------------------------------------------------
 
 
 def _view(service: Service, client: str, id_: str, row: dict[str, Any] | None = None) -> dict[str, Any]:
+def _lifetime(service: Service) -> dict[str, Any]:
+    """Where images are kept, and for how many hours: `folder` is None, or the person's own, with no end."""
+    saved = service.writer.image_folder
+    return {
+        "folder": str(saved.path) if saved else None,
+        "hours": None if saved else service.limits.keep_s / 3600,
+    }
+
+
     live = service.job(client, id_)
     if live is not None:
         return serializers.job_json(service, live)
     row = row or service.store.job(id_)
     if row is None or row["client"] != client:
         raise not_found("job", id_)
-    return serializers.stored_job_json(row, service.store.images(id_))
+    return serializers.stored_job_json(row, service.store.images(id_), service.writer.path)
+
+
+async def _file_name(request: Request, text: Any) -> str:
+    """The file name of an image that is a result of this server; "" for others."""
+    if not (isinstance(text, str) and text.startswith("result:")):
+        return ""
+    service, id_ = service_of(request), text.removeprefix("result:")
+    row = await run_in_threadpool(service.store.image, id_, client_of(request))
+    job = await run_in_threadpool(service.store.job, row["job"]) if row else None
+    return file_name(service.writer.path(id_), job["kind"], job["recipe"], row["seed"]) if row and job else ""
 
 
 async def _image(request: Request, text: Any, what: str) -> Image.Image:
