@@ -238,12 +238,12 @@ def gradients(base: Base, method: str, folder: Path, **recipe: Any) -> dict[str,
     objective = distill.METHODS[method](s)
     shake = torch.Generator().manual_seed(9)
     with torch.no_grad():  # a LoRA starts where half its gradients are zero
-        for p in objective.train_state.parameters():
+        for p in objective.networks.parameters():
             if p.requires_grad:
                 p.add_(0.02 * torch.randn(p.shape, generator=shake))
     trainer = Trainer(
         folder,
-        objective.train_state,
+        objective.networks,
         distill._config(s.recipe),
         device=torch.device("cpu"),
         groups=objective.groups(),
@@ -251,7 +251,7 @@ def gradients(base: Base, method: str, folder: Path, **recipe: Any) -> dict[str,
     ctx = trainer.context(0)
     with base.frozen():
         trainer.backward(ctx, objective.loss, objective.draw(ctx))
-    return {n: p.grad for n, p in objective.train_state.named_parameters() if p.grad is not None}
+    return {n: p.grad for n, p in objective.networks.named_parameters() if p.grad is not None}
 
 
 def assert_close(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:

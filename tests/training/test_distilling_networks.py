@@ -13,11 +13,12 @@ from minikin.distillation.add import Adversarial
 from minikin.distillation.features import PixelFeatures, augmented
 from minikin.distillation.lcm import Consistency
 from minikin.distillation.objective import DistillationContext, frozen_copy
-from minikin.distillation.student import TARGETS, Texts, trained
+from minikin.distillation.student import TARGETS, Texts
 from minikin.distillation.tdm import DistributionMatching, follow
 from minikin.errors import BadRecipe, NoNetwork
 from minikin.models.base import Base
 from minikin.training.config import StepContext
+from minikin.training.networks import trainable_parameters
 from tests.helpers.distillings import context
 
 TURN = StepContext(0, 4, (7,))
@@ -32,7 +33,7 @@ def shaken(network: Any) -> None:
     """Changes every trainable parameter, as training would."""
     g = torch.Generator().manual_seed(5)
     with torch.no_grad():
-        for p in trained(network):
+        for p in trainable_parameters(network):
             p.add_(0.05 * torch.randn(p.shape, generator=g))
 
 
@@ -45,7 +46,7 @@ def test_student_starts_equal_to_teacher(bases: dict[str, Base], name: str) -> N
     with s.base.frozen(), torch.no_grad():
         teacher_estimate = s.teacher(x, t, texts)
         for student in (lora, full):
-            learns = trained(student)
+            learns = trainable_parameters(student)
             for p in learns:  # on a CPU, PyTorch has other kernels for weights that ask for gradients
                 p.requires_grad_(False)
             estimate = student(x, t, texts)
@@ -119,7 +120,7 @@ def test_target_network_is_an_ema(bases: dict[str, Base]) -> None:
     c.after(TURN)
     for mine, old, its in zip(c.target.parameters(), before, c.student.parameters(), strict=True):
         assert torch.allclose(mine, 0.9 * old + 0.1 * its, atol=1e-6)
-    assert any(k.startswith("target.") for k in c.train_state.state_dict())
+    assert any(k.startswith("target.") for k in c.networks.state_dict())
     assert not any(p.requires_grad for p in c.target.parameters())
 
 
@@ -127,13 +128,13 @@ def test_checkpoint_holds_trainable_tensors_only(bases: dict[str, Base]) -> None
     """A LoRA's checkpoint holds the LoRA, not the frozen U-Net; loading restores it exactly."""
     s = context(bases["sd15"], method="lcm-lora")
     c = Consistency(s)
-    state = {k: v.clone() for k, v in c.train_state.state_dict().items()}
+    state = {k: v.clone() for k, v in c.networks.state_dict().items()}
     assert state and all(".lora_" in k for k in state)
     shaken(c.student)
-    c.train_state.load_state_dict(state)
-    assert all(torch.equal(v, state[k]) for k, v in c.train_state.state_dict().items())
+    c.networks.load_state_dict(state)
+    assert all(torch.equal(v, state[k]) for k, v in c.networks.state_dict().items())
     with pytest.raises(RuntimeError, match="1 tensors differ"):
-        c.train_state.load_state_dict(dict(list(state.items())[1:]))
+        c.networks.load_state_dict(dict(list(state.items())[1:]))
 
 
 # ---- gradients go where they belong ----------------------------------------------------------------
@@ -141,10 +142,10 @@ def test_checkpoint_holds_trainable_tensors_only(bases: dict[str, Base]) -> None
 
 def gradient_of(objective: Any, name: str, module: Any) -> float:
     """Norm of the gradient of this loss in a module."""
-    for p in objective.train_state.parameters():
+    for p in objective.networks.parameters():
         p.grad = None
     objective.loss(TURN, objective.draw(TURN))[name].backward()
-    return sum(float(p.grad.norm()) for p in trained(module) if p.grad is not None)
+    return sum(float(p.grad.norm()) for p in trainable_parameters(module) if p.grad is not None)
 
 
 def test_each_tdm_loss_reaches_one_network(bases: dict[str, Base]) -> None:
@@ -183,7 +184,7 @@ def test_discriminator_and_generator_losses_oppose(bases: dict[str, Base]) -> No
     first = a.loss(TURN, batch)["heads"]
     first.backward()
     with torch.no_grad():
-        for p in trained(a.heads):
+        for p in trainable_parameters(a.heads):
             p -= 0.01 * p.grad / (p.grad.norm() + 1e-6)
     assert float(a.loss(TURN, batch)["heads"]) < float(first)
 
@@ -210,7 +211,7 @@ def test_autocast_is_nearly_the_same_gradient(bases: dict[str, Base], kind: Any)
         for hook in hooks:
             hook.remove()
         assert computed == {torch.bfloat16 if autocast else torch.float32}
-        learns = [p for p in trained(objective.student) if p.grad is not None]
+        learns = [p for p in trainable_parameters(objective.student) if p.grad is not None]
         assert {t.dtype for p in learns for t in (p, p.grad)} == {torch.float32}
         gradients.append(torch.cat([p.grad.flatten() for p in learns]))
     exact, rounded = gradients
@@ -233,7 +234,7 @@ def test_fake_score_ema_follows_the_student(bases: dict[str, Base], student: str
         assert (m.fake(x, t, texts).x0 - m.student(x, t, texts).x0).abs().max() > 1e-2
         m.after(TURN)
         assert (m.fake(x, t, texts).x0 - m.student(x, t, texts).x0).abs().max() < 2e-3
-    assert len(follow(m.fake, m.student)) == len(trained(m.fake))
+    assert len(follow(m.fake, m.student)) == len(trainable_parameters(m.fake))
 
 
 def test_lora_fake_score_cannot_follow_a_full_student(bases: dict[str, Base]) -> None:
@@ -267,7 +268,7 @@ def test_add_on_pixels(bases: dict[str, Base], dinov2: Path) -> None:
         losses["loss"].backward()
     assert all(torch.isfinite(v) for v in losses.values())
     for module in (a.student, a.heads):
-        assert sum(float(p.grad.norm()) for p in trained(module) if p.grad is not None) > 0
+        assert sum(float(p.grad.norm()) for p in trainable_parameters(module) if p.grad is not None) > 0
     assert all(p.grad is None for p in a.features.model.parameters())
 
 
@@ -294,7 +295,7 @@ def test_frozen_copy_shares_the_base(bases: dict[str, Base]) -> None:
     network = Consistency(s).student
     copy = frozen_copy(network)
     assert copy._base is network._base and copy.unet is not network.unet
-    assert not trained(copy) and trained(network)
+    assert not trainable_parameters(copy) and trainable_parameters(network)
     x, t, texts = inputs(s)
     w = torch.full((len(x),), 3.0)
     with torch.no_grad():

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 
 from minikin.baselines.method import Method, TrainedTensors
 from minikin.baselines.result import BaselineResult
 from minikin.baselines.sizes import Shapes
 from minikin.baselines.student import Student, partial_copy
-from minikin.distillation.export import LORA_NAME
 from minikin.errors import BadRecipe
 from minikin.files import atomic_write
 from minikin.models.base import Base
@@ -72,10 +72,10 @@ class DreamBoothLora(Method):
             for layer, pair in result.pairs.items()
             for ab, t in zip("AB", pair, strict=True)
         }
-        return [atomic_write(folder / LORA_NAME, save(tensors, {"format": "pt"}))]
+        return [atomic_write(folder / LORA_WEIGHT_NAME_SAFE, save(tensors, {"format": "pt"}))]
 
     def read(self, base: Base, folder: Path, name: str) -> TrainedTensors:
-        layers = lora_file.load(base, folder / LORA_NAME, name).layers
+        layers = lora_file.load(base, folder / LORA_WEIGHT_NAME_SAFE, name).layers
         return TrainedTensors(pairs={n: LowRank(*(t.float() for t in p)) for (_, n), p in layers.items()})
 
     def count(self, shapes: Shapes, rank: int) -> int:

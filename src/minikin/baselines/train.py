@@ -23,7 +23,6 @@ from minikin.baselines.class_images import class_images, prompt
 from minikin.baselines.method import Method
 from minikin.baselines.result import BaselineResult, token_ids
 from minikin.baselines.student import CHECKPOINTING_FROM, Student
-from minikin.distillation.student import TrainState, trained
 from minikin.errors import BadPhoto, BadRecipe
 from minikin.images.photos import Photo
 from minikin.models.base import Base
@@ -34,6 +33,7 @@ from minikin.perfusion.train import Batches, Prepared, prepare
 from minikin.perfusion.train import check as check_base
 from minikin.recipes import Baseline, Teach
 from minikin.training.config import StepContext, TrainingConfig
+from minikin.training.networks import TrainableNetworks, trainable_parameters
 from minikin.training.trainer import CHECKPOINT, ParamGroup, Trainer
 
 # options that may change between a run and its resumption
@@ -66,7 +66,7 @@ def teach(
         student = method.student(base, r, word)
         if prepared.latents.shape[-1] * base.vae_scale_factor >= CHECKPOINTING_FROM:
             student.unet.enable_gradient_checkpointing()
-        n_trained = sum(p.numel() for p in trained(student))
+        n_trained = sum(p.numel() for p in trainable_parameters(student))
         yield events.Note(f"{r.method}: {n_trained:,} numbers, {len(photos)} photos as '{phrase}'.")
 
         def result(step: int) -> BaselineResult:
@@ -81,8 +81,8 @@ def teach(
                 snapshot(ctx.step + 1, result(ctx.step + 1))
 
         trainer = Trainer(
-            out, TrainState({"student": student}), _config(r), device=base.device, stage=r.method,
-            groups=[ParamGroup(trained(student), r.lr or 0.0, r.clip)],
+            out, TrainableNetworks({"student": student}), _config(r), device=base.device, stage=r.method,
+            groups=[ParamGroup(trainable_parameters(student), r.lr or 0.0, r.clip)],
             facts=_identity(base, r, word, prepared, classes),
         )  # fmt: skip
         loss = _loss(base, method, student, prepared, classes, r)

@@ -29,8 +29,9 @@ from minikin.distillation.objective import (
     groups_of,
 )
 from minikin.distillation.solver import guided
-from minikin.distillation.student import Texts, TrainState
+from minikin.distillation.student import Texts
 from minikin.training.config import StepContext
+from minikin.training.networks import TrainableNetworks
 from minikin.training.trainer import ParamGroup
 
 T_RANGE = (0.02, 0.98)  # timesteps of the teacher, as shares of the schedule; its estimate is poor at the ends
@@ -69,7 +70,7 @@ class Adversarial:
             torch.manual_seed(r.seed)
             heads = Heads(self.features.channels, summary + condition_width, self.features.dims)
         self.heads = heads.to(s.device)
-        self.train_state = TrainState({"student": self.student, "heads": self.heads}, whole=("heads",))
+        self.networks = TrainableNetworks({"student": self.student, "heads": self.heads}, whole=("heads",))
 
     def groups(self) -> list[ParamGroup]:
         return groups_of(self.s.recipe, self.student, self.heads)

@@ -110,7 +110,7 @@ def distill(base: Base, recipe: Distill, out: Path, *, resume: bool = False) -> 
 
         trainer = Trainer(
             out,
-            objective.train_state,
+            objective.networks,
             _config(r),
             device=base.device,
             stage=r.method,

@@ -24,8 +24,9 @@ from minikin.distillation.objective import (
     groups_of,
 )
 from minikin.distillation.solver import consistent, distance, grid, guided, lcm_times
-from minikin.distillation.student import Network, Texts, TrainState
+from minikin.distillation.student import Network, Texts
 from minikin.training.config import StepContext
+from minikin.training.networks import TrainableNetworks
 from minikin.training.trainer import ParamGroup
 
 
@@ -50,7 +51,7 @@ class Consistency:
         parts: dict[str, torch.nn.Module] = {"student": self.student}
         if self.target:
             parts["target"] = self.target
-        self.train_state = TrainState(parts, whole=("target",))
+        self.networks = TrainableNetworks(parts, whole=("target",))
 
     def groups(self) -> list[ParamGroup]:
         return groups_of(self.s.recipe, self.student)

@@ -16,10 +16,11 @@ from minikin.distillation.data import Examples, painting_scale
 from minikin.distillation.initial_lora import apply, find
 from minikin.distillation.sampling import few_steps, many_steps
 from minikin.distillation.solver import Schedule
-from minikin.distillation.student import Encoder, Kind, Network, TrainState, copied, teacher, trained
+from minikin.distillation.student import Encoder, Kind, Network, copied, teacher
 from minikin.models.base import Base
 from minikin.recipes import Distill
 from minikin.training.config import StepContext
+from minikin.training.networks import TrainableNetworks, trainable_parameters
 from minikin.training.trainer import ParamGroup
 
 CHECKPOINTING_FROM = 512  # px
@@ -95,7 +96,7 @@ class Objective(Protocol):
     """
 
     student: Network
-    train_state: TrainState
+    networks: TrainableNetworks
 
     def groups(self) -> list[ParamGroup]: ...
     def draw(self, ctx: StepContext) -> Any: ...
@@ -146,11 +147,10 @@ def groups_of(recipe: Distill, student: nn.Module, *auxiliary: nn.Module) -> lis
     """Parameter groups: the student, whose EMA is the result, and the auxiliary networks."""
     assert recipe.lr is not None
     assert recipe.aux_lr is not None
-    groups = [ParamGroup(trained(student), recipe.lr, recipe.clip)]
+    groups = [ParamGroup(trainable_parameters(student), recipe.lr, recipe.clip)]
     if auxiliary:
-        groups.append(
-            ParamGroup([p for network in auxiliary for p in trained(network)], recipe.aux_lr, 1.0, ema=False)
-        )
+        parameters = [p for network in auxiliary for p in trainable_parameters(network)]
+        groups.append(ParamGroup(parameters, recipe.aux_lr, 1.0, ema=False))
     return groups
 
 

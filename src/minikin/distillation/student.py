@@ -24,6 +24,7 @@ from minikin.errors import BadRecipe
 from minikin.models import attention as keysvalues
 from minikin.models.attention import Addition
 from minikin.models.base import Base
+from minikin.models.loading.lock import opening
 from minikin.models.lora.guidance import LAYER
 from minikin.models.prompt import Prompt
 from minikin.perfusion.attach import Concepts
@@ -184,6 +185,7 @@ def teacher(base: Base, schedule: Schedule, *, autocast: bool = False) -> Networ
     return Network(base, base.unet, schedule, autocast=autocast)
 
 
+@opening()
 def copied(
     base: Base,
     schedule: Schedule,
@@ -218,10 +220,6 @@ def copied(
         unet.enable_gradient_checkpointing()
     unet.train()
     return Network(base, unet, schedule, autocast=autocast)
-
-
-def trained(network: nn.Module) -> list[nn.Parameter]:
-    return [p for p in network.parameters() if p.requires_grad]
 
 
 def _with_guidance(unet: Any) -> Any:
@@ -259,39 +257,3 @@ def _ranks(unet: nn.Module) -> Iterator[tuple[str, int]]:
         if isinstance(module, nn.Linear | nn.Conv2d) and any(name.endswith(f".{t}") for t in TARGETS):
             rows = module.weight.flatten(1)
             yield name, min(rows.shape)
-
-
-class TrainState(nn.Module):
-    """Networks of a run by name. The state dict holds only tensors that training can change.
-
-    whole  parts of which every parameter and buffer is stored: EMA targets, heads
-    """
-
-    def __init__(self, parts: dict[str, nn.Module], whole: Sequence[str] = ()) -> None:
-        super().__init__()
-        self.parts = nn.ModuleDict(parts)
-        self.whole = frozenset(whole)
-
-    def _changing(self) -> Iterator[tuple[str, Tensor]]:
-        for part, module in self.parts.items():
-            for name, p in module.named_parameters():
-                if p.requires_grad or part in self.whole:
-                    yield f"{part}.{name}", p
-            if part in self.whole:
-                for name, b in module.named_buffers():
-                    yield f"{part}.{name}", b
-
-    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
-        return {name: value.detach() for name, value in self._changing()}
-
-    @torch.no_grad()
-    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
-        """Raises RuntimeError when names or shapes differ."""
-        tensors = dict(self._changing())
-        if tensors.keys() != state_dict.keys():
-            differ = sorted(tensors.keys() ^ state_dict.keys())
-            raise RuntimeError(f"{len(differ)} tensors differ, for example {differ[0]}")
-        for name, value in tensors.items():
-            if value.shape != state_dict[name].shape:
-                raise RuntimeError(f"{name} has another shape")
-            value.copy_(state_dict[name])

@@ -29,9 +29,10 @@ from minikin.distillation.objective import (
     groups_of,
 )
 from minikin.distillation.solver import Estimate, distance, guided
-from minikin.distillation.student import Network, Texts, TrainState
+from minikin.distillation.student import Network, Texts
 from minikin.errors import BadRecipe
 from minikin.training.config import StepContext
+from minikin.training.networks import TrainableNetworks
 from minikin.training.trainer import ParamGroup
 
 
@@ -95,7 +96,7 @@ class DistributionMatching:
                 torch.manual_seed(r.seed)
                 self.heads = Heads([int(b.resnets[-1].out_channels) for b in self.blocks]).to(s.device)
             parts["heads"] = self.heads
-        self.train_state = TrainState(parts)
+        self.networks = TrainableNetworks(parts)
 
     def groups(self) -> list[ParamGroup]:
         sides = [self.fake] if self.heads is None else [self.fake, self.heads]
