@@ -128,7 +128,7 @@ def test_a_damaged_mask_is_refused(text: Any) -> None:
 
 def test_other_files_are_refused(tmp_path: Path) -> None:
     buffer = io.BytesIO()
-    sample_image(8, 8).save(buffer, "TIFF")
+    sample_image(8, 8).save(buffer, "ICO")
     (tmp_path / "m.png").write_bytes(buffer.getvalue())
     with pytest.raises(BadPhoto, match="The mask .* cannot be read"):
         canvases.read_mask(tmp_path / "m.png", (8, 8))

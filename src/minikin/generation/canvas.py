@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
-from minikin.errors import BadPhoto, reason
+from minikin.errors import BadPhoto
+from minikin.images.photos import grey_of_mask, read_image
+from minikin.images.pixels import in_srgb
 from minikin.models.regions import Box
 
 LANCZOS = Image.Resampling.LANCZOS
@@ -201,12 +203,7 @@ def read_mask(mask: MaskLike, size: tuple[int, int]) -> np.ndarray:
     are, as in OpenAI's interface.
     """
     if isinstance(mask, str | Path):
-        try:
-            with Image.open(mask, formats=("PNG", "JPEG", "WEBP", "BMP", "GIF")) as opened:
-                opened.load()
-                image: Image.Image = opened
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-            raise BadPhoto(f"The mask {mask} cannot be read as an image: {reason(e)}.") from e
+        image = read_image(Path(mask), f"The mask {mask}").image
     elif isinstance(mask, np.ndarray):
         image = Image.fromarray((mask > 0).astype(np.uint8) * 255 if mask.dtype == bool else mask)
     else:
@@ -216,11 +213,12 @@ def read_mask(mask: MaskLike, size: tuple[int, int]) -> np.ndarray:
             f"The mask is {image.width}x{image.height}, but the image {size[0]}x{size[1]}. They must be of "
             "one size."
         )
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        alpha = image.convert("RGBA").getchannel("A")
+    image = in_srgb(image)
+    if "A" in image.getbands():
+        alpha = image.getchannel("A")
         if alpha.getextrema() != (255, 255):
             return _is_white(ImageChops.invert(alpha))
-    return _is_white(image.convert("L"))
+    return _is_white(grey_of_mask(image))
 
 
 def _is_white(grey: Image.Image) -> np.ndarray:

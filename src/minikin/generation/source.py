@@ -7,19 +7,19 @@ knows its draft, and `lineage.replay` can repeat both.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image
 
-from minikin.errors import BadPhoto, BadRecipe, reason
+from minikin.errors import BadPhoto, BadRecipe
 from minikin.generation.canvas import mask_text
 from minikin.images import metadata, xmp
+from minikin.images.photos import read_bytes, read_image
+from minikin.images.pixels import in_srgb, on_white
 from minikin.recipes import PRESET_OPTIONS, Img2Img, Paint
 
 ImageLike = str | Path | Image.Image
@@ -54,14 +54,11 @@ class SourceImage:
             texts = _recorded(lambda: metadata.recorded(metadata.texts_of(image)))
             return cls(plain(image), **texts, origin=xmp.source_type_of(image))
         path = Path(image)
-        try:
-            data = path.read_bytes()
-            with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as opened:
-                rgb, origin = plain(ImageOps.exif_transpose(opened)), xmp.source_type_of(opened)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-            raise BadPhoto(f"{path} cannot be read as an image: {reason(e)}.") from e
-        texts = _recorded(lambda: metadata.read(path))
-        return cls(rgb, path.name, hashlib.sha256(data).hexdigest(), **texts, origin=origin)
+        data = read_bytes(path)
+        opened = read_image(data, str(path))
+        texts = _recorded(lambda: metadata.recorded(opened.texts))
+        rgb = on_white(opened.image)
+        return cls(rgb, path.name, hashlib.sha256(data).hexdigest(), **texts, origin=opened.origin)
 
     @property
     def pixels(self) -> str:
@@ -98,16 +95,8 @@ class InitImage:
 
 
 def plain(image: Image.Image) -> Image.Image:
-    """RGB in sRGB, which models are trained on, and nothing but its pixels: no profile, no colour key."""
-    profile, rgb = image.info.get("icc_profile"), image.convert("RGB")
-    profile_text = profile.replace(b"\0", b"").lower() if isinstance(profile, bytes) else b""
-    if isinstance(profile, bytes) and (b"srgb" not in profile_text or b"linear" in profile_text):
-        with suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            source = image if image.mode in ("RGB", "CMYK", "L") else rgb
-            from_profile = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            srgb = ImageCms.createProfile("sRGB")
-            rgb = ImageCms.profileToProfile(source, from_profile, srgb, outputMode="RGB") or rgb
-    return Image.frombytes("RGB", rgb.size, rgb.tobytes())
+    """RGB in sRGB, which models are trained on, on white where it is transparent; no profile, no colour key."""
+    return on_white(in_srgb(image))
 
 
 def _recorded(read: Callable[[], metadata.Recorded]) -> dict[str, Any]:

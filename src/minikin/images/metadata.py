@@ -1,14 +1,14 @@
 """Metadata of images: A1111's `parameters` text, which many tools read, and Minikin's JSON record.
 
-A PNG carries both as text chunks. `read` also reads images of A1111, Forge, Fooocus and every other tool that
-writes a `parameters` text.
+A PNG carries both as text chunks. `read` also reads images of A1111, Forge, ComfyUI, Fooocus, SwarmUI,
+InvokeAI, NovelAI and others, in PNG, JPEG, WebP and AVIF.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,18 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from minikin import __version__
-from minikin.errors import BadPhoto, reason
-from minikin.images.xmp import source_type_of
+from minikin import __version__, strict_json
+from minikin.errors import BadPhoto
+from minikin.images import other_tools, texts
+from minikin.images.photos import read_image
 
-JSON_KEY = "minikin"
+JSON_KEY = texts.RECORD
 MAX_TEXT = 100_000  # characters; a text in a PNG may have megabytes
+MAX_DEPTH = 200  # of brackets: two for each ancestor
 # A1111's grammar. Keys have a bounded length and follow a comma, so that matching takes linear time.
 _PAIR = re.compile(r'(?:^|(?<=,))\s*(\w[\w \-/]{1,79}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_STEPS = re.compile(r"(?:^|(?<=[\s,]))Steps: *\d")
+_NEGATIVE = "Negative prompt:"
 
 
 @dataclass(frozen=True)
@@ -52,19 +56,50 @@ def parameters_text(prompt: str, negative: str, settings: dict[str, Any]) -> str
 
 
 def parse_parameters(text: str) -> tuple[str, str, dict[str, str]]:
-    """The inverse of `parameters_text`: prompt, negative prompt, settings."""
-    *lines, last = text.strip().split("\n")
-    pairs = _PAIR.findall(last)
-    if len(pairs) < 3:  # A1111's rule: fewer are part of the prompt
-        lines, pairs = [*lines, last], []
+    """The inverse of `parameters_text`: prompt, negative prompt, settings.
+
+    The settings' line is found also where extensions wrote lines behind it, and where line breaks were lost.
+    """
+    lines = text.replace("\r\n", "\n").strip().split("\n")
+    at, before, pairs = _settings_line(lines)
     prompt: list[str] = []
     negative: list[str] = []
     target = prompt
-    for line in lines:
-        if line.startswith("Negative prompt:"):
+    prompt_lines = [*lines[:at], *([before] if before else [])]
+    for k, line in enumerate(prompt_lines):
+        if line.startswith(_NEGATIVE):
             target = negative
-        target.append(line.removeprefix("Negative prompt:").lstrip() if target is negative else line)
-    return "\n".join(prompt), "\n".join(negative), {k: _unquoted(v) for k, v in pairs}
+        elif (
+            before and k == len(prompt_lines) - 1 and target is prompt and f" {_NEGATIVE}" in line
+        ):  # all in one line
+            line, _, avoided = line.partition(f" {_NEGATIVE}")
+            negative.append(avoided.strip())
+        target.append(line.removeprefix(_NEGATIVE).lstrip() if target is negative else line)
+    settings = {k: _unquoted(v) for k, v in pairs}
+    for line in lines[at + 1 :]:  # "Template: a {cat|dog}"
+        key, _, value = line.partition(": ")
+        if value and len(key) < 80:
+            settings.setdefault(key, value)
+    return "\n".join(prompt), "\n".join(negative), settings
+
+
+def _settings_line(lines: list[str]) -> tuple[int, str, list[tuple[str, str]]]:
+    """The settings' line: its number, what precedes the settings in it, and their pairs.
+
+    Without settings the number is that of a line after the last.
+    """
+    for at in range(len(lines) - 1, -1, -1):
+        if lines[at].lstrip().startswith("Steps:") and len(pairs := _PAIR.findall(lines[at])) > 1:
+            return at, "", pairs
+    if len(pairs := _PAIR.findall(lines[-1])) > 2 and not _STEPS.search(
+        lines[-1]
+    ):  # A1111's rule: fewer are prompt
+        return len(lines) - 1, "", pairs
+    for at in range(len(lines) - 1, -1, -1):
+        begins = [m.start() for m in _STEPS.finditer(lines[at])]
+        if begins and len(pairs := _PAIR.findall(lines[at][begins[-1] :])) > 2:
+            return at, lines[at][: begins[-1]].rstrip(" ,"), pairs
+    return len(lines), "", []
 
 
 def png_info(recipe: dict[str, Any], prompt: str, negative: str, settings: dict[str, Any]) -> PngInfo:
@@ -104,25 +139,17 @@ def _without(recipe: dict[str, Any], depth: int) -> dict[str, Any]:
 
 def read(path: str | Path) -> Recorded:
     """Metadata of an image file. Raises BadPhoto if it is not an image, or has no metadata or too much."""
-    path = Path(path)
-    try:
-        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-            texts = texts_of(image)
-            if "parameters" not in texts and (comment := _exif_comment(image)):
-                texts["parameters"] = comment
-            source_type = source_type_of(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise BadPhoto(f"{path} cannot be read as an image: {reason(e)}.") from e
-    return recorded(texts, str(path), source_type)
+    decoded = read_image(Path(path))
+    return recorded(decoded.texts, str(path), decoded.origin)
 
 
 def texts_of(image: Image.Image) -> dict[str, str]:
-    """Text chunks of an image by key."""
-    return {k: v for k, v in image.info.items() if isinstance(k, str) and isinstance(v, str)}
+    """Texts of an image that record how it was made, by key."""
+    return texts.texts_of(image)
 
 
-def recorded(texts: dict[str, str], name: str = "The image", source_type: str | None = None) -> Recorded:
-    """Metadata from the text chunks of an image. Raises BadPhoto if there is none, or too much.
+def recorded(texts: Mapping[str, str], name: str = "The image", source_type: str | None = None) -> Recorded:
+    """Metadata from the texts of an image. Raises BadPhoto if there is none, or too much.
 
     source_type  of the mark; with one, an image may have no recipe
     """
@@ -132,30 +159,30 @@ def recorded(texts: dict[str, str], name: str = "The image", source_type: str | 
             f"{name} carries a recipe of {longest:,} characters; at most {MAX_TEXT:,} are read. Minikin "
             "does not write such images."
         )
-    recipe: Any = {}
-    with suppress(ValueError, RecursionError):
-        recipe = json.loads(texts.get(JSON_KEY, "{}"))
-    if not isinstance(recipe, dict) or not isinstance(recipe.get("recipe", {}), dict):
-        recipe = {}
-    if not recipe and "parameters" not in texts and source_type is None:
+    recipe = _own_record(texts.get(JSON_KEY, "{}"))
+    infotext = texts.get("parameters", "")
+    if infotext and not infotext.lstrip().startswith(("{", "[")):
+        return Recorded(recipe, *parse_parameters(infotext), source_type)
+    record = other_tools.read(texts)
+    if record is not None:
+        return Recorded(recipe, record.prompt, record.negative, record.settings, source_type)
+    if not recipe and source_type is None:
+        others = sorted(set(texts) - {"Software", "Comment", "seed", "width", "height"})
+        unread = f" What it carries ({', '.join(others)}) is not understood." if others else ""
         raise BadPhoto(
             f"{name} carries no recipe. It was made with --no-metadata or by another program, or its "
-            "metadata was removed."
+            f"metadata was removed.{unread}"
         )
-    prompt, negative, settings = parse_parameters(texts.get("parameters", ""))
-    return Recorded(recipe, prompt, negative, settings, source_type)
+    return Recorded(recipe, source_type=source_type)
 
 
-def _exif_comment(image: Image.Image) -> str:
-    """EXIF UserComment (JPEG, WebP) in any encoding that tools write."""
-    raw = image.getexif().get_ifd(0x8769).get(0x9286, b"")
-    if isinstance(raw, str):
-        return raw
-    head, body = bytes(raw[:8]), bytes(raw[8:])
-    if head.startswith(b"UNICODE"):
-        big = body[:1] == b"\0" or body[:2] == b"\xfe\xff"
-        return body.decode("utf-16-be" if big else "utf-16-le", errors="replace").lstrip("\ufeff")
-    return body.decode("utf-8", errors="replace").strip("\0")
+def _own_record(text: str) -> dict[str, Any]:
+    """Minikin's record; {} for one that is none."""
+    try:
+        record = strict_json.loads(text, kind=dict, max_bytes=4 * MAX_TEXT, max_depth=MAX_DEPTH)
+    except strict_json.BadJson:
+        return {}
+    return record if isinstance(record.get("recipe", {}), dict) else {}
 
 
 def _quoted(value: Any) -> str:

@@ -1,26 +1,51 @@
-"""Loading of photos with their masks and captions.
+"""Loading of photos with their masks and captions, from a file or a folder.
 
-Photos may have any size and aspect ratio; EXIF orientation is applied and all metadata is dropped. The mask
-of the subject is an alpha channel or a file of the same name in `masks/`. The caption is in `NAME.txt`.
+Photos may have any size and aspect ratio; EXIF orientation is applied and all metadata is dropped. The mask of
+the subject is an alpha channel, or an image of the same name in `masks/` or with `-masklabel` or `_mask` behind
+it. The caption is in `NAME.txt` or `NAME.caption`. Every file of a folder is used, or named with what to do.
 """
 
 from __future__ import annotations
 
-import io
-import warnings
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from minikin.errors import BadPhoto
+from minikin.errors import BadPhoto, extra, reason
+from minikin.files import read_small
+from minikin.images import pixels
+from minikin.images.pixels import Decoded, on_white
+from minikin.images.plain_text import decode_text
 
-FORMATS = ("JPEG", "PNG", "WEBP")
-ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+__all__ = [
+    "Fit", "Photo", "decoded", "fitted", "load_photo", "load_photos", "on_white", "open_image", "read_image",
+]  # fmt: skip
+ENDINGS = (
+    ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".avif", ".heic", ".heif", ".hif", ".tif", ".tiff",
+    ".bmp", ".gif",
+)  # fmt: skip
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 50_000_000
 MAX_PHOTOS = 200
+MIN_SIDE = 16
+_CAPTIONS = (".txt", ".caption")
+_MASK_MARKS = ("-masklabel", "_mask", "-mask", ".mask")  # OneTrainer's, and what people write
+_LITTER = ("thumbs.db", "desktop.ini", "__macosx")  # of operating systems, as are names with a dot in front
+_PARTS = ("masks", "unseen")  # folders that belong to a folder of photos
+_REASONS = {
+    "unsupported_image": "cannot be read as a JPEG, PNG, WebP, AVIF, HEIC, TIFF, BMP or GIF image{detail}. "
+    "Save it as a JPEG or PNG, or take it out of the folder.",
+    "image_corrupt": "cannot be read: it is damaged or incomplete{detail}. Save it again, or take it out of "
+    "the folder.",
+    "image_too_large": "has {size}; at most {most:.0f} million are read. Save a smaller copy.",
+    "image_too_small": "is only {size}; at least {least}x{least} are needed.",
+    "too_many_scans": "is a JPEG of more scans than any camera or program writes. Save it again.",
+    "heic_missing": "is a HEIC image, which needs a further package: {heic}. Or save it as a JPEG.",
+    "avif_missing": "is an AVIF image, which this Pillow cannot read. Save it as a JPEG or PNG.",
+}
 
 
 @dataclass(frozen=True)
@@ -33,9 +58,10 @@ class Photo:
     caption: str = ""
 
 
-def load_photos(where: str | Path) -> list[Photo]:
+def load_photos(where: str | Path, note: Callable[[str], None] | None = None) -> list[Photo]:
     """All photos of a folder in the order of their names, or one photo.
 
+    note  is called with one sentence when files of the folder are left out
     Raises BadPhoto for an empty folder, too many photos, or a file that cannot be used.
     """
     where = Path(where)
@@ -43,91 +69,224 @@ def load_photos(where: str | Path) -> list[Photo]:
         return [load_photo(where)]
     if not where.is_dir():
         raise BadPhoto(f"There is no folder or file {where}. Give a folder of photos: 3 to 6 are best.")
-    files = sorted(f for f in where.iterdir() if f.suffix.lower() in ENDINGS and f.is_file())
-    if not files:
+    try:
+        listed = _Listing(where)
+    except OSError as e:
+        raise BadPhoto(f"The folder {where} cannot be read: {reason(e)}.") from e
+    if not listed.photos:
+        raise BadPhoto(_nothing(where, listed))
+    if len(listed.photos) > MAX_PHOTOS:
         raise BadPhoto(
-            f"{where} holds no photos. Put 3 to 6 images ({', '.join(ENDINGS)}) of the same thing into it."
+            f"{where} holds {len(listed.photos)} photos; 3 to 6 are best to teach one concept, 1 to "
+            f"{MAX_PHOTOS} are accepted."
         )
-    if len(files) > MAX_PHOTOS:
-        raise BadPhoto(
-            f"{where} holds {len(files)} photos; 3 to 6 are best to teach one concept, 1 to {MAX_PHOTOS} are "
-            "accepted."
-        )
-    return [load_photo(f) for f in files]
+    if note and (text := listed.left_out()):
+        note(text)
+    return [_load(path, listed) for path in listed.photos]
 
 
 def load_photo(path: Path) -> Photo:
     """One photo with its mask and caption. Raises BadPhoto."""
+    return _load(path, _Listing(path.parent))
+
+
+def open_image(path: Path) -> Image.Image:
+    """Decode an untrusted image file: RGB or RGBA, one frame, bounded size. Raises BadPhoto."""
+    return decoded(path, path.name)
+
+
+def decoded(source: Path | bytes, name: str) -> Image.Image:
+    """Decode an untrusted photo from a file or bytes; `name` is used in messages. Raises BadPhoto."""
+    photo = read_image(source, name, least=MIN_SIDE)
+    if photo.animated:
+        raise BadPhoto(f"{name} is animated. Save the frame you want as a still image.")
+    return photo.image
+
+
+def read_image(source: Path | bytes, name: str = "", least: int = 1) -> Decoded:
+    """Pixels and texts of an untrusted image from a file or bytes. Raises BadPhoto.
+
+    name   used in messages; the path by default
+    least  pixels of the shorter side
+    """
+    name = name or str(source if isinstance(source, Path) else "The image")
+    data = read_bytes(source, name) if isinstance(source, Path) else source
+    try:
+        if len(data) > MAX_BYTES:
+            raise BadPhoto(_too_many_bytes(name, len(data)))
+        return pixels.decode(data, MAX_PIXELS, least)
+    except pixels.Refused as e:
+        detail = f" ({e.detail})" if e.detail else ""
+        size = f"{e.size[0]}x{e.size[1]} pixels" if e.size[0] else "too many pixels"
+        why = _REASONS[e.code].format(
+            detail=detail, size=size, most=MAX_PIXELS / 1e6, least=least, heic=extra("heic")
+        )  # fmt: skip
+        raise BadPhoto(f"{name} {why}") from e
+
+
+def read_bytes(path: Path, name: str = "") -> bytes:
+    """The bytes of an image file; a pipe, a device or a folder is none. Raises BadPhoto."""
+    name = name or str(path)
+    try:
+        data = read_small(path, MAX_BYTES)
+    except FileNotFoundError:
+        raise BadPhoto(f"There is no file {name}.") from None
+    except (OSError, ValueError) as e:
+        raise BadPhoto(f"{name} cannot be read as an image: {reason(e)}.") from e
+    if data is None:
+        if path.is_file():
+            raise BadPhoto(_too_many_bytes(name, path.stat().st_size))
+        raise BadPhoto(f"{name} is a pipe, a device or a folder. Give the file of an image.")
+    return data
+
+
+def _too_many_bytes(name: str, size: int) -> str:
+    return (
+        f"{name} is {size / 1e6:.0f} MB; photos up to {MAX_BYTES / 1e6:.0f} MB are read. Save a smaller copy."
+    )
+
+
+# ---- folders --------------------------------------------------------------------------------------
+
+
+class _Listing:
+    """What lies in a folder: photos, their masks and captions by name, and everything else."""
+
+    def __init__(self, folder: Path) -> None:
+        entries = [p for p in sorted(folder.iterdir()) if not _is_litter(p.name)]
+        self.folders = [p for p in entries if p.is_dir() and p.name.lower() not in _PARTS]
+        files = [p for p in entries if p.is_file()]
+        self._captions = _by_name(p for p in files if p.suffix.lower() in _CAPTIONS)
+        images = [p for p in files if _is_image(p)]
+        stems = {p.stem.lower() for p in images}
+        marked = [p for p in images if (stem := _without_mark(p)) is not None and stem in stems]
+        self.photos = [p for p in images if p not in marked]
+        masks = [m for f in entries if f.is_dir() and f.name.lower() == "masks" for m in sorted(f.iterdir())]
+        self._masks = _by_name(m for m in masks if m.is_file() and not _is_litter(m.name) and _is_image(m))
+        self._masks |= {_without_mark(p) or "": p for p in marked}
+        names = {k for p in self.photos for k in (p.stem.lower(), p.name.lower())}
+        used = {*self.photos, *marked, *(p for stem, p in self._captions.items() if stem in names)}
+        self.others = [p.name for p in entries if p not in used and not p.is_dir()]
+        self.others += [f"masks/{p.name}" for stem, p in self._masks.items() if stem not in names]
+
+    def mask(self, photo: Path) -> Path | None:
+        return self._masks.get(photo.stem.lower()) or self._masks.get(photo.name.lower())
+
+    def caption(self, photo: Path) -> Path | None:
+        return self._captions.get(photo.stem.lower()) or self._captions.get(photo.name.lower())
+
+    def left_out(self) -> str:
+        """A sentence that names what is not used; "" where there is nothing."""
+        folders = [f"{p.name}/" for p in self.folders if _holds_images(p)]
+        if not self.others and not folders:
+            return ""
+        advice = "Save images of other kinds (camera raw, PSD, films) as JPEG or PNG"
+        if folders:
+            advice = "Photos in folders inside are not read: put them beside the others, or give that folder"
+        return f"Left out: {_some([*self.others, *folders])}. {advice}."
+
+
+def _load(path: Path, listed: _Listing) -> Photo:
     image = open_image(path)
     mask = None
     if "A" in image.getbands():
         alpha = np.asarray(image.getchannel("A"), np.float32) / 255
         if alpha.min() < 0.99:
             mask = alpha
-    pixels = np.asarray(on_white(image)).copy()
-    beside = path.parent / "masks" / f"{path.stem}.png"
-    if beside.is_file():
-        mask = _mask(beside, pixels.shape[:2])
-    text = path.with_suffix(".txt")
-    caption = text.read_text(encoding="utf-8", errors="replace").strip() if text.is_file() else ""
-    return Photo(path.name, pixels, mask, caption)
+    rgb = np.asarray(on_white(image)).copy()
+    if beside := listed.mask(path):
+        mask = _mask(beside, rgb.shape[:2])
+    text = listed.caption(path)
+    return Photo(path.name, rgb, mask, _caption(text) if text else "")
 
 
-def open_image(path: Path) -> Image.Image:
-    """Decode an untrusted image file: known formats, one frame, bounded size. Raises BadPhoto."""
-    return decoded(path, path.name)
-
-
-def decoded(source: Path | bytes, name: str) -> Image.Image:
-    """Decode an untrusted image from a file or bytes; `name` is used in messages. Raises BadPhoto."""
+def _caption(path: Path) -> str:
     try:
-        size = source.stat().st_size if isinstance(source, Path) else len(source)
-        if size > MAX_BYTES:
-            raise BadPhoto(
-                f"{name} is {size / 1e6:.0f} MB; photos up to {MAX_BYTES / 1e6:.0f} MB are read. "
-                "Save a smaller copy."
-            )
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            file = source if isinstance(source, Path) else io.BytesIO(source)
-            with Image.open(file, formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise BadPhoto(
-                        f"{name} has {width}x{height} pixels; at most {MAX_PIXELS / 1e6:.0f} million "
-                        "are read. Save a smaller copy."
-                    )
-                if min(width, height) < 16:
-                    raise BadPhoto(f"{name} is only {width}x{height} pixels; at least 16x16 are needed.")
-                if getattr(image, "n_frames", 1) > 1:
-                    raise BadPhoto(f"{name} is animated. Save the frame you want as a still image.")
-                keep = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
-                return ImageOps.exif_transpose(image).convert(keep)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as e:
-        raise BadPhoto(f"{name} has too many pixels. Save a smaller copy.") from e
-    except FileNotFoundError:
-        raise BadPhoto(f"There is no file {name}.") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as e:
+        text = decode_text(read_small(path, 100_000) or b"")
+    except OSError as e:
+        raise BadPhoto(f"The caption {path.name} cannot be read: {reason(e)}.") from e
+    except UnicodeError:
         raise BadPhoto(
-            f"{name} cannot be read as a JPEG, PNG or WebP image ({e}). Save it again, or take it "
-            "out of the folder."
-        ) from e
+            f"The caption {path.name} is in an old encoding that does not say which it is. Save it as UTF-8."
+        ) from None
+    return text.strip()
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """The image in RGB, on white where it is transparent."""
-    if "A" not in image.getbands():
-        return image.convert("RGB")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+def _nothing(where: Path, listed: _Listing) -> str:
+    inside = [f"{p.name}/" for p in listed.folders if _holds_images(p)]
+    if inside:
+        return f"{where} itself holds no photos, but folders of them: {_some(inside)}. Give one of these."
+    others = f"; {_some(listed.others)} cannot be used" if listed.others else ""
+    return (
+        f"{where} holds no photos{others}. Put 3 to 6 images (JPEG, PNG, WebP, HEIC) of the same thing into it."
+    )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more
+
+
+def _is_litter(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _LITTER
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file is an image that is read: by its ending, or for odd endings by its first bytes."""
+    if path.suffix.lower() in ENDINGS:
+        return True
+    try:
+        with open(path, "rb") as f:
+            return pixels.kind_of(f.read(48)) in pixels.PHONE
+    except OSError:
+        return False
+
+
+def _holds_images(folder: Path) -> bool:
+    try:
+        return any(p.suffix.lower() in ENDINGS and not _is_litter(p.name) for p in folder.rglob("*"))
+    except OSError:
+        return False
+
+
+def _without_mark(path: Path) -> str | None:
+    """The stem of the photo that a mask's name belongs to; None for a name that is no mask's."""
+    stem = path.stem.lower()
+    return next((stem.removesuffix(m) for m in _MASK_MARKS if stem.endswith(m)), None)
+
+
+def _by_name(files: Iterable[Path]) -> dict[str, Path]:
+    return {p.stem.lower(): p for p in files}
 
 
 def _mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    image = open_image(path)
-    grey = image.getchannel("A") if "A" in image.getbands() else image.convert("L")
-    if (grey.height, grey.width) != shape:
-        grey = grey.resize((shape[1], shape[0]), Image.Resampling.BILINEAR)
+    image = read_image(path, path.name).image
+    height, width = shape
+    if abs(image.width * height - image.height * width) > 0.05 * image.height * width:
+        raise BadPhoto(
+            f"The mask {path.name} is {image.width}x{image.height}, but its photo {width}x{height}: they must "
+            "be of one shape."
+        )
+    grey = grey_of_mask(image)
+    if grey.size != (width, height):
+        grey = grey.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(grey, np.float32) / 255
+
+
+def grey_of_mask(image: Image.Image) -> Image.Image:
+    """A mask (RGB or RGBA) in grey: its alpha where that says something, else its brightness.
+
+    Two values of which neither is bright (0 and 1, or the colours of a segmentation) become black and white.
+    """
+    if "A" in image.getbands():
+        alpha = image.getchannel("A")
+        if alpha.getextrema() != (255, 255):
+            return alpha
+    grey = image.convert("L")
+    values = [k for k, count in enumerate(grey.histogram()) if count]
+    if len(values) == 2 and values[1] < 128:
+        return grey.point(lambda v: 255 if v == values[1] else 0)
+    return grey
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """Untrusted images, decoded in a child process with limited memory and time.
 
-An image arrives as bytes or as base64, never as a URL. Data without the signature of one of the three formats
-is rejected at once; the rest is decoded in a child process and rebuilt from pixels, without metadata. What a
-broken or hostile file does to a decoder happens there. Few children run at a time: each may take a gigabyte.
+An image arrives as bytes or as base64, never as a URL. Data without the signature of one of the formats of
+phones, browsers and generators is rejected at once; the rest is decoded in a child process by the reader that
+the command line uses (`images/pixels.py`), and rebuilt from pixels, without metadata. What a broken or hostile
+file does to a decoder happens there. Few children run at a time: each may take a gigabyte.
 """
 
 from __future__ import annotations
@@ -15,79 +16,52 @@ import subprocess
 import sys
 import threading
 from functools import partial
+from pathlib import Path
 
 from PIL import Image
 
+import minikin
+from minikin.errors import extra
+from minikin.images.pixels import MAX_SCANS, PHONE, kind_of, scans
 from minikin.images.xmp import with_source_type
 from minikin.server.errors import RequestRejected
 from minikin.server.limits import Limits
 
-_SIGNATURES = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)  # JPEG, PNG, WebP
 _DATA = re.compile(r"data:image/[\w.+-]{1,20};base64,")
 MAX_CHILDREN, WAIT_S = 3, 2.0  # seconds that a further one waits for a free slot
 _slots = threading.BoundedSemaphore(MAX_CHILDREN)
-_SCRIPT = r"""
-import sys, resource
-memory, seconds, pixels = map(int, sys.argv[1:4])
+_SCRIPT = """
+import resource, sys
+root, memory, seconds, pixels, least = sys.argv[1], *map(int, sys.argv[2:6])
 resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-import io, json, re, warnings
-from PIL import Image, ImageCms, ImageOps
-ORIGIN = rb"DigitalSourceType\s*(?:=\s*[\"']|>\s*)http://cv\.iptc\.org/newscodes/digitalsourcetype/(\w{1,60})"
-warnings.simplefilter("error")
-Image.MAX_IMAGE_PIXELS = pixels
-def refuse(code):
-    sys.stderr.write(code); sys.exit(3)
-data = sys.stdin.buffer.read()
-if data[8:16] == b"WEBPVP8X":  # Pillow before 13 makes its canvas before it looks at the size
-    width, height = (1 + int.from_bytes(data[k:k + 3], "little") for k in (24, 27))
-    if width * height > pixels:
-        refuse("image_too_large")
+sys.path.insert(0, root)
+import json
+from minikin.images import pixels as reader
 try:
-    image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG", "WEBP"))
-except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-    refuse("image_too_large")
-except Exception:  # a decoder that fails on a hostile file may raise anything; the child ends with it
-    refuse("unsupported_image")
-if image.width * image.height > pixels:
-    refuse("image_too_large")
-if min(image.size) < 8:
-    refuse("image_too_small")
-try:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = {k: image.info.get(k) for k in ("parameters", "minikin")}
-        texts = {k: v[:100000] for k, v in found.items() if isinstance(v, str)}
-        packet = image.info.get("xmp")
-        mark = re.search(ORIGIN, packet[:100000]) if isinstance(packet, bytes) else None
-        origin = mark[1].decode() if mark else None
-        image = ImageOps.exif_transpose(image)
-        keep = "RGBA" if "A" in image.getbands() or "transparency" in image.info else "RGB"
-        profile, whole = image.info.get("icc_profile"), image.convert(keep)
-        named = profile.replace(b"\0", b"").lower() if isinstance(profile, bytes) else b"srgb"
-        if image.mode in ("RGB", "RGBA", "CMYK") and (b"srgb" not in named or b"linear" in named):
-            try:  # as generation.source does
-                of = image if image.mode == "CMYK" else image.convert("RGB")
-                own, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-                rgb = ImageCms.profileToProfile(of, own, srgb, outputMode="RGB")
-                if keep == "RGBA":
-                    rgb.putalpha(whole.getchannel("A"))
-                whole = rgb
-            except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-                pass  # a profile that is none: the colours as they are
-        image = whole
-except Exception:  # as above
-    refuse("image_corrupt")
-head = json.dumps([keep, image.width, image.height, texts, origin])
-sys.stdout.buffer.write(head.encode() + b"\n" + image.tobytes())
+    got = reader.decode(sys.stdin.buffer.read(), pixels, least, reader.PHONE)
+except reader.Refused as e:
+    sys.stderr.write(e.code)
+    sys.exit(3)
+head = json.dumps([got.image.mode, *got.image.size, got.texts, got.origin, got.animated])
+sys.stdout.buffer.write(head.encode() + b"\\n" + got.image.tobytes())
 """
+_ROOT = str(Path(minikin.__file__).parents[1])
 _REASONS = {
-    "unsupported_image": (415, "is not a JPEG, PNG or WebP image"),
+    "unsupported_image": (415, "is not a JPEG, PNG, WebP, AVIF or HEIC image; save it as a JPEG or PNG"),
+    "heic_missing": (
+        415,
+        f"is a HEIC image, which this server cannot read without {extra('heic')}; send a JPEG",
+    ),
+    "avif_missing": (415, "is an AVIF image, which this server cannot read; send a JPEG or PNG"),
     "image_too_large": (413, "has too many pixels: at most {mpx:.0f} million are read"),
     "image_too_small": (422, "is smaller than 8 pixels"),
     "image_corrupt": (422, "is damaged or incomplete"),
+    "too_many_scans": (422, f"is a JPEG of more than {MAX_SCANS} scans, and usual are ten; save it again"),
+    "image_animated": (422, "is animated; save the frame you want as a still image"),
 }
+_LEAST = 8  # pixels of the shorter side
 
 
 def from_base64(text: object, what: str, limits: Limits) -> Image.Image:
@@ -108,11 +82,12 @@ def from_base64(text: object, what: str, limits: Limits) -> Image.Image:
     return decode(data, what, limits)
 
 
-def decode(data: bytes, what: str, limits: Limits) -> Image.Image:
+def decode(data: bytes, what: str, limits: Limits, *, still: bool = False) -> Image.Image:
     """An RGB or RGBA image from untrusted bytes; blocks; raises RequestRejected.
 
     Its `info` holds the texts that record how it was generated and its source type (`images.xmp`), where it
     has them, and nothing else.
+    still  reject an animated image, of which otherwise the first frame is read
     """
     if len(data) > limits.image:
         raise RequestRejected(
@@ -120,9 +95,12 @@ def decode(data: bytes, what: str, limits: Limits) -> Image.Image:
             status=413, code="image_too_large", param=what,
         )  # fmt: skip
     reject = partial(_rejection, what, limits)
-    if not _SIGNATURES.match(data):
+    if kind_of(data) not in PHONE:
         raise reject("unsupported_image")
-    arguments = [str(limits.decode_memory), str(max(1, round(limits.decode_s))), str(limits.image_pixels)]
+    bounds = (limits.decode_memory, max(1, round(limits.decode_s)), limits.image_pixels, _LEAST)
+    arguments = [_ROOT, *map(str, bounds)]
+    if scans(data) > MAX_SCANS:  # before a slot: each costs a pass over the whole image
+        raise reject("too_many_scans")
     if not _slots.acquire(timeout=WAIT_S):
         raise _busy()
     try:
@@ -140,7 +118,9 @@ def decode(data: bytes, what: str, limits: Limits) -> Image.Image:
         code = child.stderr.decode("ascii", "replace").strip()
         raise reject(code if code in _REASONS else "image_corrupt")
     head, _, body = child.stdout.partition(b"\n")
-    mode, width, height, texts, origin = json.loads(head)
+    mode, width, height, texts, origin, animated = json.loads(head)
+    if animated and still:
+        raise reject("image_animated")
     image = Image.frombytes(mode, (width, height), body)
     image.info = dict(texts)
     return image if origin is None else with_source_type(image, origin)
