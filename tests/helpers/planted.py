@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from fastapi import APIRouter, Request, Response
 
-from minikin import events
+from minikin import events, strict_json
 from minikin.errors import BaseMismatch
 from minikin.server import app, http, limits, middleware, serializers, service
 from minikin.server import errors as server_errors
@@ -228,15 +228,15 @@ def each_tag_looks_at_all_before(patch: Patch) -> None:
 
 
 def nan_is_a_number(patch: Patch) -> None:
-    patch.setattr(http, "_no_constant", float)
+    patch.setattr(strict_json, "_refused", float)
 
 
 def numbers_without_end(patch: Patch) -> None:
-    patch.setattr(http, "_finite", float)
+    patch.setattr(strict_json, "_finite", float)
 
 
 def the_last_of_two_keys(patch: Patch) -> None:
-    patch.setattr(http, "_unique", dict)
+    patch.setattr(strict_json, "_unique", dict)
 
 
 def depth_without_end(patch: Patch) -> None:

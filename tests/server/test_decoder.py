@@ -15,6 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from minikin.server import decode
+from minikin.server.limits import Limits
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.servers import served
 
@@ -36,17 +37,23 @@ def test_few_children_at_once_and_503_for_who_waits_too_long(tmp_path: Path, mon
                 now[0] -= 1
 
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(decode, "WAIT_S", 0.3)
     buffer, info = io.BytesIO(), PngInfo()
     info.add_text("parameters", "a cat\nSteps: 4, Seed: 1")
     Image.new("RGB", (16, 16)).save(buffer, "PNG", pnginfo=info)
     data = buffer.getvalue()
-    with served(FakeEngine(), tmp_path / "s") as s, s.client() as c, ThreadPoolExecutor(16) as pool:
+    limits = Limits(decode_wait_s=0.3)
+    with (
+        served(FakeEngine(), tmp_path / "s", limits=limits) as s,
+        s.client() as c,
+        ThreadPoolExecutor(16) as pool,
+    ):
 
         def ask(k: int) -> Any:
+            who = {"X-Minikin-Client": "ab"[k % 2]}
             if k % 2:
-                return c.post("/api/recipe", files={"file": ("x", data)})
-            return c.post("/sdapi/v1/png-info", json={"image": base64.b64encode(data).decode()})
+                return c.post("/api/recipe", files={"file": ("x", data)}, headers=who)
+            image = base64.b64encode(data).decode()
+            return c.post("/sdapi/v1/png-info", json={"image": image}, headers=who)
 
         pending = [pool.submit(ask, k) for k in range(12)]
         end = time.monotonic() + 20

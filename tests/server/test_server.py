@@ -547,7 +547,7 @@ def test_every_server_of_these_tests_ends_with_the_audit(tmp_path: Path) -> None
         "test_every_job_ends.py",  # the same, at the end of each
         "test_faults.py", "test_server.py",  # stores that are refused; the restart ends inside `served`
         # the gate around an app that `served` runs
-        "test_open_port.py", "test_server_guard.py", "test_admission.py",
+        "test_open_port.py", "test_server_guard.py", "test_admission.py", "test_hostile_bodies.py",
     }  # fmt: skip
 
 

@@ -7,9 +7,12 @@ Without keys, everybody on this machine is `local`, and only the names separate 
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 
 from minikin.server.errors import RequestRejected
 
@@ -70,3 +73,66 @@ class Places:
 
     def __len__(self) -> int:
         return self._open.total()
+
+
+@dataclass(eq=False)
+class _Waiter:
+    """A client that waits for its turn on an event loop."""
+
+    client: str
+    loop: asyncio.AbstractEventLoop
+    granted: asyncio.Event
+
+
+class Turns:
+    """A few pieces of work at once; who waits is served by how little its key, then its client, has at work.
+
+    at_once  pieces of work; the last free place is for a key (without keys: a client) that has none at work, so
+             that one of them with slow work never keeps the others waiting
+    wait_s   longest wait
+    """
+
+    def __init__(self, at_once: int, wait_s: float) -> None:
+        self.at_once, self.wait_s = at_once, wait_s
+        self._lock = threading.Lock()
+        self._at_work: list[str] = []
+        self._waiting: list[_Waiter] = []
+
+    @asynccontextmanager
+    async def turn(self, client: str) -> AsyncIterator[None]:
+        """A turn for as long as the block runs. Raises RequestRejected (503) when none came in time."""
+        waiter = _Waiter(client, asyncio.get_running_loop(), asyncio.Event())
+        with self._lock:
+            self._waiting.append(waiter)
+            self._grant()
+        try:
+            try:
+                await asyncio.wait_for(waiter.granted.wait(), self.wait_s)
+            except TimeoutError:
+                message = "The server cannot decode images at the moment; try again."
+                raise RequestRejected(message, status=503, code="busy", retry_s=5) from None
+            yield
+        finally:
+            with self._lock:
+                if waiter in self._waiting:
+                    self._waiting.remove(waiter)
+                else:
+                    self._at_work.remove(client)
+                self._grant()
+
+    def _grant(self) -> None:
+        """Give the free places to those whose turn it is; called with the lock."""
+        while waiters := [w for w in self._waiting if self._may_start(w.client)]:
+            waiter = min(waiters, key=lambda w: (self._share(key_of(w.client)), self._at_work.count(w.client)))
+            self._waiting.remove(waiter)
+            self._at_work.append(waiter.client)
+            waiter.loop.call_soon_threadsafe(waiter.granted.set)
+
+    def _may_start(self, client: str) -> bool:
+        free = self.at_once - len(self._at_work)
+        key = key_of(client)
+        own = self._at_work.count(client) if key == LOCAL else self._share(key)
+        return free > 1 or (free == 1 and not own)
+
+    def _share(self, key: str) -> int:
+        return sum(key_of(client) == key for client in self._at_work)

@@ -18,11 +18,13 @@ from pydantic import BaseModel, model_validator
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.requests import HTTPConnection
+from starlette.types import Message, Receive, Scope, Send
 
+from minikin import strict_json
 from minikin.images.encode import Marking
 from minikin.recipes import first_sentence
-from minikin.server import serializers
+from minikin.server import decode, serializers
 from minikin.server.errors import RequestRejected, error_response, internal
 from minikin.server.jobs import Job
 from minikin.server.middleware import BodyRejected
@@ -30,6 +32,9 @@ from minikin.server.service import Service
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])
 MAX_DEPTH = 32
+MAX_VALUES = 5_000  # numbers, texts, lists and objects of a body
+SMALL = 64 * 1024  # bytes of a body that is parsed on the event loop, in less than a millisecond
+BOM = b"\xef\xbb\xbf"
 FIELD = 1 << 20  # bytes of a form's field that is not a file
 POLL_S = 0.1  # how often a blocking request checks whether its client is still connected
 
@@ -55,8 +60,11 @@ class StrictRequest(Request):
     """A request with strict JSON (no NaN, no duplicate keys, limited depth, valid Unicode) and small forms."""
 
     async def json(self) -> Any:
+        """The body. A large one is parsed in a thread: the event loop goes on with other requests."""
         if not hasattr(self, "_json"):
-            self._json = parse_json(await self.body())
+            body = await self.body()
+            small = len(body) <= SMALL
+            self._json = parse_json(body) if small else await run_in_threadpool(parse_json, body)
         return self._json
 
     async def _get_form(self, **_: Any) -> FormData:
@@ -82,6 +90,12 @@ def enqueues_jobs(handle: Handler) -> Handler:
     return handle
 
 
+def carries_images(handle: Handler) -> Handler:
+    """Marks a handler whose JSON holds images: the body of any other is limited to `Limits.text_body`."""
+    handle.carries_images = True  # type: ignore[attr-defined]
+    return handle
+
+
 def accepts_forms(handle: Handler) -> Handler:
     """Marks a handler that accepts forms: other routes reject them, since foreign web pages can send forms."""
     handle.accepts_forms = True  # type: ignore[attr-defined]
@@ -95,6 +109,7 @@ class StrictRoute(APIRoute):
         handle = super().get_route_handler()
         enqueues = getattr(self.endpoint, "enqueues_jobs", False)
         accepts_forms = getattr(self.endpoint, "accepts_forms", False)
+        large = accepts_forms or getattr(self.endpoint, "carries_images", False)
 
         async def strict(request: Request) -> Response:
             content_type = request.headers.get("content-type", "").lower()
@@ -106,55 +121,49 @@ class StrictRoute(APIRoute):
                 )
             if enqueues:
                 service_of(request).check_open(client_of(request))
-            return await handle(StrictRequest(request.scope, request.receive))
+            limit = service_of(request).limits.text_body
+            receive = request.receive if large else _limited(request, limit)
+            return await handle(StrictRequest(request.scope, receive))
 
         return strict
 
 
+def _limited(request: Request, most: int) -> Receive:
+    """The request's `receive`, which raises BodyRejected (413) for a body of more than so many bytes."""
+    stated, received = int(request.headers.get("content-length", "0")), 0
+
+    async def receive() -> Message:
+        nonlocal received
+        message: Message = await request.receive() if stated <= most else {}
+        received += len(message.get("body", b""))
+        if max(stated, received) > most:
+            size = f"{most >> 20} MiB" if most >> 20 else f"{most} bytes"
+            message_text = (
+                f"The body is larger than {size}, the most this call reads: no image travels with it."
+            )
+            raise BodyRejected(RequestRejected(message_text, status=413, code="body_too_large"))
+        return message
+
+    return receive
+
+
 def parse_json(body: bytes) -> Any:
-    """Strict JSON; raises HTTPException (400) whose detail is the message."""
+    """Strict JSON (`strict_json`); raises HTTPException (400) whose detail is the message."""
     try:
-        text = body.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_float=_finite)
-        if _depth(value) > MAX_DEPTH:
-            raise ValueError(f"it is nested more than {MAX_DEPTH} deep")
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except RecursionError:
-        raise HTTPException(400, "The body is not valid JSON: it is nested too deeply.") from None
-    except ValueError as e:  # of decoding, parsing, and encoding lone surrogates
-        raise HTTPException(400, f"The body is not valid JSON: {str(e)[:120]}.") from None
-    return value
+        if body.startswith(BOM):
+            raise strict_json.BadJson("it begins with a byte order mark")
+        return strict_json.loads(body, max_bytes=len(body), max_depth=MAX_DEPTH, max_values=MAX_VALUES)
+    except strict_json.BadJson as e:
+        raise HTTPException(400, f"The body is not valid JSON: {e}.") from None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    unique = dict(pairs)
-    if len(unique) != len(pairs):
-        raise ValueError("a key occurs twice")
-    return unique
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise ValueError(f"{text[:20]} is too large")
-    return value
-
-
-def _depth(value: Any) -> int:
-    level, deepest = [value], 0
-    while level and deepest <= MAX_DEPTH:
-        level = [
-            child
-            for item in level
-            if isinstance(item, dict | list)
-            for child in (item.values() if isinstance(item, dict) else item)
-        ]
-        deepest += bool(level)
-    return deepest
+async def decoded(request: HTTPConnection, data: bytes | str | None, what: str) -> Image.Image:
+    """An image of a request, from bytes or from base64; clients take turns. Raises RequestRejected."""
+    service = service_of(request)
+    read: Any = decode.decode if isinstance(data, bytes) else decode.from_base64
+    async with service.decoding.turn(client_of(request)):
+        image: Image.Image = await run_in_threadpool(read, data, what, service.limits)
+    return image
 
 
 class CountedStream(StreamingResponse):

@@ -17,6 +17,7 @@ class Limits:
     """Sizes in bytes and pixels, times in seconds."""
 
     body: int = 32 * MIB
+    text_body: int = MIB  # where no image travels
     parts: int = 64  # files of a multipart body, and as many fields
     receive_s: float = 15.0  # for a head; for a body, and one more second for every RECEIVE_RATE bytes
     send_s: float = 60.0  # without a byte of an answer being taken
@@ -24,6 +25,7 @@ class Limits:
     image: int = 20_000_000
     image_pixels: int = 16_000_000
     decode_s: float = 10.0
+    decode_wait_s: float = 10.0  # for a turn of the decoder
     decode_memory: int = 1024 * MIB
     concept: int = 16 * MIB
     concepts_per_client: int = 1000

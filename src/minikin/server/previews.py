@@ -12,11 +12,19 @@ from minikin.images import xmp
 from minikin.images.metadata import Recorded, recorded, texts_of
 from minikin.perfusion.concept import check_category
 from minikin.recipes import Teach
-from minikin.server import decode, serializers
+from minikin.server import serializers
 from minikin.server.api.native_concepts import photos_of
 from minikin.server.engine import JobInputs
 from minikin.server.errors import not_found
-from minikin.server.http import StrictRoute, accepts_forms, client_of, enqueues_jobs, service_of, submit
+from minikin.server.http import (
+    StrictRoute,
+    accepts_forms,
+    client_of,
+    decoded,
+    enqueues_jobs,
+    service_of,
+    submit,
+)
 from minikin.server.jobs import JobRequest
 
 router = APIRouter(prefix="/api", tags=["native"], route_class=StrictRoute)
@@ -26,9 +34,7 @@ router = APIRouter(prefix="/api", tags=["native"], route_class=StrictRoute)
 @accepts_forms
 async def recipe(request: Request, file: UploadFile = File()) -> dict[str, Any]:
     """The generation metadata of an image, by Minikin or another program."""
-    limits = service_of(request).limits
-    data = await file.read(limits.image + 1)
-    image = await run_in_threadpool(decode.decode, data, "the image", limits)
+    image = await decoded(request, await file.read(service_of(request).limits.image + 1), "the image")
     record = recorded(texts_of(image))
     return {
         "size": list(image.size), "prompt": record.prompt, "negative": record.negative,

@@ -10,7 +10,9 @@ every connection is checked a few times per deadline and closed when
 
 A body that is being read has its own deadline in the middleware, which responds in the client's dialect. When
 there are more than `connections`, the one that has been sending its head for longest is closed, so that idle
-sockets keep nobody out; lingering ones (see below) are closed before it, the oldest first.
+sockets keep nobody out; lingering ones (see below) are closed before it, the oldest first, and after it those
+kept alive between two requests, then those that are sending a body. There are never more than the process may
+open files (`fitted`).
 
 A client whose request is rejected before its body was read receives the response: a socket that is closed with
 unread bytes is reset, and a reset discards the response on the client's side. So our side is closed, and
@@ -22,20 +24,55 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import resource
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from minikin.errors import BadRecipe
 from minikin.server import metrics
 from minikin.server.errors import error_body
 from minikin.server.limits import Limits
 
 CHECKS_PER_DEADLINE = 6
+SPARE_FILES = 24  # results, inputs, and the pipes of the children that decode images
+MAX_ACCEPTED, LEAST_ROOM = 128, 8  # connections
 LINGER_S = 2.0  # bytes in flight when we respond have arrived by then
+
+
+def fitted(limits: Limits) -> tuple[Limits, int]:
+    """The limits with as many connections as this process may open, and how many are accepted at once.
+
+    Without room, asyncio writes a traceback for each connection that it could accept in one go, every second.
+    The process's own limit is raised as far as the system lets it. Raises BadRecipe when too few are left.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = _open_files() + SPARE_FILES + limits.connections + MAX_ACCEPTED
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    room = (needed if soft == resource.RLIM_INFINITY else soft) - _open_files() - SPARE_FILES
+    accepted = max(1, min(MAX_ACCEPTED, room // 4))
+    if room < LEAST_ROOM:
+        raise BadRecipe(
+            f"This process may open {soft} files (ulimit -n), which leaves no room for connections. Allow "
+            "more: ulimit -n 1024."
+        )
+    return replace(limits, connections=min(limits.connections, room - accepted)), accepted
+
+
+def _open_files() -> int:
+    """Files, sockets and pipes that this process has open."""
+    try:
+        return len(os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"))
+    except OSError:
+        return 32
 
 
 def protocol(limits: Limits) -> type[H11Protocol]:
@@ -178,28 +215,44 @@ class TimeoutProtocol(H11Protocol):
             self._checking.cancel()
 
     def _close_surplus(self) -> None:
-        # an aborted connection stays in `connections` until the event loop removes it
-        open_connections = [
-            c for c in self.connections if isinstance(c, TimeoutProtocol) and not c.transport.is_closing()
-        ]
-        idle = [c for c in open_connections if c is not self and c.waits_for_head()]
-        lingering = [
-            (c._linger_timer.when(), id(c), c)
-            for c in self.connections
-            if isinstance(c, TimeoutProtocol) and c._linger_timer is not None and not c._is_cut_off()
-        ]
-        if len(open_connections) + len(lingering) > self.limits.connections and lingering:
+        """Keep within `connections`: close the one that is missed least, or turn this new one away."""
+        others, lingering = [c for c in self.connections if not isinstance(c, TimeoutProtocol)], []
+        open_connections = []
+        for c in self.connections:
+            if isinstance(c, TimeoutProtocol) and not c.transport.is_closing():
+                open_connections.append(c)
+            elif isinstance(c, TimeoutProtocol) and c._linger_timer is not None and not c._is_cut_off():
+                lingering.append((c._linger_timer.when(), id(c), c))
+            # an aborted connection stays in `connections` until the event loop removes it
+        most = self.limits.connections
+        if len(open_connections) + len(lingering) + len(others) <= most:
+            return
+        if lingering:
             min(lingering)[2].transport.abort()
-        elif len(open_connections) > self.limits.connections and idle:
-            metrics.REJECTED.labels("too_many_connections").inc()
-            min(idle, key=lambda c: c._since).transport.abort()
+        if len(open_connections) + len(others) <= most:
+            return
+        metrics.REJECTED.labels("too_many_connections").inc()
+        ranked = [(rank, c._since, id(c), c) for c in open_connections if (rank := c._rank()) and c is not self]
+        if ranked:
+            min(ranked)[3].transport.abort()
+        else:
+            self._reject(503, "too_many_connections", "All connections of this server are at work.", retry_s=5)
 
-    def _reject(self, status: int, code: str, message: str) -> None:
+    def _rank(self) -> int:
+        """How soon it is closed for another connection: 1 at first, 0 never, since its request is at work."""
+        if self.waits_for_head():
+            return 1
+        if self.conn.their_state is h11.IDLE:  # kept alive, between two requests
+            return 2
+        return 3 if self.conn.their_state is h11.SEND_BODY else 0
+
+    def _reject(self, status: int, code: str, message: str, retry_s: int | None = None) -> None:
         """Respond outside of any request, and close."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
             body = json.dumps(error_body("native", status, code, message)).encode()
+            retry = ("retry-after", str(retry_s)) if retry_s else ("x-should-retry", "false")
             headers = [("content-type", "application/json"), ("content-length", str(len(body))),
-                       ("connection", "close"), ("x-should-retry", "false")]  # fmt: skip
+                       ("connection", "close"), retry]  # fmt: skip
             for event in (
                 h11.Response(status_code=status, headers=headers), h11.Data(data=body), h11.EndOfMessage()
             ):  # fmt: skip

@@ -27,8 +27,8 @@ from minikin.errors import BadRecipe, MinikinError, StorageError
 from minikin.generation.content_filter import Filtering
 from minikin.images.encode import MARKED, Marking
 from minikin.recipes import Paint, Recipe, Teach
-from minikin.server import image_metadata, job_types, metrics
-from minikin.server.admission import Places, key_of, most_of_key
+from minikin.server import decode, image_metadata, job_types, metrics
+from minikin.server.admission import Places, Turns, key_of, most_of_key
 from minikin.server.audit import CONCEPTS, INPUTS, RESULTS, STORE
 from minikin.server.concept_store import ConceptStore
 from minikin.server.engine import Engine, JobInputs
@@ -80,6 +80,7 @@ class Service:
         self.engine = engines[0]
         self.queue = JobQueue(self.limits)
         self.streams = Places(self.limits.event_streams, "event streams", "too_many_streams")
+        self.decoding = Turns(decode.MAX_CHILDREN, self.limits.decode_wait_s)
         self.live_sessions = Places(self.limits.live_sessions, "live sessions", "too_many_sessions")
         self.writer = ResultWriter(
             self.engine, self.queue, self.store, self.concept_store, self.results, marking, filtering,
@@ -100,8 +101,8 @@ class Service:
         self._sweep_unknown()
         for row in self.store.unfinished():
             self._resume(row)
-        self.concept_store.sweep()
         self.concept_store.share()
+        self.concept_store.sweep()
         for worker in self.workers:
             worker.start()
 
@@ -163,12 +164,12 @@ class Service:
         and concepts without an owner are removed with them. A person's own files stay (`image_folder`)."""
         now, total, expired = time.time(), 0, []
         for row in reversed(self.store.oldest_images()):
-            total += row["bytes"]
             path = self.writer.path(row["id"])
             if is_kept(path):
                 if is_gone(path):
                     expired.append(row["id"])
                 continue
+            total += row["bytes"]
             if now - row["made"] > self.limits.keep_s or total > self.limits.keep_bytes:
                 expired.append(row["id"])
         for id_ in list(expired):

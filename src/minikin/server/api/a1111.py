@@ -17,9 +17,7 @@ from PIL import Image, ImageChops
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from minikin.generation.schedulers import SCHEDULERS
 from minikin.images.metadata import parse_parameters
-from minikin.server import decode
 from minikin.server.api.a1111_options import digest, title
 from minikin.server.api.shared import known_fields, prompts_or_recorded, seed_of
 from minikin.server.engine import JobInputs
@@ -27,7 +25,9 @@ from minikin.server.errors import RequestRejected, invalid_field
 from minikin.server.http import (
     StrictRoute,
     b64,
+    carries_images,
     client_of,
+    decoded,
     enqueues_jobs,
     preview,
     result_files,
@@ -41,7 +41,6 @@ from minikin.server.service import Service
 router = APIRouter(prefix="/sdapi/v1", tags=["a1111"], route_class=StrictRoute)
 HARMLESS = ("CLIP_stop_at_last_layers", "sd_model_checkpoint", "samples_format", "eta_noise_seed_delta")
 UNSUPPORTED = "unsupported_field"
-KARRAS = " Karras"
 MIN_STRENGTH = 0.01
 
 
@@ -95,19 +94,19 @@ async def txt2img(request: Request, body: Txt2Img) -> Response:
 
 
 @router.post("/img2img", response_class=JSONResponse)
+@carries_images
 @enqueues_jobs
 async def img2img(request: Request, body: Img2Img) -> Response:
     """Refine an image, or inpaint it where a mask is white."""
-    limits = service_of(request).limits
     kind = "refine" if body.mask is None else "inpaint"
-    image = await run_in_threadpool(decode.from_base64, body.init_images[0], "init_images", limits)
+    image = await decoded(request, body.init_images[0], "init_images")
     body.prompt, body.negative_prompt = prompts_or_recorded(body.prompt, body.negative_prompt, image)
     # A1111's 0 changes nothing; here at least one step runs
     strength = 0.75 if body.denoising_strength is None else body.denoising_strength
     extra: dict[str, Any] = {"strength": max(MIN_STRENGTH, strength)}
     images = {"image": image.convert("RGB")}
     if body.mask is not None:
-        mask = await run_in_threadpool(decode.from_base64, body.mask, "mask", limits)
+        mask = await decoded(request, body.mask, "mask")
         images["mask"] = _resized_mask(mask, image.size, invert=bool(body.inpainting_mask_invert))
         extra |= {"feather": body.mask_blur, "only_masked": body.inpaint_full_res,
                  "padding": body.inpaint_full_res_padding}  # fmt: skip
@@ -160,9 +159,10 @@ async def set_options(request: Request, body: dict[str, Any]) -> None:
 
 
 @router.post("/png-info")
+@carries_images
 async def png_info(request: Request, body: dict[str, Any]) -> dict[str, Any]:
     """The generation metadata of an image."""
-    image = await run_in_threadpool(decode.from_base64, body.get("image"), "image", service_of(request).limits)
+    image = await decoded(request, body.get("image"), "image")
     text = str(image.info.get("parameters", ""))
     prompt, negative, settings = parse_parameters(text)
     parameters = {"Prompt": prompt, "Negative prompt": negative, **settings} if text else {}
@@ -184,20 +184,17 @@ def recipe_fields(service: Service, kind: str, body: Txt2Img) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "prompt": body.prompt, "negative": body.negative_prompt or "", "n": n, "seed": seed_of(body.seed),
         "steps": body.steps, "guidance": body.cfg_scale, "width": body.width, "height": body.height,
-        "preset": body.preset, "scheduler": sampler(body.sampler_name or body.sampler_index, body.scheduler),
+        "preset": body.preset, "scheduler": sampler(body.sampler_name or body.sampler_index),
+        "schedule": body.scheduler,
     }  # fmt: skip
     if kind == "inpaint":  # keeps its image's size
         fields["width"] = fields["height"] = None
     return known_fields(kind, fields)
 
 
-def sampler(name: str | None, schedule: str | None) -> str | None:
-    """One name from A1111's two: ("DPM++ 2M", "Karras") is "DPM++ 2M Karras"; None for the base's default."""
-    if not name or name.lower() == "automatic":
-        return None
-    if (schedule or "").lower() == "karras" and not name.endswith(KARRAS) and name + KARRAS in SCHEDULERS:
-        return name + KARRAS
-    return name
+def sampler(name: str | None) -> str | None:
+    """The sampler's name; None for the base's default."""
+    return None if not name or name.lower() == "automatic" else name
 
 
 async def _answer(

@@ -20,14 +20,16 @@ from starlette.concurrency import run_in_threadpool
 
 from minikin import __version__
 from minikin.recipes import Paint
-from minikin.server import decode, serializers
+from minikin.server import serializers
 from minikin.server.engine import JobInputs
 from minikin.server.errors import RequestRejected, not_found
 from minikin.server.http import (
     CountedStream,
     Strict,
     StrictRoute,
+    carries_images,
     client_of,
+    decoded,
     enqueues_jobs,
     job_response,
     preview,
@@ -35,9 +37,9 @@ from minikin.server.http import (
     sse,
     submit,
 )
+from minikin.server.image_folder import file_name
 from minikin.server.job_types import JOB_TYPES, JobType, with_defaults_of
 from minikin.server.jobs import JobRequest
-from minikin.server.image_folder import file_name
 from minikin.server.service import Service
 
 router = APIRouter(prefix="/api", tags=["native"], route_class=StrictRoute)
@@ -94,6 +96,8 @@ def _add(job_type: JobType) -> None:
         return await job_response(request, job, wait)
 
     enqueues_jobs(handle)
+    if job_type.required:
+        carries_images(handle)
     handle.__annotations__ |= {"body": _body(job_type), "request": Request, "wait": bool, "return": Response}
     router.add_api_route(
         f"/{job_type.name}", handle, methods=["POST"], status_code=202, name=job_type.name,
@@ -121,10 +125,6 @@ async def jobs(request: Request, limit: int = MAX_LISTED, before: float | None =
     return {"jobs": await run_in_threadpool(listed)}
 
 
-@router.get("/jobs/{id}")
-async def job(request: Request, id: str) -> dict[str, Any]:
-    """One job: its queue position, progress, preview, results or error."""
-    service, client = service_of(request), client_of(request)
 @router.get("/jobs/unfinished")
 async def unfinished(request: Request) -> dict[str, Any]:
     """Your jobs that wait or run, oldest first, and what of others is running: its kind and progress."""
@@ -137,6 +137,10 @@ async def unfinished(request: Request) -> dict[str, Any]:
     }
 
 
+@router.get("/jobs/{id}")
+async def job(request: Request, id: str) -> dict[str, Any]:
+    """One job: its queue position, progress, preview, results or error."""
+    service, client = service_of(request), client_of(request)
     body = await run_in_threadpool(_view, service, client, id)
     active = service.job(client, id)
     return {**body, "preview": await preview(service, active) if active and not active.over else None}
@@ -195,11 +199,11 @@ async def events(request: Request, id: str) -> Response:
 async def result(request: Request, id: str) -> Response:
     """A finished image, a PNG with its recipe inside."""
     data = await run_in_threadpool(service_of(request).read, client_of(request), id)
+    name = quote(await _file_name(request, f"result:{id}"))
     return Response(data, media_type="image/png", headers={
         "Content-Disposition": f'inline; filename="{name}"', "Cache-Control": "private, max-age=3600",
         "Content-Security-Policy": "sandbox; default-src 'none'",
     })  # fmt: skip
-    name = quote(await _file_name(request, f"result:{id}"))
 
 
 @router.get("/capabilities")
@@ -210,15 +214,11 @@ async def capabilities(request: Request) -> dict[str, Any]:
     return {
         "version": __version__, "kinds": dict.fromkeys(JOB_TYPES, True), **description,
         "content_filter": service.filtering.mode if service.filtering else None,
+        "images": _lifetime(service), "one_library": service.concept_store.one_library,
         "limits": {**service.limits.__dict__, "pictures": service.limits.images},  # word: name in 0.1
     }  # fmt: skip
 
 
-        "images": _lifetime(service), "one_library": service.concept_store.one_library,
-# ---- shared ------------------------------------------------------------------------------------
-
-
-def _view(service: Service, client: str, id_: str, row: dict[str, Any] | None = None) -> dict[str, Any]:
 def _lifetime(service: Service) -> dict[str, Any]:
     """Where images are kept, and for how many hours: `folder` is None, or the person's own, with no end."""
     saved = service.writer.image_folder
@@ -228,6 +228,10 @@ def _lifetime(service: Service) -> dict[str, Any]:
     }
 
 
+# ---- shared ------------------------------------------------------------------------------------
+
+
+def _view(service: Service, client: str, id_: str, row: dict[str, Any] | None = None) -> dict[str, Any]:
     live = service.job(client, id_)
     if live is not None:
         return serializers.job_json(service, live)
@@ -252,5 +256,5 @@ async def _image(request: Request, text: Any, what: str) -> Image.Image:
     service = service_of(request)
     if isinstance(text, str) and text.startswith("result:"):
         data = await run_in_threadpool(service.read, client_of(request), text.removeprefix("result:"))
-        return await run_in_threadpool(decode.decode, data, what, service.limits)
-    return await run_in_threadpool(decode.from_base64, text, what, service.limits)
+        return await decoded(request, data, what)
+    return await decoded(request, text, what)

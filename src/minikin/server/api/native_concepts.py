@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from minikin.images.photos import Photo, on_white
 from minikin.perfusion.concept import check_category, check_name
 from minikin.recipes import Teach
-from minikin.server import decode, serializers
+from minikin.server import serializers
 from minikin.server.concept_store import Entry
 from minikin.server.engine import JobInputs
 from minikin.server.errors import RequestRejected, invalid_field
@@ -22,6 +22,7 @@ from minikin.server.http import (
     StrictRoute,
     accepts_forms,
     client_of,
+    decoded,
     enqueues_jobs,
     job_response,
     parse_json,
@@ -143,7 +144,7 @@ async def photos_of(
     files += [(m, f"mask {k + 1}") for k, m in enumerate(masks or [])]
     images, pixels_left = [], service.limits.photos_pixels
     for file, what in files:
-        images.append(await _uploaded(service, file, what))
+        images.append(await decoded(request, await file.read(service.limits.image + 1), what))
         pixels_left -= images[-1].width * images[-1].height
         if pixels_left < 0:
             megapixels = service.limits.photos_pixels / 1e6
@@ -157,11 +158,6 @@ async def photos_of(
             _photo(k, p, mask_images[k] if mask_images else None) for k, p in enumerate(images[: len(photos)])
         ]
     )
-
-
-async def _uploaded(service: Service, file: UploadFile, what: str) -> Image.Image:
-    data = await file.read(service.limits.image + 1)
-    return await run_in_threadpool(decode.decode, data, what, service.limits)
 
 
 def _photo(k: int, image: Image.Image, mask_image: Image.Image | None) -> Photo:

@@ -31,7 +31,6 @@ from minikin.generation.content_filter import is_blocked, refusal
 from minikin.images import xmp
 from minikin.images.encode import Marking
 from minikin.recipes import first_sentence
-from minikin.server import decode
 from minikin.server.api.shared import known_fields, prompts_or_recorded, seed_of
 from minikin.server.engine import JobInputs
 from minikin.server.errors import RequestRejected, error_body, invalid_field, sentence_of, status_of
@@ -41,6 +40,7 @@ from minikin.server.http import (
     accepts_forms,
     b64,
     client_of,
+    decoded,
     enqueues_jobs,
     raise_failure,
     result_files,
@@ -228,7 +228,7 @@ async def _form(request: Request, names: tuple[str, ...]) -> tuple[Images, dict[
                 )
             if name not in files:
                 data = await value.read(service.limits.image + 1)
-                files[name] = await run_in_threadpool(decode.decode, data, name, service.limits)
+                files[name] = await decoded(request, data, name)
         elif name.startswith("concepts["):
             fields.setdefault("concepts", {})[name[9:].rstrip("]")] = value
         else:
