@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from minikin import Concept, attach
 from minikin.errors import BadConceptFile, BadRecipe, UnknownName
 from minikin.models.base import Base
+from minikin.models.prompt import parse
 from minikin.perfusion import edit
 from minikin.perfusion import export as exchange
+from minikin.perfusion.concept import check_category
 from minikin.perfusion.covariance import covariance
 from minikin.perfusion.gate import OPEN
 from minikin.perfusion.key_lock import category_encoding
@@ -147,6 +149,33 @@ def test_sdxl_embedding_and_more_vectors_than_tokens(bases: dict[str, Base], tmp
     save_file({"clip_l": torch.randn(3, 32), "clip_g": torch.randn(3, 64)}, tmp_path / "e.safetensors")
     c = exchange.import_embedding(bases["sdxl"], tmp_path / "e.safetensors", "tom", "cat")
     assert c.category == "cat cat cat" and [tuple(w.shape) for w in c.word_deltas] == [(3, 32), (3, 64)]
+
+
+@pytest.mark.parametrize("n", [8, 16, 32, 74, 75])
+def test_embeddings_of_many_vectors(n: int, bases: dict[str, Base], tmp_path: Path) -> None:
+    """Up to the tokens that the base reads at a time; where it must, the word has a chunk of its own."""
+    base, vectors = bases["sd15"], torch.randn(n, 32)
+    save_file({"emb_params": vectors}, tmp_path / "e.safetensors")
+    c = exchange.import_embedding(base, tmp_path / "e.safetensors", "tom", "cat")
+    assert torch.allclose(c.word_deltas[0] + base.word_vectors(c.category)[0], vectors, atol=1e-6)
+    c = Concept.load(c.save(tmp_path / "tom.safetensors"))
+    assert c.category == " ".join(["cat"] * n)
+    words = {"tom": [base.word_vectors(c.category)[0] + c.word_deltas[0]]}
+    prompt = parse("a photo of <tom> on the beach, (at night:1.2)", {"tom": c.category})
+    out = base.encode([prompt], words, chunks=base.count_chunks(prompt))
+    assert len(out.positions[0][0]) == n and len({at // 77 for at in out.positions[0][0]}) == 1
+
+
+def test_more_vectors_than_the_base_reads_are_refused(bases: dict[str, Base], tmp_path: Path) -> None:
+    """By their number, not for a category that nobody wrote."""
+    save_file({"emb_params": torch.randn(76, 32)}, tmp_path / "e.safetensors")
+    with pytest.raises(BadConceptFile, match="76 vectors, and this base reads at most 75 tokens"):
+        exchange.import_embedding(bases["sd15"], tmp_path / "e.safetensors", "tom", "cat")
+    save_file({"emb_params": torch.randn(75, 32)}, tmp_path / "e.safetensors")
+    with pytest.raises(BadConceptFile, match="category 'teddy bear' takes 2 tokens"):
+        exchange.import_embedding(bases["sd15"], tmp_path / "e.safetensors", "tom", "teddy bear")
+    with pytest.raises(BadRecipe, match="at most 60"):
+        check_category("cat dog " * 8 + "bird")
 
 
 def test_imported_word_paints_what_the_embedding_paints_nearly(bases: dict[str, Base], tmp_path: Path) -> None:

@@ -20,11 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minikin.errors import BadModelFile
+from minikin.errors import BadModelFile, BadRecipe
 from minikin.models import attention
 from minikin.models.identity import Origin, rounded, sketch
 from minikin.models.prompt import Prompt
-from minikin.models.text import Encoded, apply_emphasis, tokenize, word_vectors_replaced
+from minikin.models.text import (
+    MAX_CHUNKS,
+    Encoded,
+    apply_emphasis,
+    chunk_tokens,
+    emphasis,
+    hidden_state,
+    tokenize,
+    word_vectors_replaced,
+)
 
 ARCHITECTURES = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # by text width; anything else is tiny
 
@@ -189,39 +198,80 @@ class Base:
 
     # ---- text --------------------------------------------------------------------------------
 
-    def encode(self, prompts: Sequence[Prompt], words: Mapping[str, Sequence[Tensor]] | None = None) -> Encoded:
+    def encode(
+        self,
+        prompts: Sequence[Prompt],
+        words: Mapping[str, Sequence[Tensor]] | None = None,
+        *,
+        chunks: int = 1,
+        clip_skip: int = 1,
+    ) -> Encoded:
         """Encode prompts, with the word vectors of concepts in place of those of their categories.
 
-        words  concept name -> per text encoder (n, d_k); a concept without an entry keeps its category's
+        words      concept name -> per text encoder (n, d_k); a concept without an entry keeps its category's
+        chunks     windows of tokens that are encoded one by one and concatenated (`count_chunks`)
+        clip_skip  as in A1111: 1 is the text encoder's last layer, 2 the one before (`check_clip_skip`)
         Gradients flow to the word vectors.
-        Raises BadRecipe when a concept stands after the last token that the tokenizer keeps.
+        Raises BadRecipe when a concept stands after the last token that is read.
         """
-        states, pooled, positions = [], None, None
-        ids = torch.empty(0)
+        states, pooled, positions, n = [], None, None, self.n_tokens
+        tokens = None
+        weighted = any(p.weights for p in prompts)
+        norm, layer = not self.is_xl, self._layer(clip_skip)
         for k, (tokenizer, model) in enumerate(zip(self.tokenizers, self.text_encoders, strict=True)):
             with self._tokenizer_lock:
-                ids, token_positions = tokenize(tokenizer, prompts)
-            positions = positions or token_positions
+                tokens = tokenize(tokenizer, prompts, chunks)
+            positions = positions or tokens.positions
             replacements = [
-                (b, at, words[use.name][k])
+                (b * chunks + at[0] // n, tuple(i % n for i in at), words[use.name][k])
                 for b, prompt in enumerate(prompts)
-                for use, at in zip(prompt.uses, token_positions[b], strict=True)
+                for use, at in zip(prompt.uses, tokens.positions[b], strict=True)
                 if words and use.name in words
             ]
             with word_vectors_replaced(model, replacements):
-                out = model(ids.to(self.device), output_hidden_states=self.is_xl)
-            # SD 1 and 2: last layer with its norm; SDXL: the layer before the last without a norm
-            states.append(out.hidden_states[-2] if self.is_xl else out[0])
+                out = model(tokens.ids.to(self.device), output_hidden_states=not norm or layer > 1)
+            state = hidden_state(out, model, layer, norm)
+            if weighted:
+                state = apply_emphasis(state, emphasis(tokens, prompts))
+            states.append(state)
             if self.is_xl and k == len(self.text_encoders) - 1:
-                pooled = out[0]
+                pooled = out[0][::chunks]  # of the first chunk, as in A1111 and ComfyUI
         e = torch.cat(states, -1)
-        if any(p.weights for p in prompts):
-            with self._tokenizer_lock:
-                e = apply_emphasis(e, prompts, self.tokenizers[0])
-        eos = (ids == self.tokenizers[-1].eos_token_id).int().argmax(-1)
-        valid = torch.arange(e.shape[1])[None] <= eos[:, None]
         assert positions is not None
+        assert tokens is not None
+        eos = (tokens.ids == self.tokenizers[-1].eos_token_id).int().argmax(-1)
+        valid = torch.arange(e.shape[1])[None] <= eos[:, None]
+        e, valid = (x.reshape(len(prompts), -1, *x.shape[2:]) for x in (e, valid))
         return Encoded(e, pooled, tuple(positions), valid.to(self.device))
+
+    @property
+    def trained_clip_skip(self) -> int:
+        """Counted from the last layer, the one the U-Net was trained with: 2 for SD 2 and SDXL.
+
+        SD 2's text encoder is stored without the layer after it.
+        """
+        return 2 if self.is_xl or self.architecture == "sd2" else 1
+
+    def check_clip_skip(self, clip_skip: int) -> None:
+        """Raise BadRecipe for a layer that the text encoder does not have."""
+        layers = min(int(m.config.num_hidden_layers) for m in self.text_encoders)
+        most = layers + (self.trained_clip_skip - 1 if not self.is_xl else 0)
+        if clip_skip > most:
+            raise BadRecipe(
+                f"clip_skip {clip_skip} asks for a layer that the text encoder of '{self.name}' does not have: "
+                f"it is at most {most}."
+            )
+
+    def _layer(self, clip_skip: int) -> int:
+        """The layer of a clip skip, counted from the last one there is; never above the trained one."""
+        layer = max(clip_skip, self.trained_clip_skip)
+        return layer if self.is_xl else layer - self.trained_clip_skip + 1
+
+    def count_chunks(self, prompt: Prompt) -> int:
+        """Number of windows of tokens that a prompt fills, at least 1 and at most MAX_CHUNKS."""
+        with self._tokenizer_lock:
+            n = max(len(chunk_tokens(tokenizer, prompt)) for tokenizer in self.tokenizers)
+        return min(n, MAX_CHUNKS)
 
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a text, without BOS and EOS."""
@@ -273,9 +323,9 @@ class Base:
             pooled = pooled.expand(n, -1)
         return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids.expand(n, -1)}}
 
-    def zero_encoding(self) -> tuple[Tensor, Tensor]:
-        """SDXL's empty prompt: zero encodings (1, N, D) and a zero pooled embedding (1, P)."""
-        e = torch.zeros(1, self.n_tokens, self.layout.text_width, device=self.device)
+    def zero_encoding(self, chunks: int = 1) -> tuple[Tensor, Tensor]:
+        """SDXL's empty prompt: zero encodings (1, chunks * N, D) and a zero pooled embedding (1, P)."""
+        e = torch.zeros(1, chunks * self.n_tokens, self.layout.text_width, device=self.device)
         pooled = torch.zeros(1, self.text_encoders[-1].config.projection_dim, device=self.device)
         return e.to(self.dtype), pooled.to(self.dtype)
 

@@ -1,12 +1,16 @@
-"""Prompt syntax: A1111's emphasis and LoRA tags, and concepts in angle brackets.
+"""Prompt syntax: A1111's emphasis, LoRA tags, BREAK and prompt editing, and concepts in angle brackets.
 
     a photo of <tom> on the beach        a concept, at its operating point
     <tom:0.8>  <concept:tom:0.8>         with a strength
     <tom@left>  <tom@0,20,50,100:0.8>    in a part of the image; see `regions`
     <tom:faithful>                       at another operating point that a sweep measured
     (word:1.2)  ((word))  [word]         more or less attention (x1.1 a bracket, /1.1 a square one)
-    \\(  \\)  \\[  \\]  \\<               the characters themselves
-    <lora:style:0.8>                     an adapter; removed from the text
+    \\(  \\)  \\[  \\]  \\<  \\|  \\:       the characters themselves
+    <lora:style:0.8>  <lora:style:0:1>   an adapter, and with weights of text encoder and U-Net; removed
+    BREAK                                ends a chunk of tokens
+    [cat:dog:0.5]  [cat|dog]             another prompt in later steps; see `prompt_editing`
+
+Syntax of other tools is not followed and said in `Prompt.notes`, one sentence each.
 
 `parse` returns plain text in which each concept is replaced by its category (the *twin prompt*), with the
 character spans of concepts and weights. Tokens are matched to these spans through the tokenizer's offsets.
@@ -20,9 +24,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from minikin.errors import BadRecipe, UnknownName
+from minikin.models import foreign_syntax, prompt_editing, prompt_tags
+from minikin.models.articles import article, needs_article
+from minikin.models.foreign_syntax import shown
+from minikin.models.prompt_editing import Edits
+from minikin.models.prompt_tags import FOREIGN, number, read_lora, read_tag
 from minikin.models.regions import Box, parse_box
 from minikin.recipes.base import MAX_STRENGTH, POINT_NAMES
 
+__all__ = ["article", "check_length", "concept_tags", "parse", "with_strengths"]
 MAX_PROMPT = 32_000  # characters, as in OpenAI's API
 MAX_CONCEPTS = 8
 CONTEXT = 200  # characters before a tag that are searched for an article
@@ -32,13 +42,18 @@ UNKNOWN_HINT = (
 )
 
 _TOKEN = re.compile(
-    r"\\(?P<escaped>[()\[\]<>\\])"
-    r"|<(?P<tag>(?:[a-z]+:)?[^<>:]{1,80}(?::[^<>:]{0,20})?)>"
+    r"\\(?P<escaped>[()\[\]<>\\|:])"
+    r"|<(?P<tag>[^<>\n]{1,400})>"
     r"|(?P<open>[(\[])"
-    r"|:(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)"
+    r"|:\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)"
     r"|(?P<close>[)\]])"
     r"|(?P<text>[^\\()\[\]<>:]+|[\\<>:])"
 )
+_BREAK = re.compile(r"\bBREAK\b")
+_AND = re.compile(r"\bAND\b")
+_EMBEDDING = re.compile(r"(?<![<\w])embedding:[^\s,:()<>\[\]|]+", re.IGNORECASE)
+_UNCLOSED = re.compile(r"(?:^|(?<=[\s,(]))<([^\W\d_][\w:.@-]{0,39})")
+_UNOPENED = re.compile(r"(?:^|(?<=[\s,(]))([^\W\d_]\w{0,39}(?::[\d.]{1,9})?)>")
 
 
 @dataclass(frozen=True)
@@ -70,18 +85,40 @@ class Weight:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A parsed prompt; `text` is the twin prompt, with categories in place of concepts."""
+    """A parsed prompt; `text` is the twin prompt, with categories in place of concepts.
+
+    loras         their names and weights on the U-Net; text_weights has those on the text encoders
+    breaks        characters of the twin prompt before which a chunk of tokens ends (BREAK)
+    notes         what the prompt asks for and does not get, one sentence each
+    edits         of a prompt that changes while an image is sampled: text and uses are those of its end
+    edited_uses   with edits: the concepts of all steps, one after the other
+    """
 
     source: str
     text: str
     uses: tuple[ConceptUse, ...] = ()
     weights: tuple[Weight, ...] = ()
     loras: tuple[tuple[str, float], ...] = ()
+    text_weights: tuple[float, ...] = ()
+    breaks: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    edits: Edits | None = None
+    edited_uses: tuple[ConceptUse, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of the concepts, each once, in order."""
         return tuple(dict.fromkeys(u.name for u in self.uses))
+
+    @property
+    def all_uses(self) -> tuple[ConceptUse, ...]:
+        """The uses of concepts in all steps."""
+        return self.edited_uses or self.uses
+
+    @property
+    def all_names(self) -> tuple[str, ...]:
+        """Names of the concepts of all steps, each once."""
+        return tuple(dict.fromkeys(u.name for u in self.all_uses))
 
 
 def check_length(source: str) -> None:
@@ -98,17 +135,45 @@ def parse(source: str, categories: Mapping[str, str]) -> Prompt:
     and for too many concepts or characters.
     """
     check_length(source)
+    edits = prompt_editing.read(source)
+    if edits is None:
+        return _read(source, categories)
+    end, every = _read(edits.end(), categories), _read(edits.every(), categories)
+    never = (
+        f"'{shown(edit)}' is prompt editing and adds its words after the last step, never. A weight is written "
+        "(word:1.2)."
+        for edit in edits.never()
+    )
+    return replace(
+        end,
+        source=source,
+        loras=every.loras,
+        text_weights=every.text_weights,
+        notes=(*every.notes, *never),
+        edits=edits,
+        edited_uses=every.uses,
+    )
+
+
+def _read(source: str, categories: Mapping[str, str]) -> Prompt:
+    """Parse a prompt that is the same in every step."""
     reader = _Reader(source, categories)
-    for m in _TOKEN.finditer(source):
+    text, left_out = _EMBEDDING.subn("", source)
+    if left_out and (found := _EMBEDDING.search(source)):
+        reader.removed = True
+        reader.note(
+            f"'{shown(found.group())}' is ComfyUI's syntax and is left out: import the embedding (`minikin "
+            "import`) and write <name>."
+        )
+    for m in _TOKEN.finditer(text):
         reader.take(m)
     return reader.finish()
 
 
 def concept_tags(source: str) -> list[str]:
     """Names of concepts in `<...>` tags, known or not."""
-    tags = (m["tag"] for m in _TOKEN.finditer(source) if m["tag"])
-    parts = [t.split(":") for t in tags if not t.startswith("lora:")]
-    names = (p[1] if p[0] == "concept" and len(p) > 1 else p[0] for p in parts)
+    tags = (read_tag(m["tag"]) for m in _TOKEN.finditer(source) if m["tag"])
+    names = (tag.name for tag in tags if tag.kind == "concept")
     return list(dict.fromkeys(name.partition("@")[0].strip() for name in names))
 
 
@@ -125,20 +190,6 @@ def with_strengths(source: str, strengths: Mapping[str, float]) -> str:
     return _TOKEN.sub(replace_tag, source)
 
 
-def article(word: str) -> str:
-    """The indefinite article of a word."""
-    return "an" if word[0].lower() in "aeiou" else "a"
-
-
-# a determiner, number or possessive and at most two more words; no article is inserted after them
-_DETERMINED = re.compile(
-    r"(?:^|[\s(\[,])(?:an?|the|my|your|his|her|its|our|their|this|that|these|those|one|two|three|four|"
-    r"five|six|some|any|every|each|no|\w+'s)(?:\s+(?!(?:of|in|on|at|with|and|or|by|to|from|next|near|under)\b)"
-    r"[\w-]+){0,2}\s+$",
-    re.IGNORECASE,
-)
-
-
 class _Reader:
     """Parser state: plain text, concept uses and weights of the tokens read so far."""
 
@@ -147,67 +198,98 @@ class _Reader:
         self.out: list[str] = []
         self.length = 0
         self.uses: list[ConceptUse] = []
-        self.loras: list[tuple[str, float]] = []
-        self.open: list[tuple[str, int]] = []  # open brackets: kind, position
+        self.loras: list[prompt_tags.LoraUse] = []
+        self.breaks: list[int] = []
+        self.notes: dict[str, None] = {}  # in order, each once
+        self.removed = False  # something that left a double blank
+        self.open: dict[str, list[int]] = {"(": [], "[": []}  # positions, apart as in A1111
         self.factors: list[Weight] = []
+
+    def note(self, sentence: str) -> None:
+        self.notes[sentence] = None
 
     def take(self, m: re.Match[str]) -> None:
         if m["tag"] is not None:
             self._tag(m["tag"])
         elif m["open"]:
-            self.open.append((m["open"], self.length))
+            self.open[m["open"]].append(self.length)
         elif m["weight"] is not None:
-            if self.open and self.open[-1][0] == "(":
+            if self.open["("]:
                 self._close("(", float(m["weight"]))
             else:
                 self._add(m.group())
         elif m["close"]:
             kind = "(" if m["close"] == ")" else "["
             self._close(kind, 1.1 if kind == "(" else 1 / 1.1)
+        elif m["escaped"]:
+            self._add(m["escaped"])
         else:
-            self._add(m["escaped"] or m["text"])
+            first, *others = _BREAK.split(m["text"])
+            self._add(first.rstrip() if others else first)
+            for k, text in enumerate(others, 1):
+                self._break()
+                self._add(text.lstrip() if k == len(others) else text.strip())
 
     def _add(self, text: str) -> None:
         self.out.append(text)
         self.length += len(text)
 
+    def _break(self) -> None:
+        if self.length:
+            self._add(" ")
+        self.breaks.append(self.length)
+
     def _last(self) -> str:
-        """The last CONTEXT characters of the text so far; the whole text would make parsing quadratic."""
+        """The last CONTEXT characters of this chunk so far; the whole text would make parsing quadratic."""
+        left = self.length - self.breaks[-1] if self.breaks else self.length
         tail = ""
         for part in reversed(self.out):
             tail = part[-CONTEXT:] + tail
-            if len(tail) >= CONTEXT:
-                return "-" + tail  # marks that it begins in the middle of a word
-        return tail
+            if len(tail) >= min(CONTEXT, left):
+                break
+        return tail[len(tail) - left :] if left <= len(tail) else "-" + tail  # begins in the middle of a word
 
     def _close(self, kind: str, factor: float) -> None:
-        if not self.open or self.open[-1][0] != kind:
+        if not self.open[kind]:
             self._add(")" if kind == "(" else "]")
             return
         if not 0 <= factor <= 10:
             raise BadRecipe(f"The attention weight {factor:g} is outside 0 to 10.")
-        self.factors.append(Weight(self.open.pop()[1], self.length, factor))
+        self.factors.append(Weight(self.open[kind].pop(), self.length, factor))
 
-    def _tag(self, tag: str) -> None:
-        parts = tag.split(":")
-        kind = parts.pop(0) if parts[0] in ("lora", "concept") and len(parts) > 1 else "concept"
-        name, *rest = (p.strip() for p in parts)
-        point = rest[0] if kind == "concept" and rest and rest[0] in POINT_NAMES else ""
-        has_strength = bool(rest and rest[0]) and not point
-        amount = _number(rest[0], tag) if has_strength else 1.0
-        if kind == "lora":
-            self.loras.append((name, amount))
-            return
+    def _tag(self, text: str) -> None:
+        tag = read_tag(text)
+        if tag.kind == "lora":
+            self._lora(read_lora(tag, text))
+        elif tag.kind == "concept":
+            self._concept(tag, text)
+        else:
+            self.removed = True
+            self.note(f"'<{shown(text)}>' is left out: {FOREIGN[tag.kind]}.")
+
+    def _lora(self, lora: prompt_tags.LoraUse) -> None:
+        self.removed = True
+        self.loras.append(lora)
+        if lora.unread:
+            self.note(f"'{shown(', '.join(lora.unread))}' of LoRA '{shown(lora.name)}' is not followed.")
+
+    def _concept(self, tag: prompt_tags.Tag, text: str) -> None:
+        name, (first, *more) = tag.name, tag.arguments or ("",)
+        point = first if first in POINT_NAMES else ""
+        has_strength = bool(first) and not point
+        if more:
+            raise BadRecipe(f"<{shown(text)}> has more than one strength; write <tom:0.8>.")
+        amount = number(first, text) if has_strength else 1.0
         name, at, region = (part.strip() for part in name.partition("@"))
         if name not in self.categories:
             raise UnknownName("concept", name, self.categories, UNKNOWN_HINT)
         if not 0 <= amount <= MAX_STRENGTH:
             raise BadRecipe(
-                f"The strength in <{tag}> must lie between 0 and {MAX_STRENGTH:g}; 1 is the concept's "
+                f"The strength in <{text}> must lie between 0 and {MAX_STRENGTH:g}; 1 is the concept's "
                 "own operating point."
             )
         category = self.categories[name]
-        if not _DETERMINED.search(self._last()):
+        if needs_article(self._last()):
             self._add(article(category) + " ")
         start = self.length
         self._add(category)
@@ -215,16 +297,58 @@ class _Reader:
         self.uses.append(ConceptUse(name, amount, start, self.length, point, has_strength, box))
 
     def finish(self) -> Prompt:
-        for kind, start in self.open:  # as in A1111, an open bracket ends at the end of the prompt
-            self.factors.append(Weight(start, self.length, 1.1 if kind == "(" else 1 / 1.1))
+        for kind, starts in self.open.items():  # as in A1111, an open bracket ends at the end of the prompt
+            self.factors += [Weight(start, self.length, 1.1 if kind == "(" else 1 / 1.1) for start in starts]
         if len({u.name for u in self.uses}) > MAX_CONCEPTS:
             raise BadRecipe(f"At most {MAX_CONCEPTS} concepts fit in one prompt.")
+        self._find_mistakes()
         text = "".join(self.out)
-        if self.loras:  # a removed tag leaves no double blank
+        if self.removed:  # a removed tag leaves no double blank
             text, moved = _squeeze(text)
             self.uses = [replace(u, start=moved[u.start], end=moved[u.end]) for u in self.uses]
             self.factors = [Weight(moved[w.start], moved[w.end], w.value) for w in self.factors]
-        return Prompt(self.source, text, tuple(self.uses), tuple(self.factors), tuple(self.loras))
+            self.breaks = [moved[at] for at in self.breaks]
+        return Prompt(
+            self.source,
+            text,
+            tuple(self.uses),
+            tuple(self.factors),
+            tuple((lora.name, lora.weight) for lora in self.loras),
+            tuple(lora.text_weight for lora in self.loras),
+            tuple(self.breaks),
+            tuple(self.notes),
+        )
+
+    def _find_mistakes(self) -> None:
+        """Notes for what is painted as words and was probably not meant so."""
+        plain, meant = _without_tags(self.source), {u.name for u in self.uses}
+        for pattern, kind in ((_UNCLOSED, "closed"), (_UNOPENED, "opened")):
+            if found := pattern.search(plain):
+                meant.add(re.split("[:@]", found[1])[0])
+                self.note(f"'{found.group()}' is not {kind} and is painted as words: write <{found[1]}>.")
+        if found := _AND.search(self.source):
+            self.note(
+                "'AND' is A1111's way to combine several prompts and is not followed: all is one prompt, with "
+                "the word 'and'."
+            )
+        for name in sorted(plain_words(self.source) & self.categories.keys() - meant):
+            self.note(word_for_concept(name))
+        for sentence in foreign_syntax.notes(self.source):
+            self.note(sentence)
+
+
+def plain_words(source: str) -> set[str]:
+    """The words of a prompt outside of tags, in lower case."""
+    return set(re.findall(r"[\w-]+", _without_tags(source).lower()))
+
+
+def word_for_concept(name: str) -> str:
+    """The note for a prompt that says a concept's name as a plain word."""
+    return f"'{name}' is a word here and not your concept: write <{name}> to paint the concept."
+
+
+def _without_tags(source: str) -> str:
+    return _TOKEN.sub(lambda m: " " if m["tag"] or m["escaped"] else m.group(), source)
 
 
 def _squeeze(text: str) -> tuple[str, list[int]]:
@@ -236,13 +360,3 @@ def _squeeze(text: str) -> tuple[str, list[int]]:
             out += c
     moved.append(len(out))
     return out, moved
-
-
-def _number(text: str, tag: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise BadRecipe(
-            f"'{text}' in <{tag}> is not a number; write for example <tom:0.8>, or the name of an operating "
-            f"point: {', '.join(POINT_NAMES)}."
-        ) from None

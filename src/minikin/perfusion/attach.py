@@ -11,6 +11,7 @@ plain prompts.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,13 @@ class Concepts:
                 "<lora:...> in prompts works in Studio and on the command line only. For this pipeline, use "
                 "pipe.load_lora_weights and pipe.set_adapters."
             )
+        if any(p.edits for p in prompts):
+            raise BadRecipe(
+                "[a:b:0.5] and [a|b] in prompts work in Studio and on the command line only: a stock pipeline "
+                "has one prompt for all steps. Write \\[ for a plain bracket."
+            )
+        for note in dict.fromkeys(note for p in prompts for note in p.notes):
+            warnings.warn(note, stacklevel=2)
         unconditional = None if base.zeros_for_empty and not negative else prompts[0]
         if base.has_guidance_embedding:  # full LCM has no negative prompt
             (positive,) = condition(base, prompts[1:], self.loaded, lock=lock, gate=override, copies=n)

@@ -1,4 +1,4 @@
-"""A check of category words against the base's vocabulary."""
+"""A check of words against the base's vocabulary."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ SMALL_VOCABULARY = 10_000  # entries; a smaller one was built from the base's ca
 MIN_TOKENS, MAX_LETTERS = 3, 2.0  # a word of at least so many tokens, of at most so many letters on average
 
 
-def unknown_word_warning(base: Base, category: str) -> str:
-    """Warning for category words that the base probably does not know; "" if it seems to know them all.
+def unknown_words(base: Base, text: str) -> list[str]:
+    """Words of a text that the base probably does not know, each once.
 
     In CLIP's vocabulary of 49,408 entries everyday words are one token, rarer ones two or three long tokens
     ("labra", "doodle"). Of 183 things, from cats to marimbas, the rule doubts one (axolotl), and of words of 4
     to 8 random letters 74 %. The 3,584 entries of tiny contain every word of its captions, so it doubts any
-    word of several tokens.
+    word of several tokens. Words with digits are left alone ("3d", "8k").
     """
-    doubted = [word for word in re.findall(r"[^\W_]+", category) if _is_split(base, word)]
+    words = dict.fromkeys(re.findall(r"[^\W_]+", text))
+    return [w for w in words if not any(c.isdigit() for c in w) and _is_split(base, w)]
+
+
+def unknown_word_warning(base: Base, category: str) -> str:
+    """Warning for category words that the base probably does not know; "" if it seems to know them all."""
+    doubted = unknown_words(base, category)
     if not doubted:
         return ""
     words = " and ".join(f"'{word}' ({base.count_tokens(word)} tokens)" for word in doubted)

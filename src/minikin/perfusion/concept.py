@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 EditMode = Literal["gated", "value"]
 FILE_MODES: dict[EditMode, str] = {"gated": "gated", "value": "row"}  # word: files of version 0.1 say row
 
+MAX_REPEATED = 2_000  # characters of a category with its repetitions, of which 75 are the most
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
 PAINTING_GATE = Gate(0.70, 0.15)  # Perfusion's usual values at inference
 
@@ -96,11 +97,22 @@ def check_name(name: str) -> str:
     return name
 
 
+def _repeated(category: str) -> str:
+    """The words that a category consists of repetitions of; all of them where nothing repeats."""
+    words = category.split(" ")
+    lengths = (n for n in range(1, len(words) + 1) if len(words) % n == 0)
+    n = next(n for n in lengths if words == words[:n] * (len(words) // n))
+    return " ".join(words[:n])
+
+
 def check_category(category: str) -> str:
-    """Return a valid category: 1 to 60 letters, digits, spaces, hyphens, apostrophes; else BadRecipe."""
+    """Return a valid category: 1 to 60 letters, digits, spaces, hyphens, apostrophes; else BadRecipe.
+
+    A category may be repeated, "cat cat cat": so that an embedding of several vectors has a token for each.
+    """
     if not category.strip():
         raise BadRecipe("The category is empty. Name the kind of thing, for example --category cat.")
-    if len(category) > 60:
+    if len(_repeated(category)) > 60 or len(category) > MAX_REPEATED:
         raise BadRecipe(
             f"The category is {len(category)} characters long; at most 60 are allowed. Use a short "
             "everyday word such as 'cat' or 'teddy bear'."

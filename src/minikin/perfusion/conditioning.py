@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -97,6 +98,8 @@ def condition(
     lock: KeyLock = "local",
     gate: GateOverride | None = None,
     copies: int = 1,
+    chunks: int | None = None,
+    clip_skip: int = 1,
 ) -> list[Conditioning]:
     """The U-Net's conditioning for each prompt, repeated for `copies` images.
 
@@ -104,10 +107,12 @@ def condition(
     encodings are zero. As in the stock pipelines, prompts are encoded one by one and packed together in this
     order (negative first): matrix products then have the same shapes, and results are bit-identical.
 
-    lock  "global" takes keys from the plain twin prompt, "local" from the edited encodings
-    gate  replaces the gate of every concept, for the edit and for the value difference
+    lock    "global" takes keys from the plain twin prompt, "local" from the edited encodings
+    gate    replaces the gate of every concept, for the edit and for the value difference
+    chunks  windows of tokens, the same for all prompts; those of the longest prompt by default
     """
-    per_prompt = [_condition_prompt(base, p, concepts, lock, gate) for p in prompts]
+    chunks = chunks or max((base.count_chunks(p) for p in prompts if p is not None), default=1)
+    per_prompt = [_condition_prompt(base, p, concepts, lock, gate, chunks, clip_skip) for p in prompts]
     e = torch.cat([p.values_from for p in per_prompt]).repeat_interleave(copies, 0)
     keys = torch.cat([p.keys_from for p in per_prompt]).repeat_interleave(copies, 0)
     same = all(p.keys_from is p.values_from for p in per_prompt)
@@ -145,12 +150,15 @@ def _condition_prompt(
     concepts: Mapping[str, PreparedConcept],
     lock: KeyLock,
     gate: GateOverride | None,
+    chunks: int = 1,
+    clip_skip: int = 1,
 ) -> _PromptConditioning:
     if prompt is None:
-        e, pooled = base.zero_encoding()
+        e, pooled = base.zero_encoding(chunks)
         return _PromptConditioning(e, e, {}, pooled)
     gated = [n for n in prompt.names if concepts[n].direction is not None]
-    encoding = base.encode([prompt], {n: concepts[n].words for n in gated})
+    encode = partial(base.encode, [prompt], chunks=chunks, clip_skip=clip_skip)
+    encoding = encode({n: concepts[n].words for n in gated})
     e = encoding.e
     gates: dict[str, Tensor] = {}
     if gated:
@@ -159,7 +167,7 @@ def _condition_prompt(
         if concepts[use.name].direction is None:  # mode "value": the last token of the category, without a gate
             at_token = use.strength * encoding.token_mask([[k]], last=True)
             gates[use.name] = gates.get(use.name, 0) + at_token
-    keys = base.encode([prompt]).e if gated and lock == "global" else e
+    keys = encode().e if gated and lock == "global" else e
     regions = tuple(
         Region(use.box, _region_tokens(encoding, k, concepts[use.name], gate))
         for k, use in enumerate(prompt.uses)

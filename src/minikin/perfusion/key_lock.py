@@ -45,6 +45,7 @@ def category_encoding(base: Base, category: str, words: Sequence[Tensor] | None 
     words  word vectors per text encoder (n, d_k), which replace the category's
     """
     prompts = [prompt_for(t, "x", category) for t in LOCK_TEMPLATES]
-    out = base.encode(prompts, {"x": words} if words else None)
+    chunks = max(base.count_chunks(p) for p in prompts)
+    out = base.encode(prompts, {"x": words} if words else None, chunks=chunks)
     rows = [out.e[b, at[0][-1]].float() for b, at in enumerate(out.positions)]
     return torch.stack(rows).mean(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ from minikin.generation.request import ImageRequest, resolve
 from minikin.generation.source import ImageLike, InitImage, SourceImage, inherited
 from minikin.images import xmp
 from minikin.models import presets
+from minikin.models.prompt import plain_words, word_for_concept
+from minikin.perfusion import library
+from minikin.perfusion.concept import NAME
 from minikin.recipes import Best, Img2Img, Inpaint, Paint, Refine
 from minikin.stream import stream
 from minikin.studio.session import Session
@@ -72,7 +76,14 @@ class ImageCommands(Session):
     def _resolve(self, recipe: Paint, init: InitImage | None) -> ImageRequest:
         self._need(recipe.prompt)
         self._need(recipe.negative)
-        return resolve(self.base, recipe, self.concepts.loaded, self.adapters, init)
+        request = resolve(self.base, recipe, self.concepts.loaded, self.adapters, init)
+        return replace(request, warnings=(*self._words_for_concepts(recipe.prompt), *request.warnings))
+
+    def _words_for_concepts(self, prompt: str) -> list[str]:
+        """Notes for words of a prompt that are names of concepts in this folder or the library."""
+        words = plain_words(prompt) - self.concepts.loaded.keys()  # those loaded are noticed where it is parsed
+        names = (word for word in sorted(words) if NAME.fullmatch(word) and library.locate(word))
+        return [word_for_concept(name) for name in names]
 
     def _generate(self, request: ImageRequest) -> Iterator[events.Event]:
         """Generate a request's images batch by batch; the caller holds the lock."""
