@@ -201,6 +201,23 @@ def read_embedding(path: Path, n_encoders: int) -> list[Tensor]:
     return [t.float().reshape(-1, t.shape[-1]) for t in vectors]
 
 
+def _with_tokens(base: Base, category: str, n: int, file: str) -> str:
+    """The category, repeated until it has at least n tokens, one for each vector; raises BadConceptFile."""
+    most, tokens = base.n_tokens - 2, base.count_tokens(category)
+    repeats = max(1, -(-n // tokens))
+    if n > most:
+        raise BadConceptFile(
+            f"{file} has {n} vectors, and this base reads at most {most} tokens at a time: it was made for "
+            "another one."
+        )
+    if repeats * tokens > most:
+        raise BadConceptFile(
+            f"{file} has {n} vectors, and the category '{category}' takes {tokens} tokens, which do not divide "
+            f"into the {most} that this base reads at a time. Give a category of one token, such as cat."
+        )
+    return check_category(" ".join([category] * repeats))
+
+
 @torch.no_grad()
 def import_embedding(base: Base, path: Path, name: str, category: str) -> Concept:
     """A concept from a textual-inversion embedding: its word vectors, with keys locked to the category.
@@ -226,48 +243,6 @@ def import_embedding(base: Base, path: Path, name: str, category: str) -> Concep
         base.unet.get_submodule(layer.path).to_v(difference.to(base.dtype)).float()
         for layer in base.layout.layers
     ]
-def _is_bundle(path: Path) -> bool:
-    """True for a LoRA with embeddings in its file."""
-    try:
-        return any(k.startswith(lora_keys.EMBEDDING) for k in read_header(path)[0])
-    except BadModelFile:
-        return False
-
-
-def _of_bundle(path: Path, tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """The tensors of one embedding in a LoRA's file."""
-    names = lora_keys.embedding_names(tensors)
-    chosen = [n for n in names if len(names) == 1 or _word(n) == _word(name)]
-    if len(chosen) != 1:
-        words = " and ".join(names)
-        raise BadConceptFile(
-            f"{path.name} holds {len(names)} embeddings, {words}. Give the one you want as --name."
-        )
-    parts = {lora_keys.bundled(key): t for key, t in tensors.items()}
-    return {part: t for (of, part), t in parts.items() if of == chosen[0]}
-
-
-def _word(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-
-
-def _with_tokens(base: Base, category: str, n: int, file: str) -> str:
-    """The category, repeated until it has at least n tokens, one for each vector; raises BadConceptFile."""
-    most, tokens = base.n_tokens - 2, base.count_tokens(category)
-    repeats = max(1, -(-n // tokens))
-    if n > most:
-        raise BadConceptFile(
-            f"{file} has {n} vectors, and this base reads at most {most} tokens at a time: it was made for "
-            "another one."
-        )
-    if repeats * tokens > most:
-        raise BadConceptFile(
-            f"{file} has {n} vectors, and the category '{category}' takes {tokens} tokens, which do not divide "
-            f"into the {most} that this base reads at a time. Give a category of one token, such as cat."
-        )
-    return check_category(" ".join([category] * repeats))
-
-
     second_moment = covariance(base)
     return Concept(
         name=name,
