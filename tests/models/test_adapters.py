@@ -138,9 +138,11 @@ def test_layers_that_do_not_fit_are_named(bases: dict[str, Base], tmp_path: Path
 
 @pytest.mark.parametrize(
     ("tensors", "words"),
-    [({"lora_unet_x.hada_w1_a": torch.ones(2, 2)}, "is a LoHa adapter; Minikin reads plain LoRA"),
-     ({"lora_unet_x.lokr_w1": torch.ones(2, 2)}, "is a LoKr adapter"),
-     ({"lora_unet_x.dora_scale": torch.ones(2)}, "is a DoRA adapter"),
+    [({"lora_unet_x.oft_blocks": torch.ones(2, 2)}, "of the kind OFT; Minikin reads LoRA, LoHa, LoKr, DoRA"),
+     ({"lora_unet_x.a1.weight": torch.ones(2, 2)}, "of the kind GLoRA"),
+     ({"lora_unet_x.hada_w1_a": torch.ones(2, 2)}, "belong to no pair of a LoRA and to no other kind"),
+     ({"lora_unet_x.lokr_w1": torch.ones(2, 2)}, "belong to no pair"),
+     ({"lora_unet_x.dora_scale": torch.ones(2)}, "belong to no pair"),
      ({"i_star": torch.ones(3)}, "is not a LoRA: it holds i_star. It is a concept"),
      ({"clip_l": torch.ones(3)}, "is not a LoRA: it holds clip_l."),
      ({"unet.conv1.lora_A.weight": torch.tensor([[float("nan")]])}, "NaN or Inf"),
@@ -329,8 +331,7 @@ def test_tags_in_prompts(bases: dict[str, Base], tmp_path: Path) -> None:
     ("prompt", "error", "words"),
     [("<lora:styel>", UnknownName, "Unknown LoRA 'styel'. Did you mean 'style'"),
      ("<lora:../style>", BadRecipe, "is not the name of a LoRA"),
-     ("<lora:style:9>", BadRecipe, "is outside -8 to 8"),
-     ("<lora:style:1:0.5>", BadRecipe, "with one weight")],
+     ("<lora:style:9>", BadRecipe, "is outside -8 to 8")],
 )  # fmt: skip
 def test_invalid_tags_are_refused(
     bases: dict[str, Base], tmp_path: Path, prompt: str, error: type[Exception], words: str

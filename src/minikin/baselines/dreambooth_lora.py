@@ -75,7 +75,7 @@ class DreamBoothLora(Method):
         return [atomic_write(folder / LORA_WEIGHT_NAME_SAFE, save(tensors, {"format": "pt"}))]
 
     def read(self, base: Base, folder: Path, name: str) -> TrainedTensors:
-        layers = lora_file.load(base, folder / LORA_WEIGHT_NAME_SAFE, name).layers
+        layers = lora_file.load(base, folder / LORA_WEIGHT_NAME_SAFE, name).pairs
         return TrainedTensors(pairs={n: LowRank(*(t.float() for t in p)) for (_, n), p in layers.items()})
 
     def count(self, shapes: Shapes, rank: int) -> int:

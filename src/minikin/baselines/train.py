@@ -29,7 +29,7 @@ from minikin.models.base import Base
 from minikin.models.prompt import Prompt, parse
 from minikin.perfusion.concept import check_category, check_name
 from minikin.perfusion.objective import Batch
-from minikin.perfusion.train import Batches, Prepared, prepare
+from minikin.perfusion.train import Batches, Prepared, photos_digest, prepare, unverified_note
 from minikin.perfusion.train import check as check_base
 from minikin.recipes import Baseline, Teach
 from minikin.training.config import StepContext, TrainingConfig
@@ -83,8 +83,10 @@ def teach(
         trainer = Trainer(
             out, TrainableNetworks({"student": student}), _config(r), device=base.device, stage=r.method,
             groups=[ParamGroup(trainable_parameters(student), r.lr or 0.0, r.clip)],
-            facts=_identity(base, r, word, prepared, classes),
+            facts=_identity(base, r, word, prepared), former_facts=_former_identity(prepared, classes),
         )  # fmt: skip
+        if trainer.unverified:
+            yield events.Note(unverified_note(out), warning=True)
         loss = _loss(base, method, student, prepared, classes, r)
         try:
             yield from trainer.train(loss, after=after)
@@ -224,16 +226,22 @@ def _config(r: Baseline) -> TrainingConfig:
     return config
 
 
-def _identity(
-    base: Base, r: Baseline, word: str, prepared: Prepared, classes: Prepared | None
-) -> dict[str, Any]:  # fmt: skip
-    """Facts that must be equal for a run to be resumed, besides its configuration."""
+def _identity(base: Base, r: Baseline, word: str, prepared: Prepared) -> dict[str, Any]:
+    """Facts that must be equal for a run to be resumed, besides its configuration.
+
+    They hold on every machine; class images, which the base generates, are known by the settings.
+    """
+    settings = r.model_dump(mode="json", exclude=FREE)
+    return {**settings, "word": word, "base": base.fingerprint, "text_encoder": base.text_hash,
+            "pixels": photos_digest(prepared)}  # fmt: skip
+
+
+def _former_identity(prepared: Prepared, classes: Prepared | None) -> dict[str, Any]:
+    """The fact of checkpoints written before `photos_digest`, which other machines compute otherwise."""
     data = hashlib.sha256()
     for part in (prepared, classes):
         if part is not None:
             for t in (part.latents, part.masks):
                 data.update(t.cpu().numpy().tobytes())
             data.update(repr([[p.text for p in ps] for ps in part.prompts]).encode())
-    settings = r.model_dump(mode="json", exclude=FREE)
-    return {**settings, "word": word, "base": base.fingerprint, "text_encoder": base.text_hash,
-            "data": data.hexdigest()}  # fmt: skip
+    return {"data": data.hexdigest()}

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from minikin.cli.flags import JsonOnce
-from minikin.errors import UnknownName
 from minikin.perfusion import operating_points
 
 app = typer.Typer(no_args_is_help=True, help="List, inspect, check, export and import concepts.")
@@ -119,7 +118,12 @@ def remove(name: str) -> None:
 @app.command()
 def export(
     concept: str,
-    to: Annotated[str, typer.Option(help="peft, kohya or textual-inversion")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="kohya (comfyui, a1111): a LoRA for them; peft: a LoRA for diffusers; textual-inversion"
+        ),
+    ] = "kohya",
     base: Annotated[
         str | None, typer.Option(help="the base it was taught on \\[its family's usual one]")
     ] = None,
@@ -129,12 +133,11 @@ def export(
     from minikin.cli import display
     from minikin.perfusion import library
     from minikin.perfusion.concept_file import load
-    from minikin.perfusion.export import KINDS
     from minikin.perfusion.export import export as write
+    from minikin.perfusion.export import format_of
     from minikin.studio import Studio
 
-    if to not in KINDS:
-        raise UnknownName("format", to, KINDS)
+    to = format_of(to)
     loaded = load(library.resolve(concept))
     path = out or Path(f"{loaded.name}-{to}.safetensors")
     usual = {"tiny": "tiny", "sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}[loaded.origin.architecture]
@@ -148,7 +151,9 @@ def export(
 
 @app.command("import")
 def import_(
-    file: Annotated[Path, typer.Argument(help="a textual-inversion embedding (.safetensors)")],
+    file: Annotated[
+        Path, typer.Argument(help="a textual-inversion embedding (.safetensors), or a LoRA with one in it")
+    ],
     name: Annotated[str, typer.Option(help="the concept's word in prompts")],
     category: Annotated[str, typer.Option(help="what kind of thing it is")],
     base: Annotated[str, typer.Option(help="the base it was made for")] = "tiny",

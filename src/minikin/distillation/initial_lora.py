@@ -57,7 +57,9 @@ def apply(student: Network, base: Base, path: Path) -> None:
     when the student's rank is smaller or a layer is not trained, BadAdapterFile, BaseMismatch.
     """
     adapter = lora_file.load(base, path, path.stem)
-    for (component, layer), pair in adapter.layers.items():
+    if not adapter.is_plain:
+        raise BadRecipe(f"{path.name} is not a plain LoRA, and a student can start from no other kind.")
+    for (component, layer), pair in adapter.pairs.items():
         module = _layer(student, layer) if component == "unet" else None
         if module is None:
             raise BadRecipe(f"{path.name} changes {component}.{layer}, which this student does not train.")

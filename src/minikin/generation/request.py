@@ -174,12 +174,17 @@ def resolve(
         adapters=tuple(weighted),
         adapter_source=choice.source,
         seeds=tuple(range(recipe.seed, recipe.seed + recipe.n)),
-        warnings=(*warnings, *defaults.cautions(base, resolved, prompt, in_use)),
+        warnings=(*_notes(weighted), *warnings, *defaults.cautions(base, resolved, prompt, in_use)),
         record=record | (init.record() if init else {}),
         init=init,
         canvas=img2img.canvas(base, resolved, init) if init and isinstance(resolved, Img2Img) else None,
         feather=img2img.feather(base, resolved),
     )
+
+
+def _notes(adapters: list[tuple[Adapter, float]]) -> list[str]:
+    """What of the LoRAs' files is not used."""
+    return [note for adapter, _ in adapters for note in adapter.notes]
 
 
 def _record(

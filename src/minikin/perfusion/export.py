@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minikin.errors import BadConceptFile, BadRecipe, UnknownName
+from minikin.errors import BadConceptFile, BadModelFile, BadRecipe, UnknownName
 from minikin.files import atomic_write, read_small
 from minikin.models.base import Base
+from minikin.models.loading.single_file import read_header
+from minikin.models.lora import lora_file, lora_keys
 from minikin.perfusion import edit
 from minikin.perfusion.concept import Concept, check_category, check_name
 from minikin.perfusion.conditioning import unpacked_delta
@@ -29,6 +32,19 @@ from minikin.perfusion.key_lock import category_encoding
 
 MAX_EMBEDDING = 4 * 2**20  # SDXL, 75 vectors, float32: 0.6 MB
 KINDS = ("peft", "kohya", "textual-inversion")
+ALIASES = {
+    "comfyui": "kohya",
+    "a1111": "kohya",
+    "forge": "kohya",
+    "webui": "kohya",
+    "diffusers": "peft",
+    "embedding": "textual-inversion",
+}
+READ_BY = {  # who reads a format
+    "peft": "For diffusers: pipe.load_lora_weights. For ComfyUI and A1111, export with --to kohya.",
+    "kohya": "For ComfyUI, A1111, Forge and others: put it into their folder of LoRAs. diffusers reads it too.",
+    "textual-inversion": "For all of them: put it into the folder of embeddings.",
+}
 _LOST_VALUE = (
     "Lost without its token position: the LoRA acts on the word '{category}' wherever it stands, and on "
     "related words. It has no word of its own: name the category in prompts."
@@ -40,16 +56,23 @@ _LOST = (
 )
 
 
-def export(base: Base, concept: Concept, to: str, file: Path) -> str:
-    """Write a concept in another tool's format; returns a sentence that says what the format loses.
+def format_of(to: str) -> str:
+    """The format of KINDS that a name stands for, a tool's too (see ALIASES); raises UnknownName."""
+    name = ALIASES.get(to.lower(), to.lower())
+    if name not in KINDS:
+        raise UnknownName("format", to, (*KINDS, *ALIASES))
+    return name
 
-    to  one of KINDS
+
+def export(base: Base, concept: Concept, to: str, file: Path) -> str:
+    """Write a concept in another tool's format; returns sentences that say who reads it and what it loses.
+
+    to  one of KINDS, or of ALIASES
     Raises UnknownName for another format, BadRecipe for a concept that the format cannot hold.
     """
     from safetensors.torch import save
 
-    if to not in KINDS:
-        raise UnknownName("format", to, KINDS)
+    to = format_of(to)
     if to == "textual-inversion" and concept.mode == "value":
         raise BadRecipe(
             f"Concept '{concept.name}' was taught in mode 'value', which has no word of its own to write as an "
@@ -57,7 +80,7 @@ def export(base: Base, concept: Concept, to: str, file: Path) -> str:
         )
     if to == "textual-inversion":
         atomic_write(file, save(_embedding(base, concept)))
-        return "Lost without the LoRA: an embedding alone carries only the word, not the value targets."
+        return f"{READ_BY[to]} Lost without the LoRA: an embedding alone carries only the word, not the values."
     parts = lora_factors(base, concept)
     if to == "peft":
         tensors = {
@@ -78,7 +101,8 @@ def export(base: Base, concept: Concept, to: str, file: Path) -> str:
             }
         meta = _kohya_metadata(base, concept)
     atomic_write(file, save({k: t.contiguous() for k, t in tensors.items()}, meta))
-    return _LOST if concept.mode == "gated" else _LOST_VALUE.format(category=concept.category)
+    lost = _LOST if concept.mode == "gated" else _LOST_VALUE.format(category=concept.category)
+    return f"{READ_BY[to]} {lost}"
 
 
 @torch.no_grad()
@@ -149,23 +173,26 @@ def _kohya_metadata(base: Base, concept: Concept) -> dict[str, str]:
 # ---- import ---------------------------------------------------------------------------------------
 
 
-def read_embedding(path: Path, n_encoders: int) -> list[Tensor]:
+def read_embedding(path: Path, n_encoders: int, name: str = "") -> list[Tensor]:
     """Read the word vectors of a textual-inversion file, per text encoder (n, d_k), float32.
 
-    Layouts: diffusers {token: T}, kohya {emb_params: T}, SDXL {clip_l, clip_g}, OneTrainer {emp_params};
-    vectors (n, d) or (d,). Raises BadConceptFile, also for pickles (A1111's .pt).
+    Layouts: diffusers {token: T}, kohya {emb_params: T}, SDXL {clip_l, clip_g}, OneTrainer {emp_params}, and
+    those that OneTrainer bundles in a LoRA's file; vectors (n, d) or (d,).
+    name  which one, where a LoRA bundles several
+    Raises BadConceptFile, also for pickles (A1111's .pt).
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
-        data = read_small(path, MAX_EMBEDDING)
+        most = lora_file.MAX_BYTES if (bundled := _is_bundle(path)) else MAX_EMBEDDING
+        data = read_small(path, most)
         if data is None:
             raise BadConceptFile(
-                f"{path.name} is no file, or has more than {MAX_EMBEDDING} bytes, which no embedding needs.",
+                f"{path.name} is no file, or has more than {most} bytes, which no embedding needs.",
                 "concept_too_large",
             )
-        tensors = load(data)
+        tensors = _of_bundle(path, load(data), name) if bundled else load(data)
     except OSError as e:
         raise BadConceptFile(f"The embedding {path} cannot be read: {e.strerror}.") from e
     except SafetensorError as e:
@@ -201,6 +228,31 @@ def read_embedding(path: Path, n_encoders: int) -> list[Tensor]:
     return [t.float().reshape(-1, t.shape[-1]) for t in vectors]
 
 
+def _is_bundle(path: Path) -> bool:
+    """True for a LoRA with embeddings in its file."""
+    try:
+        return any(k.startswith(lora_keys.EMBEDDING) for k in read_header(path)[0])
+    except BadModelFile:
+        return False
+
+
+def _of_bundle(path: Path, tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The tensors of one embedding in a LoRA's file."""
+    names = lora_keys.embedding_names(tensors)
+    chosen = [n for n in names if len(names) == 1 or _word(n) == _word(name)]
+    if len(chosen) != 1:
+        words = " and ".join(names)
+        raise BadConceptFile(
+            f"{path.name} holds {len(names)} embeddings, {words}. Give the one you want as --name."
+        )
+    parts = {lora_keys.bundled(key): t for key, t in tensors.items()}
+    return {part: t for (of, part), t in parts.items() if of == chosen[0]}
+
+
+def _word(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
 def _with_tokens(base: Base, category: str, n: int, file: str) -> str:
     """The category, repeated until it has at least n tokens, one for each vector; raises BadConceptFile."""
     most, tokens = base.n_tokens - 2, base.count_tokens(category)
@@ -226,7 +278,7 @@ def import_embedding(base: Base, path: Path, name: str, category: str) -> Concep
     """
     check_name(name)
     check_category(category)
-    vectors = read_embedding(path, len(base.text_encoders))
+    vectors = read_embedding(path, len(base.text_encoders), name)
     of_category = base.word_vectors(category)
     for vector, word in zip(vectors, of_category, strict=True):
         if vector.shape[1] != word.shape[1]:

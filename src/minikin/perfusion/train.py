@@ -169,11 +169,7 @@ def teach(
             former_facts=_former_identity(prepared, c),
         )  # fmt: skip
         if trainer.unverified:
-            yield events.Note(
-                f"{checkpoint} is of an earlier version, which cannot tell on another machine, or with another "
-                "PyTorch or number of threads, whether the photos are the same. Going on with those given.",
-                warning=True,
-            )
+            yield events.Note(unverified_note(checkpoint), warning=True)
         if resume and not trainer.resumed:
             yield events.Note(f"There is no checkpoint at {checkpoint}; starting anew.", warning=True)
         c_hash = c.hash if c else ""
@@ -299,6 +295,14 @@ def photos_digest(p: Prepared) -> str:
             digest.update(repr(values.shape).encode() + values.tobytes())
         digest.update(repr([prompt.source for prompt in prompts]).encode())
     return digest.hexdigest()
+
+
+def unverified_note(where: Path | None) -> str:
+    """A warning that a checkpoint of an earlier version does not say whether the photos are the same."""
+    return (
+        f"The checkpoint {where} is of an earlier version, which cannot tell on another machine, or with "
+        "another PyTorch or number of threads, whether the photos are the same. Going on with those given."
+    )
 
 
 def _former_identity(p: Prepared, c: Covariance | None) -> dict[str, Any]:

@@ -6,7 +6,8 @@ In this context, each layer that a LoRA changes computes W x + sum_j w_j up_j do
 unchanged: same modules, same `state_dict`, bit-identical images. If a second copy of the adapted weights fits
 into MERGED_BYTES, the merged weights W + sum_j w_j up_j down_j of the last sum are cached, and a LoRA costs no
 time per step. Otherwise the pairs of all LoRAs of a layer are concatenated along the rank, so that ten LoRAs
-cost one pair of matrix products. Loaded LoRAs that are not applied cost nothing. (diffusers' set_adapters
+cost one pair of matrix products. Changes of other kinds (LoHa, LoKr, DoRA, ...) are always merged. Loaded LoRAs
+that are not applied cost nothing. (diffusers' set_adapters
 visits every loaded LoRA of every layer at each switch; benchmarks/adapters.py measures both.) `attention.pack`
 calls the modules to_k and to_v, so packed keys and values include the sum. `Base.active_adapters` names it for
 inference backends that cache exports.
@@ -18,31 +19,29 @@ import os
 import re
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from minikin.errors import BadAdapterFile, BadModelFile, BadRecipe, StorageError, UnknownName
 from minikin.models.base import Base
 from minikin.models.loading.registry import models_folder
 from minikin.models.loading.single_file import read_header
 from minikin.models.lora import guidance, lora_file
-from minikin.models.lora.lora_file import Adapter, LowRank
+from minikin.models.lora.layers import AdaptedLayer, LayerSum, merge_all
+from minikin.models.lora.lora_file import Adapter
+from minikin.models.lora.lora_keys import Layer, components, is_adapter
 
 MERGED_BYTES = 2 << 30  # of adapted weights: enough for tiny, and for SD 1 and 2 in half precision
 KEEP_BYTES = 4 << 30  # of loaded LoRAs; the least recently used are dropped first
 MAX_WEIGHT = 8.0
-_NAME = re.compile(r"\w[\w .()+\-]*")  # a file name, never a path
+_FORBIDDEN = re.compile(r"[<>:/\\\x00-\x1f]")  # cannot be typed in a tag, or belong to paths
+MAX_DEPTH = 5  # of folders below ./loras and the models folder
 
 WeightedAdapters = Sequence[tuple[Adapter, float]]
-_Key = tuple[str, str]
 
 
 def folder() -> Path:
@@ -50,34 +49,66 @@ def folder() -> Path:
     return models_folder() / "loras"
 
 
-def find(name: str) -> Path:
-    """Path of a LoRA by name, in ./, ./loras or the user's models folder.
+def available() -> dict[str, Path]:
+    """Path of every LoRA by name, in ./, ./loras and the user's models folder; the nearest of equal names.
 
-    Raises UnknownName with the nearest names, BadRecipe for a path, BadAdapterFile for a pickle.
+    A name is the file's without its ending. In the two folders of LoRAs, folders below are read too.
     """
-    name = name.removesuffix(".safetensors")
-    if not _NAME.fullmatch(name):
+    paths: dict[str, Path] = {}
+    for path in _files(".safetensors"):
+        paths.setdefault(path.stem, path)
+    return paths
+
+
+def find(name: str) -> Path:
+    """Path of a LoRA by name, in ./, ./loras and the user's models folder, and in the latter two's folders.
+
+    A path below these folders is a name too: `styles/ink`.
+    Raises UnknownName with the nearest names, BadRecipe for other paths, BadAdapterFile for a pickle.
+    """
+    name = re.sub(r"\.safetensors$", "", name.replace("\\", "/"), flags=re.IGNORECASE)
+    for suffix in (".safetensors", *lora_file.PICKLES):
+        path = next((p for p in _files(suffix) if _same(name, p)), None)
+        if path and suffix in lora_file.PICKLES:
+            raise BadAdapterFile(
+                f"{path} is a pickle, which can run code, and is never opened. Turn it into .safetensors "
+                f"without running it: minikin models convert {path}"
+            )
+        if path:
+            return path
+    if _FORBIDDEN.search(name) or name in ("", ".", ".."):
         raise BadRecipe(
             f"'{name}' is not the name of a LoRA. Write the file's name without folder and ending, as in "
             "<lora:style:0.8>."
         )
-    folders = (Path(), Path("loras"), folder())
-    for directory in folders:
-        if (path := directory / f"{name}.safetensors").is_file():
-            return path
-    for directory in folders:
-        for suffix in lora_file.PICKLES:
-            if (path := directory / f"{name}{suffix}").is_file():
-                raise BadAdapterFile(
-                    f"{path} is a pickle, which can run code, and is never opened. Turn it into .safetensors "
-                    f"without running it: minikin models convert {path}"
-                )
     raise UnknownName(
-        "LoRA",
-        name,
-        {p.stem for directory in folders for p in directory.glob("*.safetensors")},
+        "LoRA", name, set(available()),
         f"LoRAs are looked for in ./, ./loras and {folder()}; `minikin models add FILE` puts one there.",
-    )
+    )  # fmt: skip
+
+
+def _files(suffix: str) -> Iterator[Path]:
+    """Files with this ending, in upper case too; in each folder before the folders below it."""
+    for root, depth in ((Path(), 0), (Path("loras"), MAX_DEPTH), (folder(), MAX_DEPTH)):
+        level = [root]
+        for _ in range(depth + 1):
+            entries = [sorted(_entries(directory)) for directory in level]
+            yield from (p for ps in entries for p in ps if p.suffix.lower() == suffix and p.is_file())
+            level = [p for ps in entries for p in ps if not p.name.startswith(".") and p.is_dir()]
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except OSError:  # none, or not ours to read
+        return []
+
+
+def _same(name: str, path: Path) -> bool:
+    """True if a prompt's name means this file; accents may be stored as letters of their own (macOS)."""
+    wanted = unicodedata.normalize("NFC", name)
+    stem = unicodedata.normalize("NFC", path.with_suffix("").as_posix())
+    return stem == wanted or stem.endswith(f"/{wanted}")
 
 
 def add(path: Path, name: str | None = None) -> Path:
@@ -87,7 +118,7 @@ def add(path: Path, name: str | None = None) -> Path:
     """
     path = path.expanduser().resolve()
     name = name or path.stem
-    if not _NAME.fullmatch(name):
+    if _FORBIDDEN.search(name) or name in ("", ".", ".."):
         raise BadRecipe(f"'{name}' cannot be typed in a prompt; give the LoRA another name with --name.")
     target = folder() / f"{name}.safetensors"
     try:
@@ -116,7 +147,7 @@ def is_lora(path: Path) -> bool:
         shapes, _ = read_header(path.expanduser())
     except BadModelFile:
         return False
-    return any("lora" in k.lower() for k in shapes)
+    return any(is_adapter(k) for k in shapes)
 
 
 class Adapters:
@@ -125,7 +156,7 @@ class Adapters:
     def __init__(self, base: Base) -> None:
         self.base = base
         self.loaded: dict[tuple[Path, int, int], Adapter] = {}  # the least recently used first
-        self._sum: tuple[tuple[tuple[str, float], ...], list[_Change]] = (
+        self._sum: tuple[tuple[tuple[str, float], ...], list[AdaptedLayer]] = (
             (),
             [],
         )  # key and changes of the last sum
@@ -156,16 +187,13 @@ class Adapters:
             key, changes = self._sum_of(adapters)
             try:
                 for change in changes:
-                    change.layer.__class__ = change.adapted
-                    change.layer.__dict__.update(change.tensors)
+                    change.apply()
                 self.base.active_adapters = " ".join(f"{h[:16]} {w:g}" for h, w in key)
                 yield
             finally:
                 self.base.active_adapters = ""
                 for change in changes:
-                    change.layer.__class__ = change.plain
-                    for name in change.tensors:
-                        change.layer.__dict__.pop(name, None)
+                    change.remove()
 
     def _missing_layer(self, adapters: WeightedAdapters) -> nn.Linear | None:
         """The guidance embedding's projection, if a LoRA of a full LCM changes it and the base lacks it."""
@@ -179,7 +207,7 @@ class Adapters:
             self._sum = ((), [])
         return self._guidance_layer
 
-    def _sum_of(self, adapters: WeightedAdapters) -> tuple[tuple[tuple[str, float], ...], list[_Change]]:
+    def _sum_of(self, adapters: WeightedAdapters) -> tuple[tuple[tuple[str, float], ...], list[AdaptedLayer]]:
         """The weighted sum as a change of each layer; the last one is cached for the next batch."""
         weights: dict[str, float] = {}
         by_hash = {a.sha256: a for a, _ in adapters}
@@ -194,101 +222,21 @@ class Adapters:
         if self._sum[0] != key or self._sum_version is not self.base.weights_version:
             # release the memory of the old sum before the new one is computed
             self._sum, self._sum_version = ((), []), self.base.weights_version
-            self._sum = (key, self._changes(weighted_sum([(by_hash[h], w) for h, w in key])))
+            self._sum = (key, self._changes([(by_hash[h], w) for h, w in key]))
         return self._sum
 
-    def _changes(self, pairs: dict[_Key, LowRank]) -> list[_Change]:
-        parts = lora_file.components(self.base)
-        modules = [(parts[component].get_submodule(layer), pair) for (component, layer), pair in pairs.items()]
-        layers: list[tuple[Any, LowRank]] = [(getattr(m, "base_layer", m), pair) for m, pair in modules]
-        merge = sum(int(layer.weight.nbytes) for layer, _ in layers) <= MERGED_BYTES
-        return [_Change.of(layer, pair, merge) for layer, pair in layers]
+    def _changes(self, adapters: WeightedAdapters) -> list[AdaptedLayer]:
+        parts = components(self.base)
+        sums = [(parts[part].get_submodule(path), s) for (part, path), s in weighted_sum(adapters).items()]
+        return merge_all([(getattr(m, "base_layer", m), total) for m, total in sums], MERGED_BYTES)
 
 
-def weighted_sum(adapters: WeightedAdapters) -> dict[_Key, LowRank]:
-    """One pair per layer whose product is the weighted sum of the LoRAs' products.
-
-    down = [down_1; down_2; ...], up = [w_1 up_1, w_2 up_2, ...]; exact, of rank r_1 + r_2 + ...
-    """
-    pairs_by_layer: dict[_Key, list[LowRank]] = {}
+def weighted_sum(adapters: WeightedAdapters) -> dict[Layer, LayerSum]:
+    """The weighted sum of the adapters' changes, by layer."""
+    sums: dict[Layer, LayerSum] = {}
     for adapter, weight in adapters:
-        for key, (down, up) in adapter.layers.items():
-            pairs_by_layer.setdefault(key, []).append(LowRank(down, up if weight == 1 else up * weight))
-    return {
-        key: pairs[0]
-        if len(pairs) == 1
-        else LowRank(torch.cat([p.down for p in pairs], 0), torch.cat([p.up for p in pairs], 1))
-        for key, pairs in pairs_by_layer.items()
-    }
-
-
-# Layers change their class in place, so parameters, their names and the `state_dict` stay. A forward hook would
-# not do: torch.compile ignores hooks that are registered after compilation. It detects a new class, and treats
-# the tensors as inputs, so that the next LoRA needs no new compilation.
-
-
-class _LinearBeside(nn.Linear):
-    lora_down: Tensor
-    lora_up: Tensor
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) + F.linear(F.linear(input, self.lora_down), self.lora_up)
-
-
-class _LinearMerged(nn.Linear):
-    lora_weight: Tensor
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, self.lora_weight, self.bias)
-
-
-class _ConvolutionBeside(nn.Conv2d):
-    lora_down: Tensor
-    lora_up: Tensor
-
-    def forward(self, input: Tensor) -> Tensor:
-        narrow = F.conv2d(input, self.lora_down, None, self.stride, self.padding, self.dilation, self.groups)
-        return super().forward(input) + F.conv2d(narrow, self.lora_up)
-
-
-class _ConvolutionMerged(nn.Conv2d):
-    lora_weight: Tensor
-
-    def forward(self, input: Tensor) -> Tensor:
-        out: Tensor = self._conv_forward(input, self.lora_weight, self.bias)  # with the layer's padding mode
-        return out
-
-
-@dataclass(frozen=True)
-class _Change:
-    """A layer, its classes without and with LoRAs, and the tensors of the latter."""
-
-    layer: Any
-    plain: Any
-    adapted: Any
-    tensors: dict[str, Tensor]
-
-    @classmethod
-    def of(cls, layer: Any, pair: LowRank, merge: bool) -> _Change:
-        plain: Any = type(layer)
-        linear = issubclass(plain, nn.Linear)
-        if not merge:
-            beside = _LinearBeside if linear else _ConvolutionBeside
-            return cls(layer, plain, _adapted(plain, beside), {"lora_down": pair.down, "lora_up": pair.up})
-        down, up = pair.down.flatten(1).float(), pair.up.flatten(1).float()
-        with torch.no_grad():
-            weight = torch.addmm(layer.weight.flatten(1).float(), up, down).view_as(layer.weight)
-        merged = weight.to(layer.weight.dtype).to(memory_format=_format(layer.weight))
-        kind = _LinearMerged if linear else _ConvolutionMerged
-        return cls(layer, plain, _adapted(plain, kind), {"lora_weight": merged})
-
-
-def _format(weight: Tensor) -> torch.memory_format:
-    last = weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last and not weight.is_contiguous() else torch.contiguous_format
-
-
-@cache
-def _adapted(plain: Any, kind: Any) -> Any:
-    """The class of a layer of class `plain` with LoRAs; cached, because torch.compile compares classes."""
-    return kind if plain in kind.__bases__ else type(f"{plain.__name__}{kind.__name__}", (kind, plain), {})
+        for key, change in adapter.layers.items():
+            sums.setdefault(key, LayerSum()).add(change, weight)
+        for key, difference in adapter.biases.items():
+            sums.setdefault(key, LayerSum()).add_bias(difference, weight)
+    return sums

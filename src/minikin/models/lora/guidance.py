@@ -43,5 +43,5 @@ def embedded(unet: Any, layer: nn.Linear | None) -> Iterator[None]:
 
 
 def widths(layers: Any) -> set[int]:
-    """Widths of the guidance embeddings that these ((component, layer), pair) items change."""
-    return {pair.down.shape[1] for (component, name), pair in layers if (component, name) == ("unet", LAYER)}
+    """Widths of the guidance embeddings that these ((component, layer), change) items change."""
+    return {c.down.shape[1] for layer, c in layers if layer == ("unet", LAYER) and hasattr(c, "down")}

@@ -1,20 +1,19 @@
-"""LoRA files: reads the common key layouts, validates them, and returns one low-rank pair per layer.
+"""Adapter files: reads LoRA and the kinds of LyCORIS and PEFT, validates them, and returns a change per layer.
 
-Layouts: kohya (`lora_unet_...lora_down.weight`, `lora_te_`, `lora_te1_`, `lora_te2_`, also with SDXL's block
-numbers), diffusers old and new, and PEFT (`lora_A`, with or without `base_model.model.`). diffusers converts
-the names; alpha and rank are multiplied into the factors here. Files are untrusted: only safetensors is read
-(.pt, .ckpt and .bin are pickles, which can run code), from memory, never mapped, within the limits below.
+Names: see `lora_keys`; kinds and their formulas: see `changes`. Alpha and rank of a plain LoRA are multiplied
+into its factors. Tensors that belong to no adapter, such as embeddings that OneTrainer puts into the file, are
+set aside with a note. Files are untrusted: only safetensors is read (.pt, .ckpt and .bin are pickles, which can
+run code), from memory, never mapped, within the limits below.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,58 +21,108 @@ from torch import Tensor, nn
 from minikin.errors import BadAdapterFile, BaseMismatch
 from minikin.files import read_small
 from minikin.models.base import Base
-from minikin.models.lora import guidance
-from minikin.models.lora.lora_formats import check_family, check_kind
+from minikin.models.lora import guidance, lora_keys
+from minikin.models.lora.changes import Change, LowRank, with_middle
+from minikin.models.lora.lora_formats import Scales, check_family, check_kind
+from minikin.models.lora.lora_keys import Layer, components
+
+__all__ = ["Adapter", "Change", "LowRank", "components", "load"]
 
 PICKLES = (".pt", ".ckpt", ".bin", ".pth")
 MAX_BYTES = 2 << 30  # SDXL in rank 256: 1.7 GB
 MAX_HEADER = 16 << 20  # trainers write the tags of all their images into it
+MAX_RANK = 4096  # of a middle factor
 MAX_TENSORS = 20_000  # SDXL with convolutions and text encoders: 3,000
-MAX_CONFIG = 1 << 20  # PEFT's adapter_config.json
-
-
-class LowRank(NamedTuple):
-    """A change of one layer's weight: up @ down, with alpha included.
-
-    down  (r, d_in) or (r, c_in, k, k)
-    up    (d_out, r) or (c_out, r, 1, 1)
-    """
-
-    down: Tensor
-    up: Tensor
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A LoRA for one base: low-rank pairs by (component, layer path)."""
+    """An adapter for one base: changes of weights and biases by (component, layer path).
+
+    notes  sentences for the person who uses it: what of the file is not used
+    """
 
     name: str
     sha256: str
-    layers: Mapping[tuple[str, str], LowRank]
+    layers: Mapping[Layer, LowRank | Change]
     metadata: Mapping[str, str]
+    biases: Mapping[Layer, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
         """Bytes of all tensors."""
-        return sum(t.numel() * t.element_size() for pair in self.layers.values() for t in pair)
+        tensors = list(self.biases.values())
+        for change in self.layers.values():
+            tensors += change.tensors.values() if isinstance(change, Change) else change
+        return sum(t.numel() * t.element_size() for t in tensors)
 
+    @property
+    def pairs(self) -> dict[Layer, LowRank]:
+        """The changes of a plain LoRA."""
+        return {layer: change for layer, change in self.layers.items() if isinstance(change, LowRank)}
 
-def components(base: Base) -> dict[str, nn.Module]:
-    """Components that a LoRA may change, by diffusers' names."""
-    names = ("text_encoder", "text_encoder_2")
-    return {"unet": base.unet, **dict(zip(names, base.text_encoders, strict=False))}
+    @property
+    def is_plain(self) -> bool:
+        """True for a plain LoRA, which is low-rank pairs alone."""
+        return len(self.pairs) == len(self.layers) and not self.biases
 
 
 def load(base: Base, path: Path, name: str) -> Adapter:
-    """Read a LoRA for this base, on its device and in its dtype.
+    """Read an adapter for this base, on its device and in its dtype.
 
-    Raises BadAdapterFile for files that are no readable LoRA, BaseMismatch for a LoRA of another family.
+    Raises BadAdapterFile for files that are no readable adapter, BaseMismatch for one of another family.
     """
     tensors, metadata, sha256 = _read(path)
-    check_kind(path, tensors)
-    check_family(base, name, tensors, metadata)
-    pairs = _pairs(base, path, _scaled(path, tensors, metadata))
-    return Adapter(name, sha256, _fitted(base, path, name, pairs), metadata)
+    names = lora_keys.layer_names(base)
+    own = {k: t for k, t in tensors.items() if lora_keys.is_adapter(k) or _names_a_layer(names, k)}
+    groups = check_kind(path, tensors, own)
+    check_family(base, name, groups, metadata)
+    scales = Scales.of(path, metadata)
+    layers: dict[Layer, LowRank | Change] = {}
+    biases: dict[Layer, Tensor] = {}
+    for stem, fields in groups.items():
+        layer = lora_keys.find_layer(names, stem)
+        change, bias = _change(path, stem, fields, scales)
+        if change is None and bias is None:
+            continue
+        weight, own_bias = _parameters(base, layer, change)
+        fitted = None if change is None or weight is None else _in_shape(change, weight)
+        if layer is None or weight is None or (change is not None and fitted is None):
+            raise BaseMismatch(_misfit(base, name, stem, layer, fields, weight))
+        if fitted is not None:
+            layers[layer] = fitted
+        if bias is not None:
+            if own_bias is None or own_bias.numel() != bias.numel():
+                raise BaseMismatch(_misfit(base, name, stem, layer, fields, own_bias))
+            biases[layer] = bias.to(own_bias.device, own_bias.dtype).view_as(own_bias)
+    foreign = [k for k in tensors if k not in own]
+    return Adapter(name, sha256, layers, metadata, biases, (*_notes(path, foreign), *scales.notes))
+
+
+def _names_a_layer(names: Mapping[str, Layer], key: str) -> bool:
+    """True for a tensor whose layer the base has, such as `unet.conv_in.weight`."""
+    return lora_keys.find_layer(names, key.rpartition(".")[0]) is not None
+
+
+def _notes(path: Path, foreign: list[str]) -> list[str]:
+    """A sentence on embeddings in the file, and one on other tensors that no adapter has."""
+    embeddings = lora_keys.embedding_names(foreign)
+    others = [k for k in foreign if not k.startswith(lora_keys.EMBEDDING)]
+    notes = []
+    if embeddings:
+        words = " and ".join(f"'{name}'" for name in embeddings)
+        notes.append(
+            f"{path.name} also holds the embedding {words}, which is not used with it. To use it, make it a "
+            "concept, and name that in the prompt: minikin concepts import FILE --name NAME --category WORD "
+            "--base BASE"
+        )
+    if others:
+        notes.append(
+            f"{path.name} also holds {len(others)} tensors that are not used, because no adapter has them: "
+            f"{', '.join(others[:5])}."
+        )
+    return notes
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
@@ -114,162 +163,68 @@ def _metadata(data: bytes) -> dict[str, str]:
     return dict(metadata)
 
 
-def _scaled(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
-    """The tensors without alphas; each up factor is multiplied by alpha / rank instead."""
-    config = _peft_config(path, metadata)
-    out = {k: t for k, t in tensors.items() if not k.endswith(".alpha") and t.ndim}
-    for key, t in out.items():
-        stem = _stem_of_up(key)
-        if stem is None:
-            continue
+def _change(
+    path: Path, stem: str, fields: Mapping[str, Tensor], scales: Scales
+) -> tuple[LowRank | Change | None, Tensor | None]:
+    """The change of a layer's weight and the difference of its bias, as the file's fields say."""
+    scale = scales.scale(stem, fields)
+    t = {k: v for k, v in fields.items() if k not in ("alpha", "scalar", "diff_b", "b_norm", "up_bias")}
+    bias = fields.get("diff_b", fields.get("b_norm"))
+    if "up_bias" in fields:
+        bias = fields["up_bias"].float() * scale
+    if "w_norm" in t:
+        t["diff"] = t.pop("w_norm")
+    if {"up", "down"} <= t.keys() and not {"dora_scale", "magnitude"} & t.keys():
+        up = t["up"].float() * scale
+        if "mid" in t and (t["mid"].shape[:1] != up.shape[1:2] or len(t["mid"]) > MAX_RANK):
+            raise BadAdapterFile(f"The factors of {stem} in {path.name} have ranks that do not fit together.")
+        if not bool(torch.isfinite(up).all()):
+            raise BadAdapterFile(f"{path.name} has a scale of {scale:g} for {stem}, which is not finite.")
         try:
-            rank = t.shape[1]
-            alpha = tensors.get(f"{stem}.alpha")
-            factor = _peft_scale(config, stem, rank) if alpha is None else float(alpha) / rank
-        except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError) as e:
-            raise BadAdapterFile(f"The alpha or rank of {stem} in {path.name} cannot be read ({e}).") from e
-        out[key] = t.float() * factor
-        if not bool(torch.isfinite(out[key]).all()):
-            raise BadAdapterFile(f"{path.name} has a scale of {factor:g} for {stem}, which is not finite.")
-    return out
+            return LowRank(with_middle(t["down"], t.get("mid")), up), bias
+        except RuntimeError as e:
+            raise BadAdapterFile(f"The factors of {stem} in {path.name} do not fit together ({e}).") from e
+    return (Change(t, scale) if t else None), bias
 
 
-_UP_ENDINGS = (
-    ".lora_up.weight",
-    ".lora_B.weight",
-    ".lora_B.default.weight",
-    ".lora.up.weight",
-    "_lora.up.weight",
-    ".lora_linear_layer.up.weight",
-)
-
-
-def _stem_of_up(key: str) -> str | None:
-    """The layer's name if the key is of an up factor, else None."""
-    return next((key.removesuffix(end) for end in _UP_ENDINGS if key.endswith(end)), None)
-
-
-def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """PEFT's configuration, from diffusers' metadata or from adapter_config.json in the same folder."""
+def _parameters(
+    base: Base, layer: Layer | None, change: LowRank | Change | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Weight and bias of a layer; None for one that the base lacks."""
+    if layer is None:
+        return None, None
+    component, path = layer
     try:
-        if "lora_adapter_metadata" in metadata:
-            return dict(json.loads(metadata["lora_adapter_metadata"]))
-        if path.name == "adapter_model.safetensors":
-            config = json.loads(read_small(path.parent / "adapter_config.json", MAX_CONFIG) or b"")
-            return {f"unet.{k}": v for k, v in config.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
-        raise BadAdapterFile(f"The settings of {path.name} cannot be read ({e}).") from e
-    return {}
+        module: Any = components(base)[component].get_submodule(path)
+    except (KeyError, AttributeError):
+        if layer != ("unet", guidance.LAYER) or not isinstance(change, LowRank):
+            return None, None
+        module = guidance.zero_projection(base.unet, change.down.shape[1])  # see `Adapters.using`
+    module = getattr(module, "base_layer", module)
+    supported = isinstance(module, nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm)
+    return (module.weight, getattr(module, "bias", None)) if supported else (None, None)
 
 
-def _peft_scale(config: Mapping[str, Any], stem: str, rank: int) -> float:
-    """alpha / r of one layer (alpha / sqrt(r) for rsLoRA); 1 without a stated alpha."""
-    stem = stem.removeprefix("base_model.model.")
-    component = next((c for c in ("text_encoder_2", "text_encoder") if stem.startswith(f"{c}.")), "unet")
-    layer = stem.removeprefix(f"{component}.")
-    alpha = config.get(f"{component}.lora_alpha", rank)
-    for pattern, alpha_of_pattern in (config.get(f"{component}.alpha_pattern") or {}).items():
-        if layer == pattern or layer.endswith(f".{pattern}"):
-            alpha = alpha_of_pattern
-    return float(alpha) / (math.sqrt(rank) if config.get(f"{component}.use_rslora") else rank)
+def _misfit(
+    base: Base, name: str, stem: str, layer: Layer | None, fields: Mapping[str, Tensor], weight: Tensor | None
+) -> str:
+    have = "has no such layer" if weight is None else f"has {tuple(weight.shape)} there"
+    shapes = " x ".join(str(tuple(t.shape)) for field, t in sorted(fields.items(), reverse=True) if t.ndim)
+    return (
+        f"LoRA '{name}' does not fit the open base {base.name} ({base.architecture}): it changes "
+        f"{'.'.join(layer) if layer else stem} by {shapes}, and the base {have}. Use a LoRA of this family, or "
+        "open the base it was made for."
+    )
 
 
-def _pairs(base: Base, path: Path, tensors: Mapping[str, Tensor]) -> dict[tuple[str, str], LowRank]:
-    """Low-rank pairs by (component, layer), with diffusers' names."""
-    options = {"unet_config": base.unet.config} if base.is_xl else {}
-    try:
-        state, _ = base.pipe.lora_state_dict({_with_component(k): t for k, t in tensors.items()}, **options)
-        parts = {c: _peft_names(c, state) for c in ("unet", "text_encoder", "text_encoder_2")}
-    except (ValueError, KeyError, IndexError) as e:
-        why = " ".join(str(e).split())
-        raise BadAdapterFile(f"The layer names of {path.name} cannot be read: {why}") from e
-    pairs: dict[tuple[str, str], LowRank] = {}
-    unmatched = [k for k in state if not k.startswith(tuple(f"{c}." for c in parts))]
-    for component, of_component in parts.items():
-        for key, t in of_component.items():
-            layer, _, kind = key.partition(".lora_")
-            up = of_component.get(f"{layer}.lora_B.weight")
-            if kind == "A.weight" and up is not None:
-                pairs[component, layer] = LowRank(t, up)
-            elif kind != "B.weight" or f"{layer}.lora_A.weight" not in of_component:
-                unmatched.append(key)
-    if unmatched or not pairs:
-        raise BadAdapterFile(
-            f"{path.name} holds {len(unmatched)} tensors that belong to no pair of a plain LoRA, among them "
-            f"{', '.join(unmatched[:5])}."
-        )
-    return pairs
-
-
-def _peft_names(component: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """One component's tensors, renamed by diffusers to LAYER.lora_A.weight and LAYER.lora_B.weight."""
-    from diffusers.utils import state_dict_utils as convert
-
-    prefix = f"{component}."
-    tensors = {k.removeprefix(prefix): t for k, t in state.items() if k.startswith(prefix)}
-    if not tensors:
-        return {}
-    if component == "unet":
-        tensors = {k.replace(".processor.", "."): t for k, t in tensors.items()}
-        return dict(convert.convert_unet_state_dict_to_peft(tensors))
-    return dict(convert.convert_state_dict_to_peft(convert.convert_state_dict_to_diffusers(tensors)))
-
-
-def _with_component(key: str) -> str:
-    """The key with `unet.` in front, which PEFT's files leave out."""
-    key = key.replace(".lora_A.default.", ".lora_A.").replace(".lora_B.default.", ".lora_B.")
-    key = key.removeprefix("base_model.model.")
-    if key.startswith(("down_blocks.", "up_blocks.", "mid_block.", "conv_in.", "conv_out.", "time_emb")):
-        return f"unet.{key}"
-    return key
-
-
-def _fitted(
-    base: Base, path: Path, name: str, pairs: Mapping[tuple[str, str], LowRank]
-) -> dict[tuple[str, str], LowRank]:
-    """Every pair in the shape of its layer, on its device and in its dtype; raises BaseMismatch."""
-    parts, out = components(base), {}
-    for (component, layer), pair in pairs.items():
-        module = _layer(parts.get(component), layer)
-        if module is None and (component, layer) == ("unet", guidance.LAYER):
-            module = guidance.zero_projection(base.unet, pair.down.shape[1])  # see `Adapters.using`
-        weight = getattr(module, "weight", None)
-        fitted = None if weight is None else _in_shape(pair, weight)
-        if fitted is None:
-            have = "has no such layer" if weight is None else f"has {tuple(weight.shape)} there"
-            raise BaseMismatch(
-                f"LoRA '{name}' does not fit the open base {base.name} ({base.architecture}): it changes "
-                f"{component}.{layer} by {tuple(pair.up.shape)} x {tuple(pair.down.shape)}, and the base "
-                f"{have}. Use a LoRA of this family, or open the base it was made for."
-            )
-        out[component, _model_path(parts[component], layer)] = fitted
-    return out
-
-
-def _model_path(model: nn.Module, layer: str) -> str:
-    """Path of a layer in the model; some CLIP text models lack the level `text_model.` that most files name."""
-    bare = layer.removeprefix("text_model.")
-    return f"text_model.{bare}" if hasattr(model, "text_model") and "encoder." in bare else bare
-
-
-def _layer(model: nn.Module | None, layer: str) -> Any:
-    if model is None:
-        return None
-    try:
-        module = model.get_submodule(_model_path(model, layer))
-    except AttributeError:
-        return None
-    return getattr(module, "base_layer", module)
-
-
-def _in_shape(pair: LowRank, weight: Tensor) -> LowRank | None:
-    """The pair in the shape for this weight, or None if it does not fit.
-
-    A 1x1 convolution and a linear layer are the same map, and tools write either shape.
-    """
-    down, up = pair
+def _in_shape(change: LowRank | Change, weight: Tensor) -> LowRank | Change | None:
+    """The change in the shape for this weight, on its device, or None if it does not fit."""
+    if isinstance(change, Change):
+        return change.to(weight) if change.fits(weight) else None
+    down, up = change
     if weight.ndim not in (2, 4) or not {down.ndim, up.ndim} <= {2, 4}:
         return None
+    # a 1x1 convolution and a linear layer are the same map, and tools write either shape
     down, up = _with_ndim(down, weight.ndim), _with_ndim(up, weight.ndim)
     if down.ndim != weight.ndim or up.ndim != weight.ndim or down.shape[0] != up.shape[1]:
         return None
