@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -34,7 +34,7 @@ from minikin.recipes import (
 from minikin.training.signals import as_ctrl_c
 
 app = typer.Typer(
-    name="minikin", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="minikin", invoke_without_command=True, add_completion=False, pretty_exceptions_enable=False,
     help="Teach a text-to-image model a personal concept from a few photos, and paint it into any scene.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
@@ -44,6 +44,10 @@ app.add_typer(fleet.app, name="fleet")
 
 
 def _version(requested: bool) -> None:
+Shell = Literal["bash", "zsh", "fish"]
+COMPLETE = "_MINIKIN_COMPLETE"  # set by a shell that asks what a line may go on with
+
+
     if requested:
         print(f"minikin {__version__}")
         raise typer.Exit
@@ -52,6 +56,7 @@ def _version(requested: bool) -> None:
 @app.callback()
 def common(
     version: Annotated[
+    ctx: typer.Context,
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
@@ -60,6 +65,22 @@ def common(
     if debug:
         os.environ["MINIKIN_DEBUG"] = "1"
 
+    if ctx.invoked_subcommand is None:  # `minikin` alone: the overview, which is no error
+        print(ctx.get_help())
+
+
+@app.command("help", hidden=True)
+def help_(command: Annotated[list[str] | None, typer.Argument(help="the command")] = None) -> None:
+    """Show the overview, or the help of a command: minikin help concepts export"""
+    app([*(command or []), "--help"], prog_name="minikin")
+
+
+@app.command()
+def completion(shell: Annotated[Shell, typer.Argument(help="your shell")]) -> None:
+    """Print what completes commands and options with Tab: eval "$(minikin completion bash)" in ~/.bashrc"""
+    from typer.completion import get_completion_script
+
+    print(get_completion_script(prog_name="minikin", complete_var=COMPLETE, shell=shell))
 
 @app.command("train", hidden=True)
 @app.command()
@@ -311,6 +332,10 @@ def main() -> None:
             app(prog_name="minikin")
     except OutputLost as e:
         if not e.quiet:
+    if COMPLETE in os.environ:
+        from typer.completion import completion_init
+
+        completion_init()
             print(f"minikin: {e}", file=sys.stderr)
         sys.exit(e.exit_code)
     except MinikinError as e:

@@ -11,7 +11,16 @@ import typer
 from minikin.cli.flags import JsonOnce
 from minikin.perfusion import operating_points
 
-app = typer.Typer(no_args_is_help=True, help="List, inspect, check, export and import concepts.")
+app = typer.Typer(
+    invoke_without_command=True, help="List, inspect, check, export and import concepts; alone: list."
+)
+
+
+@app.callback()
+def alone(ctx: typer.Context) -> None:
+    """List, inspect, check, export and import concepts; alone: list."""
+    if ctx.invoked_subcommand is None:
+        list_()
 
 
 @app.command("list")
@@ -28,6 +37,9 @@ def list_(
     from minikin.perfusion.concept_file import load
 
     results = library.search(search, category=category, limit=limit)
+    if not results and not as_json:
+        fitting = " that fits" if search or category else ""
+        display.note(f"No concept{fitting} in this folder or in your library, {library.library_folder()}.")
     for name, path, *_ in results:
         try:
             facts: dict[str, Any] = _facts(load(path), path)

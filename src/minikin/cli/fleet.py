@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 SOME_FAILED = 1
 
-app = typer.Typer(no_args_is_help=True, help="Teach many concepts and paint many prompts, on many workers.")
+app = typer.Typer(
+    invoke_without_command=True, help="Teach many concepts and paint many prompts, on many workers."
+)
 Workers = Annotated[
     int | None,
     typer.Option(
@@ -34,6 +36,13 @@ Cpus = Annotated[float | None, typer.Option(help="CPUs of each worker")]
 Gpus = Annotated[
     float | None, typer.Option(help="GPUs of each worker; 0.5 for two on one [1 where there are any]")
 ]
+
+
+@app.callback()
+def alone(ctx: typer.Context) -> None:
+    """Teach many concepts and paint many prompts, on many workers."""
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
 
 
 @app.command()

@@ -9,7 +9,14 @@ import typer
 
 from minikin.cli.flags import JsonOnce
 
-app = typer.Typer(no_args_is_help=True, help="List, add, download and inspect base models.")
+app = typer.Typer(invoke_without_command=True, help="List, add, download and inspect base models; alone: list.")
+
+
+@app.callback()
+def alone(ctx: typer.Context) -> None:
+    """List, add, download and inspect base models; alone: list."""
+    if ctx.invoked_subcommand is None:
+        list_()
 
 
 @app.command("list")
