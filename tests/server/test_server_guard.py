@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -101,7 +102,19 @@ def test_openapi_describes_the_recipes(open_: Served) -> None:
         fields = schema["components"]["schemas"]["PaintRequest"]["properties"]
         assert {"prompt", "preset", "interval", "concepts", "task"} <= set(fields)
         assert "image i uses seed + i" in fields["seed"]["description"]
-        assert c.get("/docs").status_code == 200
+
+
+def test_the_reference_loads_nothing(open_: Served) -> None:
+    """/docs works without a network and tells no other host who reads it."""
+    with open_.client() as c:
+        response = c.get("/docs")
+        schema = c.get("/openapi.json").json()
+    assert response.status_code == 200 and "default-src 'none'" in response.headers["content-security-policy"]
+    assert not re.search(r"<(script|link|img|iframe|object|base)|https?://|@import|url\(", response.text)
+    for path, operations in schema["paths"].items():
+        assert response.text.count(f"<code>{path}</code>") >= len(operations), path
+    fields = schema["components"]["schemas"]["PaintRequest"]["properties"]
+    assert all(f"<code>{name}</code>" in response.text for name in fields)
 
 
 def test_the_other_client_is_another_one(open_: Served) -> None:

@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from minikin import __version__
 from minikin.errors import MinikinError
-from minikin.server import http, live, previews, probes
+from minikin.server import http, live, previews, probes, reference
 from minikin.server.api import a1111, a1111_options, native, native_concepts, openai
 from minikin.server.errors import dialect_of, error_responses
 from minikin.server.middleware import AccessMiddleware
@@ -52,9 +52,10 @@ def create(service: Service) -> FastAPI:
     app = FastAPI(
         title="Minikin", version=__version__, lifespan=life,
         description="Images from prompts and personal concepts: the native API, OpenAI's images and A1111's.",
-        docs_url="/docs", redoc_url=None,
+        docs_url=None, redoc_url=None,
     )  # fmt: skip
     app.state.service = service
+    app.include_router(reference.router)
     for module in (probes, native, native_concepts, previews, live, openai, a1111, a1111_options):
         app.include_router(module.router, responses=error_responses(dialect_of(f"{module.router.prefix}/")))
     app.add_exception_handler(Exception, http.on_unexpected)
