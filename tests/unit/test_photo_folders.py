@@ -249,7 +249,8 @@ def test_every_reader_refuses_what_is_no_file(tmp_path: Path, monkeypatch: Any) 
     for read in (SourceImage.of, load_photo, lambda p: read_mask(p, (96, 64))):
         for name, words in (
             ("pipe.png", "is a pipe, a device or a folder"), ("folder.png", "is a pipe|directory"),
-            ("large.png", "has 96x64 pixels"), ("none.png", "There is no file"), ("a\0b.png", "cannot be read"),
+            ("large.png", "has 96x64 pixels"), ("none.png", "cannot be read as an image: No such file"),
+            ("a\0b.png", "cannot be read"),
         ):  # fmt: skip
             with pytest.raises(BadPhoto, match=words):
                 read(tmp_path / name)  # type: ignore[operator]

@@ -18,6 +18,7 @@ from minikin.cli.flags import Json, with_options, with_recipe
 from minikin.cli.options import BestOfOptions, Cluster, ImageOptions, Out, Resume, ServerOptions
 from minikin.cli.output import OutputLost, guarded
 from minikin.errors import BadRecipe, MinikinError
+from minikin.printable import escaped
 from minikin.recipes import (
     Baseline,
     BaselineMethod,
@@ -43,11 +44,11 @@ app.add_typer(models.app, name="models")
 app.add_typer(fleet.app, name="fleet")
 
 
-def _version(requested: bool) -> None:
 Shell = Literal["bash", "zsh", "fish"]
 COMPLETE = "_MINIKIN_COMPLETE"  # set by a shell that asks what a line may go on with
 
 
+def _version(requested: bool) -> None:
     if requested:
         print(f"minikin {__version__}")
         raise typer.Exit
@@ -55,8 +56,8 @@ COMPLETE = "_MINIKIN_COMPLETE"  # set by a shell that asks what a line may go on
 
 @app.callback()
 def common(
-    version: Annotated[
     ctx: typer.Context,
+    version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
@@ -64,7 +65,6 @@ def common(
     """Options of every command."""
     if debug:
         os.environ["MINIKIN_DEBUG"] = "1"
-
     if ctx.invoked_subcommand is None:  # `minikin` alone: the overview, which is no error
         print(ctx.get_help())
 
@@ -81,6 +81,7 @@ def completion(shell: Annotated[Shell, typer.Argument(help="your shell")]) -> No
     from typer.completion import get_completion_script
 
     print(get_completion_script(prog_name="minikin", complete_var=COMPLETE, shell=shell))
+
 
 @app.command("train", hidden=True)
 @app.command()
@@ -283,12 +284,16 @@ def redo(
         list[Path] | None,
         typer.Option(help="file or folder of images it was made from; its own folder is searched in any case"),
     ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="the base; needed where the recipe names it by a path")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="also an image that takes unusually much work")] = False,
     as_json: Json = False, *, options: ImageOptions,
 ) -> None:  # fmt: skip
     """Repeat an image, and the images it was made from, from the recipe inside; reports the difference."""
     from minikin.cli import images
 
-    images.redo(image, out, options, sources=source or [], as_json=as_json)
+    images.redo(image, out, options, sources=source or [], base=base, yes=yes, as_json=as_json)
 
 
 @app.command()
@@ -327,21 +332,21 @@ def main() -> None:
         sys.argv.remove("--debug")
         os.environ["MINIKIN_DEBUG"] = "1"
     debug = bool(os.environ.get("MINIKIN_DEBUG"))
+    if COMPLETE in os.environ:
+        from typer.completion import completion_init
+
+        completion_init()
     try:
         with guarded(), as_ctrl_c():
             app(prog_name="minikin")
     except OutputLost as e:
         if not e.quiet:
-    if COMPLETE in os.environ:
-        from typer.completion import completion_init
-
-        completion_init()
-            print(f"minikin: {e}", file=sys.stderr)
+            print(f"minikin: {escaped(str(e))}", file=sys.stderr)
         sys.exit(e.exit_code)
     except MinikinError as e:
         if debug:
             raise
-        print(f"minikin: {e}", file=sys.stderr)
+        print(f"minikin: {escaped(str(e))}", file=sys.stderr)
         sys.exit(e.exit_code)
     except KeyboardInterrupt:
         print("\nminikin: interrupted.", file=sys.stderr)
@@ -350,8 +355,8 @@ def main() -> None:
         if debug:
             raise
         print(
-            f"minikin: something unexpected went wrong: {type(e).__name__}: {e}. Run again with --debug "
-            "for the traceback; please report it with the output of `minikin doctor`.",
+            f"minikin: something unexpected went wrong: {type(e).__name__}: {escaped(str(e))}. Run again with "
+            "--debug for the traceback; please report it with the output of `minikin doctor`.",
             file=sys.stderr,
         )
         sys.exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,12 +13,21 @@ from rich.text import Text
 
 from minikin import events
 from minikin.events import Pace, duration
+from minikin.printable import escaped, escaped_json
 
 PROGRESS_S = 15.0  # seconds between lines of progress where there is no terminal
 
+
+class SafeConsole(Console):
+    """A console whose texts are never obeyed by the terminal: they may come from files of strangers."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(escaped(o) if isinstance(o, str) else o for o in objects), **options)
+
+
 # Lines are not wrapped where a program or a file reads them. No markup: paths may have square brackets.
-out = Console(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
-err = Console(stderr=True, highlight=False, markup=False, soft_wrap=not sys.stderr.isatty())
+out = SafeConsole(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
+err = SafeConsole(stderr=True, highlight=False, markup=False, soft_wrap=not sys.stderr.isatty())
 
 
 def run(
@@ -84,7 +92,7 @@ def _print_note(event: events.Note, as_json: bool) -> None:
 
 def emit(value: dict[str, Any]) -> None:
     """Print one JSON object on standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+    sys.stdout.write(escaped_json(value) + "\n")
     sys.stdout.flush()
 
 

@@ -20,10 +20,12 @@ from minikin.generation.output import Names, save_generated
 from minikin.generation.source import InitImage, SourceImage, inherited
 from minikin.images import metadata
 from minikin.images.encode import Marking, save_image
+from minikin.images.photos import read_image
 from minikin.images.sheet import contact_sheet
 from minikin.recipes import Best, FilterMode, Inpaint, Paint, Refine
 from minikin.studio import Studio
 
+MAX_MEGAPIXEL_STEPS = 500.0  # of `redo` without --yes: 10 images of 1024 px in 50 steps
 _SCORES = ("alignment", "likeness")  # word: keys in image metadata
 
 
@@ -170,11 +172,16 @@ class Studios:
         return self._open[key]
 
 
-def redo(path: Path, out: Path, options: ImageOptions, *, sources: list[Path], as_json: bool) -> Path:
+def redo(
+    path: Path, out: Path, options: ImageOptions, *, sources: list[Path], base: str | None = None,
+    yes: bool = False,
+    as_json: bool,
+) -> Path:  # fmt: skip
     """Repeat an image and the images it was made from; prints the largest difference of any pixel.
 
     The content filter checks the last image alone: the others are not written, and a blurred draft would lead
-    to another image. Raises BadRecipe for an image of another program, and Blocked.
+    to another image. Raises BadRecipe for an image of another program, or one that takes more than usual work
+    without `yes`, and Blocked.
     """
     record = metadata.read(path).recipe
     if "recipe" not in record:
@@ -182,6 +189,12 @@ def redo(path: Path, out: Path, options: ImageOptions, *, sources: list[Path], a
             f"{path} was not painted by Minikin, so it cannot be repeated exactly. `minikin show` prints "
             "its prompt and settings; give them to `minikin paint`."
         )
+    before = np.asarray(read_image(path).image.convert("RGB"), np.int16)
+    cost = lineage.cost(record, (before.shape[1], before.shape[0]), base)
+    if cost.megapixel_steps > MAX_MEGAPIXEL_STEPS and not yes:
+        raise BadRecipe(f"The image's recipe asks for {cost}. If you trust it and have the time, add --yes.")
+    display.note(f"Repeats {cost}.", as_json=as_json)
+    _note_other_machine(record["recipe"], as_json=as_json)
     if out.suffix != ".png":
         out = out / f"{path.stem}-again.png"
     if out.exists() and out.samefile(path):
@@ -198,7 +211,7 @@ def redo(path: Path, out: Path, options: ImageOptions, *, sources: list[Path], a
         return studio.generating(recipe, init)
 
     def work() -> Iterator[events.Event]:
-        repeated = yield from lineage.replay(record, generate, (*sources, path.parent))
+        repeated = yield from lineage.replay(record, generate, (*sources, path.parent), base)
         yield events.Done(repeated, {})
 
     image: GeneratedImage = display.run(work(), as_json=as_json).result
@@ -207,11 +220,10 @@ def redo(path: Path, out: Path, options: ImageOptions, *, sources: list[Path], a
     if is_blocked(image.verdict):
         raise Blocked(refusal(1, 1))
     image.record.update({k: record[k] for k in ("chosen",) if k in record})
-    names = Names(lineage.recipe_of(record).model_copy(update={"n": 1}), out)
-    before = np.asarray(Image.open(path).convert("RGB"), np.int16)
+    names = Names(lineage.recipe_of(record, base).model_copy(update={"n": 1}), out)
     new_path = save_generated(image, names, marking=marking)
     _warn_of_others(record, image.record, as_json=as_json)
-    after = np.asarray(Image.open(new_path).convert("RGB"), np.int16)
+    after = np.asarray(read_image(new_path).image.convert("RGB"), np.int16)
     difference = int(np.abs(before - after).max()) if before.shape == after.shape else 255
     if as_json:
         display.emit(_event(new_path, image.seed))
@@ -223,6 +235,21 @@ def redo(path: Path, out: Path, options: ImageOptions, *, sources: list[Path], a
         "identical" if difference == 0 else f"largest difference of any pixel: {difference} of 255"
     )
     return new_path
+
+
+def _note_other_machine(recipe: dict[str, Any], *, as_json: bool) -> None:
+    """Say that the recorded backend or device is not used: both are this machine's choice."""
+    recorded = Paint.current(recipe)
+    others = [
+        f"{name} {recorded[name]}"
+        for name in lineage.NOT_REPEATED
+        if recorded.get(name) not in (None, "", "eager")
+    ]
+    if others:
+        text = (
+            f"It was painted with {' and '.join(others)}; here the usual is used, so expect small differences."
+        )
+        display.note(text, as_json=as_json)
 
 
 def _warn_of_others(recorded: dict[str, Any], now: dict[str, Any], *, as_json: bool) -> None:

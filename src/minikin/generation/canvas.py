@@ -19,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFilter
 
 from minikin.errors import BadPhoto
+from minikin.images import pixels
 from minikin.images.photos import grey_of_mask, read_image
 from minikin.images.pixels import in_srgb
 from minikin.models.regions import Box
@@ -236,7 +237,9 @@ def mask_text(mask: np.ndarray) -> str:
 def mask_of_text(text: Any, size: tuple[int, int]) -> np.ndarray:
     """The inverse of `mask_text`; raises BadPhoto."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(text, validate=True)), formats=("PNG",)) as image:
-            return read_mask(image.convert("L"), size)
-    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as e:
+        data = base64.b64decode(text, validate=True)
+        return read_mask(pixels.decode(data, size[0] * size[1], kinds=("PNG",)).image, size)
+    except pixels.Refused as e:
+        raise BadPhoto(f"The mask inside the image's recipe cannot be read: {e.code} {e.detail}".strip()) from e
+    except (ValueError, TypeError) as e:
         raise BadPhoto(f"The mask inside the image's recipe cannot be read: {e}.") from e

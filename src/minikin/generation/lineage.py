@@ -8,8 +8,10 @@ must be at hand; its hash tells whether it is the same.
 from __future__ import annotations
 
 import hashlib
+import io
+import os
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,14 @@ from minikin import events
 from minikin.errors import BadPhoto, BadRecipe
 from minikin.generation.canvas import mask_of_text, read_mask
 from minikin.generation.image import GeneratedImage
-from minikin.generation.source import InitImage, SourceImage, pixels_hash
+from minikin.generation.source import InitImage, SourceImage, base_of_record, pixels_hash
+from minikin.images.metadata import MAX_ANCESTORS
+from minikin.images.photos import read_bytes
+from minikin.images.pixels import kind_of
 from minikin.recipes import Inpaint, Paint, Refine
 
+NOT_REPEATED = ("backend", "device")
+USUAL_STEPS = 30  # for estimates, where a recipe leaves them to the preset
 TASKS: dict[str, type[Paint]] = {"paint": Paint, "refine": Refine, "inpaint": Inpaint}
 Generate = Callable[[Paint, InitImage | None], Iterator[events.Event]]
 
@@ -31,33 +38,76 @@ def task_name(recipe: Paint) -> str:
     return next(name for name, kind in TASKS.items() if type(recipe) is kind)
 
 
-def recipe_of(record: dict[str, Any]) -> Paint:
+def recipe_of(record: dict[str, Any], base: str | None = None) -> Paint:
     """The recipe of a recorded image and of the images of its batch.
 
     The whole batch, because processors round differently for other sizes; with the concepts' operating points
-    of that time, or none, whatever was measured since. Raises BadRecipe.
+    of that time, or none, whatever was measured since. How and where it is computed is this machine's choice.
+    base  in place of the recorded one, which must not be a path: an image may come from anybody
+    Raises BadRecipe.
     """
     kind = TASKS.get(record.get("work", "paint"))
     if kind is None:
-        raise BadRecipe(f"This image was made by '{record['work']}', which this version of Minikin cannot do.")
+        raise BadRecipe(
+            f"This image was made by '{str(record['work'])[:40]}', which this version of Minikin cannot do."
+        )
     batch = record.get("batch") or {"seed": record["seed"], "n": 1}
-    options = kind.current(record["recipe"])
+    options = {k: v for k, v in kind.current(record["recipe"]).items() if k not in NOT_REPEATED}
     options |= {"points": options.get("points") or {}, "seed": batch["seed"], "n": batch["n"]}
-    recipe: Paint = kind.make(**options, batch=batch["n"])
-    return recipe
+    options["base"] = base or base_of_record(options)
+    return kind.make(**options | {"batch": batch["n"]})  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What repeating an image takes: its bases, images, their largest size, and megapixels times steps."""
+
+    bases: tuple[str, ...]
+    images: int
+    size: tuple[int, int]
+    megapixel_steps: float
+
+    def __str__(self) -> str:
+        many = f"{self.images} images" if self.images > 1 else "1 image"
+        return (
+            f"{many} of up to {self.size[0]}x{self.size[1]} with {' and '.join(self.bases)}, "
+            f"{self.megapixel_steps:,.1f} megapixel-steps"
+        )
+
+
+def cost(record: dict[str, Any], size: tuple[int, int], base: str | None = None) -> Cost:
+    """What `replay` of a record takes. Raises what `replay` raises for records that are damaged or too long.
+
+    size  (width, height) of the image, for recipes that leave it to the base
+    """
+    recipes: list[Paint] = []
+    following: Any = record
+    while following is not None:
+        _check(following)
+        recipes.append(recipe_of(following, base))
+        if len(recipes) > MAX_ANCESTORS + 1:
+            raise BadPhoto(
+                f"The image names over {MAX_ANCESTORS} images it was made from; no Minikin keeps so many."
+            )
+        following = following.get("parent", {}).get("made")
+    sizes = [(r.width or size[0], r.height or size[1]) for r in recipes]
+    steps = sum(r.n * (r.steps or USUAL_STEPS) * w * h for r, (w, h) in zip(recipes, sizes, strict=True))
+    bases = tuple(dict.fromkeys(r.base for r in recipes))
+    return Cost(bases, sum(r.n for r in recipes), max(sizes), steps / 1e6)
 
 
 def replay(
-    record: dict[str, Any], generate: Generate, folders: tuple[Path, ...] = ()
+    record: dict[str, Any], generate: Generate, folders: tuple[Path, ...] = (), base: str | None = None
 ) -> Generator[events.Event, None, GeneratedImage]:
     """Generate a recorded image again, its ancestors first; returns it.
 
     generate  runs a recipe, on an image if there is one: `Studio.generating` of the recipe's base
     folders   or files where images and masks lie that the record does not hold
+    base      of all of them, in place of the recorded ones
     Raises BadRecipe, and BadPhoto for an image that is not at hand or another one.
     """
     _check(record)
-    recipe = recipe_of(record)
+    recipe = recipe_of(record, base)
     if recipe.n > 1:
         yield events.Note(
             f"It was painted in a batch of {recipe.n}: all of them are painted again, because processors round "
@@ -65,7 +115,7 @@ def replay(
         )
     init = None
     if "parent" in record:
-        source = yield from _parent(record["parent"], generate, folders)
+        source = yield from _parent(record["parent"], generate, folders, base)
         init = InitImage(source, _mask(record, source, folders))
     for event in generate(recipe, init):
         if isinstance(event, events.Done):
@@ -81,16 +131,19 @@ def _check(record: Any) -> None:
     values = record if isinstance(record, dict) else {}
     seed, parent = values.get("seed"), values.get("parent", {"pixels": ""})
     batch = values.get("batch") or {"seed": seed, "n": 1}
-    tables = [values.get("mask") or {}]  # of settings, by name: dicts of dicts
+    mask = values.get("mask") or {}
+    tables = [mask]  # of settings, by name: dicts of dicts
     for kind in ("concepts", "adapters"):
         by_name = values.get(kind) or {}
         tables += [by_name, *(by_name.values() if isinstance(by_name, dict) else ())]
     sound = (
-        isinstance(values.get("recipe"), dict) and isinstance(seed, int)
+        isinstance(values.get("recipe"), dict) and type(seed) is int
         and isinstance(values.get("work", "paint"), str) and all(isinstance(t, dict) for t in tables)
-        and isinstance(batch, dict) and all(isinstance(batch.get(k), int) for k in ("seed", "n"))
+        and isinstance(batch, dict) and all(type(batch.get(k)) is int for k in ("seed", "n"))
         and batch["seed"] <= seed < batch["seed"] + batch["n"]
         and isinstance(parent, dict) and isinstance(parent.get("pixels"), str)
+        and all(isinstance(t.get(k, ""), str) for t in (parent, mask) for k in ("file", "sha256", "png"))
+        and isinstance(parent.get("made", {}), dict)
     )  # fmt: skip
     if not sound:
         raise BadPhoto("The image's record is damaged or not Minikin's: it cannot be painted again by it.")
@@ -127,11 +180,11 @@ def concepts_of(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _parent(
-    parent: dict[str, Any], generate: Generate, folders: tuple[Path, ...]
+    parent: dict[str, Any], generate: Generate, folders: tuple[Path, ...], base: str | None
 ) -> Generator[events.Event, None, SourceImage]:
     if "made" not in parent:
         return _from_files(parent, folders)
-    generated = yield from replay(parent["made"], generate, folders)
+    generated = yield from replay(parent["made"], generate, folders, base)
     source = SourceImage(
         generated.image.convert("RGB"), parent.get("file", ""), parent.get("sha256", ""), parent["made"]
     )
@@ -151,7 +204,8 @@ def _from_files(parent: dict[str, Any], folders: tuple[Path, ...]) -> SourceImag
         # its pixels as they are read now, the file itself, or its pixels without regard to a colour profile
         if parent["pixels"] == source.pixels or source.sha256 == parent.get("sha256"):
             return source
-        with Image.open(path) as opened:
+        data = read_bytes(path)
+        with Image.open(io.BytesIO(data), formats=(kind_of(data),)) as opened:
             raw = ImageOps.exif_transpose(opened).convert("RGB")
         if pixels_hash(raw) == parent["pixels"]:
             return replace(source, image=raw)
@@ -169,11 +223,11 @@ def _mask(record: dict[str, Any], source: SourceImage, folders: tuple[Path, ...]
     if "png" in mask:
         return mask_of_text(mask["png"], source.image.size)
     for path in _candidates(mask.get("file", ""), folders):
-        if hashlib.sha256(path.read_bytes()).hexdigest() == mask["sha256"]:
+        if hashlib.sha256(read_bytes(path)).hexdigest() == mask.get("sha256"):
             return read_mask(path, source.image.size)
     raise BadPhoto(
-        f"The mask {mask.get('file')} ({mask['sha256'][:12]}) is too large to be inside the image, and no "
-        "file of that name and content is at hand: put it beside the image, or give it with --source."
+        f"The mask {mask.get('file')} ({mask.get('sha256', '')[:12]}) is too large to be inside the image, and "
+        "no file of that name and content is at hand: put it beside the image, or give it with --source."
     )
 
 
@@ -182,5 +236,5 @@ def _candidates(name: str, folders: tuple[Path, ...]) -> Iterator[Path]:
     for place in folders:
         if place.is_file():
             yield place
-        elif name and (place / Path(name).name).is_file():
+        elif name and os.path.isfile(place / Path(name).name):  # False for names that are too long
             yield place / Path(name).name

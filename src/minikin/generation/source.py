@@ -7,6 +7,7 @@ knows its draft, and `lineage.replay` can repeat both.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,9 @@ from minikin.recipes import PRESET_OPTIONS, Img2Img, Paint
 ImageLike = str | Path | Image.Image
 R = TypeVar("R", bound=Img2Img)
 NOT_INHERITED = ("n", "batch", "device", "dtype", "backend", "size", "width", "height")
+
+
+_BASE_NAME = re.compile(r"\w[\w.-]{0,79}(/\w[\w.-]{0,79})?")  # a name of the registry, or owner/name of the hub
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,21 @@ def pixels_hash(image: Image.Image) -> str:
     return hashlib.sha256(size + image.convert("RGB").tobytes()).hexdigest()
 
 
+def base_of_record(recipe: dict[str, Any]) -> str:
+    """The base that a record names. Raises BadRecipe for a path: anybody's image must not open files here."""
+    from minikin.models.loading.registry import PUBLISHED, entries
+
+    base = recipe.get("base", "tiny")
+    if isinstance(base, str) and base in ("tiny", *PUBLISHED, *entries()):
+        return base
+    if not isinstance(base, str) or not _BASE_NAME.fullmatch(base) or Path(base).exists():
+        raise BadRecipe(
+            f"The image names its base by a path, {str(base)[:80]!r}, which is not followed. If it is yours, "
+            "give it with --base."
+        )
+    return base
+
+
 def inherited(kind: type[R], source: SourceImage, values: dict[str, Any]) -> R:
     """A recipe from these values and, where they say nothing, from the image's own record.
 
@@ -127,6 +146,8 @@ def inherited(kind: type[R], source: SourceImage, values: dict[str, Any]) -> R:
     values = {k: v for k, v in values.items() if v is not None}
     recorded = Paint.current(source.record.get("recipe", source.settings))
     old = {k: v for k, v in recorded.items() if k in Paint.model_fields and v not in (None, "")}
+    if "base" in old and "base" not in values:
+        old["base"] = base_of_record(old)
     if "seed" in source.record:
         old["seed"] = source.record["seed"]
     dropped = set(NOT_INHERITED)

@@ -8,14 +8,15 @@ Nothing is fetched and no time stamp is requested; the private key is read once 
 from __future__ import annotations
 
 import io
-import json
 import threading
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from minikin import __version__
+from minikin import __version__, strict_json
 from minikin.errors import BadCredentials, extra
+from minikin.images.photos import read_bytes
+from minikin.images.pixels import PHONE, kind_of
 from minikin.images.xmp import CODES, TRAINED
 
 MAX_PEM = 1 << 20  # bytes
@@ -86,17 +87,16 @@ def signature(path: Path) -> dict[str, str] | None:
         import c2pa
     except ImportError:
         return None
-    from PIL import Image
-
-    with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
-        kind = f"image/{str(image.format).lower()}"
+    data = read_bytes(path)
+    kind = kind_of(data)
+    if kind not in PHONE:
+        return None
     try:
         context = c2pa.Context(c2pa.Settings.from_dict(_SETTINGS))
-        with open(path, "rb") as f:
-            reader = c2pa.Reader.try_create(kind, f, context=context)
-            if reader is None:
-                return None
-            report = json.loads(reader.json())
+        reader = c2pa.Reader.try_create(f"image/{kind.lower()}", io.BytesIO(data), context=context)
+        if reader is None:
+            return None
+        report = strict_json.loads(reader.json(), kind=dict)
         active = report["manifests"][report["active_manifest"]]
         agent = (active.get("claim_generator_info") or [{}])[0]
         by = active.get("signature_info", {}).get("common_name") or ""

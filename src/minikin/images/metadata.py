@@ -23,7 +23,8 @@ from minikin.images.photos import read_image
 
 JSON_KEY = texts.RECORD
 MAX_TEXT = 100_000  # characters; a text in a PNG may have megabytes
-MAX_DEPTH = 200  # of brackets: two for each ancestor
+MAX_ANCESTORS = 50  # whose records an image keeps
+MAX_DEPTH = 2 * MAX_ANCESTORS + 20  # of brackets: two for each ancestor
 # A1111's grammar. Keys have a bounded length and follow a comma, so that matching takes linear time.
 _PAIR = re.compile(r'(?:^|(?<=,))\s*(\w[\w \-/]{1,79}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 _STEPS = re.compile(r"(?:^|(?<=[\s,]))Steps: *\d")
@@ -112,10 +113,12 @@ def png_info(recipe: dict[str, Any], prompt: str, negative: str, settings: dict[
 
 
 def bounded(recipe: dict[str, Any], most: int = MAX_TEXT) -> dict[str, Any]:
-    """The record in at most `most` characters: records of the farthest ancestors are left out.
+    """The record in at most `most` characters and ancestors; records of the farthest are left out.
 
     The last ancestor that is named keeps its name and hashes, and `left_out` marks its missing record.
     """
+    while (depth := _ancestors(recipe)) > MAX_ANCESTORS:
+        recipe = _without(recipe, depth)
     while len(json.dumps(recipe, ensure_ascii=False)) > most and (depth := _ancestors(recipe)) > 0:
         recipe = _without(recipe, depth)
     return recipe

@@ -7,6 +7,7 @@ it. The caption is in `NAME.txt` or `NAME.caption`. Every file of a folder is us
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +41,8 @@ _REASONS = {
     "Save it as a JPEG or PNG, or take it out of the folder.",
     "image_corrupt": "cannot be read: it is damaged or incomplete{detail}. Save it again, or take it out of "
     "the folder.",
-    "image_too_large": "has {size}; at most {most:.0f} million are read. Save a smaller copy.",
+    "image_too_large": "cannot be read as an image: it has {size}; at most {most:.0f} million are read. Save a "
+    "smaller copy.",
     "image_too_small": "is only {size}; at least {least}x{least} are needed.",
     "too_many_scans": "is a JPEG of more scans than any camera or program writes. Save it again.",
     "heic_missing": "is a HEIC image, which needs a further package: {heic}. Or save it as a JPEG.",
@@ -65,9 +67,9 @@ def load_photos(where: str | Path, note: Callable[[str], None] | None = None) ->
     Raises BadPhoto for an empty folder, too many photos, or a file that cannot be used.
     """
     where = Path(where)
-    if where.is_file():
+    if os.path.isfile(where):  # False for names that are too long
         return [load_photo(where)]
-    if not where.is_dir():
+    if not os.path.isdir(where):
         raise BadPhoto(f"There is no folder or file {where}. Give a folder of photos: 3 to 6 are best.")
     try:
         listed = _Listing(where)
@@ -129,12 +131,10 @@ def read_bytes(path: Path, name: str = "") -> bytes:
     name = name or str(path)
     try:
         data = read_small(path, MAX_BYTES)
-    except FileNotFoundError:
-        raise BadPhoto(f"There is no file {name}.") from None
     except (OSError, ValueError) as e:
         raise BadPhoto(f"{name} cannot be read as an image: {reason(e)}.") from e
     if data is None:
-        if path.is_file():
+        if os.path.isfile(path):
             raise BadPhoto(_too_many_bytes(name, path.stat().st_size))
         raise BadPhoto(f"{name} is a pipe, a device or a folder. Give the file of an image.")
     return data
@@ -153,7 +153,7 @@ class _Listing:
     """What lies in a folder: photos, their masks and captions by name, and everything else."""
 
     def __init__(self, folder: Path) -> None:
-        entries = [p for p in sorted(folder.iterdir()) if not _is_litter(p.name)]
+        entries = [p for p in sorted(folder.iterdir()) if not is_litter(p.name)]
         self.folders = [p for p in entries if p.is_dir() and p.name.lower() not in _PARTS]
         files = [p for p in entries if p.is_file()]
         self._captions = _by_name(p for p in files if p.suffix.lower() in _CAPTIONS)
@@ -162,7 +162,7 @@ class _Listing:
         marked = [p for p in images if (stem := _without_mark(p)) is not None and stem in stems]
         self.photos = [p for p in images if p not in marked]
         masks = [m for f in entries if f.is_dir() and f.name.lower() == "masks" for m in sorted(f.iterdir())]
-        self._masks = _by_name(m for m in masks if m.is_file() and not _is_litter(m.name) and _is_image(m))
+        self._masks = _by_name(m for m in masks if m.is_file() and not is_litter(m.name) and _is_image(m))
         self._masks |= {_without_mark(p) or "": p for p in marked}
         names = {k for p in self.photos for k in (p.stem.lower(), p.name.lower())}
         used = {*self.photos, *marked, *(p for stem, p in self._captions.items() if stem in names)}
@@ -227,7 +227,8 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:4]) + more
 
 
-def _is_litter(name: str) -> bool:
+def is_litter(name: str) -> bool:
+    """Whether a file of this name is one that operating systems leave everywhere."""
     return name.startswith(".") or name.lower() in _LITTER
 
 
@@ -244,7 +245,7 @@ def _is_image(path: Path) -> bool:
 
 def _holds_images(folder: Path) -> bool:
     try:
-        return any(p.suffix.lower() in ENDINGS and not _is_litter(p.name) for p in folder.rglob("*"))
+        return any(p.suffix.lower() in ENDINGS and not is_litter(p.name) for p in folder.rglob("*"))
     except OSError:
         return False
 
