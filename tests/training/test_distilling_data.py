@@ -96,7 +96,7 @@ def test_captions_alone(tmp_path: Path) -> None:
     ("row", "why"),
     [
         ("broken", "Expecting value"),
-        ("[1]", "it is list"),
+        ("[1]", "it is a list"),
         ('{"text": 5}', "text is 5, not a text"),
         ('{"caption": {"a": 1}}', 'caption is {"a": 1}, not a text'),
         ('{"text": ["a", true]}', "not a text"),

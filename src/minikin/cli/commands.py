@@ -33,7 +33,7 @@ def teach(
         raise BadRecipe(f"--out must end in .safetensors, but it is {path}.")
     from minikin.images.photos import load_photos
 
-    loaded = load_photos(photos)
+    loaded = load_photos(photos, lambda text: display.warn(text, as_json=as_json))
     beside = path.with_name(f"{path.stem}-teaching")
     checkpoint = beside / "checkpoint.safetensors"
     if path.exists() and not overwrite and not (resume and checkpoint.exists()):

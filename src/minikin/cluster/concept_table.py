@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minikin.errors import BadRecipe, MinikinError, StorageError, UnknownName
-from minikin.images.photos import load_photos
+from minikin.images.photos import is_litter, load_photos
 from minikin.perfusion.concept import check_category, check_name
 from minikin.recipes import Teach
 
@@ -88,7 +88,11 @@ def source_digest(photos: Path, recipe: Teach) -> str:
     """SHA-256 of the recipe and all files that a concept is taught from."""
     digest = hashlib.sha256()
     digest.update(json.dumps(recipe.model_dump(mode="json", exclude={"device"}), sort_keys=True).encode())
-    files = [photos] if photos.is_file() else sorted(p for p in photos.rglob("*") if p.is_file())
+    files = (
+        [photos]
+        if photos.is_file()
+        else sorted(p for p in photos.rglob("*") if p.is_file() and not is_litter(p.name))
+    )
     files += [Path(recipe.captions)] if recipe.captions else []
     for file in files:
         try:

@@ -15,13 +15,15 @@ import hashlib
 import json
 import tarfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from PIL import Image
 
+from minikin import strict_json
 from minikin.errors import BadPhoto, BadRecipe
-from minikin.images.photos import ENDINGS, MAX_BYTES, decoded, on_white
+from minikin.images.photos import ENDINGS, MAX_BYTES, decoded, is_litter, on_white
+from minikin.images.plain_text import decode_text
 
 MAX_CAPTION = 2000  # characters; a prompt has some 300
 TEXT_KEYS = ("text", "caption", "prompt", "txt")
@@ -86,7 +88,7 @@ class Folder:
     has_images = True
 
     def __init__(self, path: Path, count: int | None) -> None:
-        files = sorted(f for f in path.rglob("*") if f.suffix.lower() in ENDINGS and f.is_file())[:count]
+        files = sorted(f for f in path.rglob("*") if _is_image(f))[:count]
         if not files:
             raise BadPhoto(
                 f"{path} holds no images ({', '.join(ENDINGS)}) and no .tar files. Put images with "
@@ -138,14 +140,14 @@ class Tars:
             with tarfile.open(path, "r:") as tar:
                 for member in tar:
                     stem, _, ending = member.name.rpartition(".")
-                    if not member.isreg():
+                    if not member.isreg() or is_litter(PurePosixPath(member.name).name):
                         continue
                     if f".{ending.lower()}" in ENDINGS:
                         images[stem] = (member.name, member.offset_data, member.size)
                     elif ending in ("txt", "json") and member.size < MAX_BYTES:
                         file = tar.extractfile(member)
                         assert file is not None
-                        text = file.read().decode("utf-8", "replace")
+                        text = _decoded_text(file.read(), f"{path.name}:{member.name}")
                         captions = (
                             _of_json(text, f"{path.name}:{member.name}") if ending == "json" else _clean([text])
                         )
@@ -184,8 +186,8 @@ class Captions:
 
     def __init__(self, path: Path, count: int | None) -> None:
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as e:
+            text = _decoded_text(path.read_bytes(), str(path))
+        except OSError as e:
             raise BadRecipe(f"The captions {path} cannot be read: {e}. Expected UTF-8, one a line.") from e
         rows = text.split("\n")  # not splitlines: a caption may hold one of Unicode's other separators
         captions = _clean(rows)
@@ -227,13 +229,13 @@ def _table(path: Path) -> dict[str, list[str]]:
     if not path.is_file():
         return {}
     captions = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").split("\n"), 1):
+    for number, line in enumerate(_decoded_text(path.read_bytes(), str(path)).split("\n"), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = strict_json.loads(line, kind=dict)
             captions[str(row["file_name"])] = _texts(row)
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
+        except (ValueError, KeyError, TypeError) as e:
             raise BadRecipe(
                 f"{path} line {number} is not an object with file_name and text ({e}). Correct or remove it."
             ) from None
@@ -242,16 +244,26 @@ def _table(path: Path) -> dict[str, list[str]]:
 
 def _beside(image: Path) -> list[str]:
     text = image.with_suffix(".txt")
-    return _clean([text.read_text(encoding="utf-8", errors="replace")]) if text.is_file() else []
+    return _clean([_decoded_text(text.read_bytes(), str(text))]) if text.is_file() else []
+
+
+def _decoded_text(data: bytes, where: str) -> str:
+    try:
+        return decode_text(data)
+    except UnicodeError:
+        raise BadRecipe(
+            f"{where} is in an old encoding that does not say which it is. Save it as UTF-8."
+        ) from None
+
+
+def _is_image(file: Path) -> bool:
+    return file.suffix.lower() in ENDINGS and not is_litter(file.name) and file.is_file()
 
 
 def _of_json(text: str, where: str) -> list[str]:
     """Captions of one JSON object. Raises BadRecipe for anything else."""
     try:
-        row = json.loads(text)
-        if not isinstance(row, dict):
-            raise TypeError(f"it is {type(row).__name__}")
-        return _texts(row)
+        return _texts(strict_json.loads(text, kind=dict))
     except (ValueError, TypeError) as e:
         raise BadRecipe(
             f'{where} is not a JSON object with a caption ({e}). Expected {{"text": "..."}} or a list of '

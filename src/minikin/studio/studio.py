@@ -74,7 +74,7 @@ class Studio(ImageCommands):
         check_category(recipe.category)
         self._check_not_a_word(recipe)
         check_teaching(self.base, recipe)
-        loaded = load_photos(photos) if isinstance(photos, str | Path) else list(photos)
+        loaded = yield from _loaded(photos)
         with self._lock:
             c: Covariance | None = None
             if recipe.mode == "gated":
@@ -168,7 +168,7 @@ class Studio(ImageCommands):
         """
         from minikin.baselines.train import teach as teach_baseline
 
-        loaded = load_photos(photos) if isinstance(photos, str | Path) else list(photos)
+        loaded = yield from _loaded(photos)
         with self._lock:
             yield from teach_baseline(self.base, loaded, recipe, out, resume=resume)
 
@@ -283,6 +283,16 @@ class Studio(ImageCommands):
             results: list[BaselineResult] = [t.result for t in trained]
             with self.using_baselines(*results, weight=strength):
                 yield lambda recipe: self._paint_recipe(_for_baselines(results, recipe))
+
+
+def _loaded(photos: str | Path | Sequence[Photo]) -> Generator[events.Event, None, list[Photo]]:
+    """The photos, read if they are a path; a note names files of the folder that are left out."""
+    if not isinstance(photos, str | Path):
+        return list(photos)
+    notes: list[str] = []
+    loaded = load_photos(photos, notes.append)
+    yield from (events.Note(text, warning=True) for text in notes)
+    return loaded
 
 
 def _for_baselines(results: Sequence[BaselineResult], recipe: Paint) -> Paint:
