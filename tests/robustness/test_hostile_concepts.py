@@ -79,6 +79,12 @@ def many_tensors() -> bytes:
     return io.serialize({f"word.{k}": torch.ones(1) for k in range(65)}, {})
 
 
+def large(name: str, shape: tuple[int, ...]) -> bytes:
+    """A concept file with one tensor of this shape."""
+    tensors, metadata = io.parse(VALID, "it")
+    return io.serialize({**tensors, name: torch.ones(shape).half()}, metadata)
+
+
 def deep() -> bytes:
     return joined(HEADER.replace('"F16"', "[" * 29_998 + "]" * 29_998, 1), BODY)
 
@@ -111,18 +117,25 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
     "C3 header": (struct.pack("<Q", 2**20) + b"{" + bytes(2**20), LARGE, "header claims"),
     "C3 tensors": (many_tensors(), LARGE, "more than 64"),
     "C3 file": (VALID + bytes(io.MAX_FILE), LARGE, "more than the"),
-    "C3 depth": (with_metadata("delta", shape=[[[4]]]), LARGE, "header is nested 5 deep"),
-    "C3 depth of 30,000": (deep(), LARGE, "header is nested 30000 deep"),
-    "C3 depth of a recipe": (meta(recipe='{"a":' * 400 + "1" + "}" * 400), LARGE, "nested 400 deep"),
-    "C3 depth of points": (meta(points="[" * 900 + "]" * 900), LARGE, "nested 900 deep"),
+    "C3 depth": (with_metadata("delta", shape=[[[4]]]), LARGE, "nested more than 4 deep"),
+    "C3 depth of 30,000": (deep(), LARGE, "nested more than 4 deep"),
+    "C3 depth of a recipe": (meta(recipe='{"a":' * 400 + "1" + "}" * 400), LARGE, "nested more than 4 deep"),
+    "C3 depth of points": (meta(points="[" * 900 + "]" * 900), LARGE, "nested more than 4 deep"),
     "C4 key twice": (twice(), M, "a key occurs twice"),
     "C4 leading blank": (joined(" " + HEADER, BODY), F, "not in the safetensors format"),
     "C4 hole": (changed(lambda h: h["word.0"].update(data_offsets=[END + 2, END + 4])), M, "lies at bytes"),
     "C4 overlap": (with_metadata("dual", data_offsets=[0, 12]), M, "lies at bytes"),
+    "C3 word vectors": (large("word.0", (76, 8)), LARGE, "has the shape (76, 8)"),
+    "C3 width of word vectors": (large("word.0", (1, 4_097)), LARGE, "has the shape (1, 4097)"),
+    "C3 i_star": (large("i_star", (2_000_000,)), LARGE, "has the shape (2000000,)"),
+    "C3 dual": (large("dual", (4_097,)), LARGE, "has the shape (4097,)"),
+    "C3 scale": (large("scale", (1_001,)), LARGE, "has the shape (1001,)"),
+    "C3 keys": (large("keys", (400_001,)), LARGE, "has the shape (400001,)"),
+    "C3 layers that cancel": (meta(index='[["d0.0",2,1000000000],["d0.1",2,-999999999]]'), M, "1000 layers"),
     "C4 dtype": (with_metadata("delta", dtype="F64"), M, "has the type 'F64'"),
     "C4 zero size": (with_metadata("delta", shape=[2**60, 0]), M, "has the shape"),
     "C4 UTF-8": (joined(HEADER.encode().replace(b"tom", b"t\xff\xfe"), BODY), M, "not valid JSON"),
-    "C4 half a character": (joined(HEADER.replace("cat", "\\ud800"), BODY), M, "half a character"),
+    "C4 half a character": (joined(HEADER.replace("cat", "\\ud800"), BODY), M, "not valid Unicode"),
     "C4 negative": (with_metadata("delta", data_offsets=[-4, 12]), M, "no valid place"),
     "C5 path": (renamed("../../etc/passwd"), "concept_unexpected_tensor", "a tensor is named"),
     "C5 NUL": (renamed("i_star\x00"), "concept_unexpected_tensor", "a tensor is named"),
@@ -131,7 +144,7 @@ REFUSED: dict[str, tuple[bytes, str, str]] = {
     "C7 NaN": (joined(HEADER, b"\xff\x7f" + BODY[2:]), "concept_non_finite", "NaN or Inf"),
     "C7 infinity": (joined(HEADER, b"\x00\x7c" + BODY[2:]), "concept_non_finite", "NaN or Inf"),
     "C7 norm": (joined(HEADER, b"\xff\x7b" + BODY[2:]), RANGE, "plausible"),
-    "C7 gate": (meta(gate='{"beta":NaN,"tau":0.1}'), RANGE, "beta nan"),
+    "C7 gate": (meta(gate='{"beta":NaN,"tau":0.1}'), M, "NaN is no number"),
     "C7 gate open everywhere": (meta(gate='{"beta":-1e300,"tau":0.1}'), RANGE, "beta -1e+300"),
     "C7 gate that divides by 0": (meta(gate='{"beta":0.7,"tau":1e-300}'), RANGE, "tau 1e-300"),
     "C7 point that divides by 0": (meta(points=POINT % "1e-300"), M, "out of range"),
@@ -396,3 +409,21 @@ def test_the_fuzz_target_can_fail(monkeypatch: Any) -> None:
 def test_saving_and_loading_is_whole_after_all_that() -> None:
     concept = concept_file.from_bytes(VALID)
     assert concept_file.to_bytes(replace(concept)) == VALID
+
+
+def test_the_cache_of_concepts_is_bounded_in_bytes(tmp_path: Path, monkeypatch: Any) -> None:
+    """The largest concepts that are accepted do not add up: those used longest ago are forgotten."""
+    from minikin.server import concept_store
+
+    size = concept_file.from_bytes(VALID).memory_bytes
+    monkeypatch.setattr(concept_store, "MAX_PARSED_BYTES", 3 * size + 100)
+    with served(FakeEngine(), tmp_path / "s") as s:
+        store = s.service.concept_store
+        for k in range(6):
+            entry = store.put("me", meta(name=f"tom{k}"), check_quota=False)
+            store.pinned(entry.name, entry)
+            if k == 2:
+                store.pinned("tom0", store.find("me", "tom0"))  # used again: it stays longer
+        kept = [c.name for c in store._parsed.values()]
+        assert len(kept) == 3 and sum(c.memory_bytes for c in store._parsed.values()) <= 3 * size + 100
+        assert kept == ["tom3", "tom4", "tom5"]

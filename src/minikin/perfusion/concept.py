@@ -66,6 +66,12 @@ class Concept:
         """Number of value differences over all layers."""
         return sum(d.numel() for d in self.delta.values())
 
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes of its tensors and its preview in memory."""
+        tensors = (*self.word_deltas, self.i_star, self.dual, *self.delta.values(), *self.keys.values())
+        return sum(t.numel() * t.element_size() for t in tensors) + len(self.preview)
+
     def is_finite(self) -> bool:
         tensors = (*self.word_deltas, self.i_star, self.dual, *self.delta.values(), *self.keys.values())
         return all(bool(t.isfinite().all()) for t in tensors)

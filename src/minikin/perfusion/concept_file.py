@@ -17,7 +17,6 @@ import base64
 import hashlib
 import json
 import re
-import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minikin import strict_json
 from minikin.errors import BadConceptFile, MinikinError
 from minikin.files import atomic_write, read_small
 from minikin.models.identity import Origin
@@ -32,11 +32,14 @@ from minikin.perfusion import operating_points
 from minikin.perfusion import strict_safetensors as io
 from minikin.perfusion.concept import FILE_MODES, Concept, EditMode
 from minikin.perfusion.gate import Gate
+from minikin.printable import without_controls
 
 FORMAT = 1
 MAX_BYTES = 100_000  # of the file with its preview
 MAX_VALUES = 400_000  # value differences; SDXL has 83,200
 MAX_LAYERS = 1_000
+MAX_WORDS = 75  # word vectors: the tokens of a prompt
+MAX_WIDTH = 4_096  # of a word vector, i_star and dual; SDXL has 1,280 and 2,048
 MAX_ABS = 1e4
 SPEC = {
     "tiny": "minikin-tiny/minikin",
@@ -179,6 +182,7 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
         raise ValueError(f"mode {m['mode'][:20]!r}")
     mode = modes[m["mode"]]
     gated = mode == "gated"
+    _check_sizes(tensors)
     words = tuple(_word(tensors, k) for k in range(2) if f"word.{k}" in tensors)
     allowed = {"delta", "scale", "keys"}
     if gated:
@@ -242,25 +246,36 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
 
 
 def _json_of(text: str) -> Any:
-    """Parse JSON in a metadata value; raises BadConceptFile where it is nested too deep."""
-    deepest, _ = io.brackets(text)
-    if deepest > io.MAX_DEPTH:
-        raise BadConceptFile(
-            f"metadata nested {deepest} deep, more than {io.MAX_DEPTH}. Get the file again.",
-            "concept_too_large",
-        )
-    return json.loads(text)
+    """Parse JSON in a metadata value. Raises BadConceptFile."""
+    try:
+        return strict_json.loads(text, max_depth=io.MAX_DEPTH)
+    except strict_json.BadJson as e:
+        code = "concept_too_large" if "more than" in str(e) else "concept_malformed"
+        raise BadConceptFile(f"metadata that is refused: {e}. Get the file again.", code) from None
 
 
 def _printable(value: Any) -> Any:
     """Untrusted text, or JSON with it, without control and direction characters, which terminals would obey."""
     if isinstance(value, str):
-        if value.isprintable():
-            return value
-        return "".join(c for c in value if unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
+        return without_controls(value)
     if isinstance(value, dict):
         return {_printable(k): _printable(v) for k, v in value.items()}
     return [_printable(v) for v in value] if isinstance(value, list) else value
+
+
+def _check_sizes(tensors: dict[str, Tensor]) -> None:
+    """Raise BadConceptFile for tensors larger than those of any base."""
+    most: dict[str, tuple[int, ...]] = {
+        "delta": (MAX_VALUES,), "keys": (MAX_VALUES,), "scale": (MAX_LAYERS,), "i_star": (MAX_WIDTH,),
+        "dual": (MAX_WIDTH,), "word.0": (MAX_WORDS, MAX_WIDTH), "word.1": (MAX_WORDS, MAX_WIDTH),
+        "wordscale.0": (MAX_WORDS,), "wordscale.1": (MAX_WORDS,),
+    }  # fmt: skip
+    for name, sizes in most.items():
+        shape = tuple(tensors[name].shape) if name in tensors else ()
+        if len(shape) > len(sizes) or any(n > size for n, size in zip(shape, sizes, strict=False)):
+            raise BadConceptFile(
+                f"'{name}' has the shape {shape}, more than {sizes}. Get the file again.", "concept_too_large"
+            )
 
 
 def _word(tensors: dict[str, Tensor], k: int) -> Tensor:
@@ -330,8 +345,9 @@ def _index(delta: dict[str, Tensor]) -> list[list[Any]]:
 
 
 def _deltas(tensors: dict[str, Tensor], index: list[list[Any]]) -> dict[str, Tensor]:
-    if sum(int(n) for _, _, n in index) > MAX_LAYERS:
-        raise ValueError(f"more than {MAX_LAYERS} layers")
+    counts = [int(n) for _, _, n in index]
+    if min(counts) < 1 or sum(counts) > MAX_LAYERS:
+        raise ValueError(f"not 1 to {MAX_LAYERS} layers")
     layers = [(_long(str(name), k), int(w)) for name, w, n in index for k in range(int(n))]
     paths, widths = [path for path, _ in layers], [width for _, width in layers]
     flat = tensors["delta"]

@@ -38,7 +38,8 @@ from minikin.server.limits import Limits
 
 log = logging.getLogger(__name__)
 LOCAL = "local"  # the client of this machine who gives no name, as the middleware calls them
-MAX_PARSED = 512  # parsed concepts in memory, about 100 KB each
+MAX_PARSED, MAX_PARSED_BYTES = 512, 64 << 20  # concepts in memory, some 100 KB each; the newest always stays
+MAX_HASHES = 20_000  # of the library's files
 _HASH = re.compile(r"(?:sha256:)?([0-9a-f]{8,64})")
 _TAG = re.compile(
     r"<(?P<kind>concept:)?(?P<name>[a-z][a-z0-9_-]{0,39})@sha256:(?P<hash>[0-9a-f]{8,64})(?=[@:>])"
@@ -222,12 +223,18 @@ class ConceptStore:
                 if not self._path(entry.sha256).exists():
                     self._write(data)
                 self._parsed[entry.sha256] = _parsed(data, f"concept '{name}'")
-                while len(self._parsed) > MAX_PARSED:
-                    self._parsed.popitem(last=False)
+                self._shrink()
+            self._parsed.move_to_end(entry.sha256)
             concept = self._parsed[entry.sha256]
         return PinnedConcept(
             entry.sha256, concept if concept.name == name else replace(concept, name=check_name(name))
         )
+
+    def _shrink(self) -> None:
+        """Forget the concepts that were used longest ago, where all are too many or too large."""
+        size = sum(concept.memory_bytes for concept in self._parsed.values())
+        while len(self._parsed) > MAX_PARSED or (size > MAX_PARSED_BYTES and len(self._parsed) > 1):
+            size -= self._parsed.popitem(last=False)[1].memory_bytes
 
     @contextmanager
     def files_locked(self, pinned: Mapping[str, PinnedConcept]) -> Iterator[None]:
@@ -279,6 +286,8 @@ class ConceptStore:
         stat = path.stat()
         key = (path.resolve(), stat.st_mtime_ns, stat.st_size)
         if key not in self._hashes:
+            while len(self._hashes) >= MAX_HASHES:
+                self._hashes.pop(next(iter(self._hashes)), None)
             self._hashes[key] = hashlib.sha256(path.read_bytes()).hexdigest()
         return self._hashes[key]
 
