@@ -141,7 +141,51 @@ def _mapped(folder: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoModel": "evil.Evil"}}))
 
 
-@pytest.mark.parametrize("how", [_of_its_own, _of_the_machine, _pipeline, _shadowing, _mapped])
+def _only(folder: Path, place: str) -> None:
+    for program in folder.rglob("*.py"):
+        program.unlink()
+    (folder / place).parent.mkdir(parents=True, exist_ok=True)
+    (folder / place).write_text("print('ran')")
+
+
+def _pipeline_program(folder: Path) -> None:
+    _only(folder, "pipeline.py")
+
+
+def _deep(folder: Path) -> None:
+    _only(folder, "unet/a/b/model.py")
+
+
+def _library(folder: Path) -> None:
+    _only(folder, "vae/fast.so")
+
+
+def _mapped_deep(folder: Path) -> None:
+    _only(folder, "tokenizer/tokenizer_config.json")
+    (folder / "tokenizer" / "tokenizer_config.json").write_text(
+        '{"a": [{"auto\\u005fmap": {"x": "evil.Evil"}}]}'
+    )
+
+
+def _list(folder: Path) -> None:
+    (folder / "model_index.json").write_text("[1, 2]")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        _of_its_own,
+        _of_the_machine,
+        _pipeline,
+        _shadowing,
+        _mapped,
+        _pipeline_program,
+        _deep,
+        _library,
+        _mapped_deep,
+        _list,
+    ],
+)
 def test_a_folder_that_brings_code_is_refused(folder: Path, tmp_path: Path, how: Any) -> None:
     ran = tmp_path / "ran"
     for place in (folder, folder / "unet"):
@@ -149,16 +193,25 @@ def test_a_folder_that_brings_code_is_refused(folder: Path, tmp_path: Path, how:
     how(folder)
     for step in (registry.add, lambda path: registry.open_base(str(path), device="cpu")):
         with pytest.raises(
-            BadModelFile, match=r"brings? (code|programs)|Expected a class of diffusers|of its own"
+            BadModelFile,
+            match=r"brings? (code|programs)|Expected a class of diffusers|of its own|a list, not an object",
         ):
             step(folder)
     assert not ran.exists()
 
 
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "..", ".hidden", "a\0b", "x" * 81, "a b", "a\nb"])
+def test_a_name_cannot_leave_the_folder(folder: Path, name: str) -> None:
+    before = sorted(registry.models_folder().rglob("*"))
+    with pytest.raises(BadRecipe, match="cannot be a model's name"):
+        registry.add(folder, name)
+    assert sorted(registry.models_folder().rglob("*")) == before
+
+
 def test_the_check_is_what_refuses_code(folder: Path, monkeypatch: Any) -> None:
     """Positive control: without the check such a folder is added (diffusers 0.42 would not open it)."""
     _index(folder, unet=["evil_library", "Evil"])
-    monkeypatch.setattr(registry, "_refuse_code", lambda path, index: None)
+    monkeypatch.setattr(registry, "refuse_code", lambda path, index: None)
     assert registry.add(folder).name == "base"
 
 

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from minikin import strict_json
 from minikin.errors import BadModelFile, BadRecipe, NoNetwork, UnknownName
 from minikin.files import atomic_write, data_folder
 from minikin.models.base import Base
+from minikin.models.loading.foreign_code import read_config, refuse_code
 from minikin.models.loading.lock import opening
 
 
@@ -46,6 +49,9 @@ PUBLISHED = {
 }
 
 
+_NAME = re.compile(r"\w[\w.+-]{0,79}")  # it becomes a file's name: no slash, no dot in front
+
+
 @dataclass(frozen=True)
 class Entry:
     """A model that the user added: the path of a file or folder, stored in models/NAME.json."""
@@ -66,12 +72,12 @@ def entries() -> dict[str, Entry]:
     by_name = {}
     for path in sorted(models_folder().glob("*.json")):
         try:
-            e = json.loads(path.read_text())
-            by_name[path.stem] = Entry(
-                path.stem, Path(e["path"]), e["architecture"], e.get("prediction", ""), e.get("licence", "")
-            )
-        except (OSError, ValueError, KeyError, TypeError):
+            e = strict_json.read(path, kind=dict)
+            texts = [e["path"], e["architecture"], e.get("prediction", ""), e.get("licence", "")]
+        except (OSError, ValueError, KeyError):
             continue
+        if all(isinstance(text, str) for text in texts):
+            by_name[path.stem] = Entry(path.stem, Path(texts[0]), *texts[1:])
     return by_name
 
 
@@ -82,7 +88,12 @@ def add(path: str | Path, name: str | None = None, prediction: str | None = None
     Raises BadModelFile, BadRecipe.
     """
     path = Path(path).expanduser().resolve()
-    name = name or path.stem.lower().replace(" ", "-")
+    name = name or re.sub(r"[^\w.+-]+", "-", path.stem.lower()).strip("-.") or "model"
+    if not _NAME.fullmatch(name):
+        raise BadRecipe(
+            f"'{name[:80]}' cannot be a model's name. Use up to 80 letters, digits and the marks - _ + ., "
+            "for example --name my-model."
+        )
     _check_prediction(prediction)
     if name == "tiny" or name in PUBLISHED:
         raise BadRecipe(f"'{name}' is the name of a known model; give yours another one with --name.")
@@ -167,7 +178,7 @@ def _check_prediction(prediction: str | None) -> None:
 def _metadata(path: Path) -> dict[str, str]:
     """Metadata of a checkpoint (`minikin.*` of model_index.json for a folder), and its file name."""
     if path.is_dir():
-        index = json.loads((path / "model_index.json").read_text())
+        index = read_config(path / "model_index.json")
         metadata = {k: v for k, v in index.items() if k.startswith("minikin.") and isinstance(v, str)}
     else:
         from minikin.models.loading.single_file import read_header
@@ -223,7 +234,7 @@ def _without_filter(index: Path) -> dict[str, Any]:
 
     index  path of model_index.json
     """
-    names = json.loads(index.read_text())
+    names = read_config(index)
     return {k: None for k in _FILTER if k in names}
 
 
@@ -235,7 +246,7 @@ def _open_cached(repo: str, ref: str, **kwargs: Any) -> Any:
         index = try_to_load_from_cache(repo, "model_index.json")
         options = _without_filter(Path(index)) if isinstance(index, str) else {}
         if isinstance(index, str):
-            _refuse_code(Path(index).parent, json.loads(Path(index).read_text()))
+            refuse_code(Path(index).parent, read_config(Path(index)))
         return DiffusionPipeline.from_pretrained(
             repo, local_files_only=True, use_safetensors=True, **options, **kwargs
         )
@@ -255,49 +266,18 @@ def _cached_folder(pipe: Any) -> Path | None:
     return Path(index).parent if isinstance(index, str) else None
 
 
-def _refuse_code(path: Path, index: Any) -> None:
-    """Raise BadModelFile if a folder asks for code from anywhere but diffusers and transformers.
-
-    Old versions of diffusers imported any module that model_index.json names. The current one does not, but
-    this check does not rely on it.
-    """
-    if not isinstance(index.get("_class_name"), str):
-        raise BadModelFile(
-            f"{path} names a pipeline class of its own; a base that brings code is never opened."
-        )
-    for part, source in index.items():
-        if part.startswith("_") or part in _FILTER or not isinstance(source, list) or source == [None, None]:
-            continue
-        if len(source) != 2 or source[0] not in ("diffusers", "transformers") or not isinstance(source[1], str):
-            raise BadModelFile(
-                f"{path} wants its {part} from {str(source)[:80]}. Expected a class of diffusers or "
-                "transformers: a base that brings code is never opened."
-            )
-    programs = sorted(p.relative_to(path).as_posix() for p in path.glob("*/*.py"))
-    if programs:
-        raise BadModelFile(
-            f"{path} brings programs ({', '.join(programs[:5])}). A base is configurations and tensors; remove "
-            "them if you do not need them."
-        )
-    for config in path.glob("*/config.json"):
-        try:
-            facts = json.loads(config.read_text())
-        except ValueError:
-            continue  # the library reports it
-        if isinstance(facts, dict) and "auto_map" in facts:
-            raise BadModelFile(
-                f"{config} names code of its own (auto_map); a base that brings code is never opened."
-            )
-
-
 def _folder_family(path: Path) -> str:
     """Architecture of a diffusers folder from its configuration; refuses folders that bring code."""
     from minikin.models.base import ARCHITECTURES
 
     try:
-        index = json.loads((path / "model_index.json").read_text())
-        _refuse_code(path, index)
-        width = json.loads((path / "unet" / "config.json").read_text())["cross_attention_dim"]
+        if not (path / "model_index.json").is_file():
+            raise ValueError("there is no model_index.json")
+        index = read_config(path / "model_index.json")
+        refuse_code(path, index)
+        width = read_config(path / "unet" / "config.json")["cross_attention_dim"]
+        if not isinstance(width, int):
+            raise ValueError("a cross_attention_dim that is no number")
         if "StableDiffusion" not in index["_class_name"] and "LatentCons" not in index["_class_name"]:
             raise ValueError(f"a {index['_class_name']}")
     except (OSError, ValueError, KeyError, TypeError) as e:
