@@ -20,7 +20,7 @@ from minikin import events, strict_json
 from minikin.errors import BaseMismatch
 from minikin.server import app, http, limits, middleware, serializers, service
 from minikin.server import errors as server_errors
-from minikin.server.api import a1111, a1111_options, native, native_concepts
+from minikin.server.api import a1111, a1111_fields, a1111_options, native, native_concepts
 from minikin.server.concept_store import ConceptStore, Entry
 from minikin.server.errors import RequestRejected
 from minikin.server.job_store import JobStore
@@ -123,7 +123,8 @@ def a_task_is_anybodys(patch: Patch) -> None:
 
 
 def settings_are_taken(patch: Patch) -> None:
-    patch.setattr(a1111, "_check_settings", lambda service, settings: None)
+    for module in (a1111, a1111_fields):
+        patch.setattr(module, "check_settings", lambda *_, **__: None)
 
 
 def scripts_are_left_alone(patch: Patch) -> None:
@@ -135,7 +136,7 @@ def scripts_are_left_alone(patch: Patch) -> None:
     patch.setattr(
         a1111,
         "recipe_fields",
-        lambda s, kind, body: real(s, kind, body.model_copy(update=dict.fromkeys(names))),
+        lambda kind, body, base: real(kind, body.model_copy(update=dict.fromkeys(names)), base),
     )
 
 

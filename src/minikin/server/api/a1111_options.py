@@ -7,7 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.concurrency import run_in_threadpool
 
-from minikin.generation.schedulers import SCHEDULERS
+from minikin.generation.schedulers import SCHEDULERS, SCHEDULES
+from minikin.server.api.a1111_fields import OPTIONS
 from minikin.server.errors import RequestRejected
 from minikin.server.http import StrictRoute, client_of, service_of
 from minikin.server.service import Service
@@ -25,12 +26,18 @@ def digest(service: Service) -> str:
     return str(service.engine.describe()["base"]["fingerprint"])
 
 
+def names_of(service: Service) -> tuple[str, ...]:
+    """The base's names as clients write them; the first is the one to show."""
+    name, hash_ = service.engine.name, digest(service)
+    file = f"{name}.safetensors"
+    return name, title(service), file, f"{file} [{hash_[:10]}]", hash_, hash_[:10]
+
+
 @router.get("/options")
 async def options(request: Request) -> dict[str, Any]:
-    """The one option there is: which base is open."""
+    """Which base is open, and what is as it is; all of it may be posted back."""
     service = service_of(request)
-    return {"sd_model_checkpoint": title(service), "sd_checkpoint_hash": digest(service),
-            "CLIP_stop_at_last_layers": 1, "samples_format": "png"}  # fmt: skip
+    return {"sd_model_checkpoint": title(service), "sd_checkpoint_hash": digest(service), **OPTIONS}
 
 
 @router.get("/sd-models")
@@ -48,10 +55,10 @@ async def samplers() -> list[dict[str, Any]]:
 
 @router.get("/schedulers")
 async def schedulers() -> list[dict[str, Any]]:
-    both = (("automatic", "Automatic"), ("karras", "Karras"))
     return [
-        {"name": n, "label": label, "aliases": None, "default_rho": -1, "need_inner_model": False}
-        for n, label in both
+        {"name": label.lower().replace(" ", "_"), "label": label, "aliases": None, "default_rho": -1,
+         "need_inner_model": False}
+        for label in ("Automatic", *SCHEDULES)
     ]  # fmt: skip
 
 
