@@ -144,6 +144,15 @@ def read_small(path: Path, most: int) -> bytes | None:
     return data if len(data) <= most else None
 
 
+def is_unicode(name: str) -> bool:
+    """Whether a file's name is valid UTF-8: no database, response or terminal takes another."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def folder_bytes(path: Path) -> int:
     """Total size of the files in a folder in bytes."""
     return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

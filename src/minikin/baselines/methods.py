@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from minikin import strict_json
 from minikin.baselines import sizes
 from minikin.baselines.custom_diffusion import CustomDiffusion
 from minikin.baselines.dreambooth import DreamBooth
@@ -48,7 +49,7 @@ def save(base: Base, result: BaselineResult, folder: Path) -> list[Path]:
 def load(base: Base, folder: Path) -> BaselineResult:
     """Read what `save` wrote. Raises BadConceptFile for missing or damaged files, or another base."""
     try:
-        card = json.loads((folder / CARD).read_text())
+        card = strict_json.read(folder / CARD, kind=dict)
         result = BaselineResult(**{k: card[k] for k in ON_CARD}, origin=Origin(**card["origin"]))
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise BadConceptFile(

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minikin import strict_json
 from minikin.errors import BadRecipe, MinikinError, UnknownName
 from minikin.models.prompt import concept_tags
 from minikin.perfusion import library
@@ -101,10 +102,10 @@ class Prompts:
         if len(raw) > MAX_LINE:
             raise BadRecipe(f"The line is longer than {MAX_LINE:,} bytes.")
         try:
-            fields = json.loads(raw)
-        except (ValueError, RecursionError):
-            fields = None
-        if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str):
+            fields = strict_json.loads(raw, kind=dict)
+        except strict_json.BadJson:
+            fields = {}
+        if not isinstance(fields.get("prompt"), str):
             raise BadRecipe('Expected a JSON object with a prompt, for example {"prompt": "a cat", "seed": 7}.')
         for name in RUN_OPTIONS:
             if name in fields and (name != "base" or fields[name] != self.base):

@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from minikin import strict_json
 from minikin.cluster.prompts import PromptLine
 from minikin.errors import BadRecipe, StorageError
 
-VERSION = 1
+VERSION, MAX_LINE = 1, 4 << 20  # bytes: 1,000 images of a line take 200 KB
 
 
 class RunLog:
@@ -108,27 +110,44 @@ class RunLog:
         return _sorted(_key(r["line"], r["asked"]) for r in records if self._is_done(r))
 
     def _is_done(self, record: Mapping[str, Any]) -> bool:
-        for image in record.get("pictures", [None]):  # word: key of the file
-            try:
-                if image is None or (self.folder / image["file"]).stat().st_size != image["bytes"]:
-                    return False
-            except OSError:
-                return False
-        return True
+        """Whether the images of a record, at least one, are there; an edited log must not skip a line."""
+        images = record.get("pictures", [])  # word: key of the file
+        try:
+            return bool(images) and all(
+                not Path(i["file"]).is_absolute() and (self.folder / i["file"]).stat().st_size == i["bytes"]
+                for i in images
+            )
+        except (OSError, ValueError):
+            return False
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a run log, the run's first; raises BadRecipe for a file that is no run log."""
-    with open(path, encoding="utf-8") as f:
-        for number, text in enumerate(f, 1):
+    with open(path, "rb") as f:
+        for number, text in enumerate(iter(lambda: f.readline(MAX_LINE), b""), 1):
             try:
-                record = json.loads(text)
-                _ = record["manifest" if number == 1 else "line"]
-            except (ValueError, KeyError, TypeError):
-                raise BadRecipe(
-                    f"{path} is not the log of a run (line {number}). Choose another --out."
-                ) from None
+                record = strict_json.loads(text, kind=dict, max_bytes=MAX_LINE)
+                sound = "manifest" in record if number == 1 else _is_sound(record)
+            except strict_json.BadJson:
+                sound = False
+            if not sound:
+                raise BadRecipe(f"{path} is not the log of a run (line {number}). Choose another --out.")
             yield record
+
+
+def _is_sound(record: dict[str, Any]) -> bool:
+    """Whether a record has the fields of a line, of their types."""
+    images = record.get("pictures", [])  # word: key of the file
+    return (
+        type(record.get("line")) is int
+        and isinstance(digest := record.get("asked"), str)
+        and re.fullmatch(r"[0-9a-f]{16,64}", digest) is not None
+        and isinstance(images, list)
+        and all(
+            isinstance(i, dict) and isinstance(i.get("file"), str) and type(i.get("bytes")) is int
+            for i in images
+        )
+    )
 
 
 def _cut_torn_line(path: Path) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tarfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
@@ -52,11 +53,11 @@ def find(data: str, count: int | None = None) -> Source:
         from minikin.distillation.scenes import Scenes
 
         return Scenes(name, count or 8192)
-    path = Path(data).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(data))
+    if os.path.isdir(path):
         tars = sorted(path.glob("*.tar"))
         return Tars(tars, count) if tars else Folder(path, count)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BadRecipe(
             f"There is no folder or file {data}. --data takes a folder of captioned images, .tar files, a "
             ".txt or .jsonl file of captions, or scenes:small."

@@ -11,7 +11,6 @@ opened again. A file that another program changes in place is read again at the 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sqlite3
 import struct
@@ -21,8 +20,10 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from minikin.files import cache_folder
-from minikin.perfusion.strict_safetensors import MAX_HEADER
+from minikin import strict_json
+from minikin.files import cache_folder, is_unicode
+from minikin.models import safetensors_header
+from minikin.perfusion.strict_safetensors import MAX_DEPTH, MAX_HEADER, MAX_TENSORS
 
 VERSION = 2
 RECENT_NS = 2_000_000_000  # a folder that changed so recently may change again within one tick of its clock
@@ -109,7 +110,7 @@ class Index:
             "SELECT category, count(*) FROM concepts WHERE folder=? AND category IS NOT NULL GROUP BY category"
         )
         with self._ready(folder) as db:
-            return dict(db.execute(sql, (str(folder.resolve()),)))
+            return dict(db.execute(sql, (_key(folder),)))
 
     @contextmanager
     def _ready(
@@ -149,8 +150,13 @@ def _with_tables(db: sqlite3.Connection) -> sqlite3.Connection:
     return db
 
 
+def _key(folder: Path) -> str:
+    """The folder in the index; a name that is no Unicode is written with escapes."""
+    return os.fsencode(folder.resolve()).decode("utf-8", "backslashreplace")
+
+
 def _where(folder: Path, text: str, category: str) -> tuple[str, list[str]]:
-    where, values = "folder=? AND category IS NOT NULL", [str(folder.resolve())]
+    where, values = "folder=? AND category IS NOT NULL", [_key(folder)]
     if text:
         where += " AND instr(name, ?)"
         values.append(text.lower())
@@ -162,7 +168,7 @@ def _where(folder: Path, text: str, category: str) -> tuple[str, list[str]]:
 
 def _refresh(db: sqlite3.Connection, folder: Path) -> int:
     """Update the rows of a folder that changed since its last scan; returns the number of files opened."""
-    key = str(folder.resolve())
+    key = _key(folder)
     stamp = folder.stat().st_mtime_ns if folder.is_dir() else 0
     indexed = db.execute("SELECT stamp FROM folders WHERE folder=?", (key,)).fetchone()
     if indexed and indexed[0] == stamp:
@@ -187,7 +193,7 @@ def _refresh(db: sqlite3.Connection, folder: Path) -> int:
 
 def _hash(db: sqlite3.Connection, folder: Path, rows: Sequence[tuple[str, int, int, str | None]]) -> None:
     """Compute missing hashes of rows (name, bytes, stamp, hash), and read changed files again."""
-    key, changed, removed = str(folder.resolve()), [], []
+    key, changed, removed = _key(folder), [], []
     for name, size, stamp, sha256 in rows:
         path = folder / f"{name}.safetensors"
         try:
@@ -208,7 +214,7 @@ def _files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             with suppress(OSError):  # removed meanwhile
-                if entry.name.endswith(".safetensors") and entry.is_file():
+                if entry.name.endswith(".safetensors") and is_unicode(entry.name) and entry.is_file():
                     yield entry.path, entry.stat()
 
 
@@ -226,9 +232,13 @@ def _header_metadata(path: str) -> tuple[str | None, str | None, str, bool]:
         return None, None, "{}", False
     try:
         (n,) = struct.unpack("<Q", head[:8])
-        meta = json.loads(head[8 : 8 + n])["__metadata__"]
-        points, preview = str(meta.get("minikin.points", "{}")), bool(meta.get("modelspec.thumbnail"))
-        category, architecture = str(meta["minikin.category"])[:60], str(meta["minikin.architecture"])[:20]
-        return category, architecture, points if len(points) <= MAX_POINTS else "{}", preview
-    except (ValueError, LookupError, TypeError, struct.error, RecursionError):
+        _, meta = safetensors_header.parse(head[8 : 8 + n], MAX_TENSORS)
+        points, preview = meta.get("minikin.points", "{}"), bool(meta.get("modelspec.thumbnail"))
+        category, architecture = meta["minikin.category"][:60], meta["minikin.architecture"][:20]
+    except (ValueError, LookupError, struct.error):
         return "", "", "{}", False
+    try:
+        strict_json.loads(points, kind=dict, max_bytes=MAX_POINTS, max_depth=MAX_DEPTH)
+    except strict_json.BadJson:
+        points = "{}"
+    return category, architecture, points, preview

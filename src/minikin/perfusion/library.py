@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from minikin.errors import BadConceptFile, BadRecipe, UnknownName
-from minikin.files import atomic_write, data_folder, sweep_orphans
+from minikin.files import atomic_write, data_folder, is_unicode, sweep_orphans
 from minikin.perfusion.concept import NAME, Concept, check_name
 from minikin.perfusion.index import Index, IndexEntry
 
@@ -26,7 +27,7 @@ def names() -> dict[str, Path]:
 
 
 def _names(folder: Path) -> dict[str, Path]:
-    paths = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    paths = sorted(p for p in folder.glob("*.safetensors") if is_unicode(p.name)) if folder.is_dir() else []
     if len(paths) > MANY:
         return {entry.name: entry.path for entry in Index().search(folder)}
     return {path.stem: path for path in paths if _looks_like_concept(path)}
@@ -91,8 +92,8 @@ def find(name: str) -> Concept:
 def resolve(ref: str) -> Path:
     """Path of a concept file from its name or path; raises UnknownName or BadConceptFile."""
     path = Path(ref)
-    if path.suffix == ".safetensors" or path.exists():
-        if not path.is_file():
+    if path.suffix == ".safetensors" or os.path.exists(path):  # not path.exists(): it raises for long names
+        if not os.path.isfile(path):
             raise BadConceptFile(f"There is no concept file {path}.")
         return path
     by_name = locate(ref) if NAME.fullmatch(ref) else None

@@ -171,7 +171,7 @@ class AccessMiddleware:
             return
         if origin in self.origins:
             return
-        if origin is None or urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        if origin is None or _host_of(origin) != headers.get("host", "").lower():
             raise RequestRejected(
                 "Requests from other web pages are not answered.", status=403, code="foreign_origin"
             )
@@ -295,6 +295,14 @@ def _credentials(headers: dict[str, str]) -> tuple[str, str]:
             return "", ""
         return password, user
     return headers.get("x-api-key", ""), ""
+
+
+def _host_of(origin: str) -> str:
+    """The host and port of an origin; "" for one that is no URL, such as "http://["."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _hostname(host: str) -> str:

@@ -7,7 +7,6 @@ SHA-256. This is the only module that accesses a model hub: $HF_ENDPOINT, or by 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import urllib.error
@@ -18,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-from minikin import events
+from minikin import events, strict_json
 from minikin.errors import BadModelFile, NoNetwork, StorageError, UnknownName
 from minikin.files import move_into_place
 from minikin.models import presets
@@ -28,6 +27,7 @@ from minikin.models.presets import Source
 
 CHUNK = 1 << 20
 TIMEOUT_S = 30
+MAX_ANSWER = 64 << 20  # bytes of a description; some repositories list 10,000 files
 _PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "")
 
 
@@ -105,7 +105,11 @@ def plan(name: str, revision: str | None = None) -> Plan:
 def _repository(repo: str, revision: str | None) -> tuple[dict[str, Any], list[RemoteFile], str]:
     """The hub's description of a repository, its files, and the licence on its model card."""
     at = f"/revision/{quote(revision, safe='')}" if revision else ""
-    info = json.loads(_get(f"{endpoint()}/api/models/{repo}{at}?blobs=true", repo))
+    answer = _get(f"{endpoint()}/api/models/{repo}{at}?blobs=true", repo)
+    try:
+        info = strict_json.loads(answer, kind=dict, max_bytes=MAX_ANSWER, max_values=MAX_ANSWER // 20)
+    except strict_json.BadJson as e:
+        raise NoNetwork(f"The hub's answer about {repo} is not sound JSON: {e}. Try again later.") from None
     files = [
         RemoteFile(s["rfilename"], int(s.get("size") or 0), (s.get("lfs") or {}).get("sha256", ""))
         for s in info.get("siblings", [])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from dataclasses import dataclass
 from importlib import resources
@@ -49,6 +50,7 @@ PUBLISHED = {
 }
 
 
+_REPO = re.compile(r"(?=.{3,96}$)(?!.*(?:--|\.\.))\w[\w.-]*/(?:[\w.-]*\w)")  # a hub id: owner/name
 _NAME = re.compile(r"\w[\w.+-]{0,79}")  # it becomes a file's name: no slash, no dot in front
 
 
@@ -87,6 +89,8 @@ def add(path: str | Path, name: str | None = None, prediction: str | None = None
     prediction  epsilon or v_prediction; by default recognised
     Raises BadModelFile, BadRecipe.
     """
+    if not os.path.exists(os.path.expanduser(path)):  # not Path's: they raise for names that are too long
+        raise BadModelFile(f"There is no file or folder {str(path)[:200]}.")
     path = Path(path).expanduser().resolve()
     name = name or re.sub(r"[^\w.+-]+", "-", path.stem.lower()).strip("-.") or "model"
     if not _NAME.fullmatch(name):
@@ -97,7 +101,7 @@ def add(path: str | Path, name: str | None = None, prediction: str | None = None
     _check_prediction(prediction)
     if name == "tiny" or name in PUBLISHED:
         raise BadRecipe(f"'{name}' is the name of a known model; give yours another one with --name.")
-    if path.is_dir():
+    if os.path.isdir(path):
         architecture, guess = _folder_family(path), ""
     else:
         from minikin.models.loading.single_file import recognise
@@ -144,11 +148,11 @@ def open_base(
         prediction = prediction or added[ref].prediction or None
         pipe = _open_path(on_disk, torch_dtype, prediction)
         licence = added[ref].licence
-    elif Path(ref).expanduser().exists():
-        on_disk = Path(ref).expanduser()
+    elif os.path.exists(os.path.expanduser(ref)):  # not Path's: they raise for long names and unknown users
+        on_disk = Path(os.path.expanduser(ref))
         pipe = _open_path(on_disk, torch_dtype, prediction)
         name = Path(ref).stem
-    elif ref in PUBLISHED or ref.count("/") == 1:
+    elif ref in PUBLISHED or _REPO.fullmatch(ref):
         published = PUBLISHED.get(ref)
         pipe = _open_cached(published.repo if published else ref, ref, **kwargs)
         licence = published.licence if published else ""

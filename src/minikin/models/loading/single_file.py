@@ -7,7 +7,6 @@ the configurations come from `architectures`.
 
 from __future__ import annotations
 
-import json
 import struct
 import tempfile
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minikin.errors import BadModelFile
+from minikin.models import safetensors_header
 from minikin.models.loading.architectures import LCM15, SD15, SD21, SD_TURBO, SDXL, Architecture, write_configs
 
 MAX_HEADER = 100_000_000  # bytes; the limit of the format
@@ -49,10 +49,9 @@ def read_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]
             (n,) = struct.unpack("<Q", f.read(8))
             if not 2 <= n <= MAX_HEADER:
                 raise ValueError(f"header of {n} bytes")
-            header = json.loads(f.read(n))
-        metadata = header.pop("__metadata__", {}) or {}
+            header, metadata = safetensors_header.parse(f.read(n))
         return {k: tuple(v["shape"]) for k, v in header.items()}, metadata
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as e:
+    except (OSError, ValueError, struct.error) as e:
         raise BadModelFile(
             f"{path} is not a safetensors checkpoint ({e}). Minikin opens .safetensors files and "
             "diffusers folders. A .ckpt or .bin is a pickle, which can run code: turn it into .safetensors "

@@ -9,7 +9,6 @@ run code), from memory, never mapped, within the limits below.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from minikin.errors import BadAdapterFile, BaseMismatch
 from minikin.files import read_small
+from minikin.models import safetensors_header
 from minikin.models.base import Base
 from minikin.models.lora import guidance, lora_keys
 from minikin.models.lora.changes import Change, LowRank, with_middle
@@ -156,11 +156,7 @@ def _metadata(data: bytes) -> dict[str, str]:
     n = int.from_bytes(data[:8], "little")
     if n > MAX_HEADER:
         raise ValueError(f"a header of {n} bytes, more than {MAX_HEADER}")
-    header = json.loads(data[8 : 8 + n])
-    metadata = header.pop("__metadata__", None) or {}
-    if len(header) > MAX_TENSORS:
-        raise ValueError(f"{len(header)} tensors, more than {MAX_TENSORS}")
-    return dict(metadata)
+    return safetensors_header.parse(data[8 : 8 + n], MAX_TENSORS)[1]
 
 
 def _change(

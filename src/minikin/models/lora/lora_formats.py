@@ -6,7 +6,6 @@ differ.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minikin import strict_json
 from minikin.errors import BadAdapterFile, BaseMismatch
-from minikin.files import read_small
 from minikin.models.base import ARCHITECTURES, Base
 from minikin.models.lora import lora_keys
 
@@ -197,10 +196,10 @@ def _peft_config(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """PEFT's configuration, from diffusers' metadata or from adapter_config.json in the same folder."""
     try:
         if "lora_adapter_metadata" in metadata:
-            return dict(json.loads(metadata["lora_adapter_metadata"]))
+            return strict_json.loads(metadata["lora_adapter_metadata"], kind=dict)
         file = path.resolve()  # `models add` makes a link
         if file.name == "adapter_model.safetensors":
-            config = json.loads(read_small(file.parent / "adapter_config.json", MAX_CONFIG) or b"")
+            config = strict_json.read(file.parent / "adapter_config.json", kind=dict, max_bytes=MAX_CONFIG)
             return {f"{c}.{k}": v for c in ("unet", "text_encoder") for k, v in config.items()}
     except FileNotFoundError:
         return {}

@@ -218,6 +218,7 @@ async def _form(request: Request, names: tuple[str, ...]) -> tuple[Images, dict[
     service = service_of(request)
     form: FormData = await request.form()
     fields: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}  # concepts[NAME]
     files: dict[str, Image.Image] = {}
     for key, value in form.multi_items():
         name = key.removesuffix("[]")
@@ -230,9 +231,12 @@ async def _form(request: Request, names: tuple[str, ...]) -> tuple[Images, dict[
                 data = await value.read(service.limits.image + 1)
                 files[name] = await decoded(request, data, name)
         elif name.startswith("concepts["):
-            fields.setdefault("concepts", {})[name[9:].rstrip("]")] = value
+            by_name[name[9:].rstrip("]")] = value
         else:
             fields[name] = value
+    if by_name and "concepts" in fields:
+        raise invalid_field("concepts", "Send either concepts or concepts[NAME], not both.")
+    fields |= {"concepts": by_name} if by_name else {}
     try:
         return Images(**fields), files
     except ValidationError as e:
