@@ -151,8 +151,10 @@ class StorageError(MinikinError):
 
 
 def extra(name: str) -> str:
-    """How to install an extra: from the checkout, because the project is not on PyPI and others could be."""
-    return f"`pip install -e '.[{name}]'` in the checkout of Minikin"
+    """How to install an extra here, for messages; see `extras.install_extra`."""
+    from minikin.extras import install_extra
+
+    return f"`{install_extra(name)}`"
 
 
 class Busy(MinikinError):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from minikin import extras
 from minikin.cli import display
 from minikin.files import cache_folder, data_folder
 
@@ -55,7 +57,10 @@ def _libraries() -> list[Check]:
         try:
             out.append(Check(name, metadata.version(name)))
         except metadata.PackageNotFoundError:
-            out.append(Check(name, "missing", False, f"pip install {name}"))
+            root = extras.checkout()
+            fix = f"{extras.pip()} install -e {shlex.quote(str(root or '.'))}" if name == "minikin" else (
+                extras.install_packages(extras.requirement_of(name)))  # fmt: skip
+            out.append(Check(name, "missing", False, fix))
     return out
 
 
@@ -65,7 +70,7 @@ def _device() -> list[Check]:
 
         from minikin.models.device import devices, resolve
     except ImportError as e:
-        return [Check("torch", f"does not import: {e}", False, "pip install --force-reinstall torch")]
+        return [Check("torch", f"does not import: {e}", False, _reinstall_torch())]
     available = devices()
     _, dtype = resolve()
     out = [
@@ -75,11 +80,15 @@ def _device() -> list[Check]:
         free, total = torch.cuda.mem_get_info()
         out.append(Check("gpu memory", f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"))
     elif available[0] == "cpu" and shutil.which("nvidia-smi"):
-        out.append(
-            Check("gpu", "an NVIDIA card, but this torch cannot use it", False, "pip install --upgrade torch")
-        )
+        out.append(Check("gpu", "an NVIDIA card, but this torch cannot use it", False, _reinstall_torch()))
     out.append(Check("threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores"))
     return out
+
+
+def _reinstall_torch() -> str:
+    """Uninstalling comes first: for pip the CPU build is as new as the one for GPUs, and it would keep it."""
+    install = extras.install_packages(extras.requirement_of("torch"))
+    return f"{extras.pip()} uninstall -y torch && {install}"
 
 
 def _memory_and_disk() -> list[Check]:
@@ -113,11 +122,11 @@ def _models() -> list[Check]:
     from minikin.models.loading.registry import entries, models_folder, tiny_folder
 
     weights = tiny_folder() / "unet" / "diffusion_pytorch_model.safetensors"
-    out = [Check("tiny", "embedded", weights.is_file(), "git checkout src/minikin/tiny/weights")]
+    out = [Check("tiny", "embedded", weights.is_file(), extras.reinstall())]
     registered = entries()
     for path in sorted(models_folder().glob("*.json")):
         if path.stem not in registered:
-            out.append(Check("model", f"{path} is damaged", False, f"rm {path}"))
+            out.append(Check("model", f"{path} is damaged", False, f"rm {shlex.quote(str(path))}"))
     for e in registered.values():
         out.append(
             Check("model", f"{e.name} ({e.architecture}) at {e.path}", e.path.exists(),

@@ -21,7 +21,6 @@ from pathlib import Path
 from PIL import Image
 
 import minikin
-from minikin.errors import extra
 from minikin.images.pixels import MAX_SCANS, PHONE, kind_of, scans
 from minikin.images.xmp import with_source_type
 from minikin.server.errors import RequestRejected
@@ -52,7 +51,7 @@ _REASONS = {
     "unsupported_image": (415, "is not a JPEG, PNG, WebP, AVIF or HEIC image; save it as a JPEG or PNG"),
     "heic_missing": (
         415,
-        f"is a HEIC image, which this server cannot read without {extra('heic')}; send a JPEG",
+        "is a HEIC image, which this server reads where its extra heic is installed; send a JPEG",
     ),
     "avif_missing": (415, "is an AVIF image, which this server cannot read; send a JPEG or PNG"),
     "image_too_large": (413, "has too many pixels: at most {mpx:.0f} million are read"),

@@ -8,6 +8,7 @@ a path, a traceback or another client's data.
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from starlette.responses import Response
@@ -42,6 +43,7 @@ _STATUS: dict[type[MinikinError], int] = {
     errors.OutOfMemory: 503, errors.StorageError: 507, errors.Diverged: 500, errors.BadModelFile: 500,
     errors.AssetError: 500,
 }  # fmt: skip
+_INSTALL = re.compile(r"[^.`]*`[^`]*\bpip install [^`]*?(\[(?P<extra>[a-z]+)\]'?)?`[^.`]*\.?")
 PUBLIC_STORAGE = "Not enough space, or no right, to save this; nothing was overwritten."
 
 
@@ -55,8 +57,17 @@ def status_of(error: MinikinError) -> int:
 
 
 def sentence_of(error: MinikinError) -> str:
-    """The message, without paths of the server."""
-    return PUBLIC_STORAGE if isinstance(error, errors.StorageError) else str(error)
+    """The message, without paths of the server: those in commands that install something are its operator's."""
+    if isinstance(error, errors.StorageError):
+        return PUBLIC_STORAGE
+    text = str(error)
+    if "pip install" not in text:
+        return text
+    return _INSTALL.sub(lambda m: f" It is installed where this server runs{_extra(m['extra'])}.", text)
+
+
+def _extra(name: str | None) -> str:
+    return f", as the extra {name}" if name else ""
 
 
 def internal(request_id: str) -> RequestRejected:

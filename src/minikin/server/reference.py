@@ -78,8 +78,8 @@ def _fields(schema: dict[str, Any], model: dict[str, Any]) -> Iterator[str]:
 
 def _resolved(schema: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
     name = model.get("$ref", "").rpartition("/")[2]
-    found: dict[str, Any] = schema["components"]["schemas"][name] if name else model
-    return found
+    resolved: dict[str, Any] = schema["components"]["schemas"][name] if name else model
+    return resolved
 
 
 def _row(name: str, field: dict[str, Any], description: str, required: bool) -> str:
