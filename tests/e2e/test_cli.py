@@ -342,8 +342,8 @@ def test_debug_works_before_and_after_the_command(cli: Any, monkeypatch: Any) ->
 
 def test_unusual_prompts_and_sizes_are_warned_of(cli: Any) -> None:
     """A prompt longer than the base reads, and a size at which subjects repeat."""
-    _, _, err = cli("paint", "a cat and " * 20, "--steps", "1", "--size", "256")
-    assert "this base reads the first 30" in err and "tends to repeat the subject" in err
+    _, _, err = cli("paint", "a cat and " * 120, "--steps", "1", "--size", "256")
+    assert "the first 10 are read" in err and "tends to repeat the subject" in err
     bad(cli, "paint", "a cat", "--out", "cat.jpg", code=2, words="Images are written as PNG")
 
 

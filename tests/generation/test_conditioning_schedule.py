@@ -1,4 +1,4 @@
-"""Concept start, guidance interval, and operating points."""
+"""Concept start, prompt editing, long prompts, guidance interval, and operating points."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import torch
 
 from minikin import Concept, Studio, events
 from minikin.errors import BadConceptFile, BadRecipe
+from minikin.generation.batching import BatchRow, batch_key, generate_together
 from minikin.generation.conditioning_schedule import nearest
+from minikin.generation.request import resolve
 from minikin.images.photos import Photo
 from minikin.models.base import Base
 from minikin.models.prompt import parse
@@ -136,6 +138,117 @@ def test_each_concept_has_its_own_start(studio: Studio) -> None:
     no_rex = pixels(studio, "<tom> and a dog", points={"tom": ConceptSettings(concept_start=0.4)})
     assert np.abs(pixels(studio, both, points=after) - no_rex).max() <= 1  # packed in other shapes
     assert np.abs(pixels(studio, both) - no_rex).max() > 8
+
+
+# ---- prompt editing -------------------------------------------------------------------------------
+
+
+@contextmanager
+def conditionings(studio: Studio) -> Iterator[list[torch.Tensor]]:
+    """Keys and values of every call of the U-Net."""
+    kv: list[torch.Tensor] = []
+    handle = studio.base.unet.register_forward_pre_hook(
+        lambda _m, _a, k: kv.append(k["encoder_hidden_states"].clone()), with_kwargs=True
+    )
+    try:
+        yield kv
+    finally:
+        handle.remove()
+
+
+def in_steps(studio: Studio, prompt: str, **recipe: Any) -> list[torch.Tensor]:
+    """With one call in each step, unless the recipe names another scheduler."""
+    with conditionings(studio) as kv:
+        pixels(studio, prompt, **{"scheduler": "DDIM", **recipe})
+    return kv
+
+
+@pytest.mark.parametrize(
+    ("source", "prompts"),
+    [
+        ("a [cat:dog:0.4] at night", "ccddd"),
+        ("a [cat:dog:4] at night", "ccccd"),
+        ("a [cat|dog] at night", "cdcdc"),
+        ("a [[cat|dog]:cat:0.6] at night", "cdccc"),
+        ("a [cat:dog:0] at night", "ddddd"),
+    ],
+)
+def test_prompt_editing_changes_the_prompt_in_its_step(studio: Studio, source: str, prompts: str) -> None:
+    plain = {p[2]: in_steps(studio, p)[0] for p in ("a cat at night", "a dog at night")}
+    for step, (kv, of) in enumerate(zip(in_steps(studio, source), prompts, strict=True)):
+        assert torch.allclose(kv, plain[of], atol=1e-4), step
+    assert not torch.allclose(plain["c"], plain["d"], atol=1e-2)
+
+
+def test_negative_prompts_are_edited_too(studio: Studio) -> None:
+    plain = {n: in_steps(studio, "a cat", negative=n, guidance=3)[0] for n in ("dog", "bus")}
+    edited = in_steps(studio, "a cat", negative="[dog:bus:0.4]", guidance=3)
+    for step, kv in enumerate(edited):
+        assert torch.allclose(kv, plain["dog" if step < 2 else "bus"], atol=1e-4), step
+
+
+def test_concepts_in_edited_prompts(studio: Studio) -> None:
+    """A concept that is there for a while has its start, its strength and its point then."""
+    edited = in_steps(studio, "a photo of [<tom:0.5>:<rex>:0.4]", concept_start=0.2)
+    first = in_steps(studio, "a photo of a cat")[0]
+    second, last = (in_steps(studio, f"a photo of {p}")[0] for p in ("<tom:0.5>", "<rex>"))
+    for step, want in enumerate([first, second, last, last, last]):
+        assert torch.allclose(edited[step], want, atol=1e-4), step
+    with pytest.raises(BadRecipe, match="concept in a region stays the same in all steps"):
+        pixels(studio, "[<tom@left>:a dog:0.5]")
+
+
+def test_schedulers_with_more_calls_count_calls(studios: dict[str, Studio]) -> None:
+    """As in A1111: Heun calls the U-Net twice a step."""
+    studio = studios["sd15"]
+    cat, dog = (in_steps(studio, f"a {p}")[0] for p in ("cat", "dog"))
+    edited = in_steps(studio, "a [cat:dog:0.5]", scheduler="Heun")
+    assert len(edited) == 9 and all(
+        torch.allclose(kv, cat if k < 4 else dog, atol=1e-4) for k, kv in enumerate(edited)
+    )
+
+
+def test_over_an_image_shares_are_of_a_whole_one(studios: dict[str, Studio]) -> None:
+    """At strength 0.4 the last two of five steps run: the prompt has changed before them."""
+    studio = studios["sd15"]
+    image = studio.paint("a cat", steps=1)[0]
+    dog = in_steps(studio, "a dog")[0]
+    with conditionings(studio) as kv:
+        studio.refine(image, prompt="a [cat:dog:0.5]", strength=0.4, steps=STEPS, scheduler="DDIM")
+    assert len(kv) == 2 and all(torch.allclose(k, dog, atol=1e-4) for k in kv)
+
+
+def test_edited_prompts_share_batches(studios: dict[str, Studio]) -> None:
+    """Each image of a batch has its own steps."""
+    base = studios["sd15"].base
+    requests = [
+        resolve(base, Paint(prompt=p, steps=STEPS)) for p in ("a [cat:dog:0.4]", "a [bus|car]", "a cat")
+    ]
+    assert len({batch_key(r, ()) for r in requests}) == 1
+    together = generate_together(base, [BatchRow(r, 3) for r in requests])
+    for request, image in zip(requests, together, strict=True):
+        (alone,) = generate_together(base, [BatchRow(request, 3)])
+        assert np.abs(np.asarray(image.image, np.int16) - np.asarray(alone.image, np.int16)).max() <= 1
+
+
+# ---- long prompts ---------------------------------------------------------------------------------
+
+
+def test_long_prompts_and_break_make_more_keys_and_values(studio: Studio) -> None:
+    """Both prompts have as many chunks as the longer one; other requests do not share their batch."""
+    for prompt, n in (("a cat", 77), ("a cat BREAK a dog", 154), ("a cat, " * 60, 231)):
+        assert {kv.shape[1] for kv in in_steps(studio, prompt, guidance=3)} == {n}
+    assert {kv.shape[1] for kv in in_steps(studio, "a cat", negative="dog " * 80, guidance=3)} == {154}
+    keys = {batch_key(resolve(studio.base, Paint(prompt=p)), ()) for p in ("a cat", "a dog", "a BREAK b")}
+    assert len(keys) == 2
+
+
+def test_concepts_and_regions_in_later_chunks(studio: Studio) -> None:
+    far = "night, " * 40 + "<tom>"
+    plain = pixels(studio, "night, " * 40 + "a cat")
+    assert np.abs(pixels(studio, far) - plain).max() > 2
+    left, right = (pixels(studio, f"night BREAK <tom@{side}> BREAK <rex>") for side in ("left", "right"))
+    assert np.abs(left - right).max() > 0
 
 
 # ---- guidance interval ---------------------------------------------------------------------------

@@ -51,6 +51,18 @@ def test_what_is_deleted_while_a_job_needs_it_goes_with_that_job(tmp_path: Path)
         assert stored_hashes(s) == set()
 
 
+def test_names_of_the_client_s_concepts_as_words_are_noticed(tmp_path: Path) -> None:
+    """Of its own, not of another client's."""
+    with served(FakeEngine(), tmp_path / "s") as s:
+        for who, names in (("a", ["tom"]), ("b", [])):
+            with s.client(headers={"X-Minikin-Client": who}) as c:
+                if who == "a":
+                    upload(c, concept("tom", 1), who)
+                answer = c.post("/api/paint?wait=true", json={"prompt": "a photo of Tom on the beach"}).json()
+                assert [w for w in answer["warnings"] if "'tom' is a word here" in w] == answer["warnings"]
+                assert len(answer["warnings"]) == len(names)
+
+
 def test_what_is_deleted_while_concepts_are_listed_is_left_out(tmp_path: Path, monkeypatch: Any) -> None:
     """Not a 404 for the whole list."""
     with served(FakeEngine(), tmp_path / "s") as s, s.client(headers={"X-Minikin-Client": "a"}) as c:

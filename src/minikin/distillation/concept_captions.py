@@ -64,15 +64,15 @@ def _check(base: Base, concepts: Concepts, captions: Iterable[str]) -> None:
 def read(caption: str, concepts: Concepts) -> Prompt:
     """A caption as a prompt. A caption without <name> has no syntax and is taken literally.
 
-    Raises UnknownName, and BadRecipe for LoRAs, regions and operating points, which captions cannot have.
+    Raises UnknownName, and BadRecipe for what captions cannot have: LoRAs, regions, operating points, edits.
     """
     if not concept_tags(caption):
         return Prompt(caption, caption)
     prompt = parse(caption, concepts.categories)
-    if prompt.loras or any(use.box or use.point for use in prompt.uses):
+    if prompt.loras or prompt.edits or any(use.box or use.point for use in prompt.uses):
         raise BadRecipe(
-            "it asks for a LoRA, a region or an operating point. Captions name concepts as <name>, or with a "
-            "strength, <name:0.8>."
+            "it asks for a LoRA, a region, an operating point or another prompt in later steps. Captions name "
+            "concepts as <name>, or with a strength, <name:0.8>."
         )
     return prompt
 

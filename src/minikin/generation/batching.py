@@ -41,6 +41,7 @@ def batch_key(request: ImageRequest, concepts: Hashable) -> Hashable:
     return (
         r.width, r.height, request.preset.name, request.steps, request.guidance, r.scheduler, r.interval,
         r.backend, adapters, tuple(request.custom_timesteps or ()), identity if has_regions else None,
+        request.chunks,
     )  # fmt: skip
 
 

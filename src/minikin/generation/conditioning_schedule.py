@@ -1,7 +1,8 @@
 """Conditioning schedule: packed prompts and guidance of every step.
 
-Two things may change during sampling, at no cost per step, because all prompts are packed before the first:
+Three things may change during sampling, at no cost per step, because all prompts are packed before the first:
 
+    prompt editing [cat:dog:0.5] and [cat|dog] (`models.prompt_editing`)
     concept start  the plain category lays out the image, the concept comes in later
                    (as Concept Sliders start late; Gandikota et al. 2023, arXiv:2311.12092)
     interval       classifier-free guidance in some steps only; a step without it costs half
@@ -46,14 +47,14 @@ class ConditioningSchedule:
 
     starts     step at which each conditioning starts, rising, the first at 0
     positive   the packed prompt from each of these steps, for all images of the batch
-    negative   the packed negative prompt; None where no step is guided
+    negative   the packed negative prompt from each of these steps; () where no step is guided
     guided     the steps with classifier-free guidance
     guidance   its scale in them
     """
 
     starts: tuple[int, ...]
     positive: tuple[Conditioning, ...]
-    negative: Conditioning | None
+    negative: tuple[Conditioning, ...]
     guided: range
     guidance: float
 
@@ -68,7 +69,7 @@ class ConditioningSchedule:
         before, conditioning = None, None
         for step in range(total):
             stage = self.stage(step)
-            guided = self.negative is not None and step in self.guided and not embedded
+            guided = bool(self.negative) and step in self.guided and not embedded
             if conditioning is None or (stage, guided) != before:
                 before, conditioning = (stage, guided), self._step(base, stage, guided)
             yield conditioning
@@ -79,8 +80,8 @@ class ConditioningSchedule:
 
     def _step(self, base: Base, stage: int, guided: bool) -> StepConditioning:
         rows = [self.positive[stage]]
-        if guided and self.negative is not None:
-            rows.insert(0, self.negative)
+        if guided:
+            rows.insert(0, self.negative[stage])
         kv = torch.cat([row.kv for row in rows]).to(base.device, base.dtype)
         pooled = [row.pooled for row in rows if row.pooled is not None]
         return StepConditioning(
@@ -98,43 +99,72 @@ def conditioning_schedule(
     Shares are of a whole image even where sampling starts below pure noise, because layout and noise, which
     they are about, are.
     """
-    recipe, prompt, skipped = request.recipe, request.prompt, start.skipped_calls
+    recipe, skipped = request.recipe, start.skipped_calls
     total = start.calls
     whole = total + skipped
-    late = {n: max(0, nearest(s, whole) - skipped) for n, s in concept_starts(recipe, prompt.names).items()}
-    starts = tuple(sorted({0, *(step for step in late.values() if step < total)}))
+    names = request.prompt.all_names
+    late = {n: max(0, nearest(s, whole) - skipped) for n, s in concept_starts(recipe, names).items()}
+    edited = (call - skipped for call, _ in (*request.stages, *request.negative_stages))
+    starts = tuple(sorted({0, *(step for step in (*late.values(), *edited) if 0 < step < total)}))
     prompts = [
-        replace(prompt, uses=tuple(use for use in prompt.uses if late[use.name] <= first)) for first in starts
+        replace(p, uses=tuple(use for use in p.uses if late[use.name] <= first))
+        for first in starts
+        for p in [_in_step(request.stages, first + skipped)]
     ]
-    positive, negative = conditionings(base, request, prompts, copies)
+    negatives = [_in_step(request.negative_stages, first + skipped) for first in starts]
+    positive, negative = conditionings(base, request, prompts, copies, negatives)
     low, high = recipe.interval or WHOLE
     guided = range(max(0, nearest(low, whole) - skipped), max(0, nearest(high, whole) - skipped))
     return ConditioningSchedule(starts, positive, negative, guided, request.guidance)
 
 
+def _in_step(stages: Sequence[tuple[int, Prompt]], call: int) -> Prompt:
+    """The prompt of a call of the U-Net."""
+    return next(prompt for first, prompt in reversed(stages) if first <= call)
+
+
 def conditionings(
-    base: Base, request: ImageRequest, prompts: Sequence[Prompt], copies: int
-) -> tuple[tuple[Conditioning, ...], Conditioning | None]:
-    """Packed prompts and, where guidance needs it, the packed negative prompt, for `copies` images."""
+    base: Base,
+    request: ImageRequest,
+    prompts: Sequence[Prompt],
+    copies: int,
+    negatives: Sequence[Prompt] = (),
+) -> tuple[tuple[Conditioning, ...], tuple[Conditioning, ...]]:
+    """Packed prompts and, where guidance needs them, packed negative prompts, for `copies` images.
+
+    negatives  one for each prompt; the request's by default. Equal prompts are packed once
+    """
     recipe = request.recipe
-    packed: list[Prompt | None] = list(prompts)
     guided = request.guidance > 1 and not request.preset.embedded
-    if guided:
-        packed.insert(0, None if base.zeros_for_empty and not recipe.negative else request.negative)
+    zeros = base.zeros_for_empty and not recipe.negative
+    before: list[Prompt | None] = [None] if zeros else list(dict.fromkeys(negatives or [request.negative]))
+    packed = [*(before if guided else []), *dict.fromkeys(prompts)]
     concepts = _with_point_gates(request.concepts, recipe)
-    rows = condition(base, packed, concepts, lock=recipe.lock, gate=_gate_override(recipe), copies=copies)
-    return tuple(rows[1:] if guided else rows), rows[0] if guided else None
+    rows = condition(
+        base,
+        packed,
+        concepts,
+        lock=recipe.lock,
+        gate=_gate_override(recipe),
+        copies=copies,
+        chunks=request.chunks,
+        clip_skip=recipe.clip_skip,
+    )
+    n = len(before) if guided else 0
+    by_prompt = dict(zip(packed[n:], rows[n:], strict=True))
+    by_negative = dict(zip(before, rows[:n], strict=False))
+    wanted = [None if zeros else p for p in negatives or [request.negative] * len(prompts)]
+    return tuple(by_prompt[p] for p in prompts), tuple(by_negative[p] for p in wanted) if guided else ()
 
 
 def merge_schedules(schedules: Sequence[ConditioningSchedule]) -> ConditioningSchedule:
     """One schedule for images of one batch; where one image changes its prompt, the others keep theirs."""
     starts = tuple(sorted({start for schedule in schedules for start in schedule.starts}))
     positive = tuple(_stack([s.positive[s.stage(start)] for s in schedules]) for start in starts)
-    negatives = [s.negative for s in schedules if s.negative is not None]
     first = schedules[0]
-    return ConditioningSchedule(
-        starts, positive, _stack(negatives) if negatives else None, first.guided, first.guidance
-    )
+    steps = starts if first.negative else ()
+    negative = tuple(_stack([s.negative[s.stage(start)] for s in schedules]) for start in steps)
+    return ConditioningSchedule(starts, positive, negative, first.guided, first.guidance)
 
 
 def _stack(rows: Sequence[Conditioning]) -> Conditioning:

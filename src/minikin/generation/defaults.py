@@ -14,7 +14,7 @@ Resolving a resolved recipe changes nothing and warns of nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,14 +22,18 @@ from minikin.errors import BadRecipe
 from minikin.generation import schedulers
 from minikin.models import presets
 from minikin.models.base import Base
+from minikin.models.foreign_syntax import shown
 from minikin.models.presets import Preset, Source
 from minikin.models.prompt import ConceptUse, Prompt
+from minikin.models.text import MAX_CHUNKS
 from minikin.perfusion import operating_points
+from minikin.perfusion.category import unknown_words
 from minikin.perfusion.conditioning import PreparedConcept
 from minikin.perfusion.operating_points import Point
 from minikin.recipes import WHOLE, ConceptSettings, Img2Img, Paint
 
 TINY_GUIDANCE, GUIDANCE = 3.0, 6.0
+MAX_LISTED = 5  # words in a note
 LARGE = 1.6  # times the base's training size: from there on subjects repeat
 
 
@@ -225,6 +229,7 @@ def check_supported(base: Base, recipe: Paint) -> None:
             f"'{base.name}' is a latent consistency model and paints with the LCM scheduler only, not "
             f"'{recipe.scheduler}'. Leave --scheduler out."
         )
+    base.check_clip_skip(recipe.clip_skip)
     if isinstance(recipe, Img2Img):  # any size, on any U-Net
         return
     if base.is_inpainting:
@@ -242,13 +247,42 @@ def check_supported(base: Base, recipe: Paint) -> None:
             )
 
 
-def cautions(base: Base, recipe: Paint, prompt: Prompt, concepts: Mapping[str, PreparedConcept]) -> list[str]:
-    """Settings that are possible and seldom meant; one sentence each."""
+def _listed(words: Sequence[str]) -> str:
+    """The first few words, quoted."""
+    more = len(words) - MAX_LISTED
+    return ", ".join(f"'{shown(w)}'" for w in words[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def cautions(
+    base: Base, recipe: Paint, prompts: Sequence[Prompt], concepts: Mapping[str, PreparedConcept]
+) -> list[str]:
+    """Settings that are possible and seldom meant; one sentence each.
+
+    prompts  of all steps
+    """
     sentences = []
-    n, limit = base.count_tokens(prompt.text), base.n_tokens - 2
-    if n > limit:
+    if not recipe.prompt.strip():
+        sentences.append("The prompt is empty, so the image shows anything that this base can paint.")
+    n = max(base.needed_chunks(prompt) for prompt in dict.fromkeys(prompts))
+    if n > MAX_CHUNKS:
         sentences.append(
-            f"The prompt has {n} tokens; this base reads the first {limit} and leaves out the rest."
+            f"The prompt fills {n} chunks of {base.n_tokens - 2} tokens; the first {MAX_CHUNKS} are read and "
+            "the rest is left out."
+        )
+    if unknown := unknown_words(base, " ".join(dict.fromkeys(p.text for p in prompts))):
+        sentences.append(
+            f"'{base.name}' probably does not know {_listed(unknown)}, and reads such words in pieces. Other "
+            "words may be followed better."
+        )
+    if 1 < recipe.clip_skip <= base.trained_clip_skip:
+        sentences.append(
+            f"Clip skip {recipe.clip_skip} has no effect: {base.architecture} was trained with the layer "
+            "before the last, and 1 means that one, too."
+        )
+    elif recipe.clip_skip > 1 and (gated := [n for n, c in concepts.items() if c.concept.mode == "gated"]):
+        sentences.append(
+            f"{' and '.join(gated)}: taught with clip skip 1, so with {recipe.clip_skip} the gate opens less "
+            "reliably."
         )
     w, h = recipe.width or base.size_px, recipe.height or base.size_px
     if not isinstance(recipe, Img2Img) and max(w, h) > LARGE * base.size_px:
@@ -257,7 +291,7 @@ def cautions(base: Base, recipe: Paint, prompt: Prompt, concepts: Mapping[str, P
         )
     gates = [f"--{k}" for k in ("beta", "tau") if getattr(recipe, k) is not None]
     gates += ["--lock global"] * (recipe.lock == "global")
-    if gates and all(concepts[use.name].concept.mode == "value" for use in prompt.uses):
+    if gates and all(c.concept.mode == "value" for c in concepts.values()):
         sentences.append(f"No effect of {', '.join(gates)}: no concept of the prompt has a gate (mode gated).")
     embedded = presets.PRESETS[recipe.preset].embedded if recipe.preset else base.has_guidance_embedding
     if recipe.interval not in (None, WHOLE) and ((recipe.guidance or 0) <= 1 or embedded):

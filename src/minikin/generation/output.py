@@ -30,6 +30,7 @@ def parameters(record: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         "Sampler": record["sampler"],
         "CFG scale": f"{record['guidance']:g}",
         "Seed": record["seed"],
+        "Clip skip": skip if (skip := record["recipe"].get("clip_skip", 1)) != 1 else None,
         "Denoising strength": record["recipe"].get("strength"),
         "Size": f"{size[0]}x{size[1]}",
         "Model hash": record["base"]["fingerprint"][:10],
@@ -79,14 +80,14 @@ class Names:
         return self.folder / name
 
 
-def save_generated(
-    generated: GeneratedImage, names: Names, *, metadata: bool = True, marking: Marking = MARKED
 def stem_of(prompt: str) -> str:
     """How the file names of a prompt's images begin: its words."""
     words = re.findall(r"[a-z0-9]+", prompt.lower())
     return "-".join(words)[:40].strip("-") or "picture"  # word: names of files stay
 
 
+def save_generated(
+    generated: GeneratedImage, names: Names, *, metadata: bool = True, marking: Marking = MARKED
 ) -> Path:
     """Write one PNG with its mark and, with `metadata`, its record inside; returns its path."""
     path, record = names.image(generated.seed), generated.record

@@ -19,6 +19,7 @@ from minikin.generation import defaults, img2img, schedulers
 from minikin.generation.canvas import Canvas
 from minikin.generation.lineage import task_name
 from minikin.generation.source import InitImage
+from minikin.generation.start_step import start_step
 from minikin.images import xmp
 from minikin.models import presets
 from minikin.models.base import Base
@@ -29,7 +30,7 @@ from minikin.models.presets import Preset, Source
 from minikin.models.prompt import Prompt, parse
 from minikin.perfusion import concept_file
 from minikin.perfusion.conditioning import PreparedConcept
-from minikin.recipes import Img2Img, Paint, Refine
+from minikin.recipes import ConceptSettings, Img2Img, Paint, Refine
 
 NO_CONCEPTS: Mapping[str, PreparedConcept] = MappingProxyType({})
 
@@ -39,10 +40,13 @@ class ImageRequest:
     """A recipe on one base with nothing left open.
 
     recipe            with the defaults of its preset, base and operating points filled in
-    prompt, negative  parsed, with the strengths of operating points
+    prompt, negative  parsed, with the strengths of operating points; of an edited prompt, its end
+    stages            the prompts of all steps, and negative_stages: each with the call of the U-Net from
+                      which it counts, in a whole image
     concepts          that the prompts name, prepared for the base
     preset            with the values that the student's header states
     adapters          LoRAs with their weights: the preset's, then the prompt's
+    chunks            windows of tokens that each prompt is encoded in; the longest prompt decides
     adapter_source    where the preset's LoRA is published; None where the base's own weights are the student
     seeds             one for each image
     warnings          about settings that were changed, or that are seldom meant; one sentence each
@@ -54,9 +58,12 @@ class ImageRequest:
     recipe: Paint
     prompt: Prompt
     negative: Prompt
+    stages: tuple[tuple[int, Prompt], ...]
+    negative_stages: tuple[tuple[int, Prompt], ...]
     concepts: Mapping[str, PreparedConcept]
     preset: Preset
     adapters: tuple[tuple[Adapter, float], ...]
+    chunks: int
     adapter_source: Source | None
     seeds: tuple[int, ...]
     warnings: tuple[str, ...]
@@ -101,8 +108,7 @@ class ImageRequest:
 
     def scheduler_class(self, base: Base) -> str:
         """The name of diffusers' scheduler class."""
-        name = self.recipe.scheduler
-        return schedulers.SCHEDULERS[name][0] if name else type(base.pipe.scheduler).__name__
+        return _scheduler_class(base, self.recipe)
 
     def batches(self) -> Iterator[tuple[int, ...]]:
         """The seeds in batches of `recipe.batch`."""
@@ -146,35 +152,57 @@ def resolve(
     negative = parse(recipe.negative, categories)
     if negative.loras:
         raise BadRecipe("A LoRA works on the whole image: move <lora:...> to the prompt.")
-    if "<lora:" in prompt.text:
-        raise BadRecipe("A LoRA is written <lora:name> or <lora:name:0.8>, with one weight.")
+    for text in (prompt, negative):
+        if text.edits and any(use.box for use in text.all_uses):
+            raise BadRecipe(
+                "A prompt with a concept in a region stays the same in all steps: leave out [a:b:0.5] and "
+                "[a|b], or the region."
+            )
     if init and not isinstance(recipe, Img2Img):
         raise BadRecipe("An image is refined or inpainted; `paint` starts from noise.")
     if init and isinstance(recipe, Refine):
         recipe = recipe.with_size(init.source.image.size)
 
     weighted = [(adapters.get(loras.find(n)), weight) for n, weight in prompt.loras] if adapters else []
+    text_weights = [*prompt.text_weights] if adapters else []
     header = next((a.metadata for a, _ in weighted if "minikin.preset" in a.metadata), {})
     choice = defaults.choose_preset(base, recipe, header)
     if choice.source and adapters:
         adapter = adapters.get(presets.locate(choice.preset, choice.source), choice.source.name)
         weighted.insert(0, (adapter, 1.0))
+        text_weights.insert(0, 1.0)
         choice = choice.with_student(adapter.metadata)
-    in_use = {n: concepts[n] for n in dict.fromkeys((*prompt.names, *negative.names))}
+    in_use = {n: concepts[n] for n in dict.fromkeys((*prompt.all_names, *negative.all_names))}
     with_points = defaults.with_operating_points(recipe, prompt, negative, in_use, choice)
     resolved, warnings = defaults.fill_in(base, with_points, choice)
+    stages, negative_stages = (
+        prompt_stages(p, categories, _calls(base, resolved, choice.preset), resolved.points or {})
+        for p in (prompt, negative)
+    )
     prompt, negative = (defaults.with_point_strengths(p, resolved.points or {}) for p in (prompt, negative))
+    texts = [p for _, p in (*stages, *negative_stages)]
     record = _record(base, recipe, resolved, choice.preset, in_use, weighted)
+    for (adapter, weight), text_weight in zip(weighted, text_weights, strict=True):
+        if weight != text_weight:
+            record["adapters"][adapter.name]["text_weight"] = text_weight
     return ImageRequest(
         recipe=resolved,
         prompt=prompt,
         negative=negative,
+        stages=stages,
+        negative_stages=negative_stages,
         concepts=in_use,
         preset=choice.preset,
-        adapters=tuple(weighted),
+        adapters=tuple(_by_component(weighted, text_weights)),
+        chunks=max(base.count_chunks(p) for p in dict.fromkeys(texts)),
         adapter_source=choice.source,
         seeds=tuple(range(recipe.seed, recipe.seed + recipe.n)),
-        warnings=(*_notes(weighted), *warnings, *defaults.cautions(base, resolved, prompt, in_use)),
+        warnings=(
+            *prompt_notes(prompt, negative),
+            *_notes(weighted),
+            *warnings,
+            *defaults.cautions(base, resolved, texts, in_use),
+        ),
         record=record | (init.record() if init else {}),
         init=init,
         canvas=img2img.canvas(base, resolved, init) if init and isinstance(resolved, Img2Img) else None,
@@ -185,6 +213,45 @@ def resolve(
 def _notes(adapters: list[tuple[Adapter, float]]) -> list[str]:
     """What of the LoRAs' files is not used."""
     return [note for adapter, _ in adapters for note in adapter.notes]
+
+
+def prompt_stages(
+    prompt: Prompt, categories: Mapping[str, str], calls: int, points: Mapping[str, ConceptSettings]
+) -> tuple[tuple[int, Prompt], ...]:
+    """The prompts of a whole image of so many calls of the U-Net, each with the call from which it counts."""
+    texts = prompt.edits.stages(calls) if prompt.edits else ((0, prompt.source),)
+    parsed = {text: parse(text, categories) for _, text in texts} if prompt.edits else {prompt.source: prompt}
+    return tuple((call, defaults.with_point_strengths(parsed[text], points)) for call, text in texts)
+
+
+def prompt_notes(prompt: Prompt, negative: Prompt) -> tuple[str, ...]:
+    """What the prompts ask for and do not get, each once."""
+    return tuple(dict.fromkeys((*prompt.notes, *negative.notes)))
+
+
+def _calls(base: Base, recipe: Paint, preset: Preset) -> int:
+    """Calls of the U-Net of a whole image."""
+    return start_step(recipe.steps or preset.steps, _scheduler_class(base, recipe)).calls
+
+
+def _scheduler_class(base: Base, recipe: Paint) -> str:
+    name = recipe.scheduler
+    return schedulers.SCHEDULERS[name][0] if name else type(base.pipe.scheduler).__name__
+
+
+def _by_component(
+    adapters: list[tuple[Adapter, float]], text_weights: list[float]
+) -> Iterator[tuple[Adapter, float]]:
+    """The LoRAs with their weights; one with another weight on the text encoders as two parts."""
+    for (adapter, weight), text_weight in zip(adapters, text_weights, strict=True):
+        if weight == text_weight:
+            yield adapter, weight
+            continue
+        for part, part_weight in (("unet", weight), ("text", text_weight)):
+            layers = {k: v for k, v in adapter.layers.items() if (k[0] == "unet") == (part == "unet")}
+            biases = {k: v for k, v in adapter.biases.items() if (k[0] == "unet") == (part == "unet")}
+            content = f"{part}-{adapter.sha256}"  # distinguishes the parts where sums are cached by content
+            yield replace(adapter, sha256=content, layers=layers, biases=biases), part_weight
 
 
 def _record(

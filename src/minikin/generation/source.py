@@ -22,6 +22,7 @@ from minikin.images import metadata, xmp
 from minikin.images.photos import read_bytes, read_image
 from minikin.images.pixels import in_srgb, on_white
 from minikin.recipes import PRESET_OPTIONS, Img2Img, Paint
+from minikin.recipes.paint import MAX_CLIP_SKIP
 
 ImageLike = str | Path | Image.Image
 R = TypeVar("R", bound=Img2Img)
@@ -112,6 +113,8 @@ def _recorded(read: Callable[[], metadata.Recorded]) -> dict[str, Any]:
     record = texts.recipe if isinstance(texts.recipe.get("recipe"), dict) else {}
     seed = texts.settings.get("Seed", "")
     settings = {"prompt": texts.prompt, "negative": texts.negative} | ({"seed": seed} if seed.isdigit() else {})
+    skip = texts.settings.get("Clip skip", "")
+    settings |= {"clip_skip": skip} if re.fullmatch(r"[1-9]\d?", skip) and int(skip) <= MAX_CLIP_SKIP else {}
     return {"record": record, "settings": {} if record else settings}
 
 

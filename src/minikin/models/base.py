@@ -268,10 +268,13 @@ class Base:
         return layer if self.is_xl else layer - self.trained_clip_skip + 1
 
     def count_chunks(self, prompt: Prompt) -> int:
-        """Number of windows of tokens that a prompt fills, at least 1 and at most MAX_CHUNKS."""
+        """Number of windows of tokens in which a prompt is read, at least 1 and at most MAX_CHUNKS."""
+        return min(self.needed_chunks(prompt), MAX_CHUNKS)
+
+    def needed_chunks(self, prompt: Prompt) -> int:
+        """Number of windows of tokens that all of a prompt fills."""
         with self._tokenizer_lock:
-            n = max(len(chunk_tokens(tokenizer, prompt)) for tokenizer in self.tokenizers)
-        return min(n, MAX_CHUNKS)
+            return max(len(chunk_tokens(tokenizer, prompt)) for tokenizer in self.tokenizers)
 
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a text, without BOS and EOS."""

@@ -321,25 +321,25 @@ class _Reader:
 
     def _find_mistakes(self) -> None:
         """Notes for what is painted as words and was probably not meant so."""
-        plain, meant = _without_tags(self.source), {u.name for u in self.uses}
+        plain = _without_tags(self.source)
         for pattern, kind in ((_UNCLOSED, "closed"), (_UNOPENED, "opened")):
             if found := pattern.search(plain):
-                meant.add(re.split("[:@]", found[1])[0])
                 self.note(f"'{found.group()}' is not {kind} and is painted as words: write <{found[1]}>.")
         if found := _AND.search(self.source):
             self.note(
                 "'AND' is A1111's way to combine several prompts and is not followed: all is one prompt, with "
                 "the word 'and'."
             )
-        for name in sorted(plain_words(self.source) & self.categories.keys() - meant):
+        for name in sorted(plain_words(self.source) & self.categories.keys() - {u.name for u in self.uses}):
             self.note(word_for_concept(name))
         for sentence in foreign_syntax.notes(self.source):
             self.note(sentence)
 
 
 def plain_words(source: str) -> set[str]:
-    """The words of a prompt outside of tags, in lower case."""
-    return set(re.findall(r"[\w-]+", _without_tags(source).lower()))
+    """The words of a prompt outside of tags, in lower case; tags of which half is missing are none."""
+    plain = _UNOPENED.sub(" ", _UNCLOSED.sub(" ", _without_tags(source)))
+    return set(re.findall(r"[\w-]+", plain.lower()))
 
 
 def word_for_concept(name: str) -> str:

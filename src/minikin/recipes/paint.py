@@ -11,6 +11,7 @@ from minikin.recipes.base import MAX_SIDE, MAX_STEPS, Recipe, Share, Softness, S
 
 KeyLock = Literal["local", "global"]
 MAX_SEED = 2**63 - 1  # what SQLite and PyTorch hold as an integer
+MAX_CLIP_SKIP = 32  # layers of the largest text encoder, SDXL's second
 BackendName = Literal["eager", "compile", "openvino"]
 
 
@@ -63,6 +64,12 @@ class Paint(Recipe):
     )
     width: int | None = Field(None, ge=16, le=MAX_SIDE, description="in pixels, a multiple of 8")
     height: int | None = Field(None, ge=16, le=MAX_SIDE, description="in pixels, a multiple of 8")
+    clip_skip: int = Field(
+        1,
+        ge=1,
+        le=MAX_CLIP_SKIP,
+        description="layer of the text encoder, counted from the last, as A1111's Clip skip",
+    )
     lock: KeyLock = Field("local", description="key-locking: local, or global (mode gated)")
     beta: float | None = Field(
         None,

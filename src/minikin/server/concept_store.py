@@ -27,7 +27,14 @@ from typing import Any
 
 from minikin.errors import BadConceptFile, BadRecipe, MinikinError, UnknownName
 from minikin.files import atomic_write
-from minikin.models.prompt import MAX_CONCEPTS, UNKNOWN_HINT, check_length, concept_tags
+from minikin.models.prompt import (
+    MAX_CONCEPTS,
+    UNKNOWN_HINT,
+    check_length,
+    concept_tags,
+    plain_words,
+    word_for_concept,
+)
 from minikin.perfusion import library
 from minikin.perfusion.concept import NAME, Concept, check_name
 from minikin.perfusion.index import IndexEntry
@@ -40,6 +47,7 @@ log = logging.getLogger(__name__)
 LOCAL = "local"  # the client of this machine who gives no name, as the middleware calls them
 MAX_PARSED, MAX_PARSED_BYTES = 512, 64 << 20  # concepts in memory, some 100 KB each; the newest always stays
 MAX_HASHES = 20_000  # of the library's files
+MAX_WORDS = 300  # of a prompt that are looked up
 _HASH = re.compile(r"(?:sha256:)?([0-9a-f]{8,64})")
 _TAG = re.compile(
     r"<(?P<kind>concept:)?(?P<name>[a-z][a-z0-9_-]{0,39})@sha256:(?P<hash>[0-9a-f]{8,64})(?=[@:>])"
@@ -214,6 +222,16 @@ class ConceptStore:
                 raise UnknownName("concept", name, candidates, UNKNOWN_HINT)
             pinned[name] = self.pinned(name, entry)
         return fields, pinned
+
+    def notes_on_words(self, client: str, prompt: str) -> list[str]:
+        """Notes for words of a prompt that are names of concepts which the client may use."""
+        owned = {entry.name for entry in self._owned(client)}
+        words = sorted(plain_words(prompt) - set(concept_tags(prompt)))[:MAX_WORDS]
+        return [
+            word_for_concept(word)
+            for word in words
+            if NAME.fullmatch(word) and (word in owned or library.locate(word))
+        ]
 
     def pinned(self, name: str, entry: Entry) -> PinnedConcept:
         """The concept under this name; its file is then in this store until a sweep finds it unneeded."""

@@ -234,6 +234,8 @@ class Service:
             previews_allowed=self.writer.previews_allowed,
         )
         job.notes += prepared.warnings
+        if isinstance(recipe, Paint):
+            job.notes += self.concept_store.notes_on_words(request.client, recipe.prompt)
         if inputs is not None:
             job.inputs = replace(inputs, folder=self.inputs / job.id, stop=threading.Event())
         row = {

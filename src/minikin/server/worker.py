@@ -177,7 +177,8 @@ class Worker(threading.Thread):
                     job.total = event.total
                     job.step(event.done, _preview_of(event) or job.current_preview, stage=event.stage)
                 elif isinstance(event, events.Note):
-                    job.notes.append(event.text)
+                    if event.text not in job.notes:
+                        job.notes.append(event.text)
                 elif isinstance(event, events.ImageReady):
                     if job.request.kind == "teach":  # a sample on the way: shown, not saved
                         job.step(job.done, _constant(event.image))

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from minikin.evaluation.encoders import Encoder
 
 
+MAX_WORDS = 300  # of a prompt that are looked up in the library
+
+
 class ImageCommands(Session):
     """The commands that make images. Each resolves its recipe once (`resolve`) and generates (`_generate`)."""
 
@@ -74,15 +77,15 @@ class ImageCommands(Session):
         return self.resolve(recipe).record
 
     def _resolve(self, recipe: Paint, init: InitImage | None) -> ImageRequest:
-        self._need(recipe.prompt)
-        self._need(recipe.negative)
+        self._need(recipe.prompt, force=recipe.force)
+        self._need(recipe.negative, force=recipe.force)
         request = resolve(self.base, recipe, self.concepts.loaded, self.adapters, init)
         return replace(request, warnings=(*self._words_for_concepts(recipe.prompt), *request.warnings))
 
     def _words_for_concepts(self, prompt: str) -> list[str]:
         """Notes for words of a prompt that are names of concepts in this folder or the library."""
         words = plain_words(prompt) - self.concepts.loaded.keys()  # those loaded are noticed where it is parsed
-        names = (word for word in sorted(words) if NAME.fullmatch(word) and library.locate(word))
+        names = (word for word in sorted(words)[:MAX_WORDS] if NAME.fullmatch(word) and library.locate(word))
         return [word_for_concept(name) for name in names]
 
     def _generate(self, request: ImageRequest) -> Iterator[events.Event]:
@@ -190,7 +193,7 @@ class ImageCommands(Session):
         from minikin.evaluation.best_of import Chooser
 
         with self._lock:
-            self._need(recipe.prompt)
+            self._need(recipe.prompt, force=recipe.force)
             chooser = Chooser.open(best, self.base, recipe, self.concepts.categories, encoder)
             for text in chooser.warnings:
                 yield events.Note(text, warning=True)
