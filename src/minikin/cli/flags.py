@@ -25,7 +25,8 @@ SHORT = {"n": "-n", "seed": "-s"}
 # The help lists options that no panel names first, and then these panels.
 PANELS = {
     "Few steps and speed": (
-        "preset", "steps", "guidance", "scheduler", "force", "interval", "engine", "backend", "batch", "tile",
+        "preset", "steps", "guidance", "scheduler", "schedule", "force", "interval", "engine", "backend",
+        "batch", "tile",
     ),
     "Concepts": ("lock", "beta", "tau", "switch", "concept_start", "points", "positions"),
     "Learning": (

@@ -39,9 +39,9 @@ def batch_key(request: ImageRequest, concepts: Hashable) -> Hashable:
     identity = (request.prompt, concepts, r.beta, r.tau, r.concept_start, repr(r.points))
     has_regions = any(use.box for use in request.prompt.uses)
     return (
-        r.width, r.height, request.preset.name, request.steps, request.guidance, r.scheduler, r.interval,
-        r.backend, adapters, tuple(request.custom_timesteps or ()), identity if has_regions else None,
-        request.chunks,
+        r.width, r.height, request.preset.name, request.steps, request.guidance, r.scheduler, r.schedule,
+        r.interval, r.backend, adapters, tuple(request.custom_timesteps or ()),
+        identity if has_regions else None, request.chunks,
     )  # fmt: skip
 
 

@@ -1,19 +1,26 @@
-"""Euler ancestral at custom timesteps: the sampler of Stability's Turbo demo.
+"""Euler ancestral at custom timesteps (the sampler of Stability's Turbo demo) and with other noise schedules.
 
 diffusers' Euler ancestral takes a number of steps and a spacing, not a list; the demo's timesteps
-999, 899, 799, 699 are no spacing it knows.
+999, 899, 799, 699 are no spacing it knows. Nor has it the schedules of diffusers' Euler (Karras and others),
+which in A1111 and ComfyUI go with every sampler.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers import EulerAncestralDiscreteScheduler
+from diffusers import EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 
 
 class EulerAncestralCustomTimesteps(EulerAncestralDiscreteScheduler):  # type: ignore[misc]
-    """Euler ancestral whose `set_timesteps` also takes a list of timesteps, highest first."""
+    """Euler ancestral whose `set_timesteps` also takes a list of timesteps, highest first.
+
+    sigma_schedule  option of Euler's configuration for the noise levels (use_karras_sigmas); {} for none
+    """
+
+    sigma_schedule: Mapping[str, Any] = {}
 
     def set_timesteps(
         self,
@@ -23,6 +30,10 @@ class EulerAncestralCustomTimesteps(EulerAncestralDiscreteScheduler):  # type: i
     ) -> None:
         if timesteps is None:
             super().set_timesteps(num_inference_steps, device)
+            if any(self.sigma_schedule.values()):
+                euler = EulerDiscreteScheduler.from_config(self.config, **self.sigma_schedule)
+                euler.set_timesteps(num_inference_steps, device)
+                self.sigmas, self.timesteps = euler.sigmas, euler.timesteps
             return
         super().set_timesteps(len(timesteps), device)
         alphas_cumprod = self.alphas_cumprod[timesteps]

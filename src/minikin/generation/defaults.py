@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from minikin.errors import BadRecipe
-from minikin.generation import schedulers
+from minikin.errors import BadRecipe, extra
+from minikin.generation import align_your_steps, schedulers
 from minikin.models import presets
 from minikin.models.base import Base
 from minikin.models.foreign_syntax import shown
@@ -162,12 +162,14 @@ def _not_measured(use: ConceptUse, preset: str) -> str:
 
 def fill_in(base: Base, recipe: Paint, choice: PresetChoice) -> tuple[Paint, list[str]]:
     """The recipe with every value filled in, and a sentence for each that was changed."""
-    preset, name = choice.preset, recipe.scheduler and schedulers.scheduler_name(recipe.scheduler)
+    preset = choice.preset
+    name, schedule = schedulers.split(recipe.scheduler) if recipe.scheduler else (None, None)
     values: dict[str, Any] = {
         "preset": preset.name,
         "steps": recipe.steps or preset.steps,
         "guidance": _guidance(base, preset) if recipe.guidance is None else recipe.guidance,
         "scheduler": name or preset.scheduler,
+        "schedule": schedulers.schedule_name(recipe.schedule) or schedule,
     }
     has_size = recipe.width or recipe.height or isinstance(recipe, Img2Img)  # which keeps the image's size
     if not has_size and (side := preset.sizes.get(base.architecture)):
@@ -180,6 +182,7 @@ def fill_in(base: Base, recipe: Paint, choice: PresetChoice) -> tuple[Paint, lis
         )
     if not recipe.force:
         warnings += _correct(preset, values)
+    warnings += _correct_schedule(base, preset, values, recipe.force)
     if recipe.negative and (values["guidance"] <= 1 or preset.embedded):
         warnings.append(
             f"The negative prompt has no effect with preset {preset.name} at guidance {values['guidance']:g}."
@@ -218,12 +221,36 @@ def _correct(p: Preset, values: dict[str, Any]) -> list[str]:
     return warnings
 
 
+def _correct_schedule(base: Base, preset: Preset, values: dict[str, Any], force: bool) -> list[str]:
+    """Drop a noise schedule that the sampler does not have, in place; a sentence if there was one."""
+    sampler, schedule = values["scheduler"], values["schedule"]
+    if package := schedulers.missing_package(sampler, schedule):
+        raise BadRecipe(
+            f"{sampler or 'The base'}{f' with schedule {schedule}' if schedule else ''} needs the package "
+            f"{package}, which is not installed here. Install it with {extra('samplers')}."
+        )
+    if not schedule:
+        return []
+    cls = schedulers.SCHEDULERS[sampler][0] if sampler else type(base.pipe.scheduler).__name__
+    if preset.scheduler and not force:
+        why = f"Preset {preset.name} paints at the timesteps of its training"
+    elif schedule not in (possible := schedulers.schedules_of(cls)):
+        others = f"; it has {', '.join(possible)}" if possible else ""
+        why = f"{sampler or 'The sampler of this base'} has no noise schedule {schedule} in diffusers{others}"
+    elif schedule == "Align Your Steps" and not align_your_steps.is_known(base.architecture):
+        why = "Align Your Steps was measured for Stable Diffusion 1.5 and XL, not for this base"
+    else:
+        return []
+    values["schedule"] = None
+    return [f"{why}. Painting with the automatic schedule, not {schedule}."]
+
+
 # ---- checks ---------------------------------------------------------------------------------------
 
 
 def check_supported(base: Base, recipe: Paint) -> None:
     """Raise BadRecipe when the base cannot generate images of this size or with this scheduler."""
-    name = schedulers.scheduler_name(recipe.scheduler) if recipe.scheduler else ""
+    name = schedulers.split(recipe.scheduler)[0] if recipe.scheduler else ""
     if base.has_guidance_embedding and name not in ("", "LCM"):
         raise BadRecipe(
             f"'{base.name}' is a latent consistency model and paints with the LCM scheduler only, not "

@@ -28,6 +28,7 @@ def parameters(record: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
     return {
         "Steps": record["recipe"]["steps"],
         "Sampler": record["sampler"],
+        "Schedule type": record.get("schedule"),
         "CFG scale": f"{record['guidance']:g}",
         "Seed": record["seed"],
         "Clip skip": skip if (skip := record["recipe"].get("clip_skip", 1)) != 1 else None,

@@ -265,7 +265,7 @@ def _record(
     """How the images are made; `recipe` in it repeats them."""
     repeat = resolved
     if recipe.preset is None and preset.name == "quality":  # scheduler and guidance stay the base's defaults
-        update = {name: getattr(resolved, name) for name in ("steps", "points", "interval")}
+        update = {name: getattr(resolved, name) for name in ("steps", "points", "interval", "schedule")}
         if resolved.points and recipe.points is None:
             update["guidance"] = resolved.guidance
         repeat = recipe.model_copy(update=update)
@@ -280,6 +280,7 @@ def _record(
         },
         "preset": preset.name,
         "sampler": resolved.scheduler or "base default",
+        "schedule": resolved.schedule,
         "guidance": resolved.guidance,
         "adapters": {a.name: {"weight": weight, "sha256": a.sha256} for a, weight in adapters},
     }

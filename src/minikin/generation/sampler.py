@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from minikin.errors import OutOfMemory
-from minikin.generation import schedulers
+from minikin.generation import align_your_steps, schedulers
 from minikin.generation.conditioning_schedule import (
     ConditioningSchedule,
     StepConditioning,
@@ -195,14 +195,19 @@ def scheduler_for(base: Base, request: ImageRequest, levels: int | None = None) 
     """The request's scheduler, or a fresh copy of the base's; with `levels` noise levels or all."""
     name, preset = request.recipe.scheduler, request.preset
     if name is None:
-        return schedulers.copy_of(base.pipe.scheduler, levels)
+        return schedulers.copy_of(base.pipe.scheduler, levels, request.recipe.schedule)
     overrides = preset.config if name == preset.scheduler else None
-    return schedulers.build(name, base.pipe.scheduler, overrides, levels)
+    return schedulers.build(name, base.pipe.scheduler, overrides, levels, request.recipe.schedule)
 
 
 def start_of(base: Base, request: ImageRequest, strength: float = 1.0) -> StartStep:
     """Where sampling of a request starts at this strength."""
-    return start_step(request.steps, request.scheduler_class(base), strength, request.custom_timesteps)
+    custom: Sequence[int] | None = request.custom_timesteps
+    if request.recipe.schedule == "Align Your Steps":
+        custom = align_your_steps.timesteps(
+            base.architecture, request.steps, base.training_scheduler.alphas_cumprod
+        )
+    return start_step(request.steps, request.scheduler_class(base), strength, custom)
 
 
 def _latent_size(base: Base, request: ImageRequest) -> tuple[int, int]:

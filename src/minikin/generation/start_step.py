@@ -63,9 +63,10 @@ def start_step(n: int, scheduler: str, strength: float = 1.0, custom: Sequence[i
     most = N_TRAIN // schedulers.LCM_GRID if on_grid and not custom else N_TRAIN
     if n > most:
         raise BadRecipe(f"This scheduler paints in at most {most} steps, not {n}. Use fewer, or another one.")
-    if strength >= 1:
-        return StartStep(n, timesteps=tuple(custom) if custom else None, order=order, repeats=repeats)
     levels = max(1, round(strength * N_TRAIN))
+    if levels >= N_TRAIN:
+        steps = len(custom) if custom else n
+        return StartStep(steps, timesteps=tuple(custom) if custom else None, order=order, repeats=repeats)
     if custom:
         left = (levels - 1, *(t for t in custom if t < levels - 1))
         return StartStep(len(left), levels, left, max(0, len(custom) - len(left)), order, repeats)

@@ -14,7 +14,7 @@ from minikin.recipes.paint import Paint, with_sides
 SIDES = ("left", "right", "up", "down")
 _TIMES = re.compile(r"(\d+(?:\.\d+)?)x")
 # Options that belong to a preset: those of an image are dropped when another preset or base is chosen.
-PRESET_OPTIONS = ("preset", "steps", "guidance", "scheduler", "interval", "points", "force")
+PRESET_OPTIONS = ("preset", "steps", "guidance", "scheduler", "schedule", "interval", "points", "force")
 
 
 class Img2Img(Paint):

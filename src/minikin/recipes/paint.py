@@ -59,6 +59,11 @@ class Paint(Recipe):
     scheduler: str | None = Field(
         None, description="for example 'DPM++ 2M', 'Euler a', ddim; the base's by default"
     )
+    schedule: str | None = Field(
+        None,
+        description="noise schedule (A1111's Schedule type): karras, exponential, beta, sgm-uniform, simple, "
+        "normal, ddim, align-your-steps; automatic by default",
+    )
     size: str | None = Field(
         None, description="512 or 512x768 (width x height) in pixels; the base's by default"
     )

@@ -1,0 +1,81 @@
+"""Samplers of k-diffusion that diffusers has in parts: DPM++ 2S a, and DPM++ SDE with a seed for each image."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from diffusers import KDPM2AncestralDiscreteScheduler
+from diffusers.utils.torch_utils import randn_tensor
+from torch import Tensor
+
+
+class DPMPP2SAncestral(KDPM2AncestralDiscreteScheduler):  # type: ignore[misc]
+    """DPM-Solver++(2S) with ancestral noise: k-diffusion's `sample_dpmpp_2s_ancestral`.
+
+    Noise levels, midpoints and the first half of a step are those of diffusers' ancestral DPM2. In the second
+    half x0, predicted at the midpoint, replaces the derivative there (Lu et al. 2022, arXiv:2211.01095).
+    """
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: Any = None,
+        return_dict: bool = True,
+    ) -> Any:
+        if self.step_index is None or self.state_in_first_order:
+            return super().step(model_output, timestep, sample, generator=generator, return_dict=return_dict)
+        k = self.step_index - 1
+        sigma, middle = self.sigmas[k], self.sigmas_interpol[k]
+        if self.config.prediction_type == "epsilon":
+            x0 = sample - middle * model_output
+        else:  # v_prediction; ancestral DPM2 knows no third
+            x0 = sample / (middle**2 + 1) - model_output * middle / (middle**2 + 1) ** 0.5
+        share = self.sigmas_down[k] / sigma
+        noise = randn_tensor(
+            model_output.shape, dtype=model_output.dtype, device=model_output.device, generator=generator
+        )
+        stepped = share * self.sample + (1 - share) * x0 + noise * self.sigmas_up[k]
+        self.sample = None
+        self._step_index += 1
+        if not return_dict:
+            return stepped, x0
+        from diffusers.schedulers.scheduling_k_dpm_2_ancestral_discrete import (
+            KDPM2AncestralDiscreteSchedulerOutput,
+        )
+
+        return KDPM2AncestralDiscreteSchedulerOutput(prev_sample=stepped, pred_original_sample=x0)
+
+
+@cache
+def dpmpp_sde() -> Any:
+    """DPM++ SDE, whose noise depends on each image's own seed; diffusers' needs the package torchsde."""
+    from diffusers import DPMSolverSDEScheduler
+    from diffusers.schedulers.scheduling_dpmsolver_sde import BrownianTreeNoiseSampler
+
+    class DPMPPSDE(DPMSolverSDEScheduler):  # type: ignore[misc]
+        """diffusers' DPMSolverSDEScheduler with a generator for each image of the batch.
+
+        Stock draws one seed for the whole batch from PyTorch's global state, so no image could be repeated.
+        """
+
+        def step(
+            self,
+            model_output: Tensor,
+            timestep: Any,
+            sample: Tensor,
+            generator: Any = None,
+            return_dict: bool = True,
+        ) -> Any:
+            if self.noise_sampler is None and generator is not None:
+                generators = generator if isinstance(generator, list) else [generator] * len(sample)
+                seeds = [g.initial_seed() for g in generators]
+                levels = self.sigmas[self.sigmas > 0]
+                # a little wider than the noise levels, which rounding may put outside
+                low, high = 0.999 * float(levels.min()), 1.001 * float(levels.max())
+                self.noise_sampler = BrownianTreeNoiseSampler(sample, low, high, seeds)
+            return super().step(model_output, timestep, sample, return_dict=return_dict)
+
+    return DPMPPSDE
