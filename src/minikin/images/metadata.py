@@ -163,8 +163,7 @@ def recorded(texts: Mapping[str, str], name: str = "The image", source_type: str
             "does not write such images."
         )
     recipe = _own_record(texts.get(JSON_KEY, "{}"))
-    infotext = texts.get("parameters", "")
-    if infotext and not infotext.lstrip().startswith(("{", "[")):
+    if infotext := infotext_of(texts):
         return Recorded(recipe, *parse_parameters(infotext), source_type)
     record = other_tools.read(texts)
     if record is not None:
@@ -177,6 +176,20 @@ def recorded(texts: Mapping[str, str], name: str = "The image", source_type: str
             f"metadata was removed.{unread}"
         )
     return Recorded(recipe, source_type=source_type)
+
+
+def recorded_or_none(texts: Mapping[str, str]) -> Recorded | None:
+    """Metadata from the texts of an image; None for none, or too much."""
+    try:
+        return recorded(texts)
+    except BadPhoto:
+        return None
+
+
+def infotext_of(texts: Mapping[str, str]) -> str:
+    """A1111's infotext as it is in the texts of an image; "" for none, and for the JSON of other tools."""
+    text = texts.get("parameters", "")
+    return "" if text.lstrip().startswith(("{", "[")) else text
 
 
 def _own_record(text: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ KEYS = (
     "Software", "negative_prompt", "seed", "num_inference_steps", "guidance_scale", "sampler_name", "width",
     "height",
 )  # fmt: skip
+_EASY = KEYS[KEYS.index("negative_prompt") :]
 MAX_CHARACTERS = 1 << 20  # of one text; a workflow of ComfyUI may have some 100,000
 _EXIF_IFD, _USER_COMMENT, _DESCRIPTION, _XP_COMMENT = 0x8769, 0x9286, 0x010E, 0x9C9C
 _GENERATED = re.compile(r"(?:^|\s)Steps: *\d|^\s*\{")  # infotext or JSON, not the name of a camera
@@ -38,6 +39,10 @@ def texts_of(image: Image.Image) -> dict[str, str]:
         value = image.info.get(key)
         if isinstance(value, str) and len(value) <= MAX_CHARACTERS:
             texts[key] = value if isinstance(value, iTXt) else _of_utf8(value)
+    if not texts.get("Software", "").startswith("NovelAI"):  # also of editors and cameras
+        texts.pop("Comment", None), texts.pop("Software", None)
+    if "num_inference_steps" not in texts:  # not of Easy Diffusion
+        texts = {k: v for k, v in texts.items() if k not in _EASY}
     with suppress(*_BROKEN):  # EXIF that is none
         for text in _exif_texts(image):
             if match := _NODES.match(text):  # ComfyUI's nodes that save WebP and JPEG

@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from minikin.generation.output import LARGEST_MASK, parameters
 from minikin.images.encode import save_image
-from minikin.images.metadata import JSON_KEY, parameters_text, png_info
+from minikin.images.metadata import parameters_text, png_info, texts_of
 from minikin.images.photos import load_photos
 from minikin.images.xmp import NONE, source_type_of
 from minikin.recipes import Paint, Recipe
@@ -42,11 +42,10 @@ def _without_large_mask(facts: dict[str, Any]) -> dict[str, Any]:
 
 def _generation_texts(image: Image.Image) -> PngInfo | None:
     """The metadata that records how an image was generated; None where there is none."""
-    texts, info = {key: image.info.get(key) for key in ("parameters", JSON_KEY)}, PngInfo()
+    texts, info = texts_of(image), PngInfo()
     for key, text in texts.items():
-        if isinstance(text, str):
-            info.add_itxt(key, text)
-    return info if any(texts.values()) else None
+        info.add_itxt(key, text)
+    return info if texts else None
 
 
 def save_inputs(inputs: JobInputs) -> None:

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
-from minikin.images.metadata import parse_parameters
+from minikin.images.metadata import infotext_of, parameters_text, recorded_or_none, texts_of
 from minikin.server.api.a1111_fields import (
     MIN_STRENGTH,
     Img2Img,
@@ -141,12 +141,15 @@ async def set_options(request: Request, body: dict[str, Any]) -> None:
 @router.post("/png-info")
 @carries_images
 async def png_info(request: Request, body: dict[str, Any]) -> dict[str, Any]:
-    """The generation metadata of an image."""
+    """The generation metadata of an image; of other tools than A1111 as A1111 would write it."""
     image = await decoded(request, body.get("image"), "image")
-    text = str(image.info.get("parameters", ""))
-    prompt, negative, settings = parse_parameters(text)
-    parameters = {"Prompt": prompt, "Negative prompt": negative, **settings} if text else {}
-    return {"info": text, "items": {"parameters": text} if text else {}, "parameters": parameters}
+    texts = texts_of(image)
+    record = recorded_or_none(texts)
+    if record is None or not (record.prompt or record.settings):
+        return {"info": "", "items": texts, "parameters": {}}
+    parameters = {"Prompt": record.prompt, "Negative prompt": record.negative, **record.settings}
+    text = infotext_of(texts) or parameters_text(record.prompt, record.negative, record.settings)
+    return {"info": text, "items": {"parameters": text, **texts}, "parameters": parameters}
 
 
 # ---- requests and answers ----------------------------------------------------------------------

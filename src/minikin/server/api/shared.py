@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from minikin.images.metadata import parse_parameters
+from minikin.images.metadata import recorded_or_none, texts_of
 from minikin.server import job_types
 
 
@@ -25,8 +25,7 @@ def seed_of(seed: int | None) -> int:
 
 def prompts_or_recorded(prompt: str, negative: str | None, image: Image.Image) -> tuple[str, str]:
     """(prompt, negative prompt) of the request; without a prompt, those the image's metadata records."""
-    infotext = str(image.info.get("parameters", ""))
-    if prompt.strip() or not infotext:
+    record = None if prompt.strip() else recorded_or_none(texts_of(image))
+    if record is None or not record.prompt:
         return prompt, negative or ""
-    recorded, avoided, _ = parse_parameters(infotext)
-    return recorded, negative or avoided
+    return record.prompt, negative or record.negative
