@@ -73,8 +73,8 @@ KRITA = {  # auto-sd-paint-ext's inpainting, by A1111's names: a selection as ma
     "prompt": "a hat", "negative_prompt": "", "sampler_name": "Euler a", "steps": 4, "cfg_scale": 7.0,
     "seed": -1, "denoising_strength": 0.8, "inpainting_fill": 1, "inpaint_full_res": False,
     "inpaint_full_res_padding": 32, "inpainting_mask_invert": 0, "mask_blur": 4, "resize_mode": 1,
-    "tiling": False, "restore_faces": False, "batch_size": 1, "n_iter": 1, "script_name": None, "script_args": [], "do_not_save_grid": True,
-    "include_init_images": False, "width": 64, "height": 48,
+    "tiling": False, "restore_faces": False, "batch_size": 1, "n_iter": 1, "script_name": None,
+    "script_args": [], "do_not_save_grid": True, "include_init_images": False, "width": 64, "height": 48,
 }  # fmt: skip
 SWAGGER = {  # the example of A1111's own /docs, which people edit
     "prompt": "a cat", "negative_prompt": "", "styles": ["string"], "seed": -1, "subseed": -1,

@@ -5,9 +5,10 @@
     /v1/images/variations    multipart   -> refine, a little
     /v1/models                           the base, and `base:preset` for each preset that is ready
 
-Options that the API lacks come through `extra_body`, by vllm-omni's names: seed, num_inference_steps,
-guidance_scale, negative_prompt, concepts; and preset, scheduler, strength. Every item of `data` also has
-`seed`, `infotext` and `id`. An unknown field is an error.
+`openai_fields` says which fields are followed, and what is refused. Options that the API lacks come through
+`extra_body`, by vllm-omni's names: seed, num_inference_steps, guidance_scale, negative_prompt, concepts; and
+preset, scheduler, strength. Every item of `data` also has `seed`, `infotext` and `id`. An unknown field is an
+error.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import io
 import time
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, File, Request, Response, UploadFile
 from fastapi.responses import JSONResponse, StreamingResponse
 from PIL import Image
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
 from starlette.datastructures import UploadFile as Upload
@@ -31,11 +32,20 @@ from minikin.generation.content_filter import is_blocked, refusal
 from minikin.images import xmp
 from minikin.images.encode import Marking
 from minikin.recipes import first_sentence
-from minikin.server.api.shared import known_fields, prompts_or_recorded, seed_of
+from minikin.server.api.openai_fields import (
+    Generation,
+    Images,
+    check,
+    no_model,
+    ready_models,
+    recipe_fields,
+    warnings_of,
+)
+from minikin.server.api.openai_images import is_transparent, mask_from_alpha, of_size
+from minikin.server.api.shared import prompts_or_recorded
 from minikin.server.engine import JobInputs
 from minikin.server.errors import RequestRejected, error_body, invalid_field, sentence_of, status_of
 from minikin.server.http import (
-    Strict,
     StrictRoute,
     accepts_forms,
     b64,
@@ -53,66 +63,22 @@ from minikin.server.jobs import Job, JobRequest
 from minikin.server.service import Service
 
 router = APIRouter(prefix="/v1", tags=["openai"], route_class=StrictRoute)
-OPENAI_MODELS = (
-    "dall-e-2",
-    "dall-e-3",
-    "gpt-image-1",
-    "gpt-image-1-mini",
-    "gpt-image-1.5",
-    "chatgpt-image-latest",
-)
-EDIT_STRENGTH, VARIATION_STRENGTH = 0.75, 0.5
+EDIT_STRENGTH, FAITHFUL_STRENGTH, VARIATION_STRENGTH = 0.75, 0.5, 0.5  # faithful: input_fidelity high
 _SINCE = int(time.time())
-
-
-class Images(Strict):
-    """The fields of all three routes; those without a meaning here are accepted and ignored."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    prompt: str = Field("", max_length=32_000)
-    model: str | None = None
-    n: int | None = Field(None, ge=1, le=10)
-    size: str | None = None
-    response_format: Literal["url", "b64_json"] | None = None
-    output_format: Literal["png", "jpeg", "webp"] = "png"
-    output_compression: int | None = Field(None, ge=0, le=100)
-    quality: str | None = Field(None, description="low uses the fastest preset that is ready")
-    stream: bool = False
-    partial_images: int = Field(0, ge=0, le=3)
-    background: str | None = None
-    moderation: str | None = None
-    style: str | None = None
-    user: str | None = None
-    input_fidelity: str | None = None
-    seed: int | None = Field(None, ge=0, lt=2**63)
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    negative_prompt: str | None = None
-    preset: str | None = None
-    scheduler: str | None = None
-    strength: float | None = Field(None, ge=0, le=1)
-    concepts: dict[str, str] | list[str] = Field(default_factory=dict)
-
-
-class Generation(Images):
-    """/v1/images/generations."""
-
-    prompt: str = Field(max_length=32_000)
 
 
 @router.get("/models")
 async def models(request: Request) -> dict[str, Any]:
     """The base, alone and with each preset that is ready."""
     service = service_of(request)
-    names = await run_in_threadpool(_models, service)
+    names = await run_in_threadpool(ready_models, service)
     return {"object": "list", "data": [_model(service, n) for n in names]}
 
 
 @router.get("/models/{name:path}")
 async def model(request: Request, name: str) -> dict[str, Any]:
-    if name not in await run_in_threadpool(_models, service_of(request)):
-        raise _no_model(name, "")
+    if name not in await run_in_threadpool(ready_models, service_of(request)):
+        raise no_model(name, "")
     return _model(service_of(request), name)
 
 
@@ -139,12 +105,14 @@ async def edits(request: Request) -> Response:
     image, mask = files.get("image"), files.get("mask")
     if image is None:
         raise invalid_field("image", "image is missing.", code="missing_image")
-    alpha_source = mask or (image if _transparent(image) else None)
-    body.strength = EDIT_STRENGTH if body.strength is None else body.strength
-    if alpha_source is None:
-        return await _respond(request, "refine", body, {"image": image.convert("RGB")}, "image_edit")
-    inputs = {"image": image.convert("RGB"), "mask": mask_from_alpha(alpha_source, image.size)}
-    return await _respond(request, "inpaint", body, inputs, "image_edit")
+    alpha_source = mask or (image if is_transparent(image) else None)
+    if body.strength is None:
+        body.strength = FAITHFUL_STRENGTH if body.input_fidelity == "high" else EDIT_STRENGTH
+    inputs = {"image": image.convert("RGB")}
+    if alpha_source is not None:
+        inputs["mask"] = mask_from_alpha(alpha_source, image.size)
+    kind = "refine" if alpha_source is None else "inpaint"
+    return await _respond(request, kind, body, inputs, "image_edit")
 
 
 @router.post("/images/variations", response_class=JSONResponse)
@@ -162,59 +130,8 @@ async def variations(request: Request, image: UploadFile = File()) -> Response:
 # ---- requests ----------------------------------------------------------------------------------
 
 
-def recipe_fields(service: Service, kind: str, body: Images) -> dict[str, Any]:
-    """The recipe's fields for this request."""
-    preset = _preset(service, body)
-    fields: dict[str, Any] = {
-        "prompt": body.prompt, "negative": body.negative_prompt, "n": body.n or 1, "seed": seed_of(body.seed),
-        "steps": body.num_inference_steps, "guidance": body.guidance_scale, "preset": preset,
-        "scheduler": body.scheduler, "strength": body.strength or None,
-    }  # fmt: skip
-    if body.size and body.size != "auto" and kind == "paint":  # the others follow their image's size
-        fields["size"] = body.size
-    return known_fields(kind, fields)
-
-
-def mask_from_alpha(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """OpenAI's mask (transparent where to paint) as ours: white there, black elsewhere."""
-    if "A" not in image.getbands():
-        raise invalid_field(
-            "mask", "mask has no transparency; it is transparent where to paint.", code="invalid_mask"
-        )
-    if image.size != size:
-        message = (
-            f"mask has {image.width}x{image.height} pixels and image {size[0]}x{size[1]}; they must be equal."
-        )
-        raise invalid_field("mask", message, code="invalid_mask")
-    return image.getchannel("A").point(lambda a: 255 - a)
-
-
-def _transparent(image: Image.Image) -> bool:
-    return "A" in image.getbands() and image.getchannel("A").getextrema()[0] == 0
-
-
-def _preset(service: Service, body: Images) -> str | None:
-    """The preset of the model's name (`base:preset`) or of the field `preset`; the fastest for quality low."""
-    name = body.model or service.engine.name
-    if name not in OPENAI_MODELS and name != service.engine.name:
-        if name not in _models(service):
-            raise _no_model(name, f" Known: {', '.join(_models(service))}.")
-        return name.rpartition(":")[2]
-    if body.preset:
-        return body.preset
-    if body.quality == "low" and body.num_inference_steps is None:
-        fastest: str | None = service.engine.describe()["live"]
-        return fastest
-    return None
-
-
-def _no_model(name: str, hint: str) -> RequestRejected:
-    message = f"There is no model '{name[:80]}' here.{hint}"
-    return RequestRejected(message, status=404, code="model_not_found", param="model")
-
-
 async def _form(request: Request, names: tuple[str, ...]) -> tuple[Images, dict[str, Image.Image]]:
-    """The fields of a multipart request, and its images decoded; of several images the first."""
+    """The fields of a multipart request, and its images decoded."""
     service = service_of(request)
     form: FormData = await request.form()
     fields: dict[str, Any] = {}
@@ -227,9 +144,10 @@ async def _form(request: Request, names: tuple[str, ...]) -> tuple[Images, dict[
                 raise invalid_field(
                     name[:40], f"'{name[:40]}' is no file of this call.", code="unknown_parameter"
                 )
-            if name not in files:
-                data = await value.read(service.limits.image + 1)
-                files[name] = await decoded(request, data, name)
+            if name in files:
+                why = f"Several of {name} were sent, and one is edited here: send one, or one request for each."
+                raise invalid_field(name, why, code="too_many_images")
+            files[name] = await decoded(request, await value.read(service.limits.image + 1), name)
         elif name.startswith("concepts["):
             by_name[name[9:].rstrip("]")] = value
         else:
@@ -258,17 +176,21 @@ def _contents(body: Images) -> dict[str, str]:
 async def _respond(
     request: Request, kind: str, body: Images, images: dict[str, Image.Image] | None, event: str
 ) -> Response:  # fmt: skip
-    if body.stream and (body.n or 1) > 1:
-        raise invalid_field("n", "stream works for one image: n must be 1.")
-    fields = await run_in_threadpool(recipe_fields, service_of(request), kind, body)
+    service = service_of(request)
+    check(body)
+    fields = await run_in_threadpool(recipe_fields, service, kind, body)
+    notes = warnings_of(body, edits=images is not None)
+    if images:
+        images, note = await run_in_threadpool(of_size, images, body.size, service.engine.side, service.limits)
+        notes += [note] if note else []
     job_request = JobRequest(kind, client_of(request), "openai", blocking=True)
     inputs = JobInputs(images) if images else None
     job = await submit(request, job_request, fields, _contents(body), inputs)
+    job.notes += notes
     if body.stream:
         return StreamingResponse(_stream(request, job, body, event), media_type="text/event-stream")
     await wait_for_job(request, job)
     _check_filter(job)
-    service = service_of(request)
     files = await result_files(request, job, partial(_converted, body=body, marking=service.marking))
     as_url = (
         body.response_format or ("url" if (body.model or "").startswith("dall-e") else "b64_json")
@@ -286,7 +208,7 @@ async def _respond(
     size = f"{job.images[0].width}x{job.images[0].height}"
     return JSONResponse({
         "created": int(job.created), "data": data, "output_format": body.output_format, "size": size,
-        "usage": _usage(), "warnings": job.notes,
+        "quality": body.quality or "auto", "background": "opaque", "usage": _usage(), "warnings": job.notes,
         "concepts": {name: pinned.sha256 for name, pinned in job.prepared.concepts.items()},
     })  # fmt: skip
 
@@ -295,15 +217,13 @@ async def _stream(request: Request, job: Job, body: Images, event: str) -> Async
     """Up to `partial_images` previews, then the image; a client that disconnects cancels the job."""
     service = service_of(request)
     common = {"output_format": body.output_format, "quality": body.quality or "auto", "background": "opaque"}
-    sent = 0
+    sent, previews = 0, body.partial_images or 0
     try:
         async with job.watch() as changes:
             while not job.over:
                 await changes.next(10.0)
-                due = (sent + 1) * job.total / (body.partial_images + 1)
-                preview = (
-                    job.preview() if sent < body.partial_images and job.done >= due and not job.over else None
-                )
+                due = (sent + 1) * job.total / (previews + 1)
+                preview = job.preview() if sent < previews and job.done >= due and not job.over else None
                 if preview is not None:
                     data = await run_in_threadpool(_encoded, preview, body, service.marking.unsigned)
                     yield sse(f"{event}.partial_image", {
@@ -358,11 +278,6 @@ def _usage() -> dict[str, Any]:
     """OpenAI's token counts, all zero: there are none here."""
     details = {"image_tokens": 0, "text_tokens": 0}
     return {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "input_tokens_details": details}
-
-
-def _models(service: Service) -> list[str]:
-    base = service.engine.name
-    return [base, *(f"{base}:{p['name']}" for p in service.engine.describe()["presets"] if p.get("ready"))]
 
 
 def _model(service: Service, name: str) -> dict[str, Any]:
