@@ -194,9 +194,9 @@ def test_clip_skip_is_recorded_and_read_back(cli: Any, tmp_path: Path) -> None:
     args = ("paint", PROMPT, "--steps", "1", "--seed", "3")
     assert cli(*args, "--clip-skip", "2", "--out", "two.png")[0] == 0
     assert cli(*args, "--out", "one.png")[0] == 0
-    one, two = (metadata.read(f"{name}.png") for name in ("one", "two"))
-    assert two.settings["Clip skip"] == "2" and "Clip skip" not in one.settings
-    assert two.recipe["recipe"]["clip_skip"] == 2 and one.recipe["recipe"]["clip_skip"] == 1
+    plain, skipped = (metadata.read(f"{name}.png") for name in ("one", "two"))
+    assert skipped.settings["Clip skip"] == "2" and "Clip skip" not in plain.settings
+    assert skipped.recipe["recipe"]["clip_skip"] == 2 and plain.recipe["recipe"]["clip_skip"] == 1
     assert Image.open("one.png").tobytes() != Image.open("two.png").tobytes()
     code, out, _ = cli("redo", "two.png", "--out", "again.png")
     assert code == 0 and "identical" in out

@@ -153,8 +153,8 @@ def conditionings(
     n = len(before) if guided else 0
     by_prompt = dict(zip(packed[n:], rows[n:], strict=True))
     by_negative = dict(zip(before, rows[:n], strict=False))
-    wanted = [None if zeros else p for p in negatives or [request.negative] * len(prompts)]
-    return tuple(by_prompt[p] for p in prompts), tuple(by_negative[p] for p in wanted) if guided else ()
+    each_negative = [None if zeros else p for p in negatives or [request.negative] * len(prompts)]
+    return tuple(by_prompt[p] for p in prompts), tuple(by_negative[p] for p in each_negative) if guided else ()
 
 
 def merge_schedules(schedules: Sequence[ConditioningSchedule]) -> ConditioningSchedule:

@@ -22,7 +22,7 @@ from minikin.errors import BadRecipe, extra
 from minikin.generation import align_your_steps, schedulers
 from minikin.models import presets
 from minikin.models.base import Base
-from minikin.models.foreign_syntax import shown
+from minikin.models.foreign_syntax import excerpt
 from minikin.models.presets import Preset, Source
 from minikin.models.prompt import ConceptUse, Prompt
 from minikin.models.text import MAX_CHUNKS
@@ -277,7 +277,7 @@ def check_supported(base: Base, recipe: Paint) -> None:
 def _listed(words: Sequence[str]) -> str:
     """The first few words, quoted."""
     more = len(words) - MAX_LISTED
-    return ", ".join(f"'{shown(w)}'" for w in words[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(f"'{excerpt(w)}'" for w in words[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
 def cautions(

@@ -21,10 +21,10 @@ _BEGIN_A_PHRASE = frozenset(
     without within like as than vs versus plus for about beyond among amid per via atop underneath beneath
     is are was were be become becomes has have had having meets sees loves hugs holds rides wears eats kisses
     chases watches shows depicts features contains includes not only just also then while where when
-    showing depicting featuring containing including holding hugging riding wearing carrying chasing eating
+    showing depicting featuring containing including holding hugging riding carrying chasing eating
     watching petting feeding kissing facing following meeting greeting touching fighting pushing pulling leading
     walking painting drawing photographing surrounding being""".split()
-)
+) | {"wearing"}  # word: a word of prompts
 
 
 def article(word: str) -> str:

@@ -1,11 +1,11 @@
-"""Prompt syntax of other tools that is not followed: found, and said in one note each."""
+"""Prompt syntax of other tools that is not followed: match, and said in one note each."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 
-SHOWN = 40  # characters of what was found
+MAX_EXCERPT = 40  # characters of the prompt in a note
 _INVOKE = "InvokeAI's weight and is not followed: it is painted as words. Write (word:1.2)"
 _WORDS = "is not followed: it is painted as words"
 
@@ -35,15 +35,15 @@ _SYNTAX = tuple(
 
 def notes(source: str) -> Iterator[str]:
     """One sentence for each kind of foreign syntax in a prompt, with the first place where it stands."""
-    said = set()
+    kinds = set()
     for pattern, sentence in _SYNTAX:
-        found = pattern.search(source)
-        if found and sentence not in said:
-            said.add(sentence)
-            yield f"'{shown(found.group())}' is {sentence}."
+        match = pattern.search(source)
+        if match and sentence not in kinds:
+            kinds.add(sentence)
+            yield f"'{excerpt(match.group())}' is {sentence}."
 
 
-def shown(text: str) -> str:
+def excerpt(text: str) -> str:
     """A piece of a prompt for a message: on one line, not too long."""
     line = " ".join(text.split())
-    return line if len(line) <= SHOWN else f"{line[: SHOWN - 3]}..."
+    return line if len(line) <= MAX_EXCERPT else f"{line[: MAX_EXCERPT - 3]}..."

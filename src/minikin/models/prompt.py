@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from minikin.errors import BadRecipe, UnknownName
 from minikin.models import foreign_syntax, prompt_editing, prompt_tags
 from minikin.models.articles import article, needs_article
-from minikin.models.foreign_syntax import shown
+from minikin.models.foreign_syntax import excerpt
 from minikin.models.prompt_editing import Edits
 from minikin.models.prompt_tags import FOREIGN, number, read_lora, read_tag
 from minikin.models.regions import Box, parse_box
@@ -140,8 +140,8 @@ def parse(source: str, categories: Mapping[str, str]) -> Prompt:
         return _read(source, categories)
     end, every = _read(edits.end(), categories), _read(edits.every(), categories)
     never = (
-        f"'{shown(edit)}' is prompt editing and adds its words after the last step, never. A weight is written "
-        "(word:1.2)."
+        f"'{excerpt(edit)}' is prompt editing and adds its words after the last step, never. A weight is "
+        "written (word:1.2)."
         for edit in edits.never()
     )
     return replace(
@@ -159,10 +159,10 @@ def _read(source: str, categories: Mapping[str, str]) -> Prompt:
     """Parse a prompt that is the same in every step."""
     reader = _Reader(source, categories)
     text, left_out = _EMBEDDING.subn("", source)
-    if left_out and (found := _EMBEDDING.search(source)):
+    if left_out and (match := _EMBEDDING.search(source)):
         reader.removed = True
         reader.note(
-            f"'{shown(found.group())}' is ComfyUI's syntax and is left out: import the embedding (`minikin "
+            f"'{excerpt(match.group())}' is ComfyUI's syntax and is left out: import the embedding (`minikin "
             "import`) and write <name>."
         )
     for m in _TOKEN.finditer(text):
@@ -265,20 +265,20 @@ class _Reader:
             self._concept(tag, text)
         else:
             self.removed = True
-            self.note(f"'<{shown(text)}>' is left out: {FOREIGN[tag.kind]}.")
+            self.note(f"'<{excerpt(text)}>' is left out: {FOREIGN[tag.kind]}.")
 
     def _lora(self, lora: prompt_tags.LoraUse) -> None:
         self.removed = True
         self.loras.append(lora)
         if lora.unread:
-            self.note(f"'{shown(', '.join(lora.unread))}' of LoRA '{shown(lora.name)}' is not followed.")
+            self.note(f"'{excerpt(', '.join(lora.unread))}' of LoRA '{excerpt(lora.name)}' is not followed.")
 
     def _concept(self, tag: prompt_tags.Tag, text: str) -> None:
         name, (first, *more) = tag.name, tag.arguments or ("",)
         point = first if first in POINT_NAMES else ""
         has_strength = bool(first) and not point
         if more:
-            raise BadRecipe(f"<{shown(text)}> has more than one strength; write <tom:0.8>.")
+            raise BadRecipe(f"<{excerpt(text)}> has more than one strength; write <tom:0.8>.")
         amount = number(first, text) if has_strength else 1.0
         name, at, region = (part.strip() for part in name.partition("@"))
         if name not in self.categories:
@@ -323,9 +323,9 @@ class _Reader:
         """Notes for what is painted as words and was probably not meant so."""
         plain = _without_tags(self.source)
         for pattern, kind in ((_UNCLOSED, "closed"), (_UNOPENED, "opened")):
-            if found := pattern.search(plain):
-                self.note(f"'{found.group()}' is not {kind} and is painted as words: write <{found[1]}>.")
-        if found := _AND.search(self.source):
+            if match := pattern.search(plain):
+                self.note(f"'{match.group()}' is not {kind} and is painted as words: write <{match[1]}>.")
+        if match := _AND.search(self.source):
             self.note(
                 "'AND' is A1111's way to combine several prompts and is not followed: all is one prompt, with "
                 "the word 'and'."

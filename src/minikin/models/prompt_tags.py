@@ -65,14 +65,14 @@ def read_lora(tag: Tag, text: str) -> LoraUse:
     Raises BadRecipe for a weight that is no number.
     """
     positional = [a for a in tag.arguments if "=" not in a]
-    named = {k.strip(): v for k, _, v in (a.partition("=") for a in tag.arguments if "=" in a)}
+    by_name = {k.strip(): v for k, _, v in (a.partition("=") for a in tag.arguments if "=" in a)}
     unread = [a for a in positional[1:] if a and not _NUMBER.fullmatch(a)]
     weights = [a for a in positional if a and a not in unread]
-    unread += [*weights[2:], *(f"{k}={v}" for k, v in named.items() if k not in ("te", "unet"))]
+    unread += [*weights[2:], *(f"{k}={v}" for k, v in by_name.items() if k not in ("te", "unet"))]
     text_weight = number(weights[0], text) if weights else 1.0
-    text_weight = number(named["te"], text) if "te" in named else text_weight
+    text_weight = number(by_name["te"], text) if "te" in by_name else text_weight
     weight = number(weights[1], text) if len(weights) > 1 else text_weight
-    weight = number(named["unet"], text) if "unet" in named else weight
+    weight = number(by_name["unet"], text) if "unet" in by_name else weight
     return LoraUse(tag.name, weight, text_weight, tuple(unread))
 
 
