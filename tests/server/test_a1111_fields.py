@@ -98,7 +98,7 @@ def test_sillytavern(server: Served) -> None:
     assert len(answer["images"]) == 1 and info["clip_skip"] == 2 and info["sampler_name"] == "DPM++ 2M"
     assert info["extra_generation_params"] == {"Schedule type": "Karras"}
     assert warnings == [
-        "The noise schedule is Karras, as scheduler says.", "The prompt is read with clip skip 2.",
+        "scheduler asks for the noise schedule Karras.", "The prompt is read with clip skip 2.",
     ]  # fmt: skip
     assert "localhost" not in answer["info"] and "auth" not in json.dumps(answer["parameters"])
     with server.client() as c:
@@ -120,7 +120,7 @@ def test_sillytavern(server: Served) -> None:
 def test_open_webui(server: Served) -> None:
     answer, _, _, warnings = asked(server, "txt2img", OPEN_WEBUI)
     assert len(answer["images"]) == 2
-    assert warnings == ["The noise schedule is Karras, as scheduler says."]
+    assert warnings == ["scheduler asks for the noise schedule Karras."]
 
 
 def test_krita(server: Served) -> None:
@@ -313,3 +313,14 @@ def test_masks_of_every_kind() -> None:
     assert mask_of(opaque, size, invert=False).getpixel((0, 0)) == 255
     assert mask_of(Image.new("RGB", size), size, invert=True).getpixel((0, 0)) == 255
     assert mask_of(Image.new("L", (4, 4), 255), size, invert=False).size == size
+
+
+@pytest.mark.parametrize("mask", [None, Image.new("L", (3000, 1500), 255)])
+def test_photos_beyond_the_limits_are_scaled(server: Served, mask: Image.Image | None) -> None:
+    """With their mask; where no width and height say how large."""
+    body = {"prompt": "a cat", "init_images": [sent(plain(size=(3000, 1500)), "JPEG")], "steps": 1}
+    body |= {"mask": sent(mask)} if mask else {}
+    _, _, inputs, (warning,) = asked(server, "img2img", body)
+    assert {image.size for image in inputs.values()} == {
+        (128, 64)
+    } and "3000x1500 was scaled to 128x64" in warning

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -281,3 +282,21 @@ def test_slow_images_of_one_client_keep_no_other_waiting(server: Served, monkeyp
     for thread in many:
         thread.join(30)
     assert set(answers) <= {200, 503}, "503 where a busy machine decodes for longer than the rest waits"
+
+
+def test_bodies_of_all_requests_fit_into_memory(tmp_path: Path) -> None:
+    """512 connections with 32 MiB each are 16 GiB. One key gets half, and what has ended counts no more."""
+    keys = ("the-first-key-of-two", "the-second-key-of-two")
+    with served(FakeEngine(), tmp_path / "s", limits=Limits(bodies=400_000), keys=keys) as s:
+        guard: Any = s.server.config.app
+
+        def sent(size: int) -> int:
+            with s.client(headers={"X-API-Key": keys[0]}) as c:
+                return c.post("/api/recipe", files={"file": b"x" * size}).status_code
+
+        assert [sent(150_000) for _ in range(3)] == [415] * 3, "one after the other"
+        assert sent(250_000) == 503, "more than half of it"
+        guard._bodies["another key"] = 300_000  # of its requests under way
+        assert [sent(150_000), sent(50_000)] == [503, 415]
+        del guard._bodies["another key"]
+        assert sent(150_000) == 415 and not guard._bodies

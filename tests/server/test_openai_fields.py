@@ -179,9 +179,9 @@ def test_values_that_are_not_done_are_refused(
 @pytest.mark.parametrize(
     "parameters",
     [{"background": "opaque"}, {"background": "auto"}, {"quality": "auto"}, {"quality": "low"},
-     {"size": "auto"}, {"quality": "standard"}, {"moderation": "auto"}, {"output_compression": 100}, {"user": "me"},
-     {"n": 1}, {"output_format": "jpeg", "output_compression": 0}, {"output_format": "webp", "output_compression": 100},
-     {"partial_images": 0}, {"stream": False}],
+     {"size": "auto"}, {"quality": "standard"}, {"moderation": "auto"}, {"output_compression": 100},
+     {"user": "me"}, {"n": 1}, {"output_format": "jpeg", "output_compression": 0}, {"partial_images": 0},
+     {"output_format": "webp", "output_compression": 100}, {"stream": False}],
 )  # fmt: skip
 def test_neutral_and_followed_values_pass(theirs: openai.OpenAI, parameters: dict[str, Any]) -> None:
     reply = theirs.images.generate(prompt="a cat", **parameters)

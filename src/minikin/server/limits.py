@@ -18,6 +18,7 @@ class Limits:
 
     body: int = 32 * MIB
     text_body: int = MIB  # where no image travels
+    bodies: int = 1024 * MIB  # of all requests at work, half of it for one key
     parts: int = 64  # files of a multipart body, and as many fields
     receive_s: float = 15.0  # for a head; for a body, and one more second for every RECEIVE_RATE bytes
     send_s: float = 60.0  # without a byte of an answer being taken

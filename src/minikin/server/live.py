@@ -33,6 +33,7 @@ from minikin.server.service import Service
 from minikin.stream import stream
 
 router = APIRouter(prefix="/api", tags=["native"])
+MAX_NAMED = 64  # concepts by content in one session
 _EXECUTOR = ThreadPoolExecutor(
     1, thread_name_prefix="minikin-live"
 )  # the engine generates one batch at a time anyway
@@ -116,6 +117,8 @@ def _changed(run: Live, text: str, concepts: dict[str, str]) -> str:
             raise BadRecipe("concepts and strengths are JSON objects, by name.")
         if strengths and not all(isinstance(v, int | float) and 0 <= v <= 2 for v in strengths.values()):
             raise BadRecipe("A strength lies between 0 and 2; 1 is as taught.")
+        if len(concepts | hashes) > MAX_NAMED:
+            raise BadRecipe(f"A live session names at most {MAX_NAMED} concepts by content.")
         concepts.update({str(k): str(v) for k, v in hashes.items()})
         run.change(strengths, **changes)
     except MinikinError as e:

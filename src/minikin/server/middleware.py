@@ -22,6 +22,7 @@ import os
 import re
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -32,7 +33,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minikin.errors import BadRecipe, MinikinError
 from minikin.server import errors, metrics
-from minikin.server.admission import LOCAL
+from minikin.server.admission import LOCAL, key_of, most_of_key
 from minikin.server.errors import RequestRejected
 from minikin.server.limits import RECEIVE_RATE, Limits
 
@@ -113,6 +114,7 @@ class AccessMiddleware:
         self.keys = [k.encode() for k in keys]
         self.hosts = {*LOOPBACK, *hosts}
         self.origins = set(origins)
+        self._bodies: Counter[str] = Counter()  # bytes of requests at work, by key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -218,6 +220,7 @@ class AccessMiddleware:
         self, scope: Scope, receive: Receive, send: Send, request_id: str, headers: dict[str, str]
     ) -> None:
         started = ended = False
+        client = scope["state"]["client"]
         received, since, with_defaults_of = 0, time.monotonic(), False
 
         async def receive_limited() -> Message:
@@ -231,7 +234,8 @@ class AccessMiddleware:
                 raise BodyRejected(
                     RequestRejected("The body did not arrive in time.", status=408, code="receive_timeout")
                 ) from None
-            received += len(message.get("body", b""))
+            received += (n := len(message.get("body", b"")))
+            self._hold(client, n)
             with_defaults_of = message["type"] != "http.request" or not message.get("more_body", False)
             if received > self.limits.body:
                 raise BodyRejected(self._too_large())
@@ -262,6 +266,17 @@ class AccessMiddleware:
             if started:
                 raise
             await self._reject(e, scope, receive, send_with_headers, request_id)
+        finally:
+            self._bodies[key_of(client)] -= received
+            self._bodies += Counter()  # forgets keys that hold nothing
+
+    def _hold(self, client: str, size: int) -> None:
+        """Count a part of a body, which stays in memory until its request ends. Raises BodyRejected (503)."""
+        key, most = key_of(client), self.limits.bodies
+        self._bodies[key] += size
+        if self._bodies.total() > most or self._bodies[key] > most_of_key(most, key):
+            message = "The server holds too many large requests at the moment; try again."
+            raise BodyRejected(RequestRejected(message, status=503, code="busy", retry_s=5))
 
     async def _reject(
         self, e: MinikinError, scope: Scope, receive: Receive, send: Send, request_id: str

@@ -28,6 +28,7 @@ from minikin.server.api.a1111_fields import (
 )
 from minikin.server.api.a1111_images import filled, flat, mask_of, resized
 from minikin.server.api.a1111_options import names_of
+from minikin.server.api.openai_images import of_size
 from minikin.server.api.shared import known_fields, prompts_or_recorded
 from minikin.server.engine import JobInputs
 from minikin.server.errors import RequestRejected, invalid_field
@@ -49,6 +50,7 @@ from minikin.server.service import Service
 
 router = APIRouter(prefix="/sdapi/v1", tags=["a1111"], route_class=StrictRoute)
 ORIGINAL = 1  # `inpainting_fill`
+Inputs = tuple[dict[str, Image.Image], list[str]]  # of one job: its images, and notes on them
 
 
 @router.post("/txt2img", response_class=JSONResponse)
@@ -73,7 +75,8 @@ async def img2img(request: Request, body: Img2Img) -> Response:
     images = [await decoded(request, text, "init_images") for text in body.init_images]
     body.prompt, body.negative_prompt = prompts_or_recorded(body.prompt, body.negative_prompt, images[0])
     mask = None if body.mask is None else await decoded(request, body.mask, "mask")
-    inputs = await run_in_threadpool(lambda: [_inputs(body, image, mask) for image in images])
+    service = service_of(request)
+    inputs = await run_in_threadpool(lambda: [_inputs(service, body, image, mask) for image in images])
     # A1111's 0 changes nothing; here at least one step runs
     strength = 0.75 if body.denoising_strength is None else body.denoising_strength
     extra: dict[str, Any] = {"strength": max(MIN_STRENGTH, strength)}
@@ -83,14 +86,27 @@ async def img2img(request: Request, body: Img2Img) -> Response:
     return await _answer(request, kind, body, extra, inputs)
 
 
-def _inputs(body: Img2Img, image: Image.Image, mask: Image.Image | None) -> dict[str, Image.Image]:
-    """The images of one job: resized, and with a mask filled, as the request says."""
-    image = flat(image)
+def _inputs(
+    service: Service, body: Img2Img, image: Image.Image, mask: Image.Image | None
+) -> tuple[dict[str, Image.Image], list[str]]:
+    """The images of one job: resized, and with a mask filled, as the request says; and notes on that."""
+    images = {"image": flat(image)}
+    if mask is None and body.width and body.height:
+        return {"image": resized(images["image"], (body.width, body.height), body.resize_mode or 0)}, []
+    if mask is not None:
+        images["mask"] = mask_of(mask, image.size, invert=bool(body.inpainting_mask_invert))
+    images, note = of_size(images, None, service.engine.side, service.limits)
+    notes = [note] if note else []
     if mask is None:
-        size = (body.width or image.width, body.height or image.height)
-        return {"image": resized(image, size, body.resize_mode or 0)}
-    grey = mask_of(mask, image.size, invert=bool(body.inpainting_mask_invert))
-    return {"image": image if body.inpainting_fill == ORIGINAL else filled(image, grey), "mask": grey}
+        return images, notes
+    size = images["image"].size
+    if body.width and body.height and size != (body.width, body.height):
+        notes.append(
+            f"An inpainted image keeps its size, {size[0]}x{size[1]}: width and height are not done here."
+        )
+    if body.inpainting_fill != ORIGINAL:
+        images["image"] = filled(images["image"], images["mask"])
+    return images, notes
 
 
 @router.get("/progress")
@@ -156,7 +172,7 @@ async def png_info(request: Request, body: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _answer(
-    request: Request, kind: str, body: Txt2Img, extra: dict[str, Any], inputs: list[dict[str, Image.Image]]
+    request: Request, kind: str, body: Txt2Img, extra: dict[str, Any], inputs: list[Inputs]
 ) -> Response:  # fmt: skip
     """The images of one job, or of one job for each of several init images."""
     service = service_of(request)
@@ -164,12 +180,12 @@ async def _answer(
     jobs: list[Job] = []
     last: list[str] = []
     try:
-        for values, images in _work(service, fields, inputs):
+        for values, (images, notes) in _work(service, fields, inputs):
             job_request = JobRequest(kind, client_of(request), "a1111", body.force_task_id or "", blocking=True)
             job = await submit(
                 request, job_request, values, body.concepts, JobInputs(images) if images else None
             )
-            job.notes += [*notes_on(body, values), *_size_notes(kind, body, images)] if not jobs else []
+            job.notes += [*notes_on(body, values), *notes]
             jobs.append(job)
         for job in jobs:
             try:
@@ -192,11 +208,11 @@ async def _answer(
 
 
 def _work(
-    service: Service, fields: dict[str, Any], inputs: list[dict[str, Image.Image]]
-) -> list[tuple[dict[str, Any], dict[str, Image.Image]]]:
+    service: Service, fields: dict[str, Any], inputs: list[Inputs]
+) -> list[tuple[dict[str, Any], Inputs]]:
     """The jobs of a request: one, or one for each image and each repetition, with seeds in this order."""
     if len(inputs) < 2:
-        return [(fields, inputs[0] if inputs else {})]
+        return [(fields, inputs[0] if inputs else ({}, []))]
     n, most = fields.get("n", 1), service.limits.images
     if n > most:
         raise invalid_field("batch_size", f"batch_size: this server takes at most {most} images a request.")
@@ -209,16 +225,6 @@ def _work(
         (fields | {"n": 1, "seed": fields["seed"] + k * len(inputs) + i}, images)
         for k in range(repetitions) for i, images in enumerate(inputs)
     ]  # fmt: skip
-
-
-def _size_notes(kind: str, body: Txt2Img, images: dict[str, Image.Image]) -> list[str]:
-    """A warning where the size that was sent is not the image's."""
-    if kind != "inpaint" or not body.width or not body.height:
-        return []
-    size = images["image"].size
-    if size == (body.width, body.height):
-        return []
-    return [f"An inpainted image keeps its size, {size[0]}x{size[1]}: width and height are not done here."]
 
 
 def _info(jobs: list[Job], fields: dict[str, Any]) -> str:

@@ -187,7 +187,7 @@ def notes_on(body: Txt2Img, followed: Mapping[str, Any]) -> list[str]:
     """
     fields, notes = body.model_extra or {}, []
     if (schedule := followed.get("schedule")) and schedule.lower() != "automatic":
-        notes.append(f"The noise schedule is {schedule}, as scheduler says.")
+        notes.append(f"scheduler asks for the noise schedule {schedule}.")
     if followed.get("clip_skip", 1) != 1:
         notes.append(f"The prompt is read with clip skip {followed['clip_skip']}.")
     for name, (what, neutral) in NOT_DONE.items():
