@@ -165,20 +165,23 @@ def test_any_heap_of_syntax_parses_or_is_refused_in_words(source: str) -> None:
     "_" * 30_000, "{" * 30_000, "+" * 30_000, ")+" * 15_000, "BREAK " * 5_000, "embedding:" * 3_000,
 ])  # fmt: skip
 def test_linear_time(hostile: str) -> None:
-    """Ten times the length may not cost much more than ten times the time (guards against ReDoS)."""
+    """Ten times the length may not cost much more than ten times the time (guards against ReDoS).
+
+    The time is this thread's on the processor, not the clock's: a busy machine changes nothing.
+    """
 
     def cost(text: str) -> float:
         best = 1e9
         for _ in range(3):
-            t = time.perf_counter()
+            t = time.thread_time()
             try:
                 parse(text, {})
             except BadRecipe:
                 pass
-            best = min(best, time.perf_counter() - t)
+            best = min(best, time.thread_time() - t)
         return best
 
-    assert cost(hostile) < 60 * max(cost(hostile[: len(hostile) // 10]), 2e-4)
+    assert cost(hostile) < 60 * max(cost(hostile[: len(hostile) // 10]), 2e-3)
 
 
 # ---- A1111's further syntax -----------------------------------------------------------------------
@@ -259,6 +262,8 @@ def test_an_edited_prompt_is_that_of_its_end() -> None:
 def test_edits_are_bounded() -> None:
     with pytest.raises(BadRecipe, match="nested more than 20 deep"):
         parse("[" * 25 + "a" + ":0.5]" * 25, {})
+    with pytest.raises(BadRecipe, match="8500 characters; one with prompt editing"):
+        parse("[a|b] " + "c" * 8494, {})
     many = prompt_editing.read("[" + "|".join(f"w{k}" for k in range(30)) + "]")
     assert many
     with pytest.raises(BadRecipe, match="more than 24 different prompts"):

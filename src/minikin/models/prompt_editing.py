@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from minikin.errors import BadRecipe
 
 MAX_STAGES = 24  # different prompts of one image: each has keys and values of its own
+MAX_EDITED = 8_000  # characters of a prompt with edits, which is parsed once for each of them
 MAX_DEPTH = 20  # of edits in edits
 MAX_SQUARE = 100  # open square brackets; further ones are characters, so that reading takes linear time
 MAX_NUMBER = 1e6
@@ -146,7 +147,7 @@ class _Square:
 def read(source: str) -> Edits | None:
     """The edits of a prompt; None if it has none, and is the same in every step.
 
-    Raises BadRecipe for edits that are nested deeper than MAX_DEPTH.
+    Raises BadRecipe for edits that are nested deeper than MAX_DEPTH, and in a prompt longer than MAX_EDITED.
     """
     if "[" not in source or not (":" in source or "|" in source):
         return None
@@ -169,6 +170,11 @@ def read(source: str) -> Edits | None:
     text = (*squares[0].parts[0], *(part for square in squares[1:] for part in square.literal()))
     if not any(isinstance(part, Edit) for part in text):
         return None
+    if len(source) > MAX_EDITED:
+        raise BadRecipe(
+            f"The prompt has {len(source)} characters; one with prompt editing, [a:b:0.5] or [a|b], may have "
+            f"{MAX_EDITED}. Shorten it, or write \\[ for a plain bracket."
+        )
     _check_depth(text)
     return Edits(text)
 

@@ -7,6 +7,7 @@ import re
 from minikin.models.base import Base
 
 SMALL_VOCABULARY = 10_000  # entries; a smaller one was built from the base's captions and has their words whole
+MAX_WORDS = 200  # of a text that are looked up
 MIN_TOKENS, MAX_LETTERS = 3, 2.0  # a word of at least so many tokens, of at most so many letters on average
 
 
@@ -18,7 +19,7 @@ def unknown_words(base: Base, text: str) -> list[str]:
     to 8 random letters 74 %. The 3,584 entries of tiny contain every word of its captions, so it doubts any
     word of several tokens. Words with digits are left alone ("3d", "8k").
     """
-    words = dict.fromkeys(re.findall(r"[^\W_]+", text))
+    words = list(dict.fromkeys(re.findall(r"[^\W_]+", text)))[:MAX_WORDS]
     return [w for w in words if not any(c.isdigit() for c in w) and _is_split(base, w)]
 
 
