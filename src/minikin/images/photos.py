@@ -188,11 +188,7 @@ class _Listing:
 
 def _load(path: Path, listed: _Listing) -> Photo:
     image = open_image(path)
-    mask = None
-    if "A" in image.getbands():
-        alpha = np.asarray(image.getchannel("A"), np.float32) / 255
-        if alpha.min() < 0.99:
-            mask = alpha
+    mask = alpha_mask(image)
     rgb = np.asarray(on_white(image)).copy()
     if beside := listed.mask(path):
         mask = _mask(beside, rgb.shape[:2])
@@ -272,6 +268,14 @@ def _mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
     if grey.size != (width, height):
         grey = grey.resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(grey, np.float32) / 255
+
+
+def alpha_mask(image: Image.Image) -> np.ndarray | None:
+    """The alpha channel (H, W) in [0, 1]; None where there is none, or it is opaque everywhere."""
+    if "A" not in image.getbands():
+        return None
+    alpha = np.asarray(image.getchannel("A"), np.float32) / 255
+    return alpha if alpha.min() < 0.99 else None
 
 
 def grey_of_mask(image: Image.Image) -> Image.Image:

@@ -38,8 +38,9 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 sys.path.insert(0, root)
 import json
 from minikin.images import pixels as reader
+data = sys.stdin.buffer.read()
 try:
-    got = reader.decode(sys.stdin.buffer.read(), pixels, least, reader.PHONE)
+    got = reader.decode(data, pixels, least, reader.PHONE)
 except reader.Refused as e:
     sys.stderr.write(e.code)
     sys.exit(3)

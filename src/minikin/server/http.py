@@ -7,6 +7,7 @@ import base64
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar, get_args
 
 from fastapi import HTTPException, Request, Response
@@ -157,10 +158,15 @@ def parse_json(body: bytes) -> Any:
         raise HTTPException(400, f"The body is not valid JSON: {e}.") from None
 
 
-async def decoded(request: HTTPConnection, data: bytes | str | None, what: str) -> Image.Image:
-    """An image of a request, from bytes or from base64; clients take turns. Raises RequestRejected."""
+async def decoded(
+    request: HTTPConnection, data: bytes | str | None, what: str, *, still: bool = False
+) -> Image.Image:
+    """An image of a request, from bytes or from base64; clients take turns. Raises RequestRejected.
+
+    still  reject an animated image in bytes, of which otherwise the first frame is read
+    """
     service = service_of(request)
-    read: Any = decode.decode if isinstance(data, bytes) else decode.from_base64
+    read: Any = partial(decode.decode, still=still) if isinstance(data, bytes) else decode.from_base64
     async with service.decoding.turn(client_of(request)):
         image: Image.Image = await run_in_threadpool(read, data, what, service.limits)
     return image

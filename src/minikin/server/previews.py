@@ -8,6 +8,7 @@ from fastapi import APIRouter, File, Form, Request, Response, UploadFile
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
+from minikin.generation.recorded_fields import recipe_fields
 from minikin.images import xmp
 from minikin.images.metadata import Recorded, recorded, texts_of
 from minikin.perfusion.concept import check_category
@@ -33,13 +34,14 @@ router = APIRouter(prefix="/api", tags=["native"], route_class=StrictRoute)
 @router.post("/recipe")
 @accepts_forms
 async def recipe(request: Request, file: UploadFile = File()) -> dict[str, Any]:
-    """The generation metadata of an image, by Minikin or another program."""
+    """The generation metadata of an image, by Minikin or another program; `fields`: as options of paint."""
     image = await decoded(request, await file.read(service_of(request).limits.image + 1), "the image")
     record = recorded(texts_of(image))
     return {
         "size": list(image.size), "prompt": record.prompt, "negative": record.negative,
         "settings": record.settings, "seed": record.recipe.get("seed"), "made": record.recipe,
         "chain": _chain(record), "source_type": xmp.source_type_of(image),
+        "fields": recipe_fields(record, image.size),
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from PIL import Image
 from starlette.concurrency import run_in_threadpool
 
-from minikin.images.photos import Photo, on_white
+from minikin.images.photos import Photo, alpha_mask, grey_of_mask, on_white
 from minikin.perfusion.concept import check_category, check_name
 from minikin.recipes import Teach
 from minikin.server import serializers
@@ -144,7 +144,7 @@ async def photos_of(
     files += [(m, f"mask {k + 1}") for k, m in enumerate(masks or [])]
     images, pixels_left = [], service.limits.photos_pixels
     for file, what in files:
-        images.append(await decoded(request, await file.read(service.limits.image + 1), what))
+        images.append(await decoded(request, await file.read(service.limits.image + 1), what, still=True))
         pixels_left -= images[-1].width * images[-1].height
         if pixels_left < 0:
             megapixels = service.limits.photos_pixels / 1e6
@@ -164,8 +164,8 @@ def _photo(k: int, image: Image.Image, mask_image: Image.Image | None) -> Photo:
     """A photo for teaching, named by its number and not by the client's file."""
     mask = None
     if mask_image is not None:
-        grey = mask_image.getchannel("A") if "A" in mask_image.getbands() else mask_image.convert("L")
-        mask = np.asarray(grey.resize(image.size, Image.Resampling.BILINEAR), np.float32) / 255
-    elif "A" in image.getbands():
-        mask = np.asarray(image.getchannel("A"), np.float32) / 255
+        grey = grey_of_mask(mask_image).resize(image.size, Image.Resampling.BILINEAR)
+        mask = np.asarray(grey, np.float32) / 255
+    else:
+        mask = alpha_mask(image)
     return Photo(f"{k:03}.png", np.asarray(on_white(image)).copy(), mask)
