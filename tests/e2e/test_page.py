@@ -49,7 +49,7 @@ def test_the_page_is_there(closed: Served) -> None:
         assert (
             response.status_code == 200 and "connect-src 'self'" in response.headers["content-security-policy"]
         )
-        for name in ("minikin", "paint", "inpaint", "concepts", "teach", "recipe", "live", "head"):
+        for name in ("minikin", "paint", "inpaint", "concepts", "teach", "recipe", "live", "head", "now"):
             assert "javascript" in c.get(f"/page/{name}.js").headers["content-type"], name
         assert c.get("/api/capabilities").json()["kinds"]["refine"]
 
@@ -99,8 +99,8 @@ def test_what_is_written_can_be_read(scheme: int) -> None:
     colours = {name: schemes[scheme] for name, *schemes in pairs}
     grounds = ("paper", "sheet", "wash")
     matches = {
-        **{(ink, on): _contrast(colours[ink], colours[on]) for ink in ("ink", "soft", "accent", "good")
-           for on in grounds},
+        **{(ink, on): _contrast(colours[ink], colours[on]) for on in grounds
+           for ink in ("ink", "soft", "accent", "good", "error", "note", "cancelled")},
         ("on-accent", "accent"): _contrast(colours["on-accent"], colours["accent"]),
     }  # fmt: skip
     assert {pair: round(c, 2) for pair, c in matches.items() if c < 4.5} == {}
@@ -164,6 +164,7 @@ def opened(page: Any, server: Served) -> None:
 
 def section(page: Any, name: str) -> None:
     page.get_by_role("tab", name=name, exact=True).click()
+    page.wait_for_selector(f"html.mk-{name.lower()}-started")  # its script comes when it is first opened
 
 
 def live_image(page: Any, after: int = 0) -> int:
@@ -176,6 +177,7 @@ def live_image(page: Any, after: int = 0) -> int:
 
 def drafts(page: Any, prompt: str = "a red car in the snow", n: int = 1) -> None:
     page.select_option("#paint-preset", "turbo")
+    page.fill("#paint-seed", "7")
     page.fill("#paint-n", str(n))
     page.fill("#paint-prompt", prompt)
     page.keyboard.press("Control+Enter")
@@ -233,7 +235,7 @@ def test_typing_paints_and_the_latest_wins(page: Any) -> None:
 def test_drafts_are_kept_picked_and_refined(page: Any, server: Served) -> None:
     """Two drafts; after a reload they are there, and the form is as it was; one is refined at 1.5x."""
     drafts(page, n=2)
-    assert page.get_attribute("#paint-download", "download") == "minikin-7.png"
+    assert page.get_attribute("#paint-download", "download") == "a-red-car-in-the-snow-7.png"
     assert "parameters" in image_of(server, page).info
     page.reload()
     page.wait_for_selector(".mk-card")
@@ -427,7 +429,7 @@ def test_an_image_brings_its_recipe_back(page: Any, server: Served, tmp_path: Pa
     bare = tmp_path / "bare.png"
     Image.new("RGB", (64, 64)).save(bare)
     section(page, "Recipe")
-    for path, words in ((bare, "carries no recipe"), (Path(__file__), "is not a JPEG, PNG or WebP")):
+    for path, words in ((bare, "carries no recipe"), (Path(__file__), "is not a JPEG, PNG, WebP")):
         page.set_input_files("#recipe-file", str(path))
         page.wait_for_function(f"document.querySelector('#recipe-problem').textContent.includes('{words}')")
 
@@ -447,6 +449,7 @@ def test_by_keyboard(page: Any) -> None:
         "paint-steps",
         "paint-seed",
         "paint-dice",
+        "paint-lock",
         "paint-n",
         "summary",
         "paint-go",

@@ -78,7 +78,7 @@ def help_(command: Annotated[list[str] | None, typer.Argument(help="the command"
 @app.command()
 def completion(shell: Annotated[Shell, typer.Argument(help="your shell")]) -> None:
     """Print what completes commands and options with Tab: eval "$(minikin completion bash)" in ~/.bashrc"""
-    from typer.completion import get_completion_script
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
     print(get_completion_script(prog_name="minikin", complete_var=COMPLETE, shell=shell))
 
@@ -333,7 +333,7 @@ def main() -> None:
         os.environ["MINIKIN_DEBUG"] = "1"
     debug = bool(os.environ.get("MINIKIN_DEBUG"))
     if COMPLETE in os.environ:
-        from typer.completion import completion_init
+        from typer.completion import completion_init  # type: ignore[attr-defined]
 
         completion_init()
     try:

@@ -18,7 +18,7 @@ from minikin.events import Event
 from minikin.generation import sampler
 from minikin.generation.batching import BatchRow, batch_key, generate_together
 from minikin.generation.request import ImageRequest, resolve
-from minikin.generation.schedulers import SCHEDULERS
+from minikin.generation.schedulers import SCHEDULERS, SCHEDULES
 from minikin.models.lora import adapters
 from minikin.perfusion.conditioning import PreparedConcept, prepare_concept
 from minikin.recipes import Img2Img, Paint, Recipe, Teach
@@ -133,7 +133,7 @@ class StudioEngine:
                      "licence": base.licence, "side": base.size_px},
             "presets": self.studio.presets(),
             "live": self.live_preset,
-            "samplers": list(SCHEDULERS),
+            "samplers": list(SCHEDULERS), "schedules": list(SCHEDULES),
             "loras": sorted({p.stem for p in adapters.folder().glob("*.safetensors")}),
         }  # fmt: skip
 

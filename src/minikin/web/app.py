@@ -15,7 +15,7 @@ import os
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -26,7 +26,7 @@ SECTIONS = {
 }  # fmt: skip
 PATH = "/studio"
 # Gradio's routes that the page needs, the heartbeat of a tab among them; all others are closed
-OPEN = ("/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt")
+OPEN = ("/", "/config", "/theme.css", "/manifest.json", "/robots.txt")
 OPEN_BELOW = ("/assets/", "/static/", "/gradio_api/heartbeat/", "/gradio_api/startup-events")
 _POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
@@ -46,6 +46,9 @@ class Closed:
             await self.app(scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", "")) or "/"
+        if path == "/favicon.ico":  # else Gradio's
+            await icon()(scope, receive, send)
+            return
         is_open = path in OPEN or path.startswith(OPEN_BELOW)
         if scope["type"] != "http" or scope["method"] not in ("GET", "HEAD") or not is_open:
             await Response("There is nothing here.", 404, media_type="text/plain")(scope, receive, send)
@@ -75,7 +78,13 @@ def blocks() -> Any:
 
 def _starting(name: str) -> str:
     """The script that starts a section when it is on the page."""
-    return f'import("/page/{name}.js").then(m => m.start(element));'
+    started = f'document.documentElement.classList.add("mk-{name}-started")'
+    return f'import("/page/{name}.js").then(m => {{ m.start(element); {started}; }});'
+
+
+def icon() -> FileResponse:
+    """The page's icon, at the addresses where browsers look for one."""
+    return FileResponse(theme.WEB / "icon.svg", media_type="image/svg+xml")
 
 
 def mount(app: FastAPI) -> FastAPI:
@@ -86,6 +95,7 @@ def mount(app: FastAPI) -> FastAPI:
     async def home() -> RedirectResponse:
         return RedirectResponse(f"{PATH}/")
 
+    app.add_api_route("/favicon.ico", icon, include_in_schema=False)
     app.mount("/page", StaticFiles(directory=theme.WEB))
     gr.mount_gradio_app(
         app, blocks(), PATH, theme=theme.theme(), ssr_mode=False, footer_links=[],

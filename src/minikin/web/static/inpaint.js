@@ -1,4 +1,4 @@
-import {$, Work, base64, filled, hear, jpeg, number, post, presets, sends, takes, tell, told} from "./minikin.js";
+import {$, Work, base64, filled, hear, jpeg, number, post, presets, randomSeed, sends, takes, tell, told} from "./minikin.js";
 
 const SIDES = ["left", "right", "up", "down"];
 let work, image = null, strokes = [], stroke = null, erasing = false, cursor = null, result = null;
@@ -25,7 +25,7 @@ function begin(given) {
   $("inpaint-result").hidden = $("inpaint-tools").hidden = true;
   const under = $("inpaint-under");
   under.onload = () => { $("inpaint-mask").width = under.naturalWidth; $("inpaint-mask").height = under.naturalHeight; draw(); };
-  under.onerror = () => { image = null; views(); work.say("This file is not an image. Use JPEG, PNG or WebP."); };
+  under.onerror = () => { image = null; views(); work.say("This browser cannot show this file, so nothing can be drawn over it. Use JPEG, PNG or WebP."); };
   under.src = given.url;
   work.say("");
   views();
@@ -110,14 +110,14 @@ async function go() {
   const end = await work.run(async () => post("/api/inpaint", filled({
     image: image.id ? `result:${image.id}` : await base64(image.file), mask: cover, extend,
     prompt: $("inpaint-prompt").value.trim(), preset: $("inpaint-preset").value, strength: number("inpaint-strength"),
-    seed: number("inpaint-seed"), feather: number("inpaint-feather"), only_masked: $("inpaint-only").checked})));
+    seed: number("inpaint-seed") ?? randomSeed(), feather: number("inpaint-feather"), only_masked: $("inpaint-only").checked})));
   $("inpaint-go").disabled = false;
   if (!end) return;
   [result] = end.results;
   show(result.url, `seed ${result.seed} · ${result.width}x${result.height}`);
   $("inpaint-tools").hidden = false;
   $("inpaint-download").href = result.url;
-  $("inpaint-download").download = `minikin-${result.seed}.png`;
+  $("inpaint-download").download = result.name;
   tell("made", end);
 }
 function show(src, caption) {

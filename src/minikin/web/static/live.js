@@ -3,9 +3,11 @@
 // While typing is faster than generation, requests use `hurried` settings with fewer steps; the last uses all steps.
 
 const PATIENCE_MS = 3000; // then the next wish goes without an answer
+const WAIT_MS = 1000; // then the page says why nothing comes
 
 export class Live {
-  constructor(shown, problem) { this.shown = shown; this.problem = problem; this.sent = {}; this.socket = null; this.since = 0; }
+  /** waits is called every second while an answer is missing. */
+  constructor(shown, problem, waits) { this.shown = shown; this.problem = problem; this.waits = waits; this.sent = {}; this.socket = null; this.since = 0; }
   wish(recipe, hurried = {}) {
     this.wanted = recipe;
     this.hurried = hurried;
@@ -22,10 +24,12 @@ export class Live {
     this.socket.onmessage = e => {
       const told = JSON.parse(e.data);
       this.since = 0;
+      clearInterval(this.timer);
       this.#send();
       if (told.problem) this.problem(told.problem); else { this.problem(""); this.shown(told); }
     };
     this.socket.onclose = e => {
+      clearInterval(this.timer);
       if (e.code >= 4000) this.problem(e.reason || "Live painting is not possible just now.");
       else if (e.code === 1006) this.problem("The connection was lost; type on to open it again.");
     };
@@ -39,5 +43,7 @@ export class Live {
     this.sent = {...wanted};
     this.since = performance.now();
     this.socket.send(JSON.stringify(changed));
+    clearInterval(this.timer);
+    this.timer = setInterval(() => this.waits(), WAIT_MS);
   }
 }

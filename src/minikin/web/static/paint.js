@@ -1,41 +1,55 @@
-import {$, Work, ask, capabilities, concepts, filled, hear, jpeg, make, number, open, post, presets, sends, strengthOf, tell, told, withStrength} from "./minikin.js";
+import {$, Work, ask, capabilities, concepts, filled, hear, jpeg, make, number, open, plain, post, presets, randomSeed, sends, strengthOf, tell, told, withStrength} from "./minikin.js";
 import {Live} from "./live.js";
+import {busy} from "./now.js";
 
-const KEPT = ["prompt", "negative", "preset", "steps", "seed", "n", "guidance", "size"];
+const KEPT = ["prompt", "negative", "preset", "steps", "seed", "n", "guidance", "size", "scheduler", "schedule", "clip_skip"];
+const BEHIND = {negative: "keep out", guidance: "guidance", size: "size", scheduler: "sampler", schedule: "schedule", clip_skip: "clip skip"}; // under More, where one may not look
+const SHOWN = "minikin.shown";
+const MANY = 40; // jobs that are listed at once
 const DID = {paint: "", refine: "refined ", inpaint: "inpainted "};
 const QUICK = 8; // steps of a preset one can type with
 const LEAST = 2; // steps while typing, where the student takes so few and none are asked for
 let quick, ready, work, live, shown = null;
 let typing = false; // since the last job or pick: what was wished for before is not shown any more
-const picked = new Map();
+const picked = new Map(), listed = new Map(); // results by id
+let oldest = null; // time of the oldest job that is listed
 
 export async function start() {
   work = new Work("paint", {preview: p => look(jpeg(p), "")});
-  live = new Live(follow, t => typing && work.say(t));
+  live = new Live(follow, t => typing && work.say(plain(t)), () => typing && busy() && work.say(`Live painting waits: ${busy()}`, "note"));
   told($("refine-strength"));
   sends($("paint-form"));
   $("paint-form").addEventListener("submit", e => { e.preventDefault(); paint(); });
   $("refine-form").addEventListener("submit", e => { e.preventDefault(); refine(); });
   $("paint-prompt").addEventListener("input", () => { sliders(); typed(); });
-  for (const name of ["preset", "steps", "seed", "guidance", "negative", "size"]) $(`paint-${name}`).addEventListener("input", typed);
-  $("paint-dice").addEventListener("click", () => { $("paint-seed").value = Math.floor(Math.random() * 1e9); typed(); });
-  $("paint-live").addEventListener("change", typed);
+  for (const name of ["preset", "steps", "seed", "guidance", "negative", "size", "scheduler", "schedule", "clip_skip"]) $(`paint-${name}`).addEventListener("input", typed);
+  $("paint-seed").addEventListener("input", () => { $("paint-lock").checked = $("paint-seed").value !== ""; keep(); });
+  $("paint-dice").addEventListener("click", () => { $("paint-seed").value = randomSeed(); typed(); });
+  for (const box of ["live", "lock"]) $(`paint-${box}`).addEventListener("change", typed);
+  $("paint-older").addEventListener("click", () => drafts(oldest).catch(e => work.say(e.message)));
   $("paint-to-inpaint").addEventListener("click", () => { tell("inpaint", {url: $("paint-shown").src, id: shown.id}); open("Inpaint"); });
   $("paint-again").addEventListener("click", () => recipeOf(shown));
   hear("recipe", fill);
   hear("strength", ({name, value}) => { use(name); set(name, value); open("Paint"); });
   hear("name", name => { use(name); open("Paint"); });
+  hear("made", job => add(job, true));
   hear("concepts", () => names().catch(e => work.say(e.message)));
   try {
     ready = await presets($("paint-preset"));
     await presets($("refine-preset"), "its own");
-    const {limits, live: quickest} = await capabilities();
+    const {limits, live: quickest, samplers, schedules = [], images} = await capabilities();
+    for (const [name, first, values] of [["scheduler", "the preset's", samplers], ["schedule", "automatic", schedules]])
+      $(`paint-${name}`).replaceChildren(make("option", {value: "", text: first}), ...values.map(s => make("option", {value: s, text: s})));
+    $("paint-kept").textContent = images.folder ? `Every image is saved in ${images.folder}.`
+      : `Images are deleted here after ${images.hours} hours: download what you want to keep.`;
     quick = ready.find(p => p.name === quickest);
     $("paint-n").max = limits.images;
     $("paint-steps").max = limits.steps;
+    const before = localStorage.getItem(SHOWN); // the draft that was shown before the page was loaded again
     restore();
     await names();
     await drafts();
+    if (listed.has(before)) select(listed.get(before));
   } catch (e) { work.say(e.message); }
 }
 
@@ -43,32 +57,47 @@ export async function start() {
 
 const value = () => filled({
   prompt: $("paint-prompt").value.trim(), negative: $("paint-negative").value.trim(), preset: $("paint-preset").value,
-  steps: number("paint-steps"), seed: number("paint-seed"), guidance: number("paint-guidance"), size: $("paint-size").value.trim()});
+  steps: number("paint-steps"), seed: number("paint-seed"), guidance: number("paint-guidance"), size: $("paint-size").value.trim(),
+  scheduler: $("paint-scheduler").value, schedule: $("paint-schedule").value, clip_skip: number("paint-clip_skip")});
 
 function fill(recipe) {
   for (const name of KEPT) if (name in recipe) $(`paint-${name}`).value = recipe[name] ?? "";
+  if (recipe.seed !== undefined) $("paint-lock").checked = recipe.seed !== ""; // painted again, it is the same image
+  if ($("paint-seed").value === "") $("paint-seed").value = randomSeed();
+  if (behind()) $("paint-more").open = true;
   sliders();
   typed();
 }
+/** What is set under More, as words: it acts, whether it is seen or not. */
+function behind() {
+  const words = Object.entries(BEHIND).filter(([n]) => $(`paint-${n}`).value.trim()).map(([n, word]) => n === "negative" ? word : `${word} ${$(`paint-${n}`).value.trim()}`).join(", ");
+  $("paint-more-said").textContent = words && `: ${words}`;
+  return words;
+}
+/** The form as it was; a seed only if it was to be kept. */
 function restore() {
-  try { fill(JSON.parse(localStorage.getItem("minikin.paint") ?? "{}")); } catch { /* of another version */ }
+  let before = {};
+  try { before = JSON.parse(localStorage.getItem("minikin.paint") ?? "{}"); } catch { /* of another version */ }
+  const {live: painting = true, lock = false, seed, ...recipe} = before;
+  $("paint-live").checked = painting;
+  fill(lock ? {...recipe, seed} : recipe);
 }
 function keep() {
-  localStorage.setItem("minikin.paint", JSON.stringify(Object.fromEntries(KEPT.map(n => [n, $(`paint-${n}`).value]))));
+  localStorage.setItem("minikin.paint", JSON.stringify({...Object.fromEntries(KEPT.map(n => [n, $(`paint-${n}`).value])),
+    live: $("paint-live").checked, lock: $("paint-lock").checked}));
+  behind();
 }
 async function recipeOf(result) {
   const body = new FormData();
   body.append("file", await (await fetch(result.url)).blob(), "image.png");
-  try { fill(formOf(await ask("/api/recipe", {method: "POST", body}))); } catch (e) { work.say(e.message); }
+  try { fill(await formOf(await ask("/api/recipe", {method: "POST", body}))); } catch (e) { work.say(e.message); }
 }
-/** An image's metadata as the form's fields. */
-export function formOf(found) {
-  const made = found.made?.recipe ?? {};
-  const seed = found.seed ?? found.settings?.Seed;
-  const own = {prompt: found.prompt, negative: found.negative, seed: seed ?? "", steps: made.steps ?? found.settings?.Steps ?? "",
-    guidance: made.guidance ?? "", size: "", n: 1};
-  if (made.preset || found.made?.preset) own.preset = made.preset ?? found.made.preset;
-  return own;
+/** An image's metadata as the form's fields: Minikin's own, or what another program wrote. */
+export async function formOf(found) {
+  const {base, samplers} = await capabilities();
+  const {width, height, scheduler, ...own} = found.fields;
+  const size = width && height && !(width === base.side && height === base.side) ? `${width}x${height}` : "";
+  return {negative: "", seed: "", steps: "", guidance: "", schedule: "", clip_skip: "", n: 1, ...own, size, scheduler: samplers.includes(scheduler) ? scheduler : ""};
 }
 
 // ---- live, and concepts' strengths
@@ -89,7 +118,9 @@ function wished() {
 function typed() {
   keep();
   typing = true;
-  if ($("paint-live").checked && $("paint-prompt").value.trim() && quick) live.wish(...wished());
+  if (!$("paint-live").checked || !$("paint-prompt").value.trim() || !quick) return;
+  localStorage.removeItem(SHOWN);
+  live.wish(...wished());
 }
 async function names() {
   const all = await concepts();
@@ -137,10 +168,17 @@ function slider({name}) {
 // ---- jobs
 
 async function paint() {
-  keep();
+  if (!$("paint-prompt").value.trim()) {
+    work.say("Type a prompt first: what is to be seen?");
+    $("paint-prompt").focus();
+    return;
+  }
   typing = false;
   $("paint-go").disabled = true;
-  const end = await work.run(() => post("/api/paint", {...value(), n: number("paint-n") ?? 1}));
+  const recipe = {...value(), seed: number("paint-seed") ?? randomSeed(), n: number("paint-n") ?? 1};
+  if (!$("paint-lock").checked) $("paint-seed").value = randomSeed(); // the next drafts are others
+  keep();
+  const end = await work.run(() => post("/api/paint", recipe));
   $("paint-go").disabled = false;
   if (end) { add(end, true); select(end.results[0]); }
 }
@@ -156,13 +194,14 @@ async function refine() {
   }
   unpick();
 }
-async function drafts() {
-  const {jobs} = await ask("/api/jobs?limit=40");
+async function drafts(before = null) {
+  const {jobs} = await ask(`/api/jobs?limit=${MANY}${before ? `&before=${before}` : ""}`);
+  oldest = jobs.at(-1)?.created ?? oldest;
+  $("paint-older").hidden = jobs.length < MANY;
   for (const job of jobs.filter(j => ["paint", "refine", "inpaint"].includes(j.kind))) {
     if (job.status === "completed") add(job, false);
     else if (job.status === "queued" || job.status === "running") work.run(async () => job).then(end => end && add(end, true));
   }
-  hear("made", job => add(job, true));
 }
 
 // ---- images
@@ -188,12 +227,14 @@ function select(result) {
   look(result.url, `seed ${result.seed} · ${result.width}x${result.height}`);
   $("paint-tools").hidden = false;
   $("paint-download").href = result.url;
-  $("paint-download").download = `minikin-${result.seed}.png`;
+  $("paint-download").download = result.name;
+  localStorage.setItem(SHOWN, result.id);
   for (const card of $("paint-drafts").children) card.classList.toggle("mk-on", card.dataset.id === result.id);
 }
 function add(job, first) {
   $("paint-none").hidden = true;
   const cards = job.results.map(r => card(r, job.kind));
+  for (const r of job.results) listed.set(r.id, r);
   if (first) $("paint-drafts").prepend(...cards); else $("paint-drafts").append(...cards);
 }
 function card(result, kind) {

@@ -5,7 +5,7 @@ let found = null, dropped = null;
 
 export function start() {
   takes($("recipe-drop"), $("recipe-file"), ([file]) => read(file));
-  $("recipe-use").addEventListener("click", () => { tell("recipe", formOf(found)); open("Paint"); });
+  $("recipe-use").addEventListener("click", () => { formOf(found).then(form => { tell("recipe", form); open("Paint"); }); });
   $("recipe-inpaint").addEventListener("click", () => { tell("inpaint", {url: URL.createObjectURL(dropped), file: dropped}); open("Inpaint"); });
 }
 

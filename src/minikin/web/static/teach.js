@@ -1,5 +1,6 @@
-import {$, Work, ask, concepts, jpeg, make, number, open, takes, tell} from "./minikin.js";
+import {$, Work, ask, concepts, jpeg, make, number, open, plain, takes, tell} from "./minikin.js";
 
+const PHOTO = /^image\/(png|jpeg|webp|avif|hei[cf])$|\.(hei[cf]|avif)$/i; // by type, or by name where the system knows no type
 let work, photos = [], job = null, film = "";
 
 export function start() {
@@ -9,17 +10,29 @@ export function start() {
   $("teach-form").addEventListener("submit", e => { e.preventDefault(); teach(); });
   $("teach-stop").addEventListener("click", () => ask(`/api/jobs/${job}/stop`, {method: "POST"}).catch(e => work.say(e.message)));
   $("teach-paint").addEventListener("click", () => { tell("name", $("teach-paint").dataset.name); open("Paint"); });
+  goOn();
+}
+/** A teaching that was begun before this page was loaded: shown as if it had been begun here. */
+async function goOn() {
+  try {
+    const {jobs} = await ask("/api/jobs/unfinished");
+    const begun = jobs.find(j => j.kind === "teach");
+    if (begun) await follow(async () => begun);
+  } catch (e) { work.say(e.message); }
 }
 
 function add(files) {
-  photos.push(...files.filter(f => f.type.startsWith("image/")).map(file => ({file, url: URL.createObjectURL(file), mask: null, accepted: true})));
-  if (files.some(f => !f.type.startsWith("image/"))) work.say("Only JPEG, PNG and WebP images can be used; the rest was left out.");
+  const isPhoto = f => PHOTO.test(f.type) || PHOTO.test(f.name);
+  photos.push(...files.filter(isPhoto).map(file => ({file, url: URL.createObjectURL(file), mask: null, accepted: true})));
+  const others = files.filter(f => !isPhoto(f)).map(f => f.name);
+  work.say(others.length ? `Left out, because they are not JPEG, PNG, WebP, AVIF or HEIC: ${others.join(", ")}.` : "", "note");
   list();
 }
 function list() {
   $("teach-masks-hint").hidden = !photos.some(p => p.mask);
   $("teach-photos").replaceChildren(...photos.map((p, k) => {
-    const shown = make("div", {class: "mk-photo"}, make("img", {src: p.url, alt: `Photo ${k + 1}`}));
+    const shown = make("div", {class: "mk-photo"}, make("img", {src: p.url, alt: `Photo ${k + 1}`,
+      onerror: e => e.target.replaceWith(make("span", {class: "mk-unshown", text: p.file.name})) /* HEIC: sent, though not shown */}));
     if (p.mask && p.accepted) {
       const overlay = make("div", {class: "mk-mask"});
       overlay.style.maskImage = overlay.style.webkitMaskImage = `url(${p.overlay})`;
@@ -78,13 +91,17 @@ async function teach() {
   const recipe = {name, category, sample_every: number("teach-every") ?? 0};
   if (number("teach-steps")) recipe.steps = number("teach-steps");
   body.append("recipe", JSON.stringify(recipe));
+  await follow(() => ask("/api/concepts/teach", {method: "POST", body}));
+}
+/** Show a teaching to its end; `send` resolves with its job. */
+async function follow(send) {
   film = "";
   $("teach-film").replaceChildren();
   $("teach-film").hidden = true;
   $("teach-done").hidden = true;
   $("teach-go").disabled = true;
   const end = await work.run(async () => {
-    const begun = await ask("/api/concepts/teach", {method: "POST", body});
+    const begun = await send();
     job = begun.id;
     $("teach-stop").hidden = false;
     return begun;
@@ -93,7 +110,7 @@ async function teach() {
   $("teach-stop").hidden = true;
   if (!end) return;
   const made = end.result.concept;
-  work.say(`<${made.name}> is taught: ${(made.bytes / 1000).toFixed(1)} KB.`, true);
+  work.say([`<${made.name}> is taught: ${(made.bytes / 1000).toFixed(1)} KB.`, ...end.warnings.map(plain)].join(" "), "good");
   $("teach-done").hidden = false;
   $("teach-paint").dataset.name = made.name;
   $("teach-paint").textContent = `Paint <${made.name}>`;
