@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
 
-from minikin.errors import BadConceptFile, BadRecipe
+from minikin import strict_json
+from minikin.errors import BadConceptFile, BadRecipe, MinikinError
+from minikin.generation import lineage
+from minikin.generation.recorded_fields import recipe_fields
+from minikin.images import metadata
 from minikin.images.metadata import parse_parameters
 from minikin.models.prompt import parse
 from minikin.perfusion import concept_file as file
 from minikin.perfusion import strict_safetensors as io
 from minikin.perfusion.concept import Concept
+from minikin.printable import escaped, escaped_json, is_obeyed
 
 
 def concept_file(data: bytes) -> None:
@@ -79,6 +85,46 @@ def parameters(data: bytes) -> None:
     parse_parameters(data.decode("utf-8", "replace"))
 
 
+def strict_json_(data: bytes) -> None:
+    """JSON of a stranger: refused by BadJson, or as Python reads it, within the limits, and writable again."""
+    try:
+        value = strict_json.loads(data)
+    except strict_json.BadJson as e:
+        str(e).encode()
+        return
+    assert value == json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique), (
+        "another value than Python's"
+    )
+    json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    assert sum(1 for _ in _values(value)) <= strict_json.MAX_VALUES, "too many values"
+    assert not any(map(is_obeyed, escaped_json(value))), "a terminal obeys it"
+
+
+def _values(value: Any) -> Iterator[Any]:
+    """Every value inside a JSON value, itself included."""
+    yield value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _values(item)
+
+
+def record(data: bytes) -> None:
+    """A record of any tool in an image: read as far as it can be, repeated only if it is sound."""
+    text = data.decode("utf-8", "replace")
+    for key in ("minikin", "parameters", "prompt", "workflow", "invokeai_metadata", "sd-metadata", "Dream"):
+        recorded = metadata.recorded_or_none({key: text})
+        if recorded is None:
+            continue
+        escaped(f"{recorded.prompt}{recorded.negative}{recorded.settings}").encode()
+        fields = recipe_fields(recorded, (64, 64))
+        assert not {"base", "device", "backend"} & set(fields), "a form would take more than options"
+        lineage.ancestors(recorded.recipe)
+        lineage.concepts_of(recorded.recipe)
+        with suppress(MinikinError):
+            cost = lineage.cost(recorded.recipe, (64, 64))
+            assert all(base.count("/") < 2 for base in cost.bases), "a path is followed"
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
-    "concept_file": concept_file, "prompt": prompt, "parameters": parameters,
+    "concept_file": concept_file, "prompt": prompt, "parameters": parameters, "strict_json": strict_json_,
+    "record": record,
 }  # fmt: skip

@@ -34,6 +34,7 @@ def without_controls(text: str) -> str:
 
 
 def is_obeyed(character: str) -> bool:
+    """Whether a terminal or a reader obeys this character in place of showing it."""
     return unicodedata.category(character) in _OBEYED
 
 
