@@ -36,14 +36,14 @@ def plain(colour: Any = (200, 180, 90), size: tuple[int, int] = (64, 48)) -> Ima
     return Image.new("RGB", size, colour)
 
 
-def asked(server: Served, path: str, body: dict[str, Any]) -> tuple[dict[str, Any], Any, Any, list[str]]:
+def posted(server: Served, path: str, body: dict[str, Any]) -> tuple[dict[str, Any], Any, Any, list[str]]:
     """(answer, recipe, inputs, warnings) of a request that is done."""
     with server.client() as c:
         response = c.post(f"/sdapi/v1/{path}", json=body)
     assert response.status_code == 200, response.text
     answer = response.json()
-    seen: Any = server.service.engine
-    recipe, inputs = seen.seen[-1][1:] if path == "img2img" else (None, {})
+    engine: Any = server.service.engine
+    recipe, inputs = engine.seen[-1][1:] if path == "img2img" else (None, {})
     return answer, recipe, inputs, json.loads(answer["info"])["warnings"]
 
 
@@ -93,7 +93,7 @@ SWAGGER = {  # the example of A1111's own /docs, which people edit
 
 
 def test_sillytavern(server: Served) -> None:
-    answer, _, _, warnings = asked(server, "txt2img", SILLYTAVERN)
+    answer, _, _, warnings = posted(server, "txt2img", SILLYTAVERN)
     info = json.loads(answer["info"])
     assert len(answer["images"]) == 1 and info["clip_skip"] == 2 and info["sampler_name"] == "DPM++ 2M"
     assert info["extra_generation_params"] == {"Schedule type": "Karras"}
@@ -118,7 +118,7 @@ def test_sillytavern(server: Served) -> None:
 
 
 def test_open_webui(server: Served) -> None:
-    answer, _, _, warnings = asked(server, "txt2img", OPEN_WEBUI)
+    answer, _, _, warnings = posted(server, "txt2img", OPEN_WEBUI)
     assert len(answer["images"]) == 2
     assert warnings == ["scheduler asks for the noise schedule Karras."]
 
@@ -127,7 +127,7 @@ def test_krita(server: Served) -> None:
     mask = Image.new("L", (64, 48), 0)
     mask.paste(255, (0, 0, 32, 48))
     image = Image.new("RGBA", (64, 48), (200, 180, 90, 255))
-    answer, recipe, inputs, warnings = asked(
+    answer, recipe, inputs, warnings = posted(
         server, "img2img", {**KRITA, "init_images": [sent(image)], "mask": sent(mask)}
     )
     assert (recipe.strength, recipe.feather, recipe.only_masked, recipe.padding) == (0.8, 4, False, 32)
@@ -140,7 +140,7 @@ def test_krita(server: Served) -> None:
 def test_the_example_of_the_docs(server: Served) -> None:
     """As it is, but for the style that it names."""
     assert "styles" in refused(server, "txt2img", SWAGGER)
-    _, _, _, warnings = asked(server, "txt2img", {**SWAGGER, "styles": [""]})
+    _, _, _, warnings = posted(server, "txt2img", {**SWAGGER, "styles": [""]})
     assert not warnings
 
 
@@ -151,11 +151,11 @@ def test_the_example_of_the_docs(server: Served) -> None:
 def test_what_is_not_done_is_a_warning(server: Served, name: str) -> None:
     _, neutral = NOT_DONE[name]
     for value in neutral:
-        assert asked(server, "txt2img", {**TXT, name: value})[3] == []
+        assert posted(server, "txt2img", {**TXT, name: value})[3] == []
     other: Any = (
         True if neutral[0] is False else False if neutral[0] is True else "x" if neutral[0] == "" else 3
     )
-    (warning,) = asked(server, "txt2img", {**TXT, name: other})[3]
+    (warning,) = posted(server, "txt2img", {**TXT, name: other})[3]
     assert warning.startswith(f"{name} is not done here: ")
     assert name not in HARMLESS
 
@@ -169,7 +169,7 @@ def test_what_is_not_done_is_a_warning(server: Served, name: str) -> None:
     ],
 )  # fmt: skip
 def test_options_that_are_not_done_are_warnings(server: Served, settings: dict[str, Any], words: str) -> None:
-    (warning,) = asked(server, "txt2img", {**TXT, "override_settings": settings})[3]
+    (warning,) = posted(server, "txt2img", {**TXT, "override_settings": settings})[3]
     assert words in warning and next(iter(settings)) in warning
 
 
@@ -180,7 +180,7 @@ def test_options_that_are_not_done_are_warnings(server: Served, settings: dict[s
      {"CLIP_stop_at_last_layers": 1}, {"forge_additional_modules": []}],
 )  # fmt: skip
 def test_neutral_options_pass(server: Served, settings: dict[str, Any]) -> None:
-    assert asked(server, "txt2img", {**TXT, "override_settings": settings})[3] == []
+    assert posted(server, "txt2img", {**TXT, "override_settings": settings})[3] == []
 
 
 def test_options_posted_back_unchanged(server: Served) -> None:
@@ -219,11 +219,13 @@ def test_what_would_make_another_image_is_refused(server: Served, field: dict[st
      {"ADetailer": {"args": [{"ad_model": "None"}]}}],
 )  # fmt: skip
 def test_scripts_that_are_off_pass(server: Served, scripts: dict[str, Any]) -> None:
-    assert asked(server, "txt2img", {**TXT, "alwayson_scripts": scripts})[3] == []
+    assert posted(server, "txt2img", {**TXT, "alwayson_scripts": scripts})[3] == []
 
 
 def test_unknown_fields_are_named_without_their_values(server: Served) -> None:
-    answer, _, _, (warning,) = asked(server, "txt2img", {**TXT, "hires": "secret", "empty": None, "off": False})
+    answer, _, _, (warning,) = posted(
+        server, "txt2img", {**TXT, "hires": "secret", "empty": None, "off": False}
+    )
     assert warning == "Not known here, and ignored: hires." and "secret" not in json.dumps(answer["parameters"])
 
 
@@ -235,11 +237,11 @@ def test_several_init_images(server: Served) -> None:
     first, second = plain("red"), plain("lime", (48, 64))
     body = {"prompt": "a cat", "seed": 7, "steps": 2, "init_images": [sent(first), sent(second)]}
     assert "batch_size" in refused(server, "img2img", body)
-    answer, _, _, _ = asked(server, "img2img", {**body, "batch_size": 2, "n_iter": 2})
+    answer, _, _, _ = posted(server, "img2img", {**body, "batch_size": 2, "n_iter": 2})
     info = json.loads(answer["info"])
     assert info["all_seeds"] == [7, 8, 9, 10] and len(info["infotexts"]) == len(answer["images"]) == 4
-    seen: Any = server.service.engine
-    assert [inputs["image"].size for _, _, inputs in seen.seen[-4:]] == [(64, 48), (48, 64)] * 2
+    engine: Any = server.service.engine
+    assert [inputs["image"].size for _, _, inputs in engine.seen[-4:]] == [(64, 48), (48, 64)] * 2
     assert "at most 10" in refused(server, "img2img", {**body, "batch_size": 2, "n_iter": 6})
     assert "2^63" in refused(server, "img2img", {**body, "batch_size": 2, "seed": 2**63 - 2, "n_iter": 2})
 
@@ -250,9 +252,9 @@ def test_masks_in_alpha(server: Served, colour: int) -> None:
     mask = Image.new("RGBA", (64, 48), (colour, colour, colour, 0))
     ImageDraw.Draw(mask).rectangle((0, 0, 31, 47), fill=(colour, colour, colour, 255))
     body = {"prompt": "a cat", "init_images": [sent(plain())], "mask": sent(mask), "steps": 2}
-    _, _, inputs, _ = asked(server, "img2img", body)
+    _, _, inputs, _ = posted(server, "img2img", body)
     assert [inputs["mask"].getpixel((x, 5)) for x in (5, 60)] == [255, 0]
-    _, _, inputs, _ = asked(server, "img2img", {**body, "inpainting_mask_invert": 1})
+    _, _, inputs, _ = posted(server, "img2img", {**body, "inpainting_mask_invert": 1})
     assert [inputs["mask"].getpixel((x, 5)) for x in (5, 60)] == [0, 255]
 
 
@@ -260,20 +262,20 @@ def test_mask_options(server: Served) -> None:
     mask = Image.new("L", (64, 48), 255)
     mask.paste(0, (0, 0, 32, 48))
     body = {"prompt": "a cat", "init_images": [sent(plain())], "mask": sent(mask), "steps": 2}
-    _, recipe, _, _ = asked(server, "img2img", body)
+    _, recipe, _, _ = posted(server, "img2img", body)
     assert (recipe.feather, recipe.only_masked, recipe.padding) == (4, True, 0), "A1111's defaults"
     blurred = {**body, "mask_blur_x": 9, "mask_blur_y": 2, "inpaint_full_res": 0, "inpaint_full_res_padding": 8}
-    _, recipe, _, _ = asked(server, "img2img", blurred)
+    _, recipe, _, _ = posted(server, "img2img", blurred)
     assert (recipe.feather, recipe.only_masked, recipe.padding) == (9, False, 8)
     for fill, n in ((0, 0), (1, 0), (2, 1), (3, 1)):
-        assert len(asked(server, "img2img", {**body, "inpainting_fill": fill})[3]) == n
-    (warning,) = asked(server, "img2img", {**body, "width": 512, "height": 512})[3]
+        assert len(posted(server, "img2img", {**body, "inpainting_fill": fill})[3]) == n
+    (warning,) = posted(server, "img2img", {**body, "width": 512, "height": 512})[3]
     assert "keeps its size, 64x48" in warning
 
 
 def test_transparent_images_lie_on_white(server: Served) -> None:
     image = Image.new("RGBA", (64, 48), (0, 0, 0, 0))
-    _, _, inputs, _ = asked(server, "img2img", {"prompt": "a cat", "init_images": [sent(image)], "steps": 2})
+    _, _, inputs, _ = posted(server, "img2img", {"prompt": "a cat", "init_images": [sent(image)], "steps": 2})
     assert inputs["image"].getpixel((5, 5)) == (255, 255, 255)
     image.info["parameters"] = "a dog"
     assert flat(image).info["parameters"] == "a dog"
@@ -285,7 +287,7 @@ def test_resize_modes(server: Served) -> None:
     image.paste("blue", (24, 0, 40, 32))
     body = {"prompt": "a cat", "init_images": [sent(image)], "width": 64, "height": 64, "steps": 2}
     for mode, size, n in ((0, (64, 32), 0), (1, (64, 64), 0), (2, (64, 64), 0), (3, (64, 32), 1)):
-        _, recipe, inputs, warnings = asked(server, "img2img", {**body, "resize_mode": mode})
+        _, recipe, inputs, warnings = posted(server, "img2img", {**body, "resize_mode": mode})
         assert inputs["image"].size == size and (recipe.width, recipe.height) == (64, 64)
         assert len(warnings) == n
     assert resized(image, (64, 64), 1).getpixel((24, 32)) == (0, 0, 255), "enlarged, its sides cut off"
@@ -320,7 +322,7 @@ def test_photos_beyond_the_limits_are_scaled(server: Served, mask: Image.Image |
     """With their mask; where no width and height say how large."""
     body = {"prompt": "a cat", "init_images": [sent(plain(size=(3000, 1500)), "JPEG")], "steps": 1}
     body |= {"mask": sent(mask)} if mask else {}
-    _, _, inputs, (warning,) = asked(server, "img2img", body)
+    _, _, inputs, (warning,) = posted(server, "img2img", body)
     assert {image.size for image in inputs.values()} == {
         (128, 64)
     } and "3000x1500 was scaled to 128x64" in warning

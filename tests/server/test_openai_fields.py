@@ -64,12 +64,12 @@ def test_the_fields_of_the_client_are_known() -> None:
     """Those that its types name for generations are read, or refused since they are for SVG, GIF or markup."""
     from openai.types import image_edit_params, image_generate_params
 
-    known = set(Images.model_fields) | {"image", "mask"}
+    field_names = set(Images.model_fields) | {"image", "mask"}
     for module, base in (
         (image_generate_params, "ImageGenerateParamsBase"),
         (image_edit_params, "ImageEditParamsBase"),
     ):
-        unknown = set(getattr(module, base).__annotations__) - known
+        unknown = set(getattr(module, base).__annotations__) - field_names
         assert {re.sub(r"frame_\w+|svg\w*|markup", "refused", name) for name in unknown} <= {"refused"}, unknown
 
 
@@ -87,9 +87,9 @@ def test_edits_have_the_size_that_is_asked_for(
     reply = theirs.images.edit(image=png(image), prompt="a cat", size=size, **more)  # type: ignore[arg-type]
     width, height = map(int, size.split("x"))
     assert size_of(reply) == (width, height) and reply.size == size
-    seen: Any = server.service.engine
-    _, _, inputs = seen.seen[-1]
-    assert all(one.size == (width, height) for one in inputs.values()) and len(inputs) == 1 + mask
+    engine: Any = server.service.engine
+    _, _, inputs = engine.seen[-1]
+    assert all(image_.size == (width, height) for image_ in inputs.values()) and len(inputs) == 1 + mask
     (note,) = reply.warnings  # type: ignore[attr-defined]
     assert "256x192" in note and size in note
 
@@ -110,7 +110,7 @@ def test_photos_of_12_megapixels_are_scaled(theirs: openai.OpenAI) -> None:
     assert size_of(reply) == (128, 96) and "4032x3024 was scaled to 128x96" in reply.warnings[0]  # type: ignore[attr-defined]
     images = {"image": photo, "mask": Image.new("L", photo.size)}
     fitted, _ = of_size(images, "auto", 512, Limits())
-    assert {one.size for one in fitted.values()} == {(1024, 768)}
+    assert {image_.size for image_ in fitted.values()} == {(1024, 768)}
     assert of_size(images, "auto", 1024, Limits())[0]["image"].size == (2048, 1536)
     within = {"image": Image.new("RGB", (2048, 1000))}
     assert of_size(within, "auto", 512, Limits()) == (within, "")

@@ -131,8 +131,8 @@ class Turns:
     def _may_start(self, client: str) -> bool:
         free = self.at_once - len(self._at_work)
         key = key_of(client)
-        own = self._at_work.count(client) if key == LOCAL else self._share(key)
-        return free > 1 or (free == 1 and not own)
+        at_work = self._at_work.count(client) if key == LOCAL else self._share(key)
+        return free > 1 or (free == 1 and not at_work)
 
     def _share(self, key: str) -> int:
         return sum(key_of(client) == key for client in self._at_work)

@@ -240,9 +240,9 @@ def check_settings(settings: Mapping[str, Any], names: tuple[str, ...], *, lasti
 
 
 def _is_neutral_option(name: str, value: Any) -> bool:
-    known = name in OPTIONS or name in OPTIONS_NOT_DONE
+    is_option = name in OPTIONS or name in OPTIONS_NOT_DONE
     neutral = (None, "", *_NEUTRAL_OPTIONS.get(name, ()), *((OPTIONS[name],) if name in OPTIONS else ()))
-    return known and (value in neutral or not OPTIONS_NOT_DONE.get(name, "x"))
+    return is_option and (value in neutral or not OPTIONS_NOT_DONE.get(name, "x"))
 
 
 def _unsettable(name: str, lasting: bool) -> RequestRejected:

@@ -54,11 +54,11 @@ def filled(image: Image.Image, mask: Image.Image) -> Image.Image:
     outside = ImageChops.invert(mask.resize(small.size)).point(lambda v: 255 if v > 127 else 0)
     if outside.getextrema()[1] == 0:  # nothing is left to fill it with
         return image
-    seen = Image.new("RGBa", small.size)
-    seen.paste(small.convert("RGBA").convert("RGBa"), mask=outside)
+    visible = Image.new("RGBa", small.size)
+    visible.paste(small.convert("RGBA").convert("RGBa"), mask=outside)
     fill = Image.new("RGBA", small.size)
     for radius, times in BLURS:
-        layer = seen.filter(ImageFilter.GaussianBlur(radius)).convert("RGBA")
+        layer = visible.filter(ImageFilter.GaussianBlur(radius)).convert("RGBA")
         for _ in range(times):
             fill.alpha_composite(layer)
     result = Image.composite(fill.convert("RGB").resize(image.size, LANCZOS), image, mask.point(_is_masked))

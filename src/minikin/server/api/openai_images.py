@@ -27,9 +27,9 @@ def of_size(
     target = _requested(size, side, limits) or _within(image.size, side, limits)
     if target == image.size:
         return dict(images), ""
-    fitted = {name: ImageOps.fit(one, target, LANCZOS) for name, one in images.items()}
-    for name, one in fitted.items():
-        one.info = dict(images[name].info)
+    fitted = {name: ImageOps.fit(source, target, LANCZOS) for name, source in images.items()}
+    for name, result in fitted.items():
+        result.info = dict(images[name].info)
     ratio = abs(image.width * target[1] - image.height * target[0]) > max(*image.size, *target)
     how = "scaled and cropped" if ratio else "scaled"
     before = f"{image.width}x{image.height}"
