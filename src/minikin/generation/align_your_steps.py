@@ -28,9 +28,9 @@ def timesteps(architecture: str, steps: int, alphas_cumprod: torch.Tensor) -> li
     if steps == STEPS:
         return list(AysSchedules[f"{name}Timesteps"])
     published = np.log(np.array(AysSchedules[f"{name}Sigmas"], dtype=float))
-    wanted = np.interp(np.linspace(0, 1, steps + 1), np.linspace(0, 1, len(published)), published)[:-1]
+    targets = np.interp(np.linspace(0, 1, steps + 1), np.linspace(0, 1, len(published)), published)[:-1]
     levels = 0.5 * np.log(((1 - alphas_cumprod) / alphas_cumprod).double().numpy())
-    nearest = np.abs(levels[None] - wanted[:, None]).argmin(1)
+    nearest = np.abs(levels[None] - targets[:, None]).argmin(1)
     # from 100 steps on neighbours may round to one timestep, which samplers take for none
     for k in range(1, steps):
         nearest[k] = min(nearest[k], nearest[k - 1] - 1)

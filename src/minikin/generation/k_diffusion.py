@@ -17,6 +17,8 @@ class DPMPP2SAncestral(KDPM2AncestralDiscreteScheduler):  # type: ignore[misc]
     half x0, predicted at the midpoint, replaces the derivative there (Lu et al. 2022, arXiv:2211.01095).
     """
 
+    sample: Any
+
     def step(
         self,
         model_output: Tensor,
@@ -60,6 +62,8 @@ def dpmpp_sde() -> Any:
 
         Stock draws one seed for the whole batch from PyTorch's global state, so no image could be repeated.
         """
+
+        noise_sampler: Any
 
         def step(
             self,

@@ -228,7 +228,7 @@ def order(cls: str) -> int:
 
 def copy_of(base_scheduler: Any, levels: int | None = None, schedule: str | None = None) -> Any:
     """A fresh copy of the base's scheduler; see `build` for levels and schedule."""
-    return _made(type(base_scheduler), base_scheduler, {}, levels, schedule)
+    return _configured(type(base_scheduler), base_scheduler, {}, levels, schedule)
 
 
 def build(
@@ -248,7 +248,9 @@ def build(
     sampler, in_name = split(name)
     cls, extra = SCHEDULERS[sampler]
     changes = {**extra, **(overrides or {})}
-    return _with_begin_index(_made(_class(sampler, cls), base_scheduler, changes, levels, schedule or in_name))
+    return _with_begin_index(
+        _configured(_class(sampler, cls), base_scheduler, changes, levels, schedule or in_name)
+    )
 
 
 def _class(sampler: str, cls: str) -> Any:
@@ -257,22 +259,21 @@ def _class(sampler: str, cls: str) -> Any:
 
     from minikin.generation import custom_timesteps, k_diffusion
 
-    own = {
-        "Euler a": lambda: custom_timesteps.EulerAncestralCustomTimesteps,
-        "DPM++ 2S a": lambda: k_diffusion.DPMPP2SAncestral,
-        "DPM++ SDE": k_diffusion.dpmpp_sde,
-    }
-    return own[sampler]() if sampler in own else getattr(diffusers, cls)
+    if sampler == "Euler a":
+        return custom_timesteps.EulerAncestralCustomTimesteps
+    if sampler == "DPM++ 2S a":
+        return k_diffusion.DPMPP2SAncestral
+    return k_diffusion.dpmpp_sde() if sampler == "DPM++ SDE" else getattr(diffusers, cls)
 
 
-def _made(
+def _configured(
     kind: Any, base_scheduler: Any, changes: dict[str, Any], levels: int | None, schedule: str | None
 ) -> Any:
     options = inspect.signature(kind.__init__).parameters
     if schedule:
         # a base may state another kind of sigmas, and diffusers refuses two
-        wanted = {**dict.fromkeys(_SIGMAS, False), **SCHEDULES[schedule]}
-        changes = changes | {name: value for name, value in wanted.items() if name in options}
+        values = {**dict.fromkeys(_SIGMAS, False), **SCHEDULES[schedule]}
+        changes = changes | {name: value for name, value in values.items() if name in options}
     scheduler = kind.from_config(base_scheduler.config, **changes)
     if levels:
         # an unset value of the base's is not taken over, so the copy is made of the whole scheduler's values

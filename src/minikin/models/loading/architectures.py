@@ -10,15 +10,26 @@ from __future__ import annotations
 import gzip
 import json
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+# Only what the published files state: another class takes its own defaults for the rest.
 _SCHEDULE = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
-    "num_train_timesteps": 1000, "set_alpha_to_one": False, "steps_offset": 1,
+    "num_train_timesteps": 1000, "set_alpha_to_one": False, "steps_offset": 1, "trained_betas": None,
+}  # fmt: skip
+_PNDM = _SCHEDULE | {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "prediction_type": "epsilon"}
+_DDIM = _SCHEDULE | {"_class_name": "DDIMScheduler", "prediction_type": "epsilon"}
+_EULER = _SCHEDULE | {
+    "_class_name": "EulerDiscreteScheduler", "prediction_type": "epsilon", "interpolation_type": "linear",
+    "use_karras_sigmas": False, "timestep_spacing": "leading",
+}  # fmt: skip
+_LCM = _SCHEDULE | {
+    "_class_name": "LCMScheduler", "prediction_type": "epsilon", "original_inference_steps": 50,
+    "set_alpha_to_one": True, "rescale_betas_zero_snr": False, "timestep_spacing": "leading",
 }  # fmt: skip
 _VAE = {
     "in_channels": 3, "out_channels": 3, "latent_channels": 4, "layers_per_block": 2,
@@ -55,8 +66,7 @@ class Architecture:
 
 
 SD15 = Architecture(
-    "sd1", "StableDiffusionPipeline", _UNET, _VAE, (_TEXT,),
-    _SCHEDULE | {"prediction_type": "epsilon"},
+    "sd1", "StableDiffusionPipeline", _UNET, _VAE, (_TEXT,), _PNDM,
 )  # fmt: skip
 SD21 = Architecture(
     "sd2", "StableDiffusionPipeline",
@@ -66,13 +76,11 @@ SD21 = Architecture(
     (_TEXT | {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23,
               "num_attention_heads": 16, "hidden_act": "gelu", "projection_dim": 512,
               "pad_token_id": 1},),
-    _SCHEDULE | {"prediction_type": "v_prediction"},
+    _DDIM | {"prediction_type": "v_prediction"},
     pads=("!",),
 )  # fmt: skip
-SD_TURBO = Architecture(
-    "sd2", SD21.pipeline, SD21.unet | {"sample_size": 64}, SD21.vae | {"sample_size": 768}, SD21.texts,
-    _SCHEDULE | {"prediction_type": "epsilon", "timestep_spacing": "trailing"}, pads=("!",),
-)  # fmt: skip
+SD21_BASE = replace(SD21, unet=SD21.unet | {"sample_size": 64}, scheduler=_PNDM)  # 512 px, epsilon
+SD_TURBO = replace(SD21_BASE, scheduler=_EULER | {"timestep_spacing": "trailing"})
 SDXL = Architecture(
     "sdxl", "StableDiffusionXLPipeline",
     _UNET | {
@@ -87,13 +95,13 @@ SDXL = Architecture(
     (_TEXT, _TEXT | {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
                      "num_attention_heads": 20, "hidden_act": "gelu", "projection_dim": 1280,
                      "pad_token_id": 1}),
-    _SCHEDULE | {"prediction_type": "epsilon", "timestep_spacing": "leading"},
+    _EULER,
     extra={"force_zeros_for_empty_prompt": True},
     pads=("<|endoftext|>", "!"),
 )  # fmt: skip
 LCM15 = Architecture(
     "sd1", "LatentConsistencyModelPipeline", _UNET | {"sample_size": 96, "time_cond_proj_dim": 256},
-    _VAE | {"sample_size": 768}, (_TEXT,), _SCHEDULE | {"prediction_type": "epsilon"},
+    _VAE | {"sample_size": 768}, (_TEXT,), _LCM,
 )  # fmt: skip
 
 ARCHITECTURES = {"sd15": SD15, "sd21": SD21, "sd-turbo": SD_TURBO, "sdxl": SDXL, "lcm-sd15": LCM15}
@@ -124,15 +132,32 @@ def shrunk(a: Architecture) -> Architecture:
         unet |= {"time_cond_proj_dim": 16}
     vae = a.vae | {"block_out_channels": [8, 8, 16, 16], "layers_per_block": 1,
                    "norm_num_groups": 4, "sample_size": 64}  # fmt: skip
-    return Architecture(a.name, a.pipeline, unet, vae, texts, a.scheduler, a.extra, a.pads)
+    return replace(a, unet=unet, vae=vae, texts=texts)
+
+
+def as_lcm(a: Architecture, width: int) -> Architecture:
+    """The full latent consistency model of an architecture.
+
+    width  of its guidance embedding, which the U-Net takes as an input
+    """
+    return replace(a, unet=a.unet | {"time_cond_proj_dim": width}, scheduler=_LCM)
+
+
+def with_zero_snr(a: Architecture) -> Architecture:
+    """The architecture with zero terminal SNR (Lin et al. 2023, arXiv:2305.08891).
+
+    PNDM does not know it; DDIM, with the same noise schedule, does.
+    """
+    scheduler = _DDIM if a.scheduler["_class_name"] == "PNDMScheduler" else a.scheduler
+    zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    return replace(a, scheduler=scheduler | zero)
 
 
 def write_configs(a: Architecture, folder: Path, prediction: str | None = None) -> Path:
     """Write a diffusers folder without weights: the configurations and tokenizers of an architecture."""
     scheduler = a.scheduler | ({"prediction_type": prediction} if prediction else {})
-    sampler = "LCMScheduler" if "Consistency" in a.pipeline else "DDIMScheduler"
     kinds = {"unet": ("diffusers", "UNet2DConditionModel"), "vae": ("diffusers", "AutoencoderKL"),
-             "scheduler": ("diffusers", sampler)}  # fmt: skip
+             "scheduler": ("diffusers", scheduler["_class_name"])}  # fmt: skip
     parts: dict[str, tuple[str, dict[str, Any]]] = {
         "unet": ("config.json", a.unet), "vae": ("config.json", a.vae),
         "scheduler": ("scheduler_config.json", scheduler),

@@ -20,6 +20,7 @@ from minikin import strict_json
 from minikin.errors import BadModelFile, BadRecipe, NoNetwork, UnknownName
 from minikin.files import atomic_write, data_folder
 from minikin.models.base import Base
+from minikin.models.loading import diffusers_folder
 from minikin.models.loading.foreign_code import read_config, refuse_code
 from minikin.models.loading.lock import opening
 
@@ -87,6 +88,7 @@ def add(path: str | Path, name: str | None = None, prediction: str | None = None
     """Register a checkpoint or diffusers folder under a name, without network access.
 
     prediction  epsilon or v_prediction; by default recognised
+    Configurations and the headers of the weights are read, so that nothing is added that cannot be opened.
     Raises BadModelFile, BadRecipe.
     """
     if not os.path.exists(os.path.expanduser(path)):  # not Path's: they raise for names that are too long
@@ -103,10 +105,12 @@ def add(path: str | Path, name: str | None = None, prediction: str | None = None
         raise BadRecipe(f"'{name}' is the name of a known model; give yours another one with --name.")
     if os.path.isdir(path):
         architecture, guess = _folder_family(path), ""
+        diffusers_folder.check(path)
     else:
-        from minikin.models.loading.single_file import recognise
+        from minikin.models.loading import single_file
 
-        recognised = recognise(path, prediction)
+        recognised = single_file.recognise(path, prediction)
+        single_file.check(path, recognised)
         architecture, guess = recognised.architecture.name, recognised.prediction
     entry = Entry(name, path, architecture, prediction or guess, licence)
     facts = {"path": str(path), "architecture": architecture, "prediction": entry.prediction}
@@ -214,6 +218,8 @@ def tiny_folder() -> Path:
 
 def _open_path(path: Path, dtype: Any, prediction: str | None) -> Any:
     if path.is_dir():
+        _folder_family(path)
+        diffusers_folder.check(path)
         return _open_folder(path, dtype=dtype)
     from minikin.models.loading.single_file import open_file
 
@@ -224,7 +230,7 @@ def _open_folder(path: Path, **kwargs: Any) -> Any:
     from diffusers import DiffusionPipeline
 
     _folder_family(path)
-    kwargs |= _without_filter(path / "model_index.json")
+    kwargs |= _without_filter(path / "model_index.json") | diffusers_folder.variant(path)
     try:
         return DiffusionPipeline.from_pretrained(
             str(path), local_files_only=True, use_safetensors=True, **kwargs
