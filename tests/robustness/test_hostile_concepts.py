@@ -424,6 +424,6 @@ def test_the_cache_of_concepts_is_bounded_in_bytes(tmp_path: Path, monkeypatch: 
             store.pinned(entry.name, entry)
             if k == 2:
                 store.pinned("tom0", store.find("me", "tom0"))  # used again: it stays longer
-        kept = [c.name for c in store._parsed.values()]
-        assert len(kept) == 3 and sum(c.memory_bytes for c in store._parsed.values()) <= 3 * size + 100
-        assert kept == ["tom3", "tom4", "tom5"]
+        names_kept = [c.name for c in store._parsed.values()]
+        assert len(names_kept) == 3 and sum(c.memory_bytes for c in store._parsed.values()) <= 3 * size + 100
+        assert names_kept == ["tom3", "tom4", "tom5"]

@@ -53,14 +53,14 @@ def flat(side: int, extra: bytes = b"", depth: int = 1) -> bytes:
 
 
 R = {"prompt": "a cat", "base": "tiny", "steps": 1}
-MADE = {"recipe": R, "seed": 1}
+RECORD = {"recipe": R, "seed": 1}
 ESC = "a\x1b]0;owned\x07 \x1b[2J cat \x9b31m \u202e"
 
 
 def chain(n: int) -> dict[str, Any]:
-    record: dict[str, Any] = MADE
+    record: dict[str, Any] = RECORD
     for _ in range(n):
-        record = {**MADE, "work": "refine", "parent": {"pixels": "x", "made": record}}
+        record = {**RECORD, "work": "refine", "parent": {"pixels": "x", "made": record}}
     return record
 
 
@@ -68,7 +68,7 @@ RECORDS: dict[str, Any] = {
     "escapes": {"recipe": {**R, "prompt": ESC}, "seed": 1, "concepts": {ESC: {"sha256": ESC}},
                 "parent": {"file": ESC, "pixels": ESC}},
     "half a pair": '{"recipe": {"prompt": "a \\ud800 cat", "steps": 1}, "seed": 1}',
-    "a parent that is a text": {**MADE, "parent": "x"}, "a parent that is a list": {**MADE, "parent": [1]},
+    "a parent that is a text": {**RECORD, "parent": "x"}, "a parent that is a list": {**RECORD, "parent": [1]},
     "huge": {"recipe": {**R, "width": 4096, "height": 4096, "steps": 1000}, "seed": 1, "batch": {"seed": 1,
     "n": 64}},
     "a base in a folder": {"recipe": {**R, "base": "/tmp/a-strangers-base"}, "seed": 1},
@@ -77,21 +77,22 @@ RECORDS: dict[str, Any] = {
                                                                                             "seed": 1},
     "engine": {"recipe": {**R, "engine": "compile"}, "seed": 1},
     "device": {"recipe": {**R, "device": "cuda", "backend": "openvino"}, "seed": 1},
-    "a negative batch": {**MADE, "seed": -5, "batch": {"seed": -6, "n": 3}},
-    "a seed at the end": {**MADE, "seed": 2**63 - 1, "batch": {"seed": 2**63 - 1, "n": 2}},
-    "a mask that is none": {**MADE, "work": "inpaint", "mask": {"png": "AAAA"}, "parent": {"pixels": "x",
-    "made": MADE}},
-    "a mask elsewhere": {**MADE, "work": "inpaint", "mask": {"file": "../../../../etc/passwd"},
-                         "parent": {"pixels": "x", "made": MADE}},
-    "a mask that is huge": {**MADE, "work": "inpaint", "mask": {"png": base64.b64encode(flat(9000)).decode()},
-                            "parent": {"pixels": "x", "made": MADE}},
-    "a file that is a number": {**MADE, "work": "refine", "parent": {"pixels": "x", "file": 5}},
-    "a file with a NUL": {**MADE, "work": "refine", "parent": {"pixels": "x", "file": "a\0b"}},
-    "a file that is a pipe": {**MADE, "work": "refine", "parent": {"pixels": "x", "file": "pipe"}},
-    "a hash that is a number": {**MADE, "work": "refine", "parent": {"pixels": "x", "sha256": 5,
+    "a negative batch": {**RECORD, "seed": -5, "batch": {"seed": -6, "n": 3}},
+    "a seed at the end": {**RECORD, "seed": 2**63 - 1, "batch": {"seed": 2**63 - 1, "n": 2}},
+    "a mask that is none": {**RECORD, "work": "inpaint", "mask": {"png": "AAAA"}, "parent": {"pixels": "x",
+    "made": RECORD}},
+    "a mask elsewhere": {**RECORD, "work": "inpaint", "mask": {"file": "../../../../etc/passwd"},
+                         "parent": {"pixels": "x", "made": RECORD}},
+    "a mask that is huge": {**RECORD, "work": "inpaint", "mask": {"png": base64.b64encode(flat(9000)).decode()},
+                            "parent": {"pixels": "x", "made": RECORD}},
+    "a file that is a number": {**RECORD, "work": "refine", "parent": {"pixels": "x", "file": 5}},
+    "a file with a NUL": {**RECORD, "work": "refine", "parent": {"pixels": "x", "file": "a\0b"}},
+    "a file that is a pipe": {**RECORD, "work": "refine", "parent": {"pixels": "x", "file": "pipe"}},
+    "a hash that is a number": {**RECORD, "work": "refine", "parent": {"pixels": "x", "sha256": 5,
     "file": "a.png"}},
-    "a batch in the recipe": {"recipe": {**R, "batch": 3}, "seed": 1}, "no work": {**MADE, "work": "__class__"},
-    "work of a number": {**MADE, "work": 5}, "a seed that is true": {"recipe": R, "seed": True},
+    "a batch in the recipe": {"recipe": {**R, "batch": 3}, "seed": 1},
+    "no work": {**RECORD, "work": "__class__"},
+    "work of a number": {**RECORD, "work": 5}, "a seed that is true": {"recipe": R, "seed": True},
     "a field that is none": {"recipe": {**R, "__class__": 1}, "seed": 1},
     "a prompt that is a list": {"recipe": {**R, "prompt": [1]},
                                                                                                   "seed": 1},
@@ -99,7 +100,8 @@ RECORDS: dict[str, Any] = {
     "long": json.dumps({"recipe": {**R, "prompt": "a" * 99_000}, "seed": 1}),
     "too long": json.dumps({"recipe": {**R, "prompt": "a" * 150_000}, "seed": 1}),
     "recipe of a text": {"recipe": "x"},
-    "concepts of a list": {**MADE, "concepts": [1]}, "an adapter of a text": {**MADE, "adapters": {"x": "y"}},
+    "concepts of a list": {**RECORD, "concepts": [1]},
+    "an adapter of a text": {**RECORD, "adapters": {"x": "y"}},
 }  # fmt: skip
 REPEATABLE = {"huge", "engine", "device", "a batch in the recipe", "long lineage", "long"}
 BOMBS = {
@@ -178,8 +180,8 @@ def test_nothing_that_is_printed_is_obeyed(name: str, tmp_path: Path, cli: Any) 
 
 @pytest.mark.parametrize("text", [ESC, "\ud800", "a\u2028b", "\U000e0041", "a\x00\x7f\x85b"])
 def test_escapes(text: str) -> None:
-    shown = escaped(text)
-    assert shown.isprintable() and "\\" in shown
+    text_shown = escaped(text)
+    assert text_shown.isprintable() and "\\" in text_shown
     line = escaped_json({"a": text})
     assert line.isprintable() and json.loads(line) == {"a": text}
     assert escaped("a\n\tкот 猫 👩‍👩‍👧") == "a\n\tкот 猫 👩‍👩‍👧"
@@ -215,6 +217,6 @@ def test_ancestors_are_bounded_where_they_are_written() -> None:
         or len(text) < 10**6
     )
     assert len(lineage.ancestors(record)) == metadata.MAX_ANCESTORS + 1
-    kept = metadata.bounded(chain(400))
-    assert metadata.recorded({"minikin": json.dumps(kept)}).recipe == kept
+    bounded_record = metadata.bounded(chain(400))
+    assert metadata.recorded({"minikin": json.dumps(bounded_record)}).recipe == bounded_record
     assert sys.getrecursionlimit() > 4 * metadata.MAX_ANCESTORS

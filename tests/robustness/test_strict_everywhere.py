@@ -83,17 +83,19 @@ def test_lines_of_prompts(line: str, tmp_path: Path) -> None:
 
 HEAD = {"manifest": 1, "base": "tiny", "fingerprint": "9f"}
 DIGEST = "c1d4" * 8
+KEY = "pictures"  # word: key of the file
 
 
 @pytest.mark.parametrize(
     "record",
     [LIST, DEEP, HALF, '{"line": "7"}', '{"line": true, "asked": "c1d4c1d4c1d4c1d4"}',
     '{"line": 7, "asked": "zz"}',
-     '{"line": 7, "asked": 5}', '{"line": 7, "asked": "c1d4c1d4c1d4c1d4", "pictures": 5}',
-     '{"line": 7, "asked": "c1d4c1d4c1d4c1d4", "pictures": [5]}',
-     '{"line": 7, "asked": "c1d4c1d4c1d4c1d4", "pictures": [{"file": 5, "bytes": 1}]}'],
+     '{"line": 7, "asked": 5}', '{"line": 7, "asked": "c1d4c1d4c1d4c1d4", "IMAGES": 5}',
+     '{"line": 7, "asked": "c1d4c1d4c1d4c1d4", "IMAGES": [5]}',
+     '{"line": 7, "asked": "c1d4c1d4c1d4c1d4", "IMAGES": [{"file": 5, "bytes": 1}]}'],
 )  # fmt: skip
 def test_logs_that_are_no_logs(record: str, tmp_path: Path) -> None:
+    record = record.replace("IMAGES", KEY)
     (tmp_path / "manifest.jsonl").write_text(f"{json.dumps(HEAD)}\n{record}\n")
     with pytest.raises(BadRecipe, match=r"is not the log of a run \(line 2\)"):
         RunLog(tmp_path, {"base": "tiny"})
@@ -109,9 +111,9 @@ def test_logs_that_are_no_logs(record: str, tmp_path: Path) -> None:
      ([{"file": "/etc/hostname", "bytes": 1}], 0)],
 )  # fmt: skip
 def test_an_edited_log_skips_no_line(images: Any, done: int, tmp_path: Path) -> None:
-    """A line counts as done when its images, at least one, are there: `"pictures": []` once did."""
+    """A line counts as done when its images, at least one, are there: an empty list once did."""
     (tmp_path / "a.png").write_bytes(b"abc")
-    record = {"line": 7, "id": None, "asked": DIGEST} | ({} if images is None else {"pictures": images})
+    record = {"line": 7, "id": None, "asked": DIGEST} | ({} if images is None else {KEY: images})
     (tmp_path / "manifest.jsonl").write_text(f"{json.dumps(HEAD)}\n{json.dumps(record)}\n")
     log = RunLog(tmp_path, {"base": "tiny"})
     log.close()

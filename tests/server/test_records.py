@@ -55,7 +55,7 @@ def test_a_form_takes_the_recipe_over(server: Served, name: str) -> None:
     """`fields` of /api/recipe: size, guidance, sampler, schedule and steps by the names of our options."""
     with server.client() as c:
         fields = c.post("/api/recipe", files={"file": ("x", TOOLS[name])}).json()["fields"]
-    wanted = {
+    expected = {
         "prompt": "a cat",
         "negative": "rain",
         "seed": 123,
@@ -64,7 +64,7 @@ def test_a_form_takes_the_recipe_over(server: Served, name: str) -> None:
         "width": 512,
         "height": 768,
     }
-    assert fields.items() >= wanted.items()
+    assert fields.items() >= expected.items()
     sampler = "Euler" if name == "novelai" else "DPM++ 2M"
     assert (fields["scheduler"], fields["schedule"]) == (sampler, "Karras")
 

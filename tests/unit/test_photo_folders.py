@@ -164,9 +164,12 @@ def test_a_folder_of_folders_says_which_to_give(tmp_path: Path) -> None:
 def test_heic_without_its_package_is_named(tmp_path: Path, monkeypatch: Any) -> None:
     """A folder of HEIC alone says so, with what to install; beside others none is left out without a word."""
     monkeypatch.setitem(__import__("sys").modules, "pillow_heif", None)
-    (tmp_path / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
-    with pytest.raises(BadPhoto, match=r"IMG_1\.HEIC is a HEIC image, .*\[heic\].*save it as a JPEG"):
+    for k in (1, 2):
+        (tmp_path / f"IMG_{k}.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64))
+    with pytest.raises(BadPhoto, match=r"IMG_1\.HEIC, IMG_2\.HEIC: HEIC needs .*heic.*save as JPEG"):
         load_photos(tmp_path)
+    with pytest.raises(BadPhoto, match=r"IMG_1\.HEIC is a HEIC image, .*heic.*save it as a JPEG"):
+        load_photo(tmp_path / "IMG_1.HEIC")
 
 
 CAPTION = "a photo of {}, синий 猫"

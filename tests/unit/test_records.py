@@ -20,7 +20,7 @@ from minikin.server import decode
 from minikin.server.limits import Limits
 
 SETTINGS = "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 123, Size: 512x768"
-WANTED = {"Steps": "20", "Seed": "123", "Size": "512x768", "CFG scale": "7"}
+EXPECTED = {"Steps": "20", "Seed": "123", "Size": "512x768", "CFG scale": "7"}
 
 
 def png(**texts: Any) -> bytes:
@@ -73,7 +73,7 @@ PROMPTS = [
 def test_exif_comments_in_any_script(prompt: str, kind: str, encoding: str, tmp_path: Path) -> None:
     """A1111 and Forge write UTF-16 big-endian, others the rest; read by command line and server alike."""
     record = read(with_exif(kind, b"UNICODE\0" + infotext(prompt).encode(encoding)), tmp_path)
-    assert (record.prompt, record.negative) == (prompt, "rain") and record.settings.items() >= WANTED.items()
+    assert (record.prompt, record.negative) == (prompt, "rain") and record.settings.items() >= EXPECTED.items()
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -84,7 +84,7 @@ def test_png_chunks_in_any_script(prompt: str, tmp_path: Path) -> None:
         assert (record.prompt, record.negative) == (
             prompt,
             "rain",
-        ) and record.settings.items() >= WANTED.items()
+        ) and record.settings.items() >= EXPECTED.items()
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_exif_in_other_places(data: bytes, tmp_path: Path) -> None:
 def test_settings_wherever_they_stand(text: str) -> None:
     """With lines of extensions behind them, in one line, with other line breaks, with what Civitai adds."""
     prompt, negative, settings = parse_parameters(text)
-    assert (prompt, negative) == ("a cat", "rain") and settings.items() >= WANTED.items()
+    assert (prompt, negative) == ("a cat", "rain") and settings.items() >= EXPECTED.items()
 
 
 # ---- other tools ---------------------------------------------------------------------------------
@@ -270,8 +270,8 @@ TOOLS: dict[str, bytes] = {
 def test_records_of_other_tools(tool: str, tmp_path: Path) -> None:
     record = read(TOOLS[tool], tmp_path)
     assert (record.prompt, record.negative) == ("a cat", "rain")
-    wanted = {k: v for k, v in WANTED.items() if k != "Size" or "efficiency" not in tool}
-    assert record.settings.items() >= wanted.items()
+    expected = {k: v for k, v in EXPECTED.items() if k != "Size" or "efficiency" not in tool}
+    assert record.settings.items() >= expected.items()
     assert record.settings["Sampler"] and record.recipe == {}
     source = SourceImage.of(tmp_path / "image").settings
     assert {k: source[k] for k in ("prompt", "negative", "seed")} == {

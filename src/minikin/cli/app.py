@@ -128,7 +128,7 @@ def paint(
 @with_recipe(Refine, skip=("points", "times"))
 @with_options("options", ImageOptions)
 def refine(
-    images: Annotated[list[Path], typer.Argument(help="images to start from, PNG, JPEG or WebP")],
+    images: Annotated[list[Path], typer.Argument(help="images to start from")],
     out: Out = Path("out"),
     as_json: Json = False, *, options: ImageOptions, values: dict[str, Any],
 ) -> None:  # fmt: skip
@@ -142,7 +142,7 @@ def refine(
 @with_recipe(Inpaint, skip=("prompt", "points", "size", "width", "height"))
 @with_options("options", ImageOptions)
 def inpaint(
-    image: Annotated[Path, typer.Argument(help="the image, PNG, JPEG or WebP")],
+    image: Annotated[Path, typer.Argument(help="the image")],
     prompt: Annotated[
         str | None, typer.Argument(help="what to paint there; the image's own prompt by default")
     ] = None,

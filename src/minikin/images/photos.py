@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ ENDINGS = (
     ".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".webp", ".avif", ".heic", ".heif", ".hif", ".tif", ".tiff",
     ".bmp", ".gif",
 )  # fmt: skip
+_HEIC = (".heic", ".heif", ".hif")
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 50_000_000
 MAX_PHOTOS = 200
@@ -82,9 +84,17 @@ def load_photos(where: str | Path, note: Callable[[str], None] | None = None) ->
             f"{where} holds {len(listed.photos)} photos; 3 to 6 are best to teach one concept, 1 to "
             f"{MAX_PHOTOS} are accepted."
         )
+    _check_heic(listed.photos)
     if note and (text := listed.left_out()):
         note(text)
     return [_load(path, listed) for path in listed.photos]
+
+
+def _check_heic(files: list[Path]) -> None:
+    """Raise BadPhoto that names all HEIC images where their package is missing."""
+    names = [p.name for p in files if p.suffix.lower() in _HEIC]
+    if names and find_spec("pillow_heif") is None:
+        raise BadPhoto(f"{_some(names)}: HEIC needs a further package: {extra('heic')}. Or save as JPEG.")
 
 
 def load_photo(path: Path) -> Photo:
