@@ -232,3 +232,25 @@ def test_the_copy_in_the_library_follows_its_file(tmp_path: Path) -> None:
     path.write_bytes(concept("tom", 3))
     assert not library.follow(path, "tom", concept("tom", 4)), "another one is not replaced"
     assert copy.read_bytes() == concept("tom", 2)
+
+
+# ---- what is running
+
+
+def test_what_runs_is_listed_and_of_others_no_more_than_that(tmp_path: Path) -> None:
+    engine = FakeEngine()
+    with served(engine, tmp_path / "s") as s, s.client() as c:
+        engine.go.clear()
+        job = c.post("/api/paint", json={"prompt": "a secret cat"}).json()
+        while c.get(f"/api/jobs/{job['id']}").json()["status"] != "running":
+            pass
+        mine = c.get("/api/jobs?unfinished=true").json()
+        assert [(j["id"], j["about"]) for j in mine["jobs"]] == [(job["id"], "a secret cat")]
+        assert mine["others"] == []
+        theirs = c.get("/api/jobs?unfinished=true", headers={"X-Minikin-Client": "other"})
+        assert theirs.json() == {"jobs": [], "others": [{"kind": "paint", "step": 0, "steps": 4}]}
+        engine.go.set()
+        s.drained()
+        assert c.get("/api/jobs?unfinished=true").json() == {"jobs": [], "others": []}
+        first = c.get("/api/jobs").json()["jobs"][0]
+        assert c.get(f"/api/jobs?before={first['created']}").json()["jobs"] == []

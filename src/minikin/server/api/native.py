@@ -114,27 +114,24 @@ for _kind in JOB_TYPES.values():
 
 
 @router.get("/jobs")
-async def jobs(request: Request, limit: int = MAX_LISTED, before: float | None = None) -> dict[str, Any]:
-    """Your jobs, newest first. before: only those created earlier (seconds since 1970)."""
+async def jobs(
+    request: Request, limit: int = MAX_LISTED, before: float | None = None, unfinished: bool = False
+) -> dict[str, Any]:  # fmt: skip
+    """Your jobs, newest first. before: only those created earlier (seconds since 1970). unfinished: those that
+    wait or run, oldest first, and `others`, what runs for other clients: kind and progress."""
     service, client = service_of(request), client_of(request)
+    if unfinished:
+        others = [job for job in service.running() if job.request.client != client]
+        return {
+            "jobs": [serializers.job_json(service, job) for job in service.unfinished(client)],
+            "others": [{"kind": job.request.kind, "step": job.done, "steps": job.total} for job in others],
+        }
 
     def listed() -> list[dict[str, Any]]:
         rows = service.store.jobs(client, max(1, min(limit, MAX_LISTED)), before)
         return [_view(service, client, row["id"], row) for row in rows]
 
     return {"jobs": await run_in_threadpool(listed)}
-
-
-@router.get("/jobs/unfinished")
-async def unfinished(request: Request) -> dict[str, Any]:
-    """Your jobs that wait or run, oldest first, and what of others is running: its kind and progress."""
-    service, client = service_of(request), client_of(request)
-    mine = service.unfinished(client)
-    others = [job for job in service.running() if job.request.client != client]
-    return {
-        "jobs": [serializers.job_json(service, job) for job in mine],
-        "others": [{"kind": job.request.kind, "step": job.done, "steps": job.total} for job in others],
-    }
 
 
 @router.get("/jobs/{id}")

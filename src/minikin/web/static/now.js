@@ -17,7 +17,7 @@ export function start() {
 async function look() {
   clearTimeout(timer);
   try {
-    const now = await ask("/api/jobs/unfinished");
+    const now = await ask("/api/jobs?unfinished=true");
     const taught = last.jobs.some(j => j.kind === "teach" && !now.jobs.some(k => k.id === j.id));
     last = now;
     show();

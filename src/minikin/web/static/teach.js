@@ -15,7 +15,7 @@ export function start() {
 /** A teaching that was begun before this page was loaded: shown as if it had been begun here. */
 async function goOn() {
   try {
-    const {jobs} = await ask("/api/jobs/unfinished");
+    const {jobs} = await ask("/api/jobs?unfinished=true");
     const begun = jobs.find(j => j.kind === "teach");
     if (begun) await follow(async () => begun);
   } catch (e) { work.say(e.message); }
