@@ -115,7 +115,7 @@ def test_settings_beside_a_file(bases: dict[str, Base], tmp_path: Path, settings
 )  # fmt: skip
 def test_factors_that_do_not_fit(bases: dict[str, Base], tmp_path: Path, tensors: Any, words: str) -> None:
     """Of kinds other than LoRA too: refused before anything of their size is computed."""
-    named = {f"{KEY}.{k}": torch.ones(shape) for k, shape in tensors.items()}
-    save_file(named, tmp_path / "a.safetensors")
+    tensors_by_key = {f"{KEY}.{k}": torch.ones(shape) for k, shape in tensors.items()}
+    save_file(tensors_by_key, tmp_path / "a.safetensors")
     with pytest.raises((BadAdapterFile, BaseMismatch), match=words):
         lora_file.load(bases["sd15"], tmp_path / "a.safetensors", "a")

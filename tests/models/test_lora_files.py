@@ -61,14 +61,14 @@ def lycoris(algo: str, module: nn.Module, **options: Any) -> Any:
 
     cls = {"lora": modules.LoConModule, "loha": modules.LohaModule, "lokr": modules.LokrModule,
            "full": modules.FullModule, "norm": modules.NormModule, "ia3": modules.IA3Module}[algo]  # fmt: skip
-    own = cls("lora_unet_x", module, multiplier=1.0, **options)
+    lycoris_module = cls("lora_unet_x", module, multiplier=1.0, **options)
     g = torch.Generator().manual_seed(3)
-    for name, p in own.named_parameters():
+    for name, p in lycoris_module.named_parameters():
         if "dora_scale" in name:
             p.data.mul_(1 + 0.2 * torch.rand(p.shape, generator=g))
         else:
             p.data.copy_(0.3 * torch.randn(p.shape, generator=g))
-    return own.eval()
+    return lycoris_module.eval()
 
 
 def changed(theirs: Any, module: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -257,9 +257,9 @@ def test_dora_of_diffusers(bases: dict[str, Base], tmp_path: Path) -> None:
     """diffusers writes PEFT's tensors under `unet.`, its settings into the metadata."""
     base, module = bases["sd15"], layer(bases["sd15"], UNET["linear"])
     model, tensors, _ = peft_layer("DoRA", module)
-    named = {k.replace("base_model.model.x", f"unet.{UNET['linear']}"): v for k, v in tensors.items()}
+    renamed = {k.replace("base_model.model.x", f"unet.{UNET['linear']}"): v for k, v in tensors.items()}
     facts = {"unet.r": 3, "unet.lora_alpha": 2, "unet.use_dora": True}
-    save_file(named, tmp_path / "x.safetensors", {"lora_adapter_metadata": json.dumps(facts)})
+    save_file(renamed, tmp_path / "x.safetensors", {"lora_adapter_metadata": json.dumps(facts)})
     ours, _ = merged(base, tmp_path / "x.safetensors", UNET["linear"])
     model.merge_adapter()
     theirs = model.base_model.model["x"].get_base_layer().weight
@@ -274,7 +274,7 @@ def test_original_names_are_those_of_checkpoints(bases: dict[str, Base], family:
     """Every layer's sgm name is the one in a single-file checkpoint of the same model."""
     base = bases[family]
     prefix = "model.diffusion_model."
-    known = {
+    in_checkpoint = {
         k.removeprefix(prefix).rpartition(".")[0] for k in ldm.checkpoint(base.pipe, family) if prefix in k
     }
     ours = {
@@ -282,7 +282,7 @@ def test_original_names_are_those_of_checkpoints(bases: dict[str, Base], family:
         for path, module in base.unet.named_modules()
         if isinstance(getattr(module, "weight", None), Tensor)
     }  # fmt: skip
-    assert ours == known
+    assert ours == in_checkpoint
 
 
 @pytest.mark.parametrize("prefix", ["lora_unet_", "diffusion_model.", "lycoris_"])
@@ -316,7 +316,7 @@ def test_onetrainers_file_for_sdxl(bases: dict[str, Base], tmp_path: Path) -> No
         "conv_out",
     )
     tensors: dict[str, Tensor] = {}
-    wanted: Pairs = {}
+    expected: Pairs = {}
     for k, path in enumerate((*paths, TEXT, TEXT)):
         part = "unet" if k < len(paths) else ("text_encoder", "text_encoder_2")[k - len(paths)]
         module = layer(base, path, part) if part != "unet" else base.unet.get_submodule(path)
@@ -333,12 +333,12 @@ def test_onetrainers_file_for_sdxl(bases: dict[str, Base], tmp_path: Path) -> No
             f"{stem}.lora_up.weight": up,
             f"{stem}.alpha": torch.tensor(1.0),
         }
-        wanted[part, path] = down, up
+        expected[part, path] = down, up
     save_file(tensors, tmp_path / "x.safetensors")
     read = lora_file.load(base, tmp_path / "x.safetensors", "x")
-    found = {(part, path.removeprefix("text_model.")): pair for (part, path), pair in read.pairs.items()}
-    assert found.keys() == wanted.keys()
-    assert all(torch.allclose(product(*found[k]), 0.5 * product(*p), atol=1e-6) for k, p in wanted.items())
+    actual = {(part, path.removeprefix("text_model.")): pair for (part, path), pair in read.pairs.items()}
+    assert actual.keys() == expected.keys()
+    assert all(torch.allclose(product(*actual[k]), 0.5 * product(*p), atol=1e-6) for k, p in expected.items())
 
 
 # ---- foreign tensors --------------------------------------------------------------------------------
@@ -384,8 +384,8 @@ def _paint(base: Base, prompt: str) -> Any:
 
 def test_one_of_several_bundled_embeddings_is_chosen_by_name(bases: dict[str, Base], tmp_path: Path) -> None:
     path = with_embeddings(bases["sd15"], tmp_path / "ink.safetensors", "tom", "Rex")
-    wanted = load_file(path)["bundle_emb.Rex.emb_params"]
-    assert torch.equal(read_embedding(path, 1, "rex")[0], wanted)
+    expected = load_file(path)["bundle_emb.Rex.emb_params"]
+    assert torch.equal(read_embedding(path, 1, "rex")[0], expected)
     with pytest.raises(BadConceptFile, match="2 embeddings, Rex and tom. Give the one you want as --name"):
         read_embedding(path, 1, "other")
 

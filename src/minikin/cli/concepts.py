@@ -103,9 +103,12 @@ def check(
 
         studio = Studio.open(base)
         studio.add(loaded)
-        from minikin.perfusion.compatibility import compatibility
+        from minikin.perfusion.compatibility import OTHER_TEXT, compatibility, difference_note
 
-        verdict += f"; fits {base} ({compatibility(studio.base, loaded)} base)"
+        relation = compatibility(studio.base, loaded)
+        verdict += f"; fits {base} ({relation if relation == OTHER_TEXT else f'{relation} base'})"
+        if note := difference_note(studio.base, loaded):
+            display.note(note)
     display.out.print(f"{path}: {verdict}")
 
 

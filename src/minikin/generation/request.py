@@ -29,6 +29,7 @@ from minikin.models.lora.lora_file import Adapter
 from minikin.models.presets import Preset, Source
 from minikin.models.prompt import Prompt, parse
 from minikin.perfusion import concept_file
+from minikin.perfusion.compatibility import difference_note
 from minikin.perfusion.conditioning import PreparedConcept
 from minikin.recipes import ConceptSettings, Img2Img, Paint, Refine
 
@@ -200,6 +201,7 @@ def resolve(
         warnings=(
             *prompt_notes(prompt, negative),
             *_notes(weighted),
+            *filter(None, (difference_note(base, c.concept) for c in in_use.values())),
             *warnings,
             *defaults.cautions(base, resolved, texts, in_use),
         ),

@@ -106,9 +106,9 @@ def pack(
     returns    (B, N, sum of 2 * width)
     """
     shape = shape or layout(unet)
-    dtype = _weight_dtype(unet, shape)
-    e = encodings.to(dtype)
-    k_e = e if keys_from is None else keys_from.to(dtype)
+    weight = _first_weight(unet, shape)
+    e = encodings.to(weight)
+    k_e = e if keys_from is None else keys_from.to(weight)
     parts: list[Tensor] = []
     for layer in shape.layers:
         attn: Any = unet.get_submodule(layer.path)
@@ -202,7 +202,7 @@ class PackedAttention:
         return context[..., start : start + width], context[..., start + width : start + 2 * width]
 
 
-def _weight_dtype(unet: nn.Module, shape: Layout) -> torch.dtype:
+def _first_weight(unet: nn.Module, shape: Layout) -> Tensor:
     to_k: Any = unet.get_submodule(shape.layers[0].path + ".to_k")
-    dtype: torch.dtype = getattr(to_k, "base_layer", to_k).weight.dtype
-    return dtype
+    weight: Tensor = getattr(to_k, "base_layer", to_k).weight
+    return weight

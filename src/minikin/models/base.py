@@ -38,7 +38,7 @@ from minikin.models.text import (
 ARCHITECTURES = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # by text width; anything else is tiny
 
 
-@dataclass
+@dataclass(repr=False)
 class Base:
     """An opened text-to-image model.
 
@@ -77,6 +77,10 @@ class Base:
         self.layout = attention.attach(self.unet)
         # read once: a LoRA that is applied may change the configuration while another thread resolves a request
         self.has_guidance_embedding = bool(self.unet.config.get("time_cond_proj_dim"))  # full LCM
+
+    def __repr__(self) -> str:
+        kind, dtype = type(self.pipe).__name__, str(self.dtype).removeprefix("torch.")
+        return f"<{self.name}: {kind}, {self.architecture}, {dtype} on {self.device}>"
 
     # ---- facts -------------------------------------------------------------------------------
 
@@ -205,26 +209,29 @@ class Base:
         *,
         chunks: int = 1,
         clip_skip: int = 1,
+        second: Sequence[Prompt] | None = None,
     ) -> Encoded:
         """Encode prompts, with the word vectors of concepts in place of those of their categories.
 
         words      concept name -> per text encoder (n, d_k); a concept without an entry keeps its category's
         chunks     windows of tokens that are encoded one by one and concatenated (`count_chunks`)
         clip_skip  as in A1111: 1 is the text encoder's last layer, 2 the one before (`check_clip_skip`)
+        second     prompts of SDXL's second text encoder, where they are others; `positions` are the first's
         Gradients flow to the word vectors.
         Raises BadRecipe when a concept stands after the last token that is read.
         """
         states, pooled, positions, n = [], None, None, self.n_tokens
         tokens = None
-        weighted = any(p.weights for p in prompts)
+        weighted = any(p.weights for p in (*prompts, *(second or ())))
         norm, layer = not self.is_xl, self._layer(clip_skip)
         for k, (tokenizer, model) in enumerate(zip(self.tokenizers, self.text_encoders, strict=True)):
+            texts = second if k and second else prompts
             with self._tokenizer_lock:
-                tokens = tokenize(tokenizer, prompts, chunks)
+                tokens = tokenize(tokenizer, texts, chunks)
             positions = positions or tokens.positions
             replacements = [
                 (b * chunks + at[0] // n, tuple(i % n for i in at), words[use.name][k])
-                for b, prompt in enumerate(prompts)
+                for b, prompt in enumerate(texts)
                 for use, at in zip(prompt.uses, tokens.positions[b], strict=True)
                 if words and use.name in words
             ]
@@ -232,11 +239,11 @@ class Base:
                 out = model(tokens.ids.to(self.device), output_hidden_states=not norm or layer > 1)
             state = hidden_state(out, model, layer, norm)
             if weighted:
-                state = apply_emphasis(state, emphasis(tokens, prompts))
+                state = apply_emphasis(state, emphasis(tokens, texts))
             states.append(state)
             if self.is_xl and k == len(self.text_encoders) - 1:
                 pooled = out[0][::chunks]  # of the first chunk, as in A1111 and ComfyUI
-        e = torch.cat(states, -1)
+        e = torch.cat(states, -1).to(self.device)  # elsewhere under enable_model_cpu_offload
         assert positions is not None
         assert tokens is not None
         eos = (tokens.ids == self.tokenizers[-1].eos_token_id).int().argmax(-1)

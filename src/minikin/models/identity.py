@@ -58,6 +58,23 @@ def same_text_encoder(a: Origin, b: Origin) -> bool:
     return a.text_hash == b.text_hash or sketches_match(a.text_sketch, b.text_sketch)
 
 
+def text_difference(a: Origin, b: Origin) -> float | None:
+    """How far the text encoders' weights are apart: the norm of their sketches' difference over that of `a`.
+
+    0.01 is a light fine-tune, 1 or more an unrelated model. None where a sketch is missing or damaged, and
+    where the tokenizers have other words.
+    """
+    try:
+        (words_a, x), (words_b, y) = (
+            (s.text_sketch.split()[0], _samples(s.text_sketch.split()[1])) for s in (a, b)
+        )
+    except (IndexError, ValueError, binascii.Error):
+        return None
+    if words_a != words_b or len(x) != len(y) or not np.isfinite(x).all() or not np.isfinite(y).all():
+        return None
+    return float(np.linalg.norm(x - y) / max(float(np.linalg.norm(x)), ABSOLUTE))
+
+
 def sketches_match(a: str, b: str) -> bool:
     """True if two sketches are equal up to rounding to bfloat16."""
     try:

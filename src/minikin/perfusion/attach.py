@@ -5,32 +5,31 @@
     minikin.add("tom.safetensors")
     pipe(**minikin("a photo of <tom> on the beach"), num_inference_steps=25)
 
-This works with the stock text-to-image, image-to-image and inpainting pipelines. The pipeline still accepts
-plain prompts.
+This works with the stock text-to-image, image-to-image, inpainting and ControlNet pipelines, with IP-Adapter,
+and with every attention processor. The pipeline still accepts plain prompts. `minikin.detach()` undoes it.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from minikin.errors import BadRecipe, BaseMismatch
+from minikin.errors import BadRecipe
+from minikin.models import attached
 from minikin.models.base import Base
-from minikin.models.prompt import parse
-from minikin.perfusion import concept_file
-from minikin.perfusion.compatibility import compatibility
-from minikin.perfusion.concept import Concept
-from minikin.perfusion.conditioning import PreparedConcept, condition, prepare_concept
+from minikin.models.prompt import Prompt, parse
+from minikin.perfusion import compatibility, concept_file
+from minikin.perfusion.concept import NAME, Concept
+from minikin.perfusion.conditioning import Conditioning, PreparedConcept, condition, prepare_concept
 from minikin.perfusion.gate import Gate
 from minikin.recipes import KeyLock
 
-_MISMATCHES = {
-    "other layers": "the layers of its U-Net do not match",
-    "other text encoder": "its text encoder is another one",
-}
+Texts = str | Sequence[str]
 
 
 class Concepts:
@@ -40,24 +39,32 @@ class Concepts:
         self.base = base
         self.loaded: dict[str, PreparedConcept] = {}
 
-    def add(self, concept: Concept | str | Path) -> Concept:
-        """Load a concept; raises BaseMismatch when it does not fit this base."""
+    def __repr__(self) -> str:
+        described = [
+            f"{name} ({p.concept.category}, {p.concept.mode})" for name, p in self.loaded.copy().items()
+        ]
+        return f"<{type(self).__name__} on {self.base!r}: {', '.join(described) or 'none'}>"
+
+    def add(self, concept: Concept | str | Path, *, force: bool = False) -> Concept:
+        """Load a concept; one from a file is known by the file's name too.
+
+        force  also a gated one of another text encoder; see `compatibility.check`
+        Raises BaseMismatch when it does not fit this base.
+        """
+        alias = ""
         if not isinstance(concept, Concept):
-            concept = Concept.load(concept)
-        self.check(concept)
-        self.loaded[concept.name] = prepare_concept(self.base, concept)
+            path = Path(concept).expanduser()
+            concept, alias = Concept.load(path), path.stem
+        self.check(concept, force=force)
+        prepared = prepare_concept(self.base, concept)
+        self.loaded[concept.name] = prepared
+        if NAME.fullmatch(alias):
+            self.loaded[alias] = prepared
         return concept
 
-    def check(self, concept: Concept) -> None:
+    def check(self, concept: Concept, *, force: bool = False) -> None:
         """Raise BaseMismatch when a concept does not fit this base."""
-        verdict = compatibility(self.base, concept)
-        if verdict in _MISMATCHES:
-            raise BaseMismatch(
-                f"Concept '{concept.name}' was taught on {concept.origin.architecture} "
-                f"({concept.origin.fingerprint[:8]}); the open base is {self.base.name}, "
-                f"{self.base.architecture} ({self.base.fingerprint[:8]}): {_MISMATCHES[verdict]}. Open the "
-                "base it was made for, or teach it again on this one."
-            )
+        compatibility.check(self.base, concept, force=force)
 
     def digest(self, name: str) -> str:
         """SHA-256 of a loaded concept's content (see `concept_file.content`)."""
@@ -68,42 +75,191 @@ class Concepts:
         """Category of each loaded concept, by name."""
         return {name: prepared.concept.category for name, prepared in self.loaded.copy().items()}
 
+
+class AttachedConcepts(Concepts):
+    """The concepts on a diffusers pipeline; calling it makes the pipeline's arguments of a prompt."""
+
+    def __init__(self, base: Base) -> None:
+        super().__init__(base)
+        attached.attach_layers(base.unet, base.layout)
+        self.is_attached = True
+
+    def add(self, concept: Concept | str | Path, *, force: bool = False) -> Concept:
+        loaded = super().add(concept, force=force)
+        if note := compatibility.difference_note(self.base, loaded):
+            warnings.warn(note, stacklevel=2)
+        return loaded
+
+    def detach(self) -> None:
+        """Give the pipeline back as it was; what was made of prompts before no longer works on it."""
+        attached.detach_layers(self.base.unet, self.base.layout)
+        self.is_attached = False
+
     @torch.no_grad()
     def __call__(
-        self, prompt: str, negative: str = "", *, n: int = 1, lock: KeyLock = "local", gate: Gate | None = None
+        self,
+        prompt: Texts,
+        negative: Texts = "",
+        *,
+        n: int = 1,
+        lock: KeyLock = "local",
+        gate: Gate | None = None,
+        negative_prompt: Texts | None = None,
+        prompt_2: Texts | None = None,
+        negative_prompt_2: Texts | None = None,
     ) -> dict[str, Any]:
-        """Keyword arguments for a stock pipeline call that generates `n` images.
+        """Keyword arguments for a stock pipeline call that generates `n` images of each prompt.
+
+        prompt, negative  one or several; `negative_prompt`, diffusers' name, is the same as `negative`
+        prompt_2          for SDXL's second text encoder, as in diffusers; without concepts
 
         Do not pass num_images_per_prompt to the pipeline: the tensors already have a batch of n.
+        Raises BadRecipe for what a stock pipeline cannot follow.
         """
-        base = self.base
-        override = (lambda _: gate) if gate else None
-        prompts = [parse(p, self.categories) for p in (negative, prompt)]
-        if any(p.loras for p in prompts):
+        self._check_ready()
+        positives, negatives = self._prompts(prompt, _one_of(negative, negative_prompt))
+        seconds = self._second_prompts(prompt_2, negative_prompt_2, positives, negatives)
+        if self.base.has_guidance_embedding:  # full LCM has no negative prompt
+            kv, _ = self._conditioning([], positives, n, lock, gate, seconds)[1]
+            return {"prompt_embeds": kv}
+        out: dict[str, Any] = {}
+        both = self._conditioning(negatives, positives, n, lock, gate, seconds)
+        for prefix, (kv, pooled) in zip(("negative_", ""), both, strict=True):
+            out[f"{prefix}prompt_embeds"] = kv
+            if pooled is not None:
+                out[f"{prefix}pooled_prompt_embeds"] = pooled
+        return out
+
+    def _check_ready(self) -> None:
+        if not self.is_attached:
+            raise BadRecipe("These concepts were detached from their pipeline. Call attach(pipe) again.")
+        if self.base.device.type == "meta":
+            raise BadRecipe(
+                "The pipeline's weights are elsewhere (enable_sequential_cpu_offload), and concepts need them "
+                "before the pipeline runs. Use enable_model_cpu_offload."
+            )
+        if any(p.delta.device != self.base.device for p in self.loaded.values()):  # the pipeline was moved
+            self.loaded = {name: prepare_concept(self.base, p.concept) for name, p in self.loaded.items()}
+
+    def _prompts(self, prompt: Texts, negative: Texts) -> tuple[list[Prompt], list[Prompt | None]]:
+        positives = [self._parsed(text) for text in _listed(prompt)]
+        texts = _listed(negative)
+        if len(texts) == 1:
+            texts *= len(positives)
+        if not positives or len(texts) != len(positives):
+            raise BadRecipe(
+                f"There are {len(positives)} prompts and {len(texts)} negative prompts. Give at least one "
+                "prompt, and one negative prompt for all or one for each."
+            )
+        zeros = self.base.zeros_for_empty
+        return positives, [None if zeros and not text else self._parsed(text) for text in texts]
+
+    def _parsed(self, text: str) -> Prompt:
+        prompt = parse(text, self.categories)
+        if prompt.loras or "<lora:" in prompt.text:
             raise BadRecipe(
                 "<lora:...> in prompts works in Studio and on the command line only. For this pipeline, use "
                 "pipe.load_lora_weights and pipe.set_adapters."
             )
-        if any(p.edits for p in prompts):
+        if any(use.box for use in prompt.uses):
+            raise BadRecipe("Regions, as in <tom@left>, work in Studio and on the command line only.")
+        if getattr(prompt, "edits", None):
+            raise BadRecipe("Prompts that change, as [a:b:0.5], work in Studio and on the command line only.")
+        return prompt
+
+    def _second_prompts(
+        self,
+        second: Texts | None,
+        negative: Texts | None,
+        positives: list[Prompt],
+        negatives: list[Prompt | None],
+    ) -> tuple[list[Prompt | None], list[Prompt]] | None:
+        """The prompts of SDXL's second text encoder, negative and positive; None where they are the first's."""
+        if second is None and negative is None:
+            return None
+        if not self.base.is_xl:
+            raise BadRecipe("prompt_2 is for SDXL's second text encoder; this pipeline has one. Leave it out.")
+        first = [p.source for p in positives], [p.source if p else "" for p in negatives]
+        ours, theirs = self._prompts(second or first[0], first[1] if negative is None else negative)
+        has_concepts = any(p.uses for p in (*positives, *negatives, *ours, *theirs) if p)
+        if len(ours) != len(positives) or (has_concepts and (ours, theirs) != (positives, negatives)):
             raise BadRecipe(
-                "[a:b:0.5] and [a|b] in prompts work in Studio and on the command line only: a stock pipeline "
-                "has one prompt for all steps. Write \\[ for a plain bracket."
+                "prompt_2 says something else than a prompt with a concept, or for another number of prompts. "
+                "A concept has a word in both text encoders at the same place: leave prompt_2 out."
             )
-        for note in dict.fromkeys(note for p in prompts for note in p.notes):
-            warnings.warn(note, stacklevel=2)
-        unconditional = None if base.zeros_for_empty and not negative else prompts[0]
-        if base.has_guidance_embedding:  # full LCM has no negative prompt
-            (positive,) = condition(base, prompts[1:], self.loaded, lock=lock, gate=override, copies=n)
-            return {"prompt_embeds": positive.kv.to(base.dtype)}
-        both = condition(base, [unconditional, prompts[1]], self.loaded, lock=lock, gate=override, copies=n)
-        out: dict[str, Any] = {}
-        for prefix, conditioning in zip(("negative_", ""), both, strict=True):
-            out[f"{prefix}prompt_embeds"] = conditioning.kv.to(base.dtype)
-            if conditioning.pooled is not None:
-                out[f"{prefix}pooled_prompt_embeds"] = conditioning.pooled
+        return [a if b is None else b for a, b in zip(negatives, theirs, strict=True)], ours
+
+    def _conditioning(
+        self,
+        negatives: list[Prompt | None],
+        positives: list[Prompt],
+        n: int,
+        lock: KeyLock,
+        gate: Gate | None,
+        seconds: tuple[list[Prompt | None], list[Prompt]] | None,
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """For negative and positive prompts: packed tensors with encodings (P * n, N, W + D), and pooled."""
+        base, prompts = self.base, [*negatives, *positives]
+        chunks = max(base.count_chunks(p) for p in prompts if p is not None)
+        override = (lambda _: gate) if gate else None
+        plain = self._encodings(prompts, chunks, n, seconds)
+        if seconds is None:
+            parts = condition(base, prompts, self.loaded, lock=lock, gate=override, copies=n, chunks=chunks)
+        else:
+            kv = base.pack(torch.cat([e for e, _ in plain]))
+            parts = [
+                Conditioning(part, pooled) for part, (_, pooled) in zip(torch.split(kv, n), plain, strict=True)
+            ]  # fmt: skip
+        rows = [attached.with_encodings(c.kv.to(base.dtype), e) for c, (e, _) in zip(parts, plain, strict=True)]
+        cut = len(negatives)
+        return [
+            (torch.cat(rows[side]) if rows[side] else torch.empty(0), _joined([c.pooled for c in parts[side]]))
+            for side in (slice(0, cut), slice(cut, None))
+        ]
+
+    def _encodings(
+        self,
+        prompts: list[Prompt | None],
+        chunks: int,
+        n: int,
+        seconds: tuple[list[Prompt | None], list[Prompt]] | None,
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """Encodings (n, N, D) of each prompt with categories in place of concepts, and pooled."""
+        others: Sequence[Prompt | None] = [*seconds[0], *seconds[1]][-len(prompts) :] if seconds else prompts
+        out: list[tuple[Tensor, Tensor | None]] = []
+        for prompt, second in zip(prompts, others, strict=True):
+            pooled: Tensor | None
+            if prompt is None and second is None:
+                zeros, pooled = self.base.zero_encoding()
+                e = zeros.repeat(1, chunks, 1)
+            else:
+                empty = Prompt("", "")
+                encoded = self.base.encode([prompt or empty], chunks=chunks, second=[second or prompt or empty])
+                e, pooled = encoded.e, encoded.pooled
+            out.append((e.expand(n, -1, -1), None if pooled is None else pooled.expand(n, -1)))
         return out
 
 
-def attach(pipe: Any, name: str = "custom") -> Concepts:
-    """Set Minikin's attention processors on a diffusers pipeline, in place; see the module's docstring."""
-    return Concepts(Base(pipe, name))
+def attach(pipe: Any, name: str = "custom") -> AttachedConcepts:
+    """Let a diffusers pipeline read prompts with concepts, in place; see the module's docstring."""
+    processors = dict(pipe.unet.attn_processors)
+    base = Base(pipe, name)
+    pipe.unet.set_attn_processor(processors)  # those it had: an IP-Adapter's, for example
+    return AttachedConcepts(base)
+
+
+def _one_of(negative: Texts, negative_prompt: Texts | None) -> Texts:
+    if negative_prompt is None:
+        return negative
+    if negative and negative != negative_prompt:
+        raise BadRecipe("negative and negative_prompt are the same: give one of them.")
+    return negative_prompt
+
+
+def _listed(texts: Texts) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    tensors = [t for t in parts if t is not None]
+    return torch.cat(tensors) if tensors else None

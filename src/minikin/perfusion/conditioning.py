@@ -16,11 +16,13 @@ from torch import Tensor
 
 from minikin.models.attention import Addition
 from minikin.models.base import Base
+from minikin.models.identity import same_text_encoder
 from minikin.models.prompt import Prompt
 from minikin.models.regions import Region
 from minikin.models.text import Encoded
 from minikin.perfusion import edit
 from minikin.perfusion.concept import Concept
+from minikin.perfusion.covariance import covariance
 from minikin.perfusion.edit import Direction
 from minikin.perfusion.gate import Gate
 from minikin.perfusion.key_lock import category_encoding
@@ -75,8 +77,13 @@ def unpacked_delta(base: Base, flat: Tensor) -> dict[str, Tensor]:
     return {layer.path: part.detach().cpu().clone() for layer, part in zip(layers, parts, strict=True)}
 
 
+@torch.no_grad()
 def prepare_concept(base: Base, concept: Concept) -> PreparedConcept:
-    """Move a concept to a base that it fits (see `compatibility`)."""
+    """Move a concept to a base that it fits (see `compatibility`).
+
+    On a base with another text encoder the direction is computed anew: i* is the mean encoding of the concept's
+    word there, and its dual comes from that base's C, which may have to be estimated first.
+    """
     delta = packed_delta(base, concept.delta)
     keys = packed_delta(base, concept.keys) if concept.keys else None
     if concept.mode == "value":
@@ -84,7 +91,11 @@ def prepare_concept(base: Base, concept: Concept) -> PreparedConcept:
     category = category_encoding(base, concept.category)
     words = base.word_vectors(concept.category)
     words = tuple(w + d.to(w) for w, d in zip(words, concept.word_deltas, strict=True))
-    parts = (t.to(base.device, torch.float32) for t in (concept.i_star, concept.dual, category))
+    i_star, dual = concept.i_star, concept.dual
+    if not same_text_encoder(concept.origin, base.origin):
+        i_star = category_encoding(base, concept.category, words).cpu()
+        dual = edit.dual(i_star, covariance(base).inverse)
+    parts = (t.to(base.device, torch.float32) for t in (i_star, dual, category))
     positions = str(concept.recipe.get("positions", "all"))
     return PreparedConcept(concept, Direction(*parts), delta, words, positions, keys)
 

@@ -54,7 +54,9 @@ class Paint(Recipe):
         None, ge=0, le=50, description="classifier-free guidance scale; the preset's by default"
     )
     force: bool = Field(
-        False, description="allow steps, guidance and a scheduler that the preset was not trained for"
+        False,
+        description="allow steps, guidance and a scheduler that the preset was not trained for, and gated "
+        "concepts of another text encoder",
     )
     scheduler: str | None = Field(
         None, description="for example 'DPM++ 2M', 'Euler a', ddim; the base's by default"

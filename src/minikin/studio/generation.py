@@ -77,8 +77,8 @@ class ImageCommands(Session):
         return self.resolve(recipe).record
 
     def _resolve(self, recipe: Paint, init: InitImage | None) -> ImageRequest:
-        self._need(recipe.prompt)
-        self._need(recipe.negative)
+        self._need(recipe.prompt, force=recipe.force)
+        self._need(recipe.negative, force=recipe.force)
         request = resolve(self.base, recipe, self.concepts.loaded, self.adapters, init)
         return replace(request, warnings=(*self._words_for_concepts(recipe.prompt), *request.warnings))
 
@@ -193,7 +193,7 @@ class ImageCommands(Session):
         from minikin.evaluation.best_of import Chooser
 
         with self._lock:
-            self._need(recipe.prompt)
+            self._need(recipe.prompt, force=recipe.force)
             chooser = Chooser.open(best, self.base, recipe, self.concepts.categories, encoder)
             for text in chooser.warnings:
                 yield events.Note(text, warning=True)

@@ -56,14 +56,17 @@ class Session:
         with self._lock:
             yield
 
-    def add(self, concept: Concept | str | Path) -> Concept:
-        """Use a concept in prompts: a Concept, a file, or a name from the library."""
+    def add(self, concept: Concept | str | Path, *, force: bool = False) -> Concept:
+        """Use a concept in prompts: a Concept, a file, or a name from the library.
+
+        force  also a gated one of another text encoder; see `perfusion.compatibility.check`
+        """
         if isinstance(concept, str) and not concept.endswith(".safetensors"):
             concept = library.find(concept)
         with self._lock:  # encoding puts words into the shared text encoder
-            return self.concepts.add(concept)
+            return self.concepts.add(concept, force=force)
 
-    def _need(self, prompt: str) -> None:
+    def _need(self, prompt: str, *, force: bool = False) -> None:
         """Load the concepts a prompt names, from the library if they are not in use yet."""
         here = library.names()
         for name in concept_tags(prompt):
@@ -71,4 +74,4 @@ class Session:
                 continue
             if name not in here:
                 raise UnknownName("concept", name, {*self.concepts.loaded, *here}, UNKNOWN_HINT)
-            self.add(name)
+            self.add(name, force=force)

@@ -106,9 +106,9 @@ def _entries(directory: Path) -> list[Path]:
 
 def _same(name: str, path: Path) -> bool:
     """True if a prompt's name means this file; accents may be stored as letters of their own (macOS)."""
-    wanted = unicodedata.normalize("NFC", name)
+    normalized = unicodedata.normalize("NFC", name)
     stem = unicodedata.normalize("NFC", path.with_suffix("").as_posix())
-    return stem == wanted or stem.endswith(f"/{wanted}")
+    return stem == normalized or stem.endswith(f"/{normalized}")
 
 
 def add(path: Path, name: str | None = None) -> Path:

@@ -81,8 +81,8 @@ class Change:
         if "up" in t:
             product = t["up"].flatten(1) @ with_middle(t["down"], t.get("mid")).flatten(1)
         elif "hada_w1_a" in t:
-            one, two = (_product(t[f"hada_w{k}_a"], t[f"hada_w{k}_b"], t.get(f"hada_t{k}")) for k in "12")
-            product = one.reshape(weight.shape) * two.reshape(weight.shape)
+            first, second = (_product(t[f"hada_w{k}_a"], t[f"hada_w{k}_b"], t.get(f"hada_t{k}")) for k in "12")
+            product = first.reshape(weight.shape) * second.reshape(weight.shape)
         else:
             product = _kronecker(*(_factor(t, k) for k in "12"))
         return product.reshape(weight.shape) * self.scale
@@ -108,9 +108,9 @@ def _factor(t: Mapping[str, Tensor], k: str) -> Tensor:
     return _product(t[f"lokr_w{k}_a"], t[f"lokr_w{k}_b"], t.get(f"lokr_t{k}")) if whole is None else whole
 
 
-def _kronecker(one: Tensor, two: Tensor) -> Tensor:
-    one = one.reshape(*one.shape, *[1] * (two.ndim - one.ndim))
-    return torch.kron(one, two.contiguous())
+def _kronecker(first: Tensor, second: Tensor) -> Tensor:
+    first = first.reshape(*first.shape, *[1] * (second.ndim - first.ndim))
+    return torch.kron(first, second.contiguous())
 
 
 def _ia3(weight: Tensor, t: Mapping[str, Tensor]) -> Tensor:

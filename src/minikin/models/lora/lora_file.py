@@ -75,8 +75,8 @@ def load(base: Base, path: Path, name: str) -> Adapter:
     """
     tensors, metadata, sha256 = _read(path)
     names = lora_keys.layer_names(base)
-    own = {k: t for k, t in tensors.items() if lora_keys.is_adapter(k) or _names_a_layer(names, k)}
-    groups = check_kind(path, tensors, own)
+    adapter_tensors = {k: t for k, t in tensors.items() if lora_keys.is_adapter(k) or _names_a_layer(names, k)}
+    groups = check_kind(path, tensors, adapter_tensors)
     check_family(base, name, groups, metadata)
     scales = Scales.of(path, metadata)
     layers: dict[Layer, LowRank | Change] = {}
@@ -96,7 +96,7 @@ def load(base: Base, path: Path, name: str) -> Adapter:
             if own_bias is None or own_bias.numel() != bias.numel():
                 raise BaseMismatch(_misfit(base, name, stem, layer, fields, own_bias))
             biases[layer] = bias.to(own_bias.device, own_bias.dtype).view_as(own_bias)
-    foreign = [k for k in tensors if k not in own]
+    foreign = [k for k in tensors if k not in adapter_tensors]
     return Adapter(name, sha256, layers, metadata, biases, (*_notes(path, foreign), *scales.notes))
 
 

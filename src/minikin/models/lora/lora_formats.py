@@ -42,28 +42,30 @@ _VERSIONS = (("sdxl", "sdxl"), ("xl", "sdxl"), ("sd_v1", "sd1"), ("diffusion-v1"
 Fields = Mapping[str, Tensor]
 
 
-def check_kind(path: Path, tensors: Fields, own: Fields) -> dict[str, dict[str, Tensor]]:
+def check_kind(path: Path, tensors: Fields, adapter_tensors: Fields) -> dict[str, dict[str, Tensor]]:
     """The adapter's tensors by layer name and field.
 
-    own  those that belong to an adapter or to a layer of the base
+    adapter_tensors  those that belong to an adapter or to a layer of the base
     Raises BadAdapterFile for other kinds than READ_KINDS, for tensors of no layer's change, and for NaN or Inf.
     """
     for sign, kind in _OTHER_KINDS.items():
-        if any(sign in k for k in own):
+        if any(sign in k for k in adapter_tensors):
             raise BadAdapterFile(
                 f"{path.name} is an adapter of the kind {kind}; Minikin reads {READ_KINDS}. Merge it into a "
                 "base, or extract a LoRA from it, with the tool it came from."
             )
-    groups = lora_keys.grouped(own)
-    if not any(lora_keys.is_adapter(k) for k in own):
+    groups = lora_keys.grouped(adapter_tensors)
+    if not any(lora_keys.is_adapter(k) for k in adapter_tensors):
         hint = " It is a concept: write its name in angle brackets." if "i_star" in tensors else ""
         raise BadAdapterFile(
             f"{path.name} is not a LoRA: it holds {', '.join(list(tensors)[:5]) or 'nothing'}.{hint}"
         )
-    broken = [k for k, t in own.items() if t.is_floating_point() and not torch.isfinite(t.float()).all()]
+    broken = [
+        k for k, t in adapter_tensors.items() if t.is_floating_point() and not torch.isfinite(t.float()).all()
+    ]
     if broken:
         raise BadAdapterFile(f"{path.name} holds NaN or Inf in {', '.join(broken[:5])}.")
-    places = {k: lora_keys.parse(k) for k in own}
+    places = {k: lora_keys.parse(k) for k in adapter_tensors}
     unread = [
         k for k, place in places.items()
         if place is None or place.field not in groups.get(place.stem, {}) or not _is_whole(groups[place.stem])
