@@ -118,9 +118,9 @@ def test_concept_start_swaps_the_packed_prompt(studio: Studio) -> None:
         lambda _m, _a, k: conditionings.append(k["encoder_hidden_states"].clone()), with_kwargs=True
     )
     try:
-        pixels(studio, concept_start=0.4)
-        pixels(studio)
-        pixels(studio, "a photo of a cat on the beach")
+        pixels(studio, concept_start=0.4, scheduler="DDIM")  # one call in each step
+        pixels(studio, scheduler="DDIM")
+        pixels(studio, "a photo of a cat on the beach", scheduler="DDIM")
     finally:
         note.remove()
     switched, concept, category = (conditionings[i : i + STEPS] for i in (0, STEPS, 2 * STEPS))
@@ -261,7 +261,7 @@ def test_concepts_and_regions_in_later_chunks(studio: Studio) -> None:
 def test_rows_outside_the_interval(studio: Studio, interval: Any, guided: list[int]) -> None:
     """A guided step has two rows an image, any other one; keys and values are always as many."""
     with calls(studio) as rows:
-        pixels(studio, interval=interval, n=2, concept_start=0.4)
+        pixels(studio, interval=interval, n=2, concept_start=0.4, scheduler="DDIM")  # one call in each step
     assert rows == [(4, 4) if i in guided else (2, 2) for i in range(STEPS)]
 
 
