@@ -247,7 +247,7 @@ def test_c3_what_is_no_ordinary_file(tmp_path: Path) -> None:
 
 
 def test_c6_only_the_diagonal_loads(bases: dict[str, Base], tiny: Base, tmp_path: Path) -> None:
-    """Four bases, four concepts: each fits its own and no other (K10)."""
+    """Four bases, four gated concepts: each fits its own and no other (K10)."""
     known_bases = {n: bases[n] for n in ("sd15", "sdxl")} | {"tiny": tiny}
     known_bases["sd21"] = Base(
         build_pipeline("sd21", tmp_path, seed=3)
@@ -255,7 +255,9 @@ def test_c6_only_the_diagonal_loads(bases: dict[str, Base], tiny: Base, tmp_path
     for name, base in known_bases.items():
         width = base.layout.text_width
         concept = Concept(
-            "tom", "cat", "value", base.origin, (), torch.zeros(width), torch.zeros(width),
+            "tom", "cat", "gated", base.origin,
+            tuple(torch.zeros(1, m.get_input_embeddings().embedding_dim) for m in base.text_encoders),
+            torch.zeros(width), torch.zeros(width),
             {s.path: torch.zeros(s.width) for s in base.layout.layers},
         )  # fmt: skip
         for other, there in known_bases.items():
