@@ -393,7 +393,7 @@ def test_options_that_do_not_fit(certificate: Certified, tmp_path: Path, monkeyp
         Marking.of(False, cert, key)
     assert Marking.of() == Marking()
     monkeypatch.setitem(__import__("sys").modules, "c2pa", None)
-    with pytest.raises(BadCredentials, match=r"pip install -e '\.\[c2pa\]'"):
+    with pytest.raises(BadCredentials, match=r"pip install .*\[c2pa\]"):
         Marking.of(True, cert, key)
 
 

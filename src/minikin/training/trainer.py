@@ -403,5 +403,5 @@ class Trainer:
         """
         former = self.former_facts if theirs.keys() & self.former_facts and self.facts.keys() - theirs else {}
         self.unverified = [k for k, value in former.items() if theirs.get(k) != value]
-        known = {k: v for k, v in theirs.items() if k not in former}
-        return self.facts | known if partial or former else known
+        facts = {k: v for k, v in theirs.items() if k not in former}
+        return self.facts | facts if partial or former else facts
