@@ -257,6 +257,21 @@ def test_checkpoints_are_recognised(bases: dict[str, Base], facts: dict[str, str
     assert recognise(base).name == name
 
 
+@pytest.mark.parametrize(
+    ("family", "facts", "guess"),
+    [("sd15", {"name": "turbo_charged_cars"}, True), ("sd15", {"name": "cars"}, False),
+     ("sd15", {"name": "x", "modelspec.architecture": "stable-diffusion-v1-turbo"}, False),
+     ("sd-turbo", {"name": "sd-turbo"}, False)],
+)  # fmt: skip
+def test_a_preset_by_name_alone_is_said(
+    bases: dict[str, Base], families: None, family: str, facts: dict[str, str], guess: bool
+) -> None:
+    """Nothing in the weights tells a few-step model: who named an ordinary one so reads what to do."""
+    metadata = {k: v for k, v in facts.items() if k != "name"}
+    request = resolve(Base(bases[family].pipe, facts["name"], metadata=metadata), Paint(prompt="a cat"))
+    assert any("has no mark of a few-step model but its name" in text for text in request.warnings) == guess
+
+
 def test_opened_folders_are_recognised(tmp_path: Path) -> None:
     """A folder on disk: its own name, and what its model_index.json says."""
     from minikin.models.loading.registry import open_base

@@ -180,6 +180,11 @@ def fill_in(base: Base, recipe: Paint, choice: PresetChoice) -> tuple[Paint, lis
             f"'{base.name}' looks as if it was made for preset {choice.recognised.name}; painting it with "
             f"{preset.name} as asked."
         )
+    elif not recipe.preset and preset.name == choice.recognised.name and presets.is_guess(base):
+        warnings.append(
+            f"'{base.name}' has no mark of a few-step model but its name; painting it with preset "
+            f"{preset.name}. If it is an ordinary checkpoint, use --preset quality."
+        )
     if not recipe.force:
         warnings += _correct(preset, values)
     warnings += _correct_schedule(base, preset, values, recipe.force)

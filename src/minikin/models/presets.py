@@ -218,17 +218,35 @@ def recognise(base: Base) -> Preset:
 
     A checkpoint with LCM in its name and without a guidance embedding has an LCM-LoRA merged in.
     """
+    return _by_content(base) or _by_name(base) or PRESETS["quality"]
+
+
+def is_guess(base: Base) -> bool:
+    """Whether nothing but a name says that a checkpoint was trained for a few-step preset.
+
+    Weights do not tell it. Published Turbo models have trailing timesteps in their scheduler's configuration.
+    """
+    marked = base.pipe.scheduler.config.get("timestep_spacing") == "trailing"
+    return not marked and _by_content(base) is None and _by_name(base) is not None
+
+
+def _by_content(base: Base) -> Preset | None:
     stated = base.metadata.get("minikin.preset", "")
     if stated in PRESETS:
         return PRESETS[stated]
     if base.has_guidance_embedding:
         return PRESETS["lcm"]
-    fields = ("modelspec.architecture", "modelspec.title", "file")
-    for text in (base.name, *(base.metadata.get(f, "") for f in fields)):
-        for pattern, name in _PATTERNS:
-            if re.search(pattern, text.lower()):
-                return PRESETS[name]
-    return PRESETS["quality"]
+    return _preset_in(base.metadata.get("modelspec.architecture", ""))
+
+
+def _by_name(base: Base) -> Preset | None:
+    texts = (base.name, base.metadata.get("modelspec.title", ""), base.metadata.get("file", ""))
+    return next(filter(None, map(_preset_in, texts)), None)
+
+
+def _preset_in(text: str) -> Preset | None:
+    """The first preset whose pattern occurs in a text."""
+    return next((PRESETS[name] for pattern, name in _PATTERNS if re.search(pattern, text.lower())), None)
 
 
 # ---- adapter files --------------------------------------------------------------------------------
