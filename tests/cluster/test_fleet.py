@@ -146,12 +146,12 @@ def test_a_run_that_nobody_painted_in_tells_its_errors(tmp_path: Path) -> None:
     """Each line killed its workers: what is known of it is in the manifest, and the next run begins anew."""
     run, error = {"base": "tiny"}, {"code": "poison", "message": "It ended its workers."}
     first = RunLog(tmp_path, run)
-    first.add([{"line": 1, "asked": "c1d4", "error": error}], "")
+    first.add([{"line": 1, "asked": "c1d4" * 4, "error": error}], "")
     first.close()
     head, response = records_of(first.path)
     assert head["fingerprint"] == "" and response["error"] == error
     second = RunLog(tmp_path, run)
-    second.add([{"line": 2, "asked": "07fe", "error": error}], "9f3c")
+    second.add([{"line": 2, "asked": "07fe" * 4, "error": error}], "9f3c")
     second.close()
     assert [r.get("line", r.get("fingerprint")) for r in records_of(first.path)] == ["9f3c", 2]
     with pytest.raises(BadRecipe, match="holds another run"):

@@ -24,7 +24,7 @@ def test_without_ray(monkeypatch: Any, tmp_path: Path, capsys: Any) -> None:
     code, _, message = command(
         monkeypatch, capsys, "fleet", "paint", prompts, "--out", tmp_path / "o", "--workers", 2
     )
-    assert code == 2 and "pip install -e '.[ray]'" in message and "--workers 0" in message
+    assert code == 2 and "pip install" in message and "[ray]'" in message and "--workers 0" in message
 
 
 class Interrupted(FakeEngine):

@@ -195,7 +195,15 @@ def test_corrupt_and_foreign_concepts(cli: Any, tom: Path) -> None:
 
 def test_concept_of_another_base(cli: Any, tom: Path, pipelines: Any, tmp_path: Path) -> None:
     pipelines["sd15"].save_pretrained(tmp_path / "mini")
-    bad(cli, "paint", "<tom>", "--base", tmp_path / "mini", code=4, words="Open the base it was made for")
+    bad(
+        cli,
+        "paint",
+        "<tom>",
+        "--base",
+        tmp_path / "mini",
+        code=4,
+        words="Open a base of the family it was made for",
+    )
 
 
 @pytest.mark.parametrize(
@@ -293,8 +301,8 @@ def test_options_without_effect_are_named(cli: Any, photo_folder: Path) -> None:
     code, _, err = cli("models", "add", "tom.safetensors")
     path = photo_folder.parent / "tom.safetensors"
     assert code == 3 and f"It is a concept: `minikin concepts add {path}`" in err
-    code, _, err = cli("concepts", "export", "tom", "--to", "comfyui")
-    assert code == 2 and err.startswith("minikin: Unknown format 'comfyui'")
+    code, _, err = cli("concepts", "export", "tom", "--to", "comfy")
+    assert code == 2 and err.startswith("minikin: Unknown format 'comfy'")
     code, _, err = cli(
         "teach", photo_folder, "--name", "tim", "--category", "cat", *QUICK, "--base", "tiny",
         "--mode", "gated", "--beta", "0.5",

@@ -215,7 +215,7 @@ def test_drawing_has_the_three_points(swept: Any) -> None:
 def test_without_matplotlib_nothing_is_generated(task: SweepTask, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(experiment, "find_spec", lambda _: None)
     painter = Painter()
-    with pytest.raises(BadRecipe, match=r"pip install -e '\.\[evaluation\]'"):
+    with pytest.raises(BadRecipe, match=r"pip install .*\[evaluation\]'"):
         run(task, tmp_path, painter)
     assert painter.sets == 0
 

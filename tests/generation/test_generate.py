@@ -28,6 +28,7 @@ from minikin.images.photos import Photo
 from minikin.images.sheet import contact_sheet
 from minikin.models.base import Base
 from minikin.recipes import Paint
+from tests.conftest import equal
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +147,14 @@ def test_unknown_concept(studio: Studio, tom: Concept) -> None:
 
 
 def test_prompt_longer_than_the_text_encoder_reads(studio: Studio, tom: Concept) -> None:
+    """Chunks of 75 tokens are joined, at most ten; the concept in the second one acts."""
+    studio.add(tom)
+    concept, plain = (
+        studio.paint(f"{'very ' * 90}old <tom:{strength}>", steps=1, seed=1)[0] for strength in (1, 0)
+    )
+    assert not equal(concept, plain)
     with pytest.raises(BadRecipe, match="<tom> lies beyond"):
-        studio.paint("very " * 90 + "old <tom>", steps=1)
+        studio.paint("very " * 900 + "old <tom>", steps=1)
 
 
 def test_closing_the_generator_stops_the_work(studio: Studio) -> None:

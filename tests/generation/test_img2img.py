@@ -409,7 +409,7 @@ def test_images_and_masks_that_are_refused(bases: dict[str, Base], tmp_path: Pat
     with pytest.raises(BadPhoto, match="The mask is 32x32, but the image 64x64"):
         studio.inpaint(image, Image.new("L", (32, 32), 255), "a cat")
     (tmp_path / "a.png").write_text("no image")
-    with pytest.raises(BadPhoto, match="cannot be read as an image"):
+    with pytest.raises(BadPhoto, match="cannot be read as a JPEG, PNG"):
         studio.refine(tmp_path / "a.png", prompt="a cat")
 
 

@@ -50,7 +50,7 @@ def test_too_much(bases: dict[str, Base], tmp_path: Path, monkeypatch: Any) -> N
     empty = {f"lora{k}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for k in range(20_001)}
     header = json.dumps(empty).encode()
     path.write_bytes(struct.pack("<Q", len(header)) + header)
-    with pytest.raises(BadAdapterFile, match="20001 tensors, more than 20000"):
+    with pytest.raises(BadAdapterFile, match="20,001 tensors, more than 20,000"):
         lora_file.load(base, path, "a")
 
 

@@ -212,6 +212,7 @@ def test_the_check_is_what_refuses_code(folder: Path, monkeypatch: Any) -> None:
     """Positive control: without the check such a folder is added (diffusers 0.42 would not open it)."""
     _index(folder, unet=["evil_library", "Evil"])
     monkeypatch.setattr(registry, "refuse_code", lambda path, index: None)
+    monkeypatch.setattr(registry.diffusers_folder, "check", lambda path: None)
     assert registry.add(folder).name == "base"
 
 

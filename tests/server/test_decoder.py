@@ -30,7 +30,7 @@ def test_few_children_at_once_and_503_for_who_waits_too_long(tmp_path: Path, mon
             now[0] += 1
             most[0] = max(most[0], now[0])
         try:
-            go.wait(20)
+            go.wait(300)
             return real(*args, **kwargs)
         finally:
             with lock:
@@ -56,7 +56,7 @@ def test_few_children_at_once_and_503_for_who_waits_too_long(tmp_path: Path, mon
             return c.post("/sdapi/v1/png-info", json={"image": image}, headers=who)
 
         pending = [pool.submit(ask, k) for k in range(12)]
-        end = time.monotonic() + 20
+        end = time.monotonic() + 240
         while sum(item.done() for item in pending) < 12 - decode.MAX_CHILDREN and time.monotonic() < end:
             time.sleep(0.01)
         assert now[0] == most[0] == decode.MAX_CHILDREN

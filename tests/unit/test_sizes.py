@@ -33,7 +33,7 @@ def test_everything_of_the_model_is_weights() -> None:
 
 
 def test_the_tree_stays_small() -> None:
-    """Everything that is tracked, 60 MB at most: an image too many is noticed here."""
+    """Everything that is tracked, 64 MB at most: an image too many is noticed here."""
     listed = subprocess.run(
         ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True, check=False
     )
@@ -41,5 +41,5 @@ def test_the_tree_stays_small() -> None:
         pytest.skip("no checkout")
     assert (
         sum((ROOT / p).stat().st_size for p in listed.stdout.split("\0") if p and (ROOT / p).is_file())
-        < 60 * MB
+        < 64 * MB
     )

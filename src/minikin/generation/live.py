@@ -70,7 +70,7 @@ class Live:
         if recipe.prompt.strip():
             self.change()
 
-    def change(self, strengths: Mapping[str, float] | None = None, /, **changes: Any) -> int:
+    def change(self, /, strengths: Mapping[str, float] | None = None, **changes: Any) -> int:
         """Request an image with these changes: `strengths` by concept, and fields of `recipes.Paint`.
 
         A strength replaces the one in the prompt for the rest of the session. Returns the request's number.

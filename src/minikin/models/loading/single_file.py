@@ -156,7 +156,9 @@ def open_file(path: Path, dtype: Any, prediction: str | None = None) -> Any:
         }
         with tempfile.TemporaryDirectory() as folder:
             write_configs(a, Path(folder), recognised.prediction)
-            return getattr(diffusers, a.pipeline).from_pretrained(folder, local_files_only=True, **models)
+            return getattr(diffusers, a.pipeline).from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, **models
+            )
     except Exception as e:
         raise BadModelFile(f"{path.name} looks like {a.name}, but could not be opened: {e}") from e
 
