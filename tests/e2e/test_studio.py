@@ -69,7 +69,7 @@ def test_images_and_concepts_are_the_persons(tmp_path: Path, cli: Any) -> None:
         names = {c["name"] for c in client.get("/api/concepts").json()["concepts"]}
         process.send_signal(signal.SIGHUP)
         process.send_signal(signal.SIGHUP)
-        assert process.wait(60) == 0
+        assert process.wait(240) == 0
     assert names == {"tom", "rex"}
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a-cat-7.png", "a-cat-8.png"]
     messages = (tmp_path / "messages").read_text()

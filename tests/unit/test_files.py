@@ -424,6 +424,8 @@ MAY: dict[tuple[str, str], str] = {
     ("distillation/export.py", "write_bytes"): INSIDE,
     ("distillation/export.py", "write_text"): INSIDE,
     ("files.py", "open"): "the lock's own file",
+    ("cli/output.py", "open"): "/dev/null in place of a closed stream",
+    ("models/precision.py", "write_text"): INSIDE,
     ("cluster/run_log.py", "open"): LOG,
     ("models/memory.py", "write_text"): "a switch of the kernel's, no file",
     ("evaluation/cache.py", "open"): LOG,
