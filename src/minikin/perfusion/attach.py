@@ -163,7 +163,7 @@ class AttachedConcepts(Concepts):
             )
         if any(use.box for use in prompt.uses):
             raise BadRecipe("Regions, as in <tom@left>, work in Studio and on the command line only.")
-        if getattr(prompt, "edits", None):
+        if prompt.edits:
             raise BadRecipe("Prompts that change, as [a:b:0.5], work in Studio and on the command line only.")
         return prompt
 
