@@ -197,7 +197,7 @@ def test_requests_that_once_were_a_500(tmp_path: Path) -> None:
             assert 400 <= response.status_code < 500
 
 
-@pytest.mark.parametrize("name", ["self", "strengths", "changes", "__class__", "n", "batch"])
+@pytest.mark.parametrize("name", ["self", "changes", "__class__", "n", "batch"])
 def test_live_messages_that_name_our_own_arguments(name: str) -> None:
     with Live(lambda recipe: iter(()), Paint.make(prompt="")) as live:
         if name in ("n", "batch"):  # are always 1 here
