@@ -82,6 +82,9 @@ def test_concepts_become_their_category() -> None:
      ("masterpiece, fluffy orange <tom>", "masterpiece, fluffy orange cat"),
      ("masterpiece, <tom>", "masterpiece, a cat"), ("(shiny:1.2) <tom>", "shiny cat"),
      ("a tall old friendly man holding <tom>", "a tall old friendly man holding a cat"),
+     ("a man holding <tom>", "a man holding a cat"), ("a walking <tom>", "a walking cat"),
+     ("a girl eats <tom>", "a girl eats a cat"), ("a dog like <tom>", "a dog like a cat"),
+     ("the only <tom>", "the only cat"), ("my-<tom>", "my-cat"), ("a photo of<tom>", "a photo of a cat"),
      ("a very old house in the dark woods with <tom>", "a very old house in the dark woods with a cat"),
      ("a big dog BREAK <tom>", "a big dog a cat"), ("3 <tom>", "3 cat")],
 )  # fmt: skip
@@ -300,7 +303,7 @@ def test_edits_are_bounded() -> None:
         ("a __colour__ cat", "wildcard", None),
         ("a {{fluffy}} cat", "NovelAI's emphasis", None),
         ("1.5::fluffy cat::, night", "NovelAI's weight", None),
-        ("cat::2 dog", "Midjourney's weight", None),
+        ("cat::2 dog", "'cat::2' is Midjourney's weight", None),
         ("a cat --ar 16:9 --v 6", "Midjourney", None),
         ("a cat --n bad --w 512", "kohya", None),
         ("a cat ADDCOL a dog", "extension of A1111", None),

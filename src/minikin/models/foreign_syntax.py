@@ -24,7 +24,7 @@ _SYNTAX = tuple(
         (r"(?<!\w)__[\w/*.-]{1,60}__(?!\w)", f"a wildcard and {_WORDS}"),
         (r"\{[^{}|]{1,80}\}", f"NovelAI's emphasis and {_WORDS}. Write (word:1.05)"),
         (r"(?<!\S)-?\d+(?:\.\d+)?::[^:]{0,80}(?:::)?", f"NovelAI's weight and {_WORDS}. Write (word:1.2)"),
-        (r"\w\s*::\s*-?\d+(?:\.\d+)?", f"Midjourney's weight and {_WORDS}. Write (word:1.2)"),
+        (r"\w{1,30}\s*::\s*-?\d+(?:\.\d+)?", f"Midjourney's weight and {_WORDS}. Write (word:1.2)"),
         (r"(?:(?<=\s)|^)(?:--|—)(?:ar|aspect|v|version|niji|stylize|s|chaos|c|q|quality|no|seed|iw|style|tile|sref|"
          r"cref|raw|w|h|n|d|l)\b[^\-]{0,20}",
          f"an option of Midjourney or of kohya's scripts and {_WORDS}. Give it as an option of the command"),

@@ -163,7 +163,7 @@ def _read(source: str, categories: Mapping[str, str]) -> Prompt:
         reader.removed = True
         reader.note(
             f"'{excerpt(match.group())}' is ComfyUI's syntax and is left out: import the embedding (`minikin "
-            "import`) and write <name>."
+            "concepts import`) and write <name>."
         )
     for m in _TOKEN.finditer(text):
         reader.take(m)
@@ -289,6 +289,8 @@ class _Reader:
                 "own operating point."
             )
         category = self.categories[name]
+        if self._last()[-1:].isalnum():  # a photo of<tom>
+            self._add(" ")
         if needs_article(self._last()):
             self._add(article(category) + " ")
         start = self.length

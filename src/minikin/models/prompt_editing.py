@@ -88,7 +88,10 @@ class Edits:
     def never(self) -> tuple[str, ...]:
         """Edits that put nothing in at any time: [word:1.2] asks for step 120 % on."""
         late = (e for e in self.text if isinstance(e, Edit) and "." in e.when and float(e.when) > 1)
-        return tuple(f"[{''.join(_flat(e.options[1], lambda x: x.options))}:{e.when}]" for e in late)
+        return tuple(
+            f"[{':'.join([*(''.join(_flat(o, lambda x: x.options)) for o in e.options if o), e.when])}]"
+            for e in late
+        )
 
 
 def _flat(text: Text, choose: Callable[[Edit], Iterable[Text]]) -> Iterator[str]:

@@ -10,8 +10,10 @@ from minikin.recipes.base import POINT_NAMES
 
 LORA_KINDS = ("lora", "lyco")  # LyCORIS' own extension of A1111 called them so
 FOREIGN = {
-    **dict.fromkeys(("hypernet",), "hypernetworks are not read here"),
-    **dict.fromkeys(("embed", "embedding", "ti"), "import the embedding (`minikin import`) and write <name>"),
+    "hypernet": "hypernetworks are not read here",
+    **dict.fromkeys(
+        ("embed", "embedding", "ti"), "import the embedding (`minikin concepts import`) and write <name>"
+    ),
     **dict.fromkeys(
         ("random", "wildcard", "wc", "alternate", "alt", "fromto", "weight", "segment", "region", "object",
          "clear", "preset", "var", "setvar", "macro", "setmacro", "param", "trigger", "comment", "repeat",
