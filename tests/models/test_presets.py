@@ -221,10 +221,14 @@ def test_a_student_is_sampled_as_its_metadata_says(bases: dict[str, Base], case:
         assert built.config.set_alpha_to_one
 
 
-def test_invalid_metadata_of_a_student_is_refused(bases: dict[str, Base]) -> None:
-    for header in ({"minikin.times": "soon"}, {"minikin.sampler": "dice"}, {"minikin.guidance": "[]"}):
-        with pytest.raises(AssetError, match="metadata of the turbo student is invalid"):
-            presets.for_student(presets.PRESETS["turbo"], header)
+@pytest.mark.parametrize(
+    "header",
+    [{"times": "soon"}, {"times": "[" * 99_000}, {"times": "[1e999]"}, {"times": "[1000]"}, {"times": "[true]"},
+     {"sampler": "dice"}, {"guidance": "[]"}, {"guidance": "nan"}],
+)  # fmt: skip
+def test_invalid_metadata_of_a_student_is_refused(header: dict[str, str]) -> None:
+    with pytest.raises(AssetError, match="metadata of the turbo student is invalid"):
+        presets.for_student(presets.PRESETS["turbo"], {f"minikin.{k}": v for k, v in header.items()})
 
 
 def test_guidance_is_an_input_of_a_full_lcm(bases: dict[str, Base]) -> None:

@@ -118,12 +118,14 @@ def test_exif_in_other_places(data: bytes, tmp_path: Path) -> None:
         "a cat\nNegative prompt: rain\nSteps: 20, Seed: 123, CFG scale: 7, Size: 512x768, Sampler: Euler a, "
         'Civitai resources: [{"type":"checkpoint","modelVersionId":1,"modelName":"a"}], Civitai metadata: {}',
         infotext("a cat") + ', Lora hashes: "x: 123, y: 456", Version: f2.0.1v1.10.1, Module 1: ae',
+        infotext("a cat") + ', Model: "\\ud800"',
     ],
 )
 def test_settings_wherever_they_stand(text: str) -> None:
     """With lines of extensions behind them, in one line, with other line breaks, with what Civitai adds."""
     prompt, negative, settings = parse_parameters(text)
     assert (prompt, negative) == ("a cat", "rain") and settings.items() >= EXPECTED.items()
+    assert "".join(settings.values()).encode()  # texts that can be written and sent
 
 
 # ---- other tools ---------------------------------------------------------------------------------

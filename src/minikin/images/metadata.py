@@ -209,7 +209,7 @@ def _quoted(value: Any) -> str:
 def _unquoted(text: str) -> str:
     if len(text) > 1 and text[0] == text[-1] == '"':
         try:
-            return str(json.loads(text))
-        except ValueError:
+            return strict_json.loads(text, kind=str)
+        except strict_json.BadJson:
             return text
     return text

@@ -7,7 +7,7 @@ was trained for. `generation.defaults` combines a preset with the user's options
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from minikin import strict_json
 from minikin.errors import AssetError, NoNetwork, UnknownName
 from minikin.models.base import Base
 from minikin.models.lora import adapters
@@ -315,15 +316,19 @@ def for_student(p: Preset, facts: Mapping[str, str]) -> Preset:
         raise UnknownName("timestep convention", convention, CONVENTIONS)
     changes: dict[str, Any] = {"convention": convention} if convention else {}
     try:
-        times = tuple(int(t) for t in json.loads(stated.get("times", "[]")))
+        times = _times(stated.get("times", "[]"))
         if "sampler" in stated:
             changes["scheduler"], changes["config"] = _SAMPLERS[stated["sampler"]]
         if "guidance" in stated:
-            changes["guidance"] = min(max(float(stated["guidance"]), p.low), p.high)
-    except (ValueError, TypeError, KeyError) as e:
+            guidance = float(stated["guidance"])
+            if not math.isfinite(guidance):
+                raise ValueError(f"guidance {guidance:g}")
+            changes["guidance"] = min(max(guidance, p.low), p.high)
+    except (ValueError, KeyError) as e:
         raise AssetError(
             f"The metadata of the {p.name} student is invalid ({e}). Expected minikin.times as a list of "
-            f"numbers, minikin.sampler as one of {', '.join(_SAMPLERS)} and minikin.guidance as a number."
+            f"timesteps from 0 to {N_TRAIN - 1}, minikin.sampler as one of {', '.join(_SAMPLERS)} and "
+            "minikin.guidance as a number."
         ) from None
     if times and not convention:
         changes |= {"convention": "", "times": times, "allowed": (len(times),), "steps": len(times)}
@@ -334,3 +339,11 @@ def for_student(p: Preset, facts: Mapping[str, str]) -> Preset:
         subsets = tuple(n for n in range(1, len(times) + 1) if not timesteps or set(timesteps(n)) <= set(times))
         changes["allowed"] = (len(times),) if stated.get("sampler") == "ddim" else subsets
     return replace(p, **changes)
+
+
+def _times(text: str) -> tuple[int, ...]:
+    """A student's timesteps, as JSON in its metadata; raises ValueError."""
+    times = strict_json.loads(text, kind=list, max_values=N_TRAIN)
+    if not all(type(t) is int and 0 <= t < N_TRAIN for t in times):
+        raise ValueError(f"times {text[:40]}")
+    return tuple(times)
