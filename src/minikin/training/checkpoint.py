@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minikin.errors import AssetError
+from minikin.errors import AssetError, BadRecipe
 from minikin.files import atomic_write
 from minikin.recipes import Baseline, Distill, Teach
 
@@ -52,6 +52,25 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"The checkpoint {path} cannot be read ({type(e).__name__}: {e}). Expected a file that this "
             "version wrote. Delete it to start the stage anew."
         ) from e
+
+
+def compare_facts(
+    path: Path | None, meta: Mapping[str, Any], facts: Mapping[str, Any], former_facts: Mapping[str, Any]
+) -> list[str]:  # fmt: skip
+    """The former facts (see `Trainer`) that differ. Raises BadRecipe for the checkpoint of another run."""
+    recorded = meta["facts"]
+    former = former_facts if recorded.keys() & former_facts and facts.keys() - recorded else {}
+    comparable = {k: v for k, v in recorded.items() if k not in former}
+    if former or meta.get("partial_facts"):  # earlier versions wrote fewer facts
+        comparable = {**facts, **comparable}
+    differ = [k for k in {**comparable, **facts} if comparable.get(k) != facts.get(k)]
+    if differ:
+        k = differ[0]
+        raise BadRecipe(
+            f"The checkpoint {path} belongs to another run: {k} is {comparable.get(k)} there and "
+            f"{facts.get(k)} here. Use the same settings, another --out, or delete it to start anew."
+        )
+    return [k for k, value in former.items() if recorded.get(k) != value]
 
 
 def restore(

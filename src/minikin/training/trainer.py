@@ -383,25 +383,8 @@ class Trainer:
         else:
             assert self._memory is not None
             tensors, meta = self._memory
-        theirs = self._comparable(meta["facts"], bool(meta.get("partial_facts")))
-        differ = [k for k in {**theirs, **self.facts} if theirs.get(k) != self.facts.get(k)]
-        if differ:
-            k = differ[0]
-            raise BadRecipe(
-                f"The checkpoint {self.path} belongs to another run: {k} is {theirs.get(k)} there and "
-                f"{self.facts.get(k)} here. Use the same settings, another --out, or delete it to start anew."
-            )
+        self.unverified = checkpoint.compare_facts(self.path, meta, self.facts, self.former_facts)
         checkpoint.restore(self.path, tensors, self.model, self.ema.shadow_params, self.optimizer)
         self.best = checkpoint.under(tensors, "best.")
         self.ema.optimization_step = meta["averaged"]
         self.state = TrainerState(**meta["state"])
-
-    def _comparable(self, theirs: dict[str, Any], partial: bool) -> dict[str, Any]:
-        """A checkpoint's facts by the names of today.
-
-        partial  version 0.1 wrote fewer facts
-        """
-        former = self.former_facts if theirs.keys() & self.former_facts and self.facts.keys() - theirs else {}
-        self.unverified = [k for k, value in former.items() if theirs.get(k) != value]
-        facts = {k: v for k, v in theirs.items() if k not in former}
-        return self.facts | facts if partial or former else facts
