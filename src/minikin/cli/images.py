@@ -174,8 +174,7 @@ class Studios:
 
 def redo(
     path: Path, out: Path, options: ImageOptions, *, sources: list[Path], base: str | None = None,
-    yes: bool = False,
-    as_json: bool,
+    yes: bool = False, as_json: bool,
 ) -> Path:  # fmt: skip
     """Repeat an image and the images it was made from; prints the largest difference of any pixel.
 
@@ -225,16 +224,21 @@ def redo(
     _warn_of_others(record, image.record, as_json=as_json)
     after = np.asarray(read_image(new_path).image.convert("RGB"), np.int16)
     difference = int(np.abs(before - after).max()) if before.shape == after.shape else 255
+    _report_repeated(new_path, image, difference, as_json=as_json)
+    return new_path
+
+
+def _report_repeated(path: Path, image: GeneratedImage, difference: int, *, as_json: bool) -> None:
+    """Print where the repeated image is, and its largest difference from the original (0 to 255)."""
     if as_json:
-        display.emit(_event(new_path, image.seed))
+        display.emit(_event(path, image.seed))
         display.emit({"event": "redo", "largest_difference": difference})
-        return new_path
+        return
     action = f"  {image.verdict['action']} by the content filter" if image.verdict else ""
-    display.out.print(f"{new_path}  seed {image.seed}{action}", soft_wrap=True)
+    display.out.print(f"{path}  seed {image.seed}{action}", soft_wrap=True)
     display.out.print(
         "identical" if difference == 0 else f"largest difference of any pixel: {difference} of 255"
     )
-    return new_path
 
 
 def _note_other_machine(recipe: dict[str, Any], *, as_json: bool) -> None:

@@ -37,19 +37,13 @@ def run(
     out            folder that keeps the images; by default out/ where one person alone reaches the page
     Raises BadRecipe for options that contradict each other or an extra that is missing.
     """
-    host, port = server.host, server.port
-    missing = [name for name in NEEDS if not find_spec(name)]
-    if missing:  # without websockets, uvicorn would serve all but /api/live and say nothing
-        raise BadRecipe(
-            f"The server is not installed: {', '.join(missing)} is missing. Install it with {extra('serve')}."
-        )
+    _check_installed(page)
     from minikin.generation.content_filter import open_filtering
     from minikin.server.app import create, serve, with_middleware
     from minikin.server.middleware import LOOPBACK, check_exposure, keys_of
     from minikin.server.service import Service
 
-    if page and not find_spec("gradio"):
-        raise BadRecipe(f"The page is not installed. Install it with {extra('studio')}.")
+    host, port = server.host, server.port
     keys = keys_of(server.api_key)
     check_exposure(host, keys, insecure=insecure)
     if address and not replicas:
@@ -73,28 +67,44 @@ def run(
 
             mount(app)
         where = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        many = f" with {replicas} replicas" if replicas else ""
-        display.err.print(
-            f"Serving {engines[0].name}{many} on {where}\n"
-            f"  OpenAI  {where}/v1    A1111  {where}/sdapi/v1    native  {where}/docs\n"
-            f"  jobs: {service.folder}   end with Ctrl-C",
-            soft_wrap=True,
-        )  # fmt: skip
-        if saved := service.writer.image_folder:
-            display.err.print(f"  images are saved in {saved.path}", soft_wrap=True)
-        elif page:
-            hours = service.limits.keep_s / 3600
-            display.err.print(f"  images are deleted after {hours:.0f} hours; --out FOLDER keeps them")
-        if filtering:
-            display.err.print(f"  content filter: {filtering.mode}, by {filtering.filter.name}")
-        if page:
-            display.err.print(f"  the page: {where}/")
+        _announce(service, where, replicas, page=page)
         _when_ready(service, f"{where.replace('0.0.0.0', '127.0.0.1')}/", browser)
         hosts = [*(server.allow_host or ()), host]
         try:
             serve(with_middleware(app, keys=keys, hosts=hosts, origins=origins), service, host, port)
         finally:
             service.close(drain_s=0)
+
+
+def _check_installed(page: bool) -> None:
+    """Raise BadRecipe where the extra of the server, or of the page, is missing."""
+    missing = [name for name in NEEDS if not find_spec(name)]
+    if missing:  # without websockets, uvicorn would serve all but /api/live and say nothing
+        raise BadRecipe(
+            f"The server is not installed: {', '.join(missing)} is missing. Install it with {extra('serve')}."
+        )
+    if page and not find_spec("gradio"):
+        raise BadRecipe(f"The page is not installed. Install it with {extra('studio')}.")
+
+
+def _announce(service: Service, where: str, replicas: int, *, page: bool) -> None:
+    """Say what is served at this address, and where images are kept."""
+    many = f" with {replicas} replicas" if replicas else ""
+    display.err.print(
+        f"Serving {service.engine.name}{many} on {where}\n"
+        f"  OpenAI  {where}/v1    A1111  {where}/sdapi/v1    native  {where}/docs\n"
+        f"  jobs: {service.folder}   end with Ctrl-C",
+        soft_wrap=True,
+    )
+    if saved := service.writer.image_folder:
+        display.err.print(f"  images are saved in {saved.path}", soft_wrap=True)
+    elif page:
+        hours = service.limits.keep_s / 3600
+        display.err.print(f"  images are deleted after {hours:.0f} hours; --out FOLDER keeps them")
+    if service.filtering:
+        display.err.print(f"  content filter: {service.filtering.mode}, by {service.filtering.filter.name}")
+    if page:
+        display.err.print(f"  the page: {where}/")
 
 
 @contextmanager
