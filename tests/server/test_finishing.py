@@ -164,7 +164,7 @@ def test_teaching_that_cannot_be_kept_goes_on_later(service: Service, monkeypatc
     job = submit_job(service, "teach")
     assert job.finished.wait(20) and job.status == "failed" and job.error.code == "storage"
     (row,) = service.store.unfinished()
-    assert (row["id"], row["status"], row["attempts"]) == (job.id, "queued", 0) and "DELETE" in row["message"]
+    assert (row["id"], row["status"], row["attempts"]) == (job.id, "queued", 1) and "DELETE" in row["message"]
     assert serializers.job_json(service, job)["error"]["message"] == row["message"]
     assert len(list((service.inputs / job.id / "photos").glob("*.png"))) == 3
     service.cancel(job)
@@ -174,6 +174,23 @@ def test_teaching_that_cannot_be_kept_goes_on_later(service: Service, monkeypatc
     monkeypatch.setattr(concept_file, "to_bytes", lambda *_, **__: {}["planted"])  # any other end is one
     job = submit_job(service, "teach")
     assert job.finished.wait(20) and not (service.inputs / job.id).exists()
+
+
+def test_teaching_that_can_never_be_kept_ends(tmp_path: Path, monkeypatch: Any) -> None:
+    """It comes back at the next starts, and at the last of its attempts it ends, and says so."""
+    monkeypatch.setattr(concept_file, "to_bytes", lambda *_, **__: b"")
+    id_ = ""
+    for start in range(Limits().attempts):
+        service = Service([FakeEngine(step_s=0.001)], tmp_path / "s")
+        monkeypatch.setattr(service.concept_store, "put", full)
+        service.start()
+        job = service.job("me", id_) if start else submit_job(service, "teach")
+        assert job is not None and job.finished.wait(20)
+        id_, last = job.id, start == Limits().attempts - 1
+        assert job.error.code == "storage" and ("next start" in str(job.error)) is not last
+        assert bool(service.store.unfinished()) is not last and (service.inputs / id_).exists() is not last
+        service.close(drain_s=0)
+    assert audit.problems(tmp_path / "s") == []
 
 
 def test_ended_jobs_release_their_images(service: Service) -> None:

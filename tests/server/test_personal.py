@@ -99,6 +99,17 @@ def test_images_stay_under_the_names_of_the_command_line(here: Served, tmp_path:
     assert images == {"folder": str(tmp_path / "images"), "hours": None}
 
 
+@pytest.mark.parametrize("path", ["/api/paint?wait=true", "/v1/images/generations", "/sdapi/v1/txt2img"])
+def test_images_of_every_api_stay(here: Served, tmp_path: Path, path: str) -> None:
+    with here.client() as c:
+        assert c.post(path, json={"prompt": "a cat", "seed": 7}).status_code == 200
+        here.service.sweep()
+        (file,) = (tmp_path / "images").iterdir()
+        (job,) = c.get("/api/jobs").json()["jobs"]
+        assert file.name == "a-cat-7.png" and names_of(job) == [file.name]
+        assert c.get(job["results"][0]["url"]).content == file.read_bytes()
+
+
 def test_images_are_there_after_a_restart(tmp_path: Path) -> None:
     how: dict[str, Any] = {"limits": SOON, "image_folder": tmp_path / "images"}
     with served(FakeEngine(), tmp_path / "s", **how) as s:

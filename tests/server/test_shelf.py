@@ -15,10 +15,12 @@ from PIL import Image
 
 from minikin import events
 from minikin.perfusion.concept_file import from_bytes
+from minikin.server import retention
 from minikin.server.limits import Limits
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.servers import Served, concept, served
 
+KEYS = ("the-first-key-of-two", "the-second-key-of-two")
 pytestmark = pytest.mark.usefixtures("quick_disk")
 
 
@@ -182,6 +184,47 @@ def test_full_concept_store_is_refused_before_teaching(tmp_path: Path) -> None:
             assert response["status"] == "completed" and response["result"]["concept"]["name"] == name, response
             assert c.get(f"/api/concepts/{name}").status_code == 200
         assert teach("ann").json()["error"]["code"] == "concept_quota_exceeded"
+
+
+def test_one_key_has_a_number_of_concepts_whatever_its_names(tmp_path: Path) -> None:
+    """Names are free: the key counts, too, and another key is not touched by that."""
+    limits = Limits(concepts_per_client=2, concepts_per_key=3)
+    with served(FakeEngine(), tmp_path / "s", limits=limits, keys=KEYS) as s:
+
+        def status(key: str, who: str, number: int) -> int:
+            headers = {"X-API-Key": key, "X-Minikin-Client": who}
+            with s.client(headers=headers) as c:
+                response = c.post("/api/concepts", files={"file": ("x", concept(f"pet{number}", number))})
+            assert response.status_code == 201 or response.json()["error"]["code"] == "concept_quota_exceeded"
+            return response.status_code
+
+        assert [status(KEYS[0], "a", k) for k in range(3)] == [201, 201, 422]
+        assert [status(KEYS[0], who, k) for k, who in enumerate(("b", "c", "d"))] == [201, 422, 422]
+        assert status(KEYS[1], "a", 0) == 201
+
+
+@pytest.mark.parametrize(
+    ("held", "stay"),
+    [
+        ({"k a": 4}, "k a: 3"),  # the oldest goes
+        ({"k a": 1, "m a": 5}, "k a: 1, m a: 2"),
+        ({"k a": 2, "k b": 2, "k c": 2, "m a": 1}, "k a: 0, k b: 1, k c: 1, m a: 1"),
+        ({"k": 3, "m": 3}, "k: 1, m: 2"),
+        ({"k a": 1, "k b": 4}, "k a: 1, k b: 2"),  # by name within a key
+    ],
+)
+def test_results_of_who_has_most_go_first(held: dict[str, int], stay: str) -> None:
+    """Three fit: by key, then by client; the oldest of it goes first, and the newest stays longest."""
+    rows = [
+        {"id": f"{client} {k}", "client": client, "bytes": 10, "made": 100.0 + k}
+        for k in range(6) for client, count in held.items() if k < count
+    ]  # fmt: skip
+    gone = set(retention.expired(rows, Limits(keep_bytes=30, keep_s=1000), 200.0))
+    left = {c: sum(row["client"] == c and row["id"] not in gone for row in rows) for c in held}
+    assert ", ".join(f"{client}: {count}" for client, count in left.items()) == stay
+    assert all(f"{client} {held[client] - 1}" not in gone for client in held if left[client])
+    aged = retention.expired(rows, Limits(keep_bytes=1000, keep_s=98.5), 200.0)
+    assert sorted(aged) == sorted(row["id"] for row in rows if row["made"] < 101.5)
 
 
 # ---- requests ----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import logging
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,13 +38,13 @@ from minikin.models.prompt import (
 from minikin.perfusion import library
 from minikin.perfusion.concept import NAME, Concept, check_name
 from minikin.perfusion.index import IndexEntry
+from minikin.server.admission import LOCAL, key_of
 from minikin.server.engine import PinnedConcept
 from minikin.server.errors import RequestRejected, not_found
 from minikin.server.job_store import JobStore
 from minikin.server.limits import Limits
 
 log = logging.getLogger(__name__)
-LOCAL = "local"  # the client of this machine who gives no name, as the middleware calls them
 MAX_PARSED, MAX_PARSED_BYTES = 512, 64 << 20  # concepts in memory, some 100 KB each; the newest always stays
 MAX_HASHES = 20_000  # of the library's files
 MAX_WORDS = 300  # of a prompt that are looked up
@@ -81,17 +81,26 @@ class ConceptStore:
         self._parsed: OrderedDict[str, Concept] = OrderedDict()
         self._hashes: dict[tuple[Path, int, int], str] = {}  # of the library's files
 
-    def check_quota(self, client: str, coming: int = 0) -> None:
-        """Raise RequestRejected (422) when one more concept, besides `coming` ones, would be too many."""
-        if (
-            not self.one_library
-            and len(self.store.concepts_of(client)) + coming >= self.limits.concepts_per_client
+    def check_quota(self, client: str, teaching: Sequence[str] = ()) -> None:
+        """Raise RequestRejected (422) when one more concept would be too many for a client or for its key.
+
+        teaching  the clients of all teachings that have not ended
+        """
+        if self.one_library:
+            return
+        key, limits = key_of(client), self.limits
+        of_client = len(self.store.concepts_of(client)) + teaching.count(client)
+        of_key = self.store.count_concepts(key) + sum(key_of(other) == key for other in teaching)
+        for owner, count, most in (
+            ("client", of_client, limits.concepts_per_client),
+            ("key", of_key, max(limits.concepts_per_key, limits.concepts_per_client)),
         ):
-            raise RequestRejected(
-                f"You have {self.limits.concepts_per_client} concepts here, including those being taught, the "
-                "most this server keeps for one client. Delete some first.",
-                status=422, code="concept_quota_exceeded",
-            )  # fmt: skip
+            if count >= most:
+                raise RequestRejected(
+                    f"Your {owner} has {count} concepts here, including those being taught; this server keeps "
+                    f"at most {most}. Delete some first.",
+                    status=422, code="concept_quota_exceeded",
+                )  # fmt: skip
 
     def put(self, client: str, data: bytes, name: str | None = None, *, check_quota: bool = True) -> Entry:
         """Store a concept for a client; it becomes the newest of its name.

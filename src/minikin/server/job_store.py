@@ -166,10 +166,10 @@ class JobStore:
             _log(db, [id_], status)
 
     def reopen(self, id_: str, code: str | None, message: str | None) -> None:
-        """Requeue a job that failed for now: the next start runs it again, with all its attempts."""
+        """Requeue a job that failed for now: the next start runs it again."""
         with self._change() as db:
             db.execute(
-                "UPDATE jobs SET status='queued', attempts=0, code=?, message=? WHERE id=? AND ended IS NULL",
+                "UPDATE jobs SET status='queued', code=?, message=? WHERE id=? AND ended IS NULL",
                 (code, message, id_),
             )
 
@@ -203,7 +203,11 @@ class JobStore:
         return rows[0] if rows else None
 
     def oldest_images(self) -> list[dict[str, Any]]:
-        return self._rows(f"SELECT id, bytes, made FROM {IMAGES} WHERE swept=0 ORDER BY made")
+        """The results that are still there, with their clients."""
+        return self._rows(
+            f"SELECT p.id, p.bytes, p.made, j.client FROM {IMAGES} p JOIN jobs j ON j.id=p.job "
+            "WHERE p.swept=0 ORDER BY p.made"
+        )
 
     def forget(self, ids: Sequence[str]) -> None:
         """Mark images whose files were removed."""
@@ -234,6 +238,11 @@ class JobStore:
     def concepts_of(self, client: str) -> list[dict[str, Any]]:
         """A client's concepts; of one name the newest is last."""
         return self._rows(f"SELECT * FROM {CONCEPTS} WHERE client=? ORDER BY added, rowid", client)
+
+    def count_concepts(self, key: str) -> int:
+        """How many concepts all clients of a key (`admission.key_of`) have together."""
+        sql = f"SELECT count(*) AS n FROM {CONCEPTS} WHERE client=? OR client GLOB ?"
+        return int(self._rows(sql, key, f"{key} *")[0]["n"])
 
     def remove_concept(self, client: str, sha256: str) -> None:
         with self._change() as db:

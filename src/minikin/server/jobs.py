@@ -65,7 +65,7 @@ class Job:
     done: int = 0  # steps of all its images
     stage: str = ""
     total: int = 0
-    attempts: int = 0
+    attempts: int = 0  # how often earlier runs of the server started it
     losses: int = 0  # engines lost while they worked on it; after the first it shares no batch
     lost_at: float = -math.inf  # time.monotonic of the last loss
     error: MinikinError | None = None

@@ -30,6 +30,7 @@ class Limits:
     decode_memory: int = 1024 * MIB
     concept: int = 16 * MIB
     concepts_per_client: int = 1000
+    concepts_per_key: int = 4000  # of all clients of one key
     photos: int = 32
     photos_pixels: int = 160_000_000  # of all photos and masks of one teaching
     teach_steps: int = 5_000
@@ -44,7 +45,7 @@ class Limits:
     waiting_pixels: int = 400_000_000  # of the input images and photos of all unfinished jobs: 7 bytes each
     batch: int = 32  # images at once, where they fit into memory and are faster together
     queue_wait_s: float = 120.0  # of a blocking request
-    attempts: int = 3  # a job that killed the process or its engine this often is not tried again
+    attempts: int = 3  # a job that killed the process or its engine, or could not be stored, this often ends
     keep_s: float = 24 * 3600.0  # results
     keep_bytes: int = 2048 * MIB
     drain_s: float = 30.0

@@ -43,7 +43,7 @@ class ResultWriter:
     results    the folder of images
     marking    how images are marked as generated
     filtering  the content filter every image passes before it is given out; None for none
-    image_folder  where images of the native API are kept for the person who uses this server; None for nowhere
+    image_folder  where images are kept for the person who uses this server; None for nowhere
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class ResultWriter:
 
     def _write(self, job: Job, path: Path, data: bytes, seed: int | None) -> None:
         kind, recipe = job.request.kind, job.prepared.recipe
-        if self.image_folder and job.request.dialect == "native" and isinstance(recipe, Paint):
+        if self.image_folder and isinstance(recipe, Paint):
             self.image_folder.write(path, data, recipe, seed or 0, kind, job.inputs.source)
         else:
             files.atomic_write(path, data)
@@ -179,8 +179,11 @@ class ResultWriter:
         images = job.images if status == "completed" else []
         if error is not None:
             code, message = error.code, sentence_of(error)
-        # a concept that could not be stored is taught on from its checkpoint after a restart
-        reopen = job.request.kind == "teach" and not job.request.blocking and isinstance(error, StorageError)
+        # a concept that could not be stored is taught on from its checkpoint after a restart, a few times
+        reopen = (
+            job.request.kind == "teach" and not job.request.blocking and isinstance(error, StorageError)
+            and job.attempts + 1 < self.queue.limits.attempts
+        )  # fmt: skip
         try:
             if reopen:
                 message = f"{message} The next start of the server goes on with it; DELETE gives it up."

@@ -27,7 +27,7 @@ from minikin.errors import BadRecipe, MinikinError, StorageError
 from minikin.generation.content_filter import Filtering
 from minikin.images.encode import MARKED, Marking
 from minikin.recipes import Paint, Recipe, Teach
-from minikin.server import decode, image_metadata, job_types, metrics
+from minikin.server import decode, image_metadata, job_types, metrics, retention
 from minikin.server.admission import Places, Turns, key_of, most_of_key
 from minikin.server.audit import CONCEPTS, INPUTS, RESULTS, STORE
 from minikin.server.concept_store import ConceptStore
@@ -160,18 +160,12 @@ class Service:
         self._folder_lock.__exit__(None, None, None)
 
     def sweep(self) -> int:
-        """Remove results that are too old, and the oldest of too many; returns how many. Requests of that age
+        """Remove results that are too old or too many (`retention`); returns how many. Requests of that age
         and concepts without an owner are removed with them. A person's own files stay (`image_folder`)."""
-        now, total, expired = time.time(), 0, []
-        for row in reversed(self.store.oldest_images()):
-            path = self.writer.path(row["id"])
-            if is_kept(path):
-                if is_gone(path):
-                    expired.append(row["id"])
-                continue
-            total += row["bytes"]
-            if now - row["made"] > self.limits.keep_s or total > self.limits.keep_bytes:
-                expired.append(row["id"])
+        now, rows = time.time(), self.store.oldest_images()
+        personal = {row["id"] for row in rows if is_kept(self.writer.path(row["id"]))}
+        expired = [id_ for id_ in personal if is_gone(self.writer.path(id_))]
+        expired += retention.expired((row for row in rows if row["id"] not in personal), self.limits, now)
         for id_ in list(expired):
             try:
                 self.writer.path(id_).unlink(missing_ok=True)
@@ -206,25 +200,11 @@ class Service:
         concepts  contents by name: {"tom": "sha256:..."}
         """
         self.check_open(request.client)
-        model = job_types.recipe_model(request.kind)
         if request.kind == "teach":
-            self.concept_store.check_quota(
-                request.client, sum(job.request.kind == "teach" for job in self.unfinished(request.client))
-            )
+            teaching = [job.request.client for job in self._unfinished() if job.request.kind == "teach"]
+            self.concept_store.check_quota(request.client, teaching)
         fields, pinned = self.concept_store.pin(request.client, values, concepts or {})
-        recipe: Recipe = model.make(
-            **{"base": self.engine.name, **{k: v for k, v in fields.items() if v is not None}}
-        )
-        if getattr(recipe, "base", self.engine.name) != self.engine.name:
-            raise RequestRejected(
-                f"This server's base is '{self.engine.name}', not '{getattr(recipe, 'base', '')}'.",
-                status=404, code="model_not_found", param="base",
-            )  # fmt: skip
-        if isinstance(recipe, Paint):
-            image = inputs.images.get("image") if inputs else None
-            check_paint(recipe, self.limits, self.engine.side, image.size if image else None)
-        elif isinstance(recipe, Teach):
-            check_teach(recipe, self.limits, self.engine.side)
+        recipe = self._recipe(request.kind, fields, inputs)
         prepared = self.engine.prepare(request.kind, recipe, pinned, inputs)
         job = Job(
             request,
@@ -257,6 +237,22 @@ class Service:
             delete_inputs(job)
             raise
         return job
+
+    def _recipe(self, kind: str, fields: Mapping[str, Any], inputs: JobInputs | None) -> Recipe:
+        """The recipe of these fields. Raises MinikinError for what is wrong or beyond the limits."""
+        values = {name: value for name, value in fields.items() if value is not None}
+        recipe: Recipe = job_types.recipe_model(kind).make(**{"base": self.engine.name, **values})
+        if getattr(recipe, "base", self.engine.name) != self.engine.name:
+            raise RequestRejected(
+                f"This server's base is '{self.engine.name}', not '{getattr(recipe, 'base', '')}'.",
+                status=404, code="model_not_found", param="base",
+            )  # fmt: skip
+        if isinstance(recipe, Paint):
+            image = inputs.images.get("image") if inputs else None
+            check_paint(recipe, self.limits, self.engine.side, image.size if image else None)
+        elif isinstance(recipe, Teach):
+            check_teach(recipe, self.limits, self.engine.side)
+        return recipe
 
     def _check_input_memory(self, job: Job) -> None:
         """Raise RequestRejected (429) when its input images and those of other jobs do not fit into memory.
