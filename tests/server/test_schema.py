@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,14 +49,13 @@ def operations(s: Served) -> list[Any]:
     return [matches.ok() for matches in schema.get_all_operations()]
 
 
-def send_examples(operation: Any, examples: int, look: Callable[[Any, Any, float], None]) -> int:
+def send_examples(operation: Any, examples: int, look: Callable[[Any, Any], None]) -> int:
     """Send generated requests, the same ones every time; how many."""
     n = 0
 
     def ask(case: Any) -> None:
         nonlocal n
-        start_time = time.monotonic()
-        look(case, case.call(timeout=60), time.monotonic() - start_time)
+        look(case, case.call(timeout=60))
         n += 1
 
     def half(mode: schemathesis.GenerationMode, number: int) -> None:
@@ -80,7 +78,7 @@ def faults(s: Served, examples: int, only: str = "") -> tuple[Counter[int], dict
     """Statuses that were answered, how often each operation was asked, and what was wrong, a line each."""
     observed, times, wrong = Counter[int](), dict[str, int](), list[str]()
 
-    def look(case: Any, response: Any, seconds: float) -> None:
+    def look(case: Any, response: Any) -> None:
         observed[response.status_code] += 1
         where = f"{case.method} {case.path}"
         if response.status_code >= 500 and not (response.status_code == 501 and case.path.endswith(NOT_HERE)):
@@ -98,8 +96,6 @@ def faults(s: Served, examples: int, only: str = "") -> tuple[Counter[int], dict
             case.validate_response(response, checks=[response_schema_conformance])
         except (AssertionError, BaseExceptionGroup) as e:
             wrong.append(f"{where}: {response.status_code} is not as the schema says: {str(e)[:200]}")
-        if seconds > 30:
-            wrong.append(f"{where}: {seconds:.1f} s")
 
     matches = operations(s)
     assert len(matches) > 50
@@ -110,8 +106,8 @@ def faults(s: Served, examples: int, only: str = "") -> tuple[Counter[int], dict
 
 @pytest.mark.slow
 def test_no_request_of_the_schema_is_a_fault(server: Served) -> None:
-    """50 examples an operation, positive and negative: no 5xx, no 409, envelopes, 30 s at most; every answer
-    is as the schema says."""
+    """50 examples an operation, positive and negative: no 5xx, no 409, envelopes; every answer is as the
+    schema says."""
     observed, times, wrong = faults(server, EXAMPLES)
     print(dict(observed))
     assert times == {**dict.fromkeys(times, EXAMPLES), **dict.fromkeys(NO_INPUT, 1)}
@@ -131,7 +127,7 @@ def test_the_generated_requests_find_planted_faults(tmp_path: Path) -> None:
     statuses: list[int] = []
     with served(Falling(steps=1), tmp_path / "s", limits=SMALL) as s:
         (paint,) = (o for o in operations(s) if o.label == "POST /v1/images/generations")
-        send_examples(paint, 30, lambda case, response, seconds: statuses.append(response.status_code))
+        send_examples(paint, 30, lambda case, response: statuses.append(response.status_code))
     assert 500 in statuses
 
 

@@ -23,7 +23,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -106,9 +106,9 @@ class AccessMiddleware:
 
     def __init__(
         self, app: ASGIApp, *, keys: Sequence[str] = (), hosts: Sequence[str] = (), origins: Sequence[str] = (),
-        limits: Limits | None = None, draining: Callable[[], bool] = lambda: False,
+        limits: Limits | None = None,
     ) -> None:  # fmt: skip
-        self.app, self.limits, self.draining = app, limits or Limits(), draining
+        self.app, self.limits = app, limits or Limits()
         if "" in keys:  # every request without a key would carry it
             raise BadRecipe("An API key is empty. Leave it out, or give one of 16 characters or more.")
         self.keys = [k.encode() for k in keys]
@@ -221,11 +221,11 @@ class AccessMiddleware:
     ) -> None:
         started = ended = False
         client = scope["state"]["client"]
-        received, since, with_defaults_of = 0, time.monotonic(), False
+        received, since, complete = 0, time.monotonic(), False
 
         async def receive_limited() -> Message:
-            nonlocal received, with_defaults_of
-            if with_defaults_of:
+            nonlocal received, complete
+            if complete:
                 return await receive()
             left = self.limits.receive_s + received / RECEIVE_RATE - (time.monotonic() - since)
             try:
@@ -236,7 +236,7 @@ class AccessMiddleware:
                 ) from None
             received += (n := len(message.get("body", b"")))
             self._hold(client, n)
-            with_defaults_of = message["type"] != "http.request" or not message.get("more_body", False)
+            complete = message["type"] != "http.request" or not message.get("more_body", False)
             if received > self.limits.body:
                 raise BodyRejected(self._too_large())
             return message

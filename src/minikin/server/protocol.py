@@ -176,10 +176,10 @@ class TimeoutProtocol(H11Protocol):
         due = self.cycle is None or bool(self.conn.trailing_data[0])
         return self.conn.their_state is h11.IDLE and due
 
-    def _waits_for_nothing(self) -> bool:
+    def _reads_on_after_response(self) -> bool:
         """Whether a body is still arriving after its response was sent."""
-        job_response = self.cycle is not None and self.cycle.response_complete
-        return self.conn.their_state is h11.SEND_BODY and job_response
+        has_response = self.cycle is not None and self.cycle.response_complete
+        return self.conn.their_state is h11.SEND_BODY and has_response
 
     def _check(self) -> None:
         now = time.monotonic()
@@ -189,7 +189,7 @@ class TimeoutProtocol(H11Protocol):
         self._checking = self.loop.call_later(every, self._check)
 
     def _check_receiving(self, now: float) -> None:
-        head, rest = self.waits_for_head(), self._waits_for_nothing()
+        head, rest = self.waits_for_head(), self._reads_on_after_response()
         wait = (head, rest, self.cycle)
         if wait != self._wait:
             self._wait, self._since = wait, now

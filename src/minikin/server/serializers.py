@@ -83,9 +83,9 @@ def concept_json(entry: Entry, category: str = "") -> dict[str, Any]:
     return {"name": entry.name, "sha256": entry.sha256, "mine": entry.mine, "category": category}
 
 
-def concept_details(concept_json: Concept) -> dict[str, Any]:
+def concept_details(concept: Concept) -> dict[str, Any]:
     """What helps to choose a concept: its category, its operating points, whether it has a preview."""
-    return _details(concept_json.category, concept_json.points, bool(concept_json.preview))
+    return _details(concept.category, concept.points, bool(concept.preview))
 
 
 def index_entry_details(entry: IndexEntry) -> dict[str, Any]:
