@@ -12,7 +12,7 @@ from minikin.errors import BadRecipe, UnknownName
 from minikin.models import prompt_editing
 from minikin.models.prompt import MAX_PROMPT, ConceptUse, concept_tags, parse
 
-CATEGORIES = {"tom": "cat", "rex": "teddy bear"}
+CATEGORIES = {"tom": "cat", "rex": "teddy bear", "oscar": "umbrella", "uma": "unicorn", "hugo": "hourglass"}
 
 
 def weighted_runs(source: str) -> list[tuple[str, float]]:
@@ -86,11 +86,20 @@ def test_concepts_become_their_category() -> None:
      ("a girl eats <tom>", "a girl eats a cat"), ("a dog like <tom>", "a dog like a cat"),
      ("the only <tom>", "the only cat"), ("my-<tom>", "my-cat"), ("a photo of<tom>", "a photo of a cat"),
      ("a very old house in the dark woods with <tom>", "a very old house in the dark woods with a cat"),
-     ("a big dog BREAK <tom>", "a big dog a cat"), ("3 <tom>", "3 cat")],
+     ("a big dog BREAK <tom>", "a big dog a cat"), ("3 <tom>", "3 cat"),
+     ("<oscar>", "an umbrella"), ("<uma>", "a unicorn"), ("<hugo>", "an hourglass"),
+     ("a <oscar> at night", "an umbrella at night"), ("An <uma>", "A unicorn"),
+     ("a photo of an (<tom>:1.2)", "a photo of a cat"), ("an old <tom>", "an old cat"),
+     ("plan <tom>", "plan cat"),
+     ("<tom><rex>", "a cat a teddy bear"), ("<tom@left> <rex@right>", "a cat a teddy bear"),
+     ("<tom> big <rex>", "a cat big teddy bear")],
 )  # fmt: skip
 def test_missing_articles_are_inserted(source: str, text: str) -> None:
     """The twin prompt reads like a caption, with or without an article before the tag."""
-    assert parse(source, CATEGORIES).text == text
+    p = parse(source, CATEGORIES)
+    assert p.text == text
+    assert all(p.text[u.start : u.end] == CATEGORIES[u.name] for u in p.uses)
+    assert all(p.text[w.start : w.end].strip() == p.text[w.start : w.end] for w in p.weights)
 
 
 def test_the_same_concept_twice() -> None:
@@ -108,7 +117,9 @@ def test_concept_tags_need_no_list_of_concepts() -> None:
     [
         ("<tim>", "Unknown concept 'tim'. Did you mean 'tom'?"),
         ("<tom:3>", "must lie between 0 and 2"),
-        ("<tom:x>", "'x' in <tom:x> is not a number"),
+        ("<tom:x>", "'x' in <tom:x> is not a number; write for example <tom:0.8>"),
+        ("<lora:ink:0,5>", "'0,5' in <lora:ink:0,5> is not a number; write for example <lora:style:0.8>"),
+        ("<lora::1>", "<lora::1> names no LoRA"),
         ("(a:99)", "outside 0 to 10"),
         ("x" * (MAX_PROMPT + 1), "at most 32000"),
     ],
@@ -298,7 +309,9 @@ def test_edits_are_bounded() -> None:
         ("a (fluffy cat)1.3", "InvokeAI's weight", None),
         ('("a cat", "a dog").and()', "InvokeAI's syntax", None),
         ('("a cat", "a dog").blend(0.7, 0.3)', "InvokeAI's syntax", None),
-        ("a (cat:1,2)", "decimals have a point", None),
+        ("a (cat:1,2)", "is no weight: write one number with a point", None),
+        ("a (cat:1.2.3)", "is no weight", None),
+        ("a (cat:1e3)", "is no weight", None),
         ("a {red|blue} cat", "wildcards", None),
         ("a __colour__ cat", "wildcard", None),
         ("a {{fluffy}} cat", "NovelAI's emphasis", None),
@@ -323,7 +336,8 @@ def test_syntax_that_is_not_followed_is_said_in_one_note(source: str, words: str
     ["a photo of <tom>", "<tom> and tom", "i <3 cats", "a < b", "an 18+ club", "a well-known cat",
      "5 - 3 = 2", "a - b",
      "a cat, 16:9", "score_9_up, 1girl", "a (cat) on the (beach).", "and so on", "[a:b]",
-     "\\<tim\\>", "a cat -- a dog", "e.g. a cat: its bed", "don't", "a photo of a tomcat"],
+     "\\<tim\\>", "\\(a\\)1.3", "<lora:x::1>", "a cat -- a dog",
+     "e.g. a cat: its bed", "don't", "a photo of a tomcat"],
 )  # fmt: skip
 def test_ordinary_prompts_have_no_notes(source: str) -> None:
     assert parse(source, CATEGORIES).notes == ()

@@ -1,9 +1,13 @@
-"""Articles before concepts: `a photo of <tom>` is "a photo of a cat", `a big red <tom>` is "a big red cat"."""
+"""Articles before concepts: `a photo of <tom>` is "a photo of a cat", `a big red <tom>` is "a big red cat".
+
+An article that goes with the concept's name is made to go with its category: `an <oscar>` is "a cat".
+"""
 
 from __future__ import annotations
 
 import re
 
+_INDEFINITE = re.compile(r"(?:^|(?<=[\s(\[,]))([Aa])n?(?=\s+$)")
 _LAST_WORD = re.compile(r"([^\W_][\w'’-]*)[ \t]+$")
 _DETERMINER = re.compile(
     r"(?:^|[\s(\[,])(?:an?|the|my|your|his|her|its|our|their|this|that|these|those|one|two|three|four|five|six|"
@@ -29,9 +33,14 @@ _ADJECTIVES_TOO = frozenset(
 ) | {"wearing"}  # word: a word of prompts
 
 
+# by their sound: a unicorn, a European, an hourglass, an X-ray
+_CONSONANT = re.compile(r"uni(?![mnd])|us[aeu]|ut[eio]|uku|ufo|ura|eu|ewe|one\b", re.IGNORECASE)
+_VOWEL = re.compile(r"hour|honou?r|honest|heir|x-?ray|[aeiou]", re.IGNORECASE)
+
+
 def article(word: str) -> str:
     """The indefinite article of a word."""
-    return "an" if word[0].lower() in "aeiou" else "a"
+    return "an" if _VOWEL.match(word) and not _CONSONANT.match(word) else "a"
 
 
 def needs_article(before: str) -> bool:
@@ -46,3 +55,8 @@ def needs_article(before: str) -> bool:
     if word[1].lower() in _ADJECTIVES_TOO:
         return not _DETERMINER.search(before[: word.start()])
     return word[1].lower() in _BEGIN_A_PHRASE
+
+
+def agreeing(before: str, word: str) -> str:
+    """The text before a word; an indefinite article at its end takes the form that the word needs."""
+    return _INDEFINITE.sub(lambda m: m[1] + article(word)[1:], before)

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 
 from minikin.errors import BadRecipe, UnknownName
 from minikin.models import foreign_syntax, prompt_editing, prompt_tags
-from minikin.models.articles import article, needs_article
+from minikin.models.articles import agreeing, article, needs_article
 from minikin.models.foreign_syntax import excerpt
 from minikin.models.prompt_editing import Edits
 from minikin.models.prompt_tags import FOREIGN, number, read_lora, read_tag
@@ -291,12 +291,24 @@ class _Reader:
         category = self.categories[name]
         if self._last()[-1:].isalnum():  # a photo of<tom>
             self._add(" ")
-        if needs_article(self._last()):
-            self._add(article(category) + " ")
+        self._article(category)
         start = self.length
         self._add(category)
         box = parse_box(region) if at else None
         self.uses.append(ConceptUse(name, amount, start, self.length, point, has_strength, box))
+
+    def _article(self, category: str) -> None:
+        """Add the article that the category needs here, or make the one that is written agree with it."""
+        before = self._last()
+        gap = self.length - self.uses[-1].end if self.uses else CONTEXT
+        if needs_article(before) or (gap < len(before) and not before[len(before) - gap :].strip()):
+            self._add(article(category) + " ")
+        elif self.out:
+            written, self.out[-1] = self.out[-1], agreeing(self.out[-1], category)
+            moved = len(self.out[-1]) - len(written)
+            for starts in self.open.values():  # of emphasis that begins between article and concept
+                starts[:] = [at + moved * (at == self.length) for at in starts]
+            self.length += moved
 
     def finish(self) -> Prompt:
         for kind, starts in self.open.items():  # as in A1111, an open bracket ends at the end of the prompt
@@ -334,7 +346,7 @@ class _Reader:
             )
         for name in sorted(plain_words(self.source) & self.categories.keys() - {u.name for u in self.uses}):
             self.note(word_for_concept(name))
-        for sentence in foreign_syntax.notes(self.source):
+        for sentence in foreign_syntax.notes(plain):
             self.note(sentence)
 
 

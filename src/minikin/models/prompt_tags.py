@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import NamedTuple
 
 from minikin.errors import BadRecipe
@@ -21,6 +22,8 @@ FOREIGN = {
         "it is SwarmUI's syntax, which is not followed",
     ),
 }  # fmt: skip
+_CONCEPT_EXAMPLE = f"<tom:0.8>, or the name of an operating point: {', '.join(POINT_NAMES)}"
+_LORA_EXAMPLE = "<lora:style:0.8>"
 _NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*")
 
 
@@ -64,26 +67,26 @@ def _is_strength(arguments: list[str]) -> bool:
 def read_lora(tag: Tag, text: str) -> LoraUse:
     """A LoRA's weights as A1111 reads them: <lora:name:text:unet>, <lora:name:both>, te= and unet= by name.
 
-    Raises BadRecipe for a weight that is no number.
+    Raises BadRecipe for a weight that is no number, and for a tag without a name.
     """
+    if not tag.name:
+        raise BadRecipe(f"<{text}> names no LoRA; write for example {_LORA_EXAMPLE}.")
     positional = [a for a in tag.arguments if "=" not in a]
     by_name = {k.strip(): v for k, _, v in (a.partition("=") for a in tag.arguments if "=" in a)}
     unread = [a for a in positional[1:] if a and not _NUMBER.fullmatch(a)]
     weights = [a for a in positional if a and a not in unread]
     unread += [*weights[2:], *(f"{k}={v}" for k, v in by_name.items() if k not in ("te", "unet"))]
-    text_weight = number(weights[0], text) if weights else 1.0
-    text_weight = number(by_name["te"], text) if "te" in by_name else text_weight
-    weight = number(weights[1], text) if len(weights) > 1 else text_weight
-    weight = number(by_name["unet"], text) if "unet" in by_name else weight
+    read = partial(number, tag=text, example=_LORA_EXAMPLE)
+    text_weight = read(weights[0]) if weights else 1.0
+    text_weight = read(by_name["te"]) if "te" in by_name else text_weight
+    weight = read(weights[1]) if len(weights) > 1 else text_weight
+    weight = read(by_name["unet"]) if "unet" in by_name else weight
     return LoraUse(tag.name, weight, text_weight, tuple(unread))
 
 
-def number(value: str, tag: str) -> float:
-    """A number in a tag; raises BadRecipe."""
+def number(value: str, tag: str, example: str = _CONCEPT_EXAMPLE) -> float:
+    """A number in a tag; raises BadRecipe, which shows how to write it."""
     try:
         return float(value)
     except ValueError:
-        raise BadRecipe(
-            f"'{value}' in <{tag}> is not a number; write for example <tom:0.8>, or the name of an operating "
-            f"point: {', '.join(POINT_NAMES)}."
-        ) from None
+        raise BadRecipe(f"'{value}' in <{tag}> is not a number; write for example {example}.") from None
