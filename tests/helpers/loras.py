@@ -28,7 +28,7 @@ ALL = (
     "time_emb_proj",
 )  # LCM-LoRA's list
 TEXT = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-LAYOUTS = ("peft", "peft-own", "diffusers", "diffusers-old", "kohya")
+LAYOUTS = ("peft", "peft-own", "peft-state", "diffusers", "diffusers-old", "kohya")
 
 Pairs = dict[tuple[str, str], tuple[Tensor, Tensor]]
 
@@ -87,7 +87,8 @@ def write(
         if layout == "peft-own":
             key = f"base_model.model.{layer}"
         if layout.startswith("peft"):
-            names = (f"{key}.lora_A.weight", f"{key}.lora_B.weight")
+            name = "style." * (layout == "peft-state")  # in a model's state dict each adapter has a name
+            names = (f"{key}.lora_A.{name}weight", f"{key}.lora_B.{name}weight")
         elif layout == "diffusers-old" and layer.endswith(ATTENTION):
             head, tail = key.removesuffix(".0").rsplit(".", 1)
             names = (f"{head}.processor.{tail}_lora.down.weight", f"{head}.processor.{tail}_lora.up.weight")

@@ -136,6 +136,24 @@ def test_layers_that_do_not_fit_are_named(bases: dict[str, Base], tmp_path: Path
         lora_file.load(base, second, "c")
 
 
+OTHER_FAMILIES = {
+    **dict.fromkeys(
+        ("lora_unet_double_blocks_0_img_attn_proj", "transformer.single_transformer_blocks.0.attn.to_k",
+         "transformer.transformer_blocks.0.attn.add_k_proj", "lora_unet_joint_blocks_0_context_block_attn_qkv",
+         "diffusion_model.blocks.0.cross_attn.k", "lora_te3_encoder_block_0_layer_0_SelfAttention_k"),
+        "a diffusion transformer, such as Flux",
+    ),
+    "down_blocks.0.motion_modules.0.attention_blocks.0.to_k": "AnimateDiff",
+    "lora_prior_unet_down_blocks_0_1_attention_attn_in_proj": "Stable Cascade",
+    "base_model.model.model.layers.0.self_attn.q_proj": "a language model",
+    "0.to_q": "IP-Adapter FaceID",
+}  # fmt: skip
+
+
+def pair(stem: str) -> dict[str, torch.Tensor]:
+    return {f"{stem}.lora_A.weight": torch.ones(2, 8), f"{stem}.lora_B.weight": torch.ones(8, 2)}
+
+
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [({"lora_unet_x.oft_blocks": torch.ones(2, 2)}, "of the kind OFT; Minikin reads LoRA, LoHa, LoKr, DoRA"),
@@ -147,11 +165,13 @@ def test_layers_that_do_not_fit_are_named(bases: dict[str, Base], tmp_path: Path
      ({"clip_l": torch.ones(3)}, "is not a LoRA: it holds clip_l."),
      ({"unet.conv1.lora_A.weight": torch.tensor([[float("nan")]])}, "NaN or Inf"),
      ({"unet.mid_block.conv1.lora_A.weight": torch.ones(2, 2)}, "belong to no pair"),
-     ({"unet.mid_block.lora.strange": torch.ones(2, 2)}, "belong to no pair")],
+     ({"unet.mid_block.lora.strange": torch.ones(2, 2)}, "belong to no pair"),
+     ({"lora_controlnet": torch.ones(1)}, "of the kind Control-LoRA"),
+     *((pair(stem), rf"was made for {family}.*it changes {stem}") for stem, family in OTHER_FAMILIES.items())],
 )  # fmt: skip
 def test_other_adapters_are_refused(bases: dict[str, Base], tmp_path: Path, tensors: Any, words: str) -> None:
     save_file(tensors, tmp_path / "x.safetensors")
-    with pytest.raises(BadAdapterFile, match=words):
+    with pytest.raises((BadAdapterFile, BaseMismatch), match=words):
         lora_file.load(bases["sd15"], tmp_path / "x.safetensors", "x")
 
 

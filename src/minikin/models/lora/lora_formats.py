@@ -26,7 +26,8 @@ READ_KINDS = "LoRA, LoHa, LoKr, DoRA, IA3 and whole differences"
 _OTHER_KINDS = {
     "oft_": "OFT", "boft_": "BOFT", ".a1.weight": "GLoRA", ".b1.weight": "GLoRA", "vera_": "VeRA",
     "hra_u": "HRA", "ia3_l": "IA3 of PEFT", "randlora_": "RandLoRA", "fourierft_": "FourierFT",
-    "bone_block": "Bone", "dyn_up": "LyCORIS with dynamic weights", "p_layer": "T-LoRA",
+    "bone_block": "Bone", "lora_controlnet": "Control-LoRA",
+    "dyn_up": "LyCORIS with dynamic weights", "p_layer": "T-LoRA",
 }  # fmt: skip
 _CHANGES: tuple[tuple[set[str], str], ...] = (
     ({"up", "down"}, "mid"), ({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}, "hada_t1 hada_t2"),
@@ -38,6 +39,13 @@ _CHANGES: tuple[tuple[set[str], str], ...] = (
 _BESIDE = {"alpha", "scalar", "diff_b", "b_norm", "up_bias", "dora_scale", "magnitude"}
 _VERSIONS = (("sdxl", "sdxl"), ("xl", "sdxl"), ("sd_v1", "sd1"), ("diffusion-v1", "sd1"), ("sd_v2", "sd2"),
              ("diffusion-v2", "sd2"), ("flux", "flux"), ("sd3", "sd3"))  # fmt: skip
+_FOREIGN = (  # how layers are named that no Stable Diffusion has
+    (r"^(?:base_model\.model\.)?(?:transformer\.|transformer_blocks\.)|(?:double|single|joint)_blocks|"
+     r"single_transformer_blocks|^diffusion_model\.(?:blocks|layers)\.|^lora_(?:unet|transformer)_(?:blocks|layers)_|"
+     r"^lora_(?:transformer|te3)_", "a diffusion transformer, such as Flux, SD 3, Qwen-Image or Wan"),
+    (r"motion_modules", "AnimateDiff"), (r"prior_unet", "Stable Cascade"),
+    (r"^\d+\.to_", "IP-Adapter FaceID"), (r"model\.layers\.\d", "a language model"),
+)  # fmt: skip
 
 Fields = Mapping[str, Tensor]
 
@@ -87,9 +95,13 @@ def _is_whole(fields: Fields) -> bool:
 
 
 def check_family(base: Base, name: str, groups: Mapping[str, Fields], metadata: Mapping[str, str]) -> None:
-    """Raise BaseMismatch for an adapter of another model family, by its text width or its metadata."""
+    """Raise BaseMismatch for an adapter of another model family, by its layers, text width or metadata."""
     width, (stated, stated_in) = _text_width(groups), _stated_family(metadata)
-    if width is not None:
+    foreign = ((stem, family) for stem in groups for sign, family in _FOREIGN if re.search(sign, stem))
+    stem, family = next(foreign, ("", ""))
+    if family:
+        why, wrong = f"it changes {stem}", True
+    elif width is not None:
         family, why = ARCHITECTURES.get(width, "tiny"), f"its cross-attention reads text {width} wide"
         wrong = width != base.layout.text_width
     else:

@@ -30,6 +30,9 @@ _OTHERS = (
 )  # fmt: skip
 FIELDS = {f".{end}": field for end, field in {**_LORA, **{name: name for name in _OTHERS}}.items()}
 _OLD_DIFFUSERS = re.compile(r"_lora\.(down|up)\.weight$")
+_PEFT_NAME = re.compile(
+    r"(?<=\.lora_[AB])\.[^.]+(?=\.(?:weight|bias)$)"
+)  # an adapter's, in a model's state dict
 _ADAPTER_WORDS = re.compile(r"(?i)lora|lokr_|hada_|oft_|lycoris|[.](on_input|diff|diff_b|[wb]_norm)$")
 _BUNDLED = re.compile(r"bundle_emb\.(.+?)\.(string_to_param\.\*|[^.]+)")
 EMBEDDING = "bundle_emb."  # OneTrainer puts the embeddings trained along into the LoRA's file
@@ -52,7 +55,7 @@ class Key(NamedTuple):
 
 def parse(key: str) -> Key | None:
     """The place of a tensor by its name; None for names that no adapter has."""
-    key = key.replace(".default.", ".").removesuffix(".default")
+    key = _PEFT_NAME.sub("", key.replace(".default.", ".").removesuffix(".default"))
     if m := _OLD_DIFFUSERS.search(key):
         return Key(key[: m.start()].replace(".processor.", "."), m[1])
     end = max((e for e in FIELDS if key.endswith(e)), key=len, default="")
