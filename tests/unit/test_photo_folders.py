@@ -193,6 +193,17 @@ def test_a_caption_in_an_old_encoding_is_named(tmp_path: Path, encoding: str) ->
         load_photo(tmp_path / "a.jpg")
 
 
+def test_captions_that_are_not_used_are_named(tmp_path: Path) -> None:
+    image().save(tmp_path / "a.jpg")
+    (tmp_path / "b.txt").write_text("of another name")
+    notes: list[str] = []
+    load_photos(tmp_path, notes.append)
+    assert notes == ["Left out: b.txt. A caption has the name of its photo: NAME.txt."]
+    (tmp_path / "a.txt").write_text("long " * 20_001)
+    with pytest.raises(BadPhoto, match=r"caption a\.txt has more than 100,000 bytes\. Shorten it"):
+        load_photos(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("where", "kind"),
     [("masks/a.png", "PNG"), ("masks/a.jpg", "JPEG"), ("masks/A.BMP", "BMP"), ("masks/a.gif", "GIF"),

@@ -26,6 +26,7 @@ _SETTINGS = {  # A1111's name -> inputs of samplers and of what leads to them
     "Seed": ("seed", "noise_seed"), "Steps": ("steps",), "CFG scale": ("cfg", "cfg_scale"),
     "Sampler": ("sampler_name",), "Schedule type": ("scheduler",),
 }  # fmt: skip
+_SIZES = (("width", "height"), ("empty_latent_width", "empty_latent_height"))
 _TEXTS = ("text", "text_g", "text_l", "t5xxl", "clip_l", "clip_g", "prompt", "positive", "string", "value")
 _PARTS = ("string_a", "string_b", "text1", "text2", "text_a", "text_b", "text_c", "text_d")
 _CONDITIONINGS = ("conditioning", "conditioning_1", "conditioning_2", "conditioning_to", "conditioning_from")
@@ -60,11 +61,8 @@ def read(graph: Mapping[str, Any]) -> ToolRecord | None:
         settings[name] = next((v for v in values if v), "")
     latent = nodes[sampler]["inputs"].get("latent_image")
     start = [nodes[n] for n in _upstream(nodes, _node(latent), None)] if latent is not None else []
-    for node in start:
-        sides = [_value(nodes, node["inputs"].get(k)) for k in ("width", "height")]
-        if all(s.isdecimal() for s in sides):
-            settings["Size"] = "x".join(sides)
-            break
+    of_nodes = ([_value(nodes, node["inputs"].get(k)) for k in names] for node in start for names in _SIZES)
+    settings["Size"] = next(("x".join(sides) for sides in of_nodes if all(s.isdecimal() for s in sides)), "")
     names = (_value(nodes, n["inputs"].get("ckpt_name")) for n in nodes.values())
     settings["Model"] = next((n for n in names if n), "")
     settings = {k: v for k, v in settings.items() if v}
@@ -195,7 +193,7 @@ def _value(nodes: Graph, value: Any, hops: int = 0) -> str:
     if isinstance(value, bool):
         return ""
     if isinstance(value, int | float):
-        return f"{value:g}" if isinstance(value, float) else str(value)
+        return number(value)
     if isinstance(value, str):
         return value.strip()[:200]
     key = _node(value)
@@ -204,3 +202,8 @@ def _value(nodes: Graph, value: Any, hops: int = 0) -> str:
     inputs = nodes[key]["inputs"]
     names = ("value", "seed", "noise_seed", "int", "float", "number", "steps", "cfg", "text", "string")
     return next((t for n in names if n in inputs and (t := _value(nodes, inputs[n], hops + 1))), "")
+
+
+def number(value: float) -> str:
+    """A number as text: whole ones in full, as seeds may come as floats."""
+    return str(int(value)) if isinstance(value, int) or value.is_integer() else f"{value:g}"

@@ -111,7 +111,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return ""
     if isinstance(value, int | float):
-        return f"{value:g}" if isinstance(value, float) else str(value)
+        return comfyui.number(value)
     if isinstance(value, dict):  # a model of InvokeAI
         return _text(value.get("name") or value.get("model_name") or value.get("prompt"))
     if isinstance(value, list):

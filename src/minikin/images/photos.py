@@ -33,6 +33,7 @@ _HEIC = (".heic", ".heif", ".hif")
 MAX_PIXELS = 50_000_000
 MAX_BYTES = 50_000_000
 MAX_PHOTOS = 200
+MAX_CAPTION = 100_000  # bytes
 MIN_SIDE = 16
 _CAPTIONS = (".txt", ".caption")
 _MASK_MARKS = ("-masklabel", "_mask", "-mask", ".mask")  # OneTrainer's, and what people write
@@ -191,6 +192,8 @@ class _Listing:
         if not self.others and not folders:
             return ""
         advice = "Save images of other kinds (camera raw, PSD, films) as JPEG or PNG"
+        if all(name.lower().endswith(_CAPTIONS) for name in self.others):
+            advice = "A caption has the name of its photo: NAME.txt"
         if folders:
             advice = "Photos in folders inside are not read: put them beside the others, or give that folder"
         return f"Left out: {_some([*self.others, *folders])}. {advice}."
@@ -208,14 +211,17 @@ def _load(path: Path, listed: _Listing) -> Photo:
 
 def _caption(path: Path) -> str:
     try:
-        text = decode_text(read_small(path, 100_000) or b"")
+        data = read_small(path, MAX_CAPTION)
+        if data is None:
+            raise BadPhoto(f"The caption {path.name} has more than {MAX_CAPTION:,} bytes. Shorten it.")
+        text = decode_text(data)
     except OSError as e:
         raise BadPhoto(f"The caption {path.name} cannot be read: {reason(e)}.") from e
     except UnicodeError:
         raise BadPhoto(
             f"The caption {path.name} is in an old encoding that does not say which it is. Save it as UTF-8."
         ) from None
-    return text.strip()
+    return text.strip("\0 \n\t")
 
 
 def _nothing(where: Path, listed: _Listing) -> str:
