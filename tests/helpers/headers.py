@@ -8,8 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+_DTYPES = {
+    torch.float16: "F16", torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
 KEY = "model.diffusion_model."
 BIAS = KEY + "output_blocks.11.1.transformer_blocks.0.norm1.bias"
 
@@ -22,14 +26,16 @@ def header_only(
 ) -> Path:
     """Write a file of these tensors without their bytes.
 
-    values  float16 tensors that are written with their bytes
+    values  tensors that are written with their bytes, float32 as float16
     """
     header: dict[str, Any] = {"__metadata__": metadata or {}}
     data = b""
     for name, tensor in (values or {}).items():
-        raw = tensor.half().numpy().tobytes()
+        tensor = tensor.half() if tensor.dtype == torch.float32 else tensor
+        raw = tensor.view(torch.uint8).numpy().tobytes()
         header[name] = {
-            "dtype": "F16", "shape": list(tensor.shape), "data_offsets": [len(data), len(data) + len(raw)],
+            "dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape),
+            "data_offsets": [len(data), len(data) + len(raw)],
         }  # fmt: skip
         data += raw
     for name, shape in shapes.items():

@@ -37,6 +37,7 @@ GUIDANCE = KEY + "time_embed.cond_proj.weight"
 FIRST = KEY + "input_blocks.0.0.weight"
 V_BIAS = torch.linspace(-0.5, 0.5, 320)  # deviation 0.29
 EPS_BIAS = 0.1 * V_BIAS  # 0.03
+DTYPES = (torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 PROJECTION = "conditioner.embedders.1.model.text_projection"
 
 
@@ -58,6 +59,9 @@ def same(recognised: Any, *, name: str, prediction: str, size: int, inpainting: 
         (1024, {}, {BIAS: EPS_BIAS}, {}, "sd2", "epsilon", 64),
         (1024, {}, {BIAS: EPS_BIAS}, {"modelspec.prediction_type": "v"}, "sd2", "v_prediction", 96),
         (1024, {}, {BIAS: V_BIAS}, {"modelspec.prediction_type": "epsilon"}, "sd2", "epsilon", 64),
+        *((1024, {}, {BIAS: V_BIAS.to(dtype)}, {}, "sd2", "v_prediction", 96) for dtype in DTYPES),
+        *((1024, {}, {BIAS: EPS_BIAS.to(dtype)}, {}, "sd2", "epsilon", 64) for dtype in DTYPES),
+        (2048, {}, {}, {"modelspec.predict_key": "v"}, "sdxl", "v_prediction", 128),
         (2048, {}, {}, {}, "sdxl", "epsilon", 128),
         (2048, {"v_pred": [0]}, {}, {}, "sdxl", "v_prediction", 128),
     ],
@@ -92,15 +96,33 @@ def test_inpainting_models_predict_epsilon(width: int, tmp_path: Path) -> None:
         (2048, {"edm_vpred.sigma_max": [1]}, "as CosXL"),
         (2048, {"edm_mean": [1, 4, 1, 1], "edm_std": [1, 4, 1, 1]}, "as Playground 2.5"),
         (1024, {KEY + "label_emb.0.0.weight": [1280, 1536]}, "unCLIP"),
+        (2048, {"scaled_fp8": [0]}, "Get the checkpoint in 16 bits"),
+        (2048, {KEY + "out.2.weight.absmax": [4]}, "quantized"),
+        (768, {KEY + "out.2.scale_weight": [1]}, "fp8"),
     ],
 )  # fmt: skip
 def test_kinds_that_are_sampled_otherwise_are_refused_when_added(
     width: int, more: dict[str, list[int]], words: str, tmp_path: Path
 ) -> None:
     path = header_only(tmp_path / "x.safetensors", shapes(width, **more))
-    with pytest.raises(BadModelFile, match="is of another kind") as e:
+    with pytest.raises(BadModelFile, match="is of another kind|holds quantized weights") as e:
         registry.add(path)
     assert words in str(e.value) and not registry.entries()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (KEY + "double_blocks.0.img_attn.qkv.weight", "Flux"), (KEY + "joint_blocks.0.x", "Stable Diffusion 3"),
+        ("decoder.conv_in.weight", "a VAE"), ("control_model.input_blocks.0.0.weight", "a ControlNet"),
+        ("emb_params", "an embedding"), ("clip_g", "an embedding"), ("lora_unet_x.lora_up.weight", "a LoRA"),
+        ("model_ema.diffusion_modeltime_embed0weight", r"the averaged \(EMA\) weights alone"),
+        ("down_blocks.0.resnets.0.conv1.weight", "the U-Net alone"),
+    ],
+)  # fmt: skip
+def test_files_of_other_kinds_are_named_when_added(name: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(BadModelFile, match=f"holds no U-Net of the Stable Diffusion.* It looks like {words}"):
+        registry.add(header_only(tmp_path / "x.safetensors", {name: [4, 4]}))
 
 
 # ---- the same sampler from a file and from a folder -----------------------------------------------

@@ -43,6 +43,17 @@ OTHER_INPUTS = {
     8: "It also reads an image to edit (InstructPix2Pix).",
 }
 
+# beside weights that are quantized: fp8 with scales and int8 of ComfyUI, and nf4 and int8 of bitsandbytes
+_SCALES = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", ".absmax", ".SCB")
+_OTHER_FILES = {  # names of tensors -> what a file without a U-Net looks like
+    "lora": "a LoRA", "double_blocks.": "Flux", "joint_blocks.": "Stable Diffusion 3",
+    "control_model.": "a ControlNet", "controlnet_cond_embedding.": "a ControlNet",
+    "emb_params": "an embedding", "string_to_param": "an embedding", "clip_g": "an embedding",
+    "decoder.conv_in.": "a VAE", "ip_adapter": "an IP-Adapter", "motion_modules.": "AnimateDiff",
+    "model_ema.": "the averaged (EMA) weights alone",
+    "down_blocks.": "the U-Net alone, as a diffusers folder has it: give the whole folder",
+}  # fmt: skip
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -87,7 +98,8 @@ def recognise(path: Path, prediction: str | None = None) -> Recognised:
     shapes, metadata = read_header(path)
     contexts = {s[1] for k, s in shapes.items() if k.startswith(_UNET) and k.endswith(_CONTEXT) and len(s) == 2}
     if not contexts:
-        hint = "It looks like a LoRA." if any("lora" in k.lower() for k in shapes) else ""
+        kind = next((kind for sign, kind in _OTHER_FILES.items() if any(sign in k.lower() for k in shapes)), "")
+        hint = f"It looks like {kind}." if kind else ""
         if "minikin.category" in metadata:
             hint = f"It is a concept: `minikin concepts add {path}` puts it into your library."
         raise BadModelFile(
@@ -195,6 +207,11 @@ def _refuse_other_kinds(path: Path, family: Architecture, channels: int, shapes:
         why = "it samples in EDM's noise levels up to sigma 120, as CosXL (edm_vpred)."
     elif family.name != "sdxl" and any(k.startswith(_UNET + "label_emb.") for k in shapes):
         why = "its U-Net also reads an image embedding or a noise level (unCLIP, an upscaler)."
+    if any(k.endswith(_SCALES) for k in shapes):
+        raise BadModelFile(
+            f"{path.name} holds quantized weights (fp8 with scales, int8 or nf4), which are not read. Get the "
+            "checkpoint in 16 bits, or in fp8 without scales."
+        )
     if why:
         raise BadModelFile(
             f"{path.name} is of another kind: {why} Minikin paints with ordinary and inpainting models of "
@@ -212,7 +229,7 @@ def _prediction(
     path: Path, family: Architecture, channels: int, shapes: Shapes, metadata: Mapping[str, str]
 ) -> str:
     """epsilon or v_prediction: by the trainer's marker, the metadata, or for SD 2 by the weights."""
-    stated = metadata.get("modelspec.prediction_type", "").lower()
+    stated = metadata.get("modelspec.prediction_type", metadata.get("modelspec.predict_key", "")).lower()
     if stated in ("v", "v_prediction") or "v_pred" in shapes:
         return "v_prediction"
     if stated in ("epsilon", "eps"):
