@@ -1,6 +1,7 @@
 """The published scheduler_config.json of the bases, as they lie on the Hugging Face hub (scheduler/ in each).
 
 Values that a file does not state are defaults of its class; `X.from_config` of another class takes its own.
+Compared with copies of the files in public repositories, named below; where none was found it says so.
 """
 
 from __future__ import annotations
@@ -17,24 +18,25 @@ _SGM: dict[str, Any] = _BETAS | {
 }  # fmt: skip
 
 PUBLISHED_SCHEDULERS: dict[str, dict[str, Any]] = {
-    # stable-diffusion-v1-5/stable-diffusion-v1-5
+    # stable-diffusion-v1-5/stable-diffusion-v1-5; copy: github.com/VoltaML/voltaML-fast-stable-diffusion
     "sd15": _BETAS | {"_class_name": "PNDMScheduler", "_diffusers_version": "0.6.0", "set_alpha_to_one": False},
-    # stabilityai/stable-diffusion-2-1
+    # stabilityai/stable-diffusion-2-1; copy of the values: github.com/Vikas-2025/Hugging_face_sta_dif_2.1
     "sd21": _BETAS | {"_class_name": "DDIMScheduler", "_diffusers_version": "0.8.0", "set_alpha_to_one": False,
                       "prediction_type": "v_prediction"},
-    # stabilityai/stable-diffusion-2-1-base
+    # stabilityai/stable-diffusion-2-1-base; copy: github.com/jack-op11/stable-diffusion-2-1-base
     "sd21-base": _BETAS | {"_class_name": "PNDMScheduler", "_diffusers_version": "0.10.0.dev0",
                            "set_alpha_to_one": False, "prediction_type": "epsilon"},
-    # stabilityai/stable-diffusion-xl-base-1.0
+    # stabilityai/stable-diffusion-xl-base-1.0; copy: github.com/reo224/LoRA_Diffusers
     "sdxl": _SGM | {"_class_name": "EulerDiscreteScheduler", "_diffusers_version": "0.19.0.dev0",
                     "timestep_spacing": "leading"},
-    # stabilityai/sd-turbo
+    # stabilityai/sd-turbo; NOT COMPARED: no copy was found, the values are those of sdxl-turbo with this class
     "sd-turbo": _SGM | {"_class_name": "EulerDiscreteScheduler", "_diffusers_version": "0.24.0.dev0",
                         "timestep_spacing": "trailing"},
-    # stabilityai/sdxl-turbo
-    "sdxl-turbo": _SGM | {"_class_name": "EulerAncestralDiscreteScheduler",
-                          "_diffusers_version": "0.24.0.dev0", "timestep_spacing": "trailing"},
-    # SimianLuo/LCM_Dreamshaper_v7
+    # stabilityai/sdxl-turbo; copy: github.com/Guang000/Generative-Dataset-Distillation-Based-on-Diffusion-Model
+    "sdxl-turbo": {k: v for k, v in _SGM.items() if k != "use_karras_sigmas"}
+    | {"_class_name": "EulerAncestralDiscreteScheduler", "_diffusers_version": "0.24.0.dev0",
+       "timestep_spacing": "trailing"},
+    # SimianLuo/LCM_Dreamshaper_v7; NOT COMPARED: no copy was found, the values are from memory
     "lcm-sd15": {
         "_class_name": "LCMScheduler", "_diffusers_version": "0.22.0.dev0", "beta_end": 0.012,
         "beta_schedule": "scaled_linear", "beta_start": 0.00085, "clip_sample": False,
