@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -30,10 +31,12 @@ torch.set_num_threads(1 if WORKER else min(2, len(os.sched_getaffinity(0))))
 if WORKER:  # what children inherit: two workers with two threads each would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 FAMILIES = tuple(ARCHITECTURES)
-LONGEST = (  # files that are started first, so that no worker ends long after the other
-    "test_page.py", "test_demo.py", "test_fleet.py", "test_distilling.py", "test_backends.py", "test_kills.py",
-    "test_cli.py", "test_fleet_replicas.py", "test_concept_captions.py", "test_compare.py",
+LONGEST = (  # groups that are started first, so that no worker ends long after the other
+    "ray", "test_distilling.py", "test_page.py", "test_build.py", "test_teaching.py", "test_backends.py",
+    "test_demo.py", "test_cli.py", "test_schema.py", "test_kills.py", "test_load.py", "test_baselines.py",
+    "test_concept_captions.py", "test_compare.py", "test_page_work.py", "test_guidance_input.py",
 )  # fmt: skip
+HOMES = itertools.count()
 SHARED = pytest.StashKey[dict[str, tuple[list[torch.nn.Module], list[float]]]]()  # by fixture: modules, sums
 
 
@@ -44,8 +47,18 @@ NUMERIC = {  # files whose tests claim equality to the bit
 }  # fmt: skip
 
 
-def pytest_report_header() -> list[str]:
-    """What the run takes and what this machine lacks, before it begins."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers are given groups in LONGEST's order: pytest-xdist's own begins with those of most tests, so that
+    a group of one long test came last, with the other worker idle."""
+    config.option.loadscopereorder = False
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Before the whole suite: what it takes and what this machine lacks. (A header is not shown with -q.)"""
+    config = session.config
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if not reporter or config.args_source is not pytest.Config.ArgsSource.TESTPATHS or config.option.markexpr:
+        return
     missing = {
         "the page in a browser (Chromium)": not any(map(shutil.which, ("chromium", "chromium-browser"))),
         "clusters (ray)": not find_spec("ray"),
@@ -53,10 +66,12 @@ def pytest_report_header() -> list[str]:
         "Content Credentials (c2pa)": not find_spec("c2pa"),
     }
     skipped = ", ".join(name for name, gone in missing.items() if gone) or "nothing"
-    return [
-        "the whole suite: about 16 minutes on two idle cores with -n 2, as `make test` runs it",
-        f"skipped on this machine: {skipped}; soak, controls and numeric have their own `make` targets",
-    ]
+    reporter.write_line(
+        "The whole suite takes 15 to 20 minutes on two idle cores with -n 2, as `make test` runs it."
+    )
+    reporter.write_line(
+        f"Skipped here: {skipped}. Soak, controls and numeric have `make` targets of their own."
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -72,10 +87,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if mark not in (config.option.markexpr or ""):
             items[:] = [item for item in items if not item.get_closest_marker(mark)]
     for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
     rank = {name: k for k, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+    items.sort(key=lambda item: rank.get(group_of(item), len(rank)))
+
+
+def group_of(item: pytest.Item) -> str:
+    """What one worker runs alone: the file, or everything on Ray."""
+    return "ray" if item.get_closest_marker("ray") else item.path.name
 
 
 def pytest_collection_finish() -> None:
@@ -100,7 +119,9 @@ def shared_cache(tmp_path_factory: Any) -> Path:
 @pytest.fixture(autouse=True)
 def _own_folders(tmp_path_factory: Any, monkeypatch: Any) -> None:
     """Every test has its own data folder; the cache is shared within a run (C of tiny is in it)."""
-    monkeypatch.setenv("MINIKIN_HOME", str(tmp_path_factory.mktemp("home")))
+    home = tmp_path_factory.getbasetemp() / f"home{next(HOMES)}"  # mktemp would look at all that are there
+    home.mkdir()
+    monkeypatch.setenv("MINIKIN_HOME", str(home))
     monkeypatch.setenv("MINIKIN_CACHE", str(shared_cache(tmp_path_factory)))
 
 
