@@ -84,7 +84,7 @@ def loads(
     except BadJson:
         raise
     except (ValueError, RecursionError) as e:
-        raise BadJson(str(e)[:120]) from None
+        raise BadJson("a number in it has too many digits" if "digits" in str(e) else str(e)[:120]) from None
     if kind is not None and not isinstance(value, kind):
         raise BadJson(f"it is {kind_name(value)}, not {_NAMES[kind]}")
     return value

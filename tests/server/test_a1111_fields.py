@@ -244,6 +244,17 @@ def test_several_init_images(server: Served) -> None:
     assert [inputs["image"].size for _, _, inputs in engine.seen[-4:]] == [(64, 48), (48, 64)] * 2
     assert "at most 10" in refused(server, "img2img", {**body, "batch_size": 2, "n_iter": 6})
     assert "2^63" in refused(server, "img2img", {**body, "batch_size": 2, "seed": 2**63 - 2, "n_iter": 2})
+    eleven = {"init_images": ["not decoded"] * 11, "batch_size": 11}
+    assert "at most 10" in refused(server, "img2img", {**body, **eleven}), "before any is decoded"
+
+
+def test_base64_in_lines_and_no_mask(server: Served) -> None:
+    """As `base64 FILE` prints it; and an empty mask is none, as with A1111."""
+    text = base64.encodebytes(base64.b64decode(sent(plain()).rpartition(",")[2])).decode()
+    for image in (text, f"data:image/png;base64,{text}", text.replace("\n", "\r\n")):
+        body = {"prompt": "a cat", "init_images": [image], "mask": "", "steps": 2}
+        _, _, inputs, warnings = posted(server, "img2img", body)
+        assert set(inputs) == {"image"} and warnings == []
 
 
 @pytest.mark.parametrize("colour", [255, 0])

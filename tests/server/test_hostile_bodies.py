@@ -194,6 +194,37 @@ def test_values_are_counted(server: Served, body: bytes) -> None:
         assert ("more than 5,000 values" in response.text) == many
 
 
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "words"),
+    [
+        (b"", {}, 422, "The body is missing: send the fields as"),
+        (b"[]", {}, 422, "The body is not an object of JSON: send the fields as"),
+        (b'{"n": ' + b"9" * 5000 + b"}", {}, 400, "a number in it has too many digits."),
+        (b'{"prompt": "a", "water": 1}', {}, 422, "water: not known here; leave it out"),
+        (b'{"prompt": "a", "\\u001b[2J": 1}', {}, 422, "x1b[2J: not known here"),
+        (b'{"prompt": "a", "n": 1.5}', {}, 422, "n: must be a whole number (it is 1.5)."),
+        (b'{"prompt": ["a"]}', {}, 422, "prompt: must be a text."),
+        (b"{}", {}, 422, "prompt: missing."),
+        (b"{}", {"Content-Encoding": "gzip"}, 415, "The body is compressed ('gzip')"),
+        (b"{}", {"Content-Type": ""}, 415, "The body has no Content-Type; send application/json"),
+        (b"{}", {"Host": ""}, 421, "header Host is empty or missing"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_in_plain_words(
+    server: Served, content: bytes, headers: dict[str, str], status: int, words: str
+) -> None:
+    with server.client(headers={"Content-Type": "application/json"}) as c:
+        response = c.post("/api/paint", content=content, headers=headers)
+        assert (response.status_code, words in response.text) == (status, True), response.text
+
+
+def test_methods_of_a_route(server: Served) -> None:
+    with server.client() as c:
+        assert [c.head(path).status_code for path in ("/livez", "/readyz")] == [200, 200]
+        response = c.put("/api/paint", json={})
+        assert response.status_code == 405 and "PUT does not work at /api/paint" in response.text
+
+
 # ---- images --------------------------------------------------------------------------------------
 
 

@@ -181,20 +181,72 @@ def test_values_that_are_not_done_are_refused(
     [{"background": "opaque"}, {"background": "auto"}, {"quality": "auto"}, {"quality": "low"},
      {"size": "auto"}, {"quality": "standard"}, {"moderation": "auto"}, {"output_compression": 100},
      {"user": "me"}, {"n": 1}, {"output_format": "jpeg", "output_compression": 0}, {"partial_images": 0},
-     {"output_format": "webp", "output_compression": 100}, {"stream": False}],
+     {"output_format": "webp", "output_compression": 100}, {"stream": False},
+     {"output_format": None, "model": None, "size": None, "partial_images": None, "quality": None}],
 )  # fmt: skip
 def test_neutral_and_followed_values_pass(theirs: openai.OpenAI, parameters: dict[str, Any]) -> None:
     reply = theirs.images.generate(prompt="a cat", **parameters)
     assert reply.data and reply.warnings == []  # type: ignore[attr-defined]
-    assert reply.background == "opaque" and reply.output_format == parameters.get("output_format", "png")
+    assert reply.background == "opaque" and reply.output_format == (parameters.get("output_format") or "png")
 
 
 @pytest.mark.parametrize(
-    "parameters", [{"quality": "high"}, {"quality": "hd"}, {"style": "vivid"}, {"moderation": "low"},
-                   {"extra_body": {"complexity": "high"}}, {"extra_body": {"input_fidelity": "high"}}],
+    "parameters",
+    [{"quality": "high"}, {"quality": "hd"}, {"style": "vivid"}, {"moderation": "low"},
+     *({"extra_body": body} for body in (
+         {"complexity": "high"}, {"input_fidelity": "high"}, {"strength": 0},
+         {"concepts": {"rex": "sha256:" + "a" * 64}}))],
 )  # fmt: skip
 def test_values_without_effect_are_named(theirs: openai.OpenAI, parameters: dict[str, Any]) -> None:
     reply = theirs.images.generate(prompt="a cat", **parameters)
     name = next(iter(parameters.get("extra_body", parameters)))
     (warning,) = reply.warnings  # type: ignore[attr-defined]
     assert warning.startswith(f"{name} has no effect here")
+
+
+# ---- forms ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ([("prompt", "a cat"), ("prompt", "a dog")], "prompt"), ([("seed", "1"), ("seed[]", "2")], "seed"),
+        ([("concepts[rex]", "a" * 64), ("concepts", "tom@" + "a" * 64)], "concepts"),
+        ([("\x1b[2J", "1"), ("\x1b[2J", "2")], None), ([("n", "two")], "n"), ([("images", "[]")], "images"),
+    ],
+)  # fmt: skip
+def test_fields_of_a_form_are_not_dropped(server: Served, fields: Any, param: str | None) -> None:
+    parts = [
+        (name, (None, value)) for name, value in [("prompt", "a cat"), *fields][fields[0][0] == "prompt" :]
+    ]
+    with server.client() as c:
+        response = c.post(
+            "/v1/images/edits", files=[("image", ("a.png", png(Image.new("RGB", (64, 64))))), *parts]
+        )
+    assert response.status_code == 400
+    message = response.json()["error"]["message"]
+    assert message.isprintable() and (param is None or response.json()["error"]["param"] == param)
+
+
+def test_contents_of_concepts_may_be_a_list_in_a_form(server: Served) -> None:
+    contents = [("concepts[]", (None, f"{name}@{'a' * 64}")) for name in ("rex", "tom")]
+    files = [("image", ("a.png", png(Image.new("RGB", (64, 64))))), ("prompt", (None, "a cat")), *contents]
+    with server.client() as c:
+        (warning,) = c.post("/v1/images/edits", files=files).json()["warnings"]
+    assert "<rex>, <tom>" in warning
+
+
+def test_strength_0_is_the_least_there_is(theirs: openai.OpenAI, server: Served) -> None:
+    assert theirs.images.edit(
+        image=png(Image.new("RGB", (64, 64))), prompt="a cat", extra_body={"strength": 0}
+    ).data
+    assert server.service.engine.seen[-1][1].strength == 0.01  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", ["/v1/images/edits", "/v1/images/variations", "/api/concepts"])
+def test_a_form_s_route_says_that_it_takes_a_form(server: Served, path: str) -> None:
+    with server.client() as c:
+        response = c.post(
+            path, json={"prompt": "a cat", "images": [{"image_url": "data:image/png;base64,aaaa"}]}
+        )
+    assert response.status_code == 415 and "multipart/form-data" in response.text

@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from minikin.errors import BadRecipe
+from minikin.printable import escaped
 
 MAX_SIDE = 4096  # px
 MAX_STEPS = 1000
@@ -122,15 +123,26 @@ class Recipe(BaseModel):
         return build(present)
 
 
+_EXPECTED = {  # by pydantic's type of a problem
+    "extra_forbidden": "not known here; leave it out, or check its spelling", "missing": "missing",
+    "dict_type": "must be an object", "list_type": "must be a list", "too_short": "must not be empty",
+    "string_type": "must be a text", "float_type": "must be a number", "float_parsing": "must be a number",
+    "bool_type": "must be true or false", "bool_parsing": "must be true or false",
+    "int_type": "must be a whole number", "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number", "int_parsing_size": "must be a whole number, and a smaller one",
+}  # fmt: skip
+
+
 def first_sentence(e: ValidationError) -> str:
     """The first problem of a validation, as one sentence with the option, what is expected and the value."""
     problem = e.errors(include_url=False)[0]
-    where = ".".join(str(p) for p in problem["loc"])
-    what = problem["msg"].removeprefix("Value error, ")
+    names = (str(p) for p in problem["loc"] if not str(p).startswith(("list[", "dict[")))  # of a union's parts
+    where = _short(escaped(".".join(names)))
+    what = _EXPECTED.get(problem["type"], problem["msg"].removeprefix("Value error, "))
     what = what.replace("Input should be greater than or equal to", "must be at least")
     what = what.replace("Input should be less than or equal to", "must be at most")
     what = what.replace("Input should be", "must be")
-    value = problem.get("input")
+    value = problem.get("input") if problem["type"] != "extra_forbidden" else None
     value_text = f" (it is {_short(repr(value))})" if isinstance(value, int | float | str) else ""
     if not where:
         return f"{what[0].upper()}{what[1:]}{value_text}."

@@ -38,6 +38,7 @@ from minikin.models.prompt import (
 from minikin.perfusion import library
 from minikin.perfusion.concept import NAME, Concept, check_name
 from minikin.perfusion.index import IndexEntry
+from minikin.printable import escaped
 from minikin.server.admission import LOCAL, key_of
 from minikin.server.engine import PinnedConcept
 from minikin.server.errors import RequestRejected, not_found
@@ -323,6 +324,12 @@ def _parsed(data: bytes, what: str) -> Concept:
     from minikin.perfusion.concept_file import from_bytes  # needs PyTorch: not before there is a concept
 
     return from_bytes(data, what)
+
+
+def notes_on_unused(names: Iterable[str]) -> list[str]:
+    """A note for contents given by name (`concepts`) that no prompt names."""
+    tags = [f"<{escaped(name[:40])}>" for name in sorted(names)[:MAX_CONCEPTS]]
+    return [f"concepts has no effect here for {', '.join(tags)}: the prompt does not name it."] if tags else []
 
 
 def _strip_hash(m: re.Match[str], hashes: dict[str, str]) -> str:

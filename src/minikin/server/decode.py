@@ -28,6 +28,7 @@ from minikin.server.limits import Limits
 
 _DATA = re.compile(r"data:image/[\w.+-]{1,20};base64,")
 MAX_CHILDREN, WAIT_S = 3, 2.0  # seconds that a further one waits for a free slot
+WALL = 6  # times `Limits.decode_s`, its processor time, that a child may take where others use the processors
 _slots = threading.BoundedSemaphore(MAX_CHILDREN)
 _SCRIPT = """
 import resource, sys
@@ -76,9 +77,11 @@ def from_base64(text: object, what: str, limits: Limits) -> Image.Image:
         )  # fmt: skip
     try:
         head = _DATA.match(text[:64])
-        data = base64.b64decode(text[head.end() if head else 0 :], validate=True)
+        lines = text[head.end() if head else 0 :].split()  # `base64 FILE` breaks them
+        data = base64.b64decode("".join(lines), validate=True)
     except (binascii.Error, ValueError):
-        raise RequestRejected(f"{what} is not base64.", status=422, code="invalid_image", param=what) from None
+        why = f"{what} is not base64: send the file's bytes in A-Z, a-z, 0-9, + and /, padded with =."
+        raise RequestRejected(why, status=422, code="invalid_image", param=what) from None
     return decode(data, what, limits)
 
 
@@ -106,11 +109,9 @@ def decode(data: bytes, what: str, limits: Limits, *, still: bool = False) -> Im
     try:
         child = subprocess.run(
             [sys.executable, "-I", "-c", _SCRIPT, *arguments], input=data, capture_output=True,
-            timeout=limits.decode_s, check=False,
+            timeout=WALL * limits.decode_s, check=False,
         )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise reject("image_corrupt") from None
-    except OSError as e:  # no process, memory or file handle left for the child
+    except (OSError, subprocess.TimeoutExpired) as e:  # no process, memory, file handle or processor for it
         raise _busy() from e
     finally:
         _slots.release()

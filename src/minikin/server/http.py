@@ -53,7 +53,7 @@ class Strict(BaseModel):
                 and field
                 and bool not in (field.annotation, *get_args(field.annotation))
             ):
-                raise ValueError(f"{name} is not true or false")
+                raise ValueError(f"the field {name} cannot be true or false")
         return values
 
 
@@ -120,6 +120,9 @@ class StrictRoute(APIRoute):
                     status=415,
                     code="unsupported_media_type",
                 )
+            if accepts_forms and content_type.startswith("application/json"):
+                why = "This route takes a form: send multipart/form-data."
+                raise RequestRejected(why, status=415, code="unsupported_media_type")
             if enqueues:
                 service_of(request).check_open(client_of(request))
             limit = service_of(request).limits.text_body
@@ -199,6 +202,8 @@ async def on_http_error(request: Request, e: Exception) -> Response:
     text = str(getattr(e, "detail", "")) or "The request was not understood."
     if status == 404:
         text = f"There is nothing at {request.url.path[:120]}."
+    elif status == 405:
+        text = f"{request.method[:20]} does not work at {request.url.path[:120]}; /docs lists what does."
     return _respond(request, RequestRejected(text, status=status, code=codes.get(status, "bad_request")))
 
 
@@ -211,7 +216,12 @@ async def on_invalid(request: Request, e: Exception) -> Response:
         return _respond(
             request, RequestRejected("The body is not valid JSON.", status=400, code="invalid_json")
         )
-    message = first_sentence(_Problems([problem | {"loc": tuple(where)}]))  # type: ignore[arg-type]
+    if not where:
+        missing = problem["type"] == "missing"
+        what = "The body is missing" if missing else "The body is not an object of JSON"
+        message = f'{what}: send the fields as {{"prompt": "..."}}.'
+    else:
+        message = first_sentence(_Problems([problem | {"loc": tuple(where)}]))  # type: ignore[arg-type]
     param = ".".join(where) or None
     return _respond(request, RequestRejected(message, status=422, code="invalid_request", param=param))
 

@@ -25,7 +25,7 @@ class Limits:
     connections: int = 512  # beyond which connections that have sent no request are closed
     image: int = 20_000_000
     image_pixels: int = 16_000_000
-    decode_s: float = 10.0
+    decode_s: float = 10.0  # of processor time
     decode_wait_s: float = 10.0  # for a turn of the decoder
     decode_memory: int = 1024 * MIB
     concept: int = 16 * MIB

@@ -161,6 +161,9 @@ class AccessMiddleware:
     def _check_host(self, headers: dict[str, str]) -> None:
         host = _hostname(headers.get("host", ""))
         if "*" not in self.hosts and host not in self.hosts and not (self.keys and host):
+            if not host:
+                why = "The request's header Host is empty or missing: send the server's address in it."
+                raise RequestRejected(why, status=421, code="unknown_host")
             raise RequestRejected(
                 f"This server does not answer to '{host[:80]}'. Start it with --allow-host {host[:80]}.",
                 status=421, code="unknown_host",
@@ -203,9 +206,15 @@ class AccessMiddleware:
             "multipart/form-data",
         )  # which routes take forms: `http.accepts_forms`
         if not (allowed or (empty and not content_type)):
+            what = f"The body is '{content_type[:60]}'" if content_type else "The body has no Content-Type"
             raise RequestRejected(
-                f"The body is '{content_type[:60] or 'of no type'}'; send application/json, or "
-                "multipart/form-data where images are uploaded.", status=415, code="unsupported_media_type",
+                f"{what}; send application/json, or multipart/form-data where images are uploaded.",
+                status=415, code="unsupported_media_type",
+            )  # fmt: skip
+        if (encoding := headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
+            raise RequestRejected(
+                f"The body is compressed ('{encoding[:20]}'): send it as it is, without Content-Encoding.",
+                status=415, code="unsupported_encoding",
             )  # fmt: skip
 
     def _too_large(self) -> RequestRejected:

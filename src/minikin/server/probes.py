@@ -11,12 +11,14 @@ from minikin.server.http import service_of
 router = APIRouter(tags=["probes"])
 
 
+@router.head("/livez", include_in_schema=False)
 @router.get("/livez")
 async def livez() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
 async def readyz(request: Request) -> Response:
     """200 when a request would be served, else 503 with the reason."""

@@ -30,7 +30,7 @@ from minikin.recipes import Paint, Recipe, Teach
 from minikin.server import decode, image_metadata, job_types, metrics, retention
 from minikin.server.admission import Places, Turns, key_of, most_of_key
 from minikin.server.audit import CONCEPTS, INPUTS, RESULTS, STORE
-from minikin.server.concept_store import ConceptStore
+from minikin.server.concept_store import ConceptStore, notes_on_unused
 from minikin.server.engine import Engine, JobInputs
 from minikin.server.errors import RequestRejected, internal, not_found, sentence_of
 from minikin.server.image_folder import ImageFolder, is_gone, is_kept
@@ -216,6 +216,7 @@ class Service:
         job.notes += prepared.warnings
         if isinstance(recipe, Paint):
             job.notes += self.concept_store.notes_on_words(request.client, recipe.prompt)
+            job.notes += notes_on_unused(set(concepts or {}) - set(pinned))
         if inputs is not None:
             job.inputs = replace(inputs, folder=self.inputs / job.id, stop=threading.Event())
         row = {

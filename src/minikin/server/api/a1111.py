@@ -18,7 +18,6 @@ from starlette.concurrency import run_in_threadpool
 
 from minikin.images.metadata import infotext_of, parameters_text, recorded_or_none, texts_of
 from minikin.server.api.a1111_fields import (
-    MIN_STRENGTH,
     Img2Img,
     Txt2Img,
     check_settings,
@@ -29,7 +28,7 @@ from minikin.server.api.a1111_fields import (
 from minikin.server.api.a1111_images import filled, flat, mask_of, resized
 from minikin.server.api.a1111_options import names_of
 from minikin.server.api.openai_images import of_size
-from minikin.server.api.shared import known_fields, prompts_or_recorded
+from minikin.server.api.shared import MIN_STRENGTH, known_fields, prompts_or_recorded
 from minikin.server.engine import JobInputs
 from minikin.server.errors import RequestRejected, invalid_field
 from minikin.server.http import (
@@ -65,8 +64,11 @@ async def txt2img(request: Request, body: Txt2Img) -> Response:
 @enqueues_jobs
 async def img2img(request: Request, body: Img2Img) -> Response:
     """Refine an image, or inpaint it where a mask is white; several images one by one."""
+    body.mask = body.mask or None
     kind = "refine" if body.mask is None else "inpaint"
-    several = len(body.init_images)
+    several, most = len(body.init_images), service_of(request).limits.images
+    if several > most:  # before any is decoded
+        raise invalid_field("init_images", f"init_images: this server takes at most {most} images a request.")
     if several > 1 and several > (body.batch_size or 1):
         raise invalid_field(
             "init_images",
@@ -77,7 +79,6 @@ async def img2img(request: Request, body: Img2Img) -> Response:
     mask = None if body.mask is None else await decoded(request, body.mask, "mask")
     service = service_of(request)
     inputs = await run_in_threadpool(lambda: [_inputs(service, body, image, mask) for image in images])
-    # A1111's 0 changes nothing; here at least one step runs
     strength = 0.75 if body.denoising_strength is None else body.denoising_strength
     extra: dict[str, Any] = {"strength": max(MIN_STRENGTH, strength)}
     if mask is not None:

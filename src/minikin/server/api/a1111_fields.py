@@ -12,11 +12,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from minikin.printable import escaped
 from minikin.server.api.shared import known_fields, seed_of
 from minikin.server.errors import RequestRejected, invalid_field
 
 UNSUPPORTED = "unsupported_field"
-MIN_STRENGTH = 0.01
 MAX_NAMED = 8  # unknown fields in a warning
 
 # field -> (what happens instead, values that change nothing besides None)
@@ -201,7 +201,7 @@ def notes_on(body: Txt2Img, followed: Mapping[str, Any]) -> list[str]:
     if isinstance(body, Img2Img):
         notes += _not_done_of_img2img(body)
     unknown = sorted(
-        name[:40] for name, value in fields.items()
+        escaped(name[:40]) for name, value in fields.items()
         if name not in NOT_DONE and name not in HARMLESS and value not in (None, "", False, 0, [], {})
     )  # fmt: skip
     if unknown:
@@ -247,6 +247,5 @@ def _is_neutral_option(name: str, value: Any) -> bool:
 
 def _unsettable(name: str, lasting: bool) -> RequestRejected:
     hint = " Send it with a request, in override_settings." if lasting and name == CLIP_SKIP else ""
-    return invalid_field(
-        name[:60], f"The option '{name[:60]}' cannot be set over HTTP.{hint}", code=UNSUPPORTED
-    )
+    name = escaped(name[:60])
+    return invalid_field(name, f"The option '{name}' cannot be set over HTTP.{hint}", code=UNSUPPORTED)

@@ -31,6 +31,7 @@ from minikin.errors import Blocked, MinikinError
 from minikin.generation.content_filter import is_blocked, refusal
 from minikin.images import xmp
 from minikin.images.encode import Marking
+from minikin.printable import escaped
 from minikin.recipes import first_sentence
 from minikin.server.api.openai_fields import (
     Generation,
@@ -136,6 +137,7 @@ async def _form(request: Request, names: tuple[str, ...]) -> tuple[Images, dict[
     form: FormData = await request.form()
     fields: dict[str, Any] = {}
     by_name: dict[str, Any] = {}  # concepts[NAME]
+    contents: list[str] = []  # concepts[], and concepts more than once
     files: dict[str, Image.Image] = {}
     for key, value in form.multi_items():
         name = key.removesuffix("[]")
@@ -148,13 +150,17 @@ async def _form(request: Request, names: tuple[str, ...]) -> tuple[Images, dict[
                 why = f"Several of {name} were sent, and one is edited here: send one, or one request for each."
                 raise invalid_field(name, why, code="too_many_images")
             files[name] = await decoded(request, await value.read(service.limits.image + 1), name)
+        elif name == "concepts":
+            contents.append(value)
         elif name.startswith("concepts["):
             by_name[name[9:].rstrip("]")] = value
+        elif name in fields:
+            raise invalid_field(name[:40], f"The field {escaped(name[:40])} was sent twice.")
         else:
             fields[name] = value
-    if by_name and "concepts" in fields:
+    if by_name and contents:
         raise invalid_field("concepts", "Send either concepts or concepts[NAME], not both.")
-    fields |= {"concepts": by_name} if by_name else {}
+    fields |= {"concepts": by_name or contents} if by_name or contents else {}
     try:
         return Images(**fields), files
     except ValidationError as e:

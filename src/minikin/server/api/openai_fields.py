@@ -6,17 +6,22 @@ Whatever is accepted has an effect, or is neutral, or is named in `warnings` of 
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
-from minikin.server.api.shared import known_fields, seed_of
+from minikin.server.api.shared import MIN_STRENGTH, known_fields, seed_of
 from minikin.server.errors import RequestRejected, invalid_field
 from minikin.server.http import Strict
 from minikin.server.service import Service
 
 # OpenAI's names, of today and of later: their clients send one whatever the server has. All mean the base.
 OPENAI_MODEL = re.compile(r"(gpt-image|chatgpt-image|dall-e)(-[\w.-]{1,60})?")
+
+
+Format = Annotated[
+    Literal["png", "jpeg", "webp"], BeforeValidator(lambda value: "png" if value is None else value)
+]
 
 
 class Images(Strict):
@@ -29,7 +34,7 @@ class Images(Strict):
     n: int | None = Field(None, ge=1, le=10)
     size: str | None = Field(None, description="WxH in pixels, or auto")
     response_format: Literal["url", "b64_json"] | None = None
-    output_format: Literal["png", "jpeg", "webp"] = "png"
+    output_format: Format = "png"
     output_compression: int | None = Field(None, ge=0, le=100)
     quality: Literal["low", "medium", "high", "xhigh", "max", "auto", "standard", "hd"] | None = Field(
         None, description="low uses the fastest preset that is ready"
@@ -83,15 +88,15 @@ def check(body: Images) -> None:
 def warnings_of(body: Images, *, edits: bool) -> list[str]:
     """A sentence for each field that is accepted and has no effect."""
     ignored = [name for name in ("style", "complexity") if getattr(body, name) is not None]
-    if body.input_fidelity and not edits:
-        ignored.append("input_fidelity")
+    if not edits:
+        ignored += [name for name in ("input_fidelity", "strength") if getattr(body, name) is not None]
     if body.quality not in (None, "auto", "low", "standard"):
         ignored.append("quality")
     if body.moderation == "low":
         ignored.append("moderation")
     why = {
         "quality": "steps and preset decide", "moderation": "the server's content filter decides",
-        "input_fidelity": "there is no image",
+        "input_fidelity": "there is no image", "strength": "there is no image",
     }  # fmt: skip
     return [f"{name} has no effect here: {why.get(name, 'the prompt decides')}." for name in ignored]
 
@@ -101,7 +106,8 @@ def recipe_fields(service: Service, kind: str, body: Images) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "prompt": body.prompt, "negative": body.negative_prompt, "n": body.n or 1, "seed": seed_of(body.seed),
         "steps": body.num_inference_steps, "guidance": body.guidance_scale, "preset": _preset(service, body),
-        "scheduler": body.scheduler, "strength": body.strength or None,
+        "scheduler": body.scheduler,
+        "strength": None if body.strength is None else max(MIN_STRENGTH, body.strength),
     }  # fmt: skip
     if body.size and body.size != "auto" and kind == "paint":  # the others' image is resized before
         fields["size"] = body.size

@@ -11,6 +11,8 @@ from PIL import Image
 from minikin.images.metadata import recorded_or_none, texts_of
 from minikin.server import job_types
 
+MIN_STRENGTH = 0.01  # for 0, which changes nothing with other servers: here at least one step runs
+
 
 def known_fields(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values that the recipe of this job type has a field for."""
