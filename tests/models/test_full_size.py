@@ -1,4 +1,4 @@
-"""The SD 1.5 configuration at full size with random weights: one training step and one sampling step."""
+"""The configurations at full size: layouts without weights, and one real step of SD 1.5 in `make soak`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,31 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import fewstep
 from benchmarks.memory import full_size
 from benchmarks.time_shares import shares
+from diffusers import UNet2DConditionModel
 
 from minikin import Studio
 from minikin.images.photos import Photo
+from minikin.models.attention import layout
+from minikin.models.loading.architectures import ARCHITECTURES
 from minikin.perfusion.attach import Concepts
 from minikin.perfusion.covariance import Covariance
 from minikin.perfusion.train import teach
 from minikin.recipes import Teach
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(("name", "width"), [("sd15", 24_960), ("sd21", 24_960), ("sdxl", 166_400)])
+def test_layout(name: str, width: int) -> None:
+    """On the meta device, which holds no weights: a key and a value for each channel of cross-attention.
+
+    That files of this many values keep their size is tests/generation/test_conditioning_schedule.py's."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(ARCHITECTURES[name].unet)
+    assert layout(unet).width == width and layout(unet).n_values == width // 2
+
+
+@pytest.mark.soak
 def test_one_training_and_one_sampling_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With random weights: as on miniatures, in 3.4 GB and a minute of processor."""
     monkeypatch.setattr("minikin.perfusion.train.EVALUATION", 1)  # of 16, at two seconds each
     base = full_size("sd15")
     assert base.architecture == "sd1"
