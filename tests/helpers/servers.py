@@ -44,14 +44,14 @@ class Served:
         """Without certificates: reading them took longer than most of these tests' requests."""
         return httpx.Client(base_url=self.url, timeout=30, trust_env=False, verify=False, **kwargs)
 
-    def drained(self, seconds: float = 60.0) -> None:
+    def drained(self, seconds: float = 300.0) -> None:
         """Wait until every job has ended."""
         until = time.monotonic() + seconds
         while self.service._unfinished() and time.monotonic() < until:
             time.sleep(0.01)
         assert not self.service._unfinished(), f"still at work after {seconds:g} s"
 
-    def left(self, seconds: float = 60.0) -> None:
+    def left(self, seconds: float = 300.0) -> None:
         """Wait until no caller is there any more and no request is at work: what was sent has become jobs."""
         state = self.server.server_state
         until = time.monotonic() + seconds
@@ -87,7 +87,7 @@ def served(
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     server_ = Served(f"http://127.0.0.1:{port}", service, app, folder, server)
-    until = time.monotonic() + 30
+    until = time.monotonic() + 300
     while not (server.started and not service.ready) and time.monotonic() < until:
         time.sleep(0.01)
     try:

@@ -276,7 +276,7 @@ def test_k14_more_callers_than_handles(tmp_path: Path) -> None:
             for caller in callers:
                 caller.setblocking(False)
                 caller.connect_ex(("127.0.0.1", int(s.url.rpartition(":")[2])))
-            until = time.monotonic() + 10
+            until = time.monotonic() + 300
             while (taken := handles()) < most - 4 and time.monotonic() < until:
                 time.sleep(0.05)
             assert taken >= most - 4, "handles were never short"

@@ -272,7 +272,7 @@ def test_a_server_ends_while_somebody_lingers(tmp_path: Any, monkeypatch: Any, d
             response += more
         assert response.startswith(b"HTTP/1.1 4") and lingering(s) == 1
         began = time.monotonic()
-    assert time.monotonic() - began < 10 and s.service.writer.stopped
+    assert time.monotonic() - began < 25 and s.service.writer.stopped  # `served` gives up after 30 s
     connection.close()
 
 
@@ -365,7 +365,7 @@ def test_h13_nobody_waits_for_five_hundred_slow_ones(server: Served) -> None:
             among = quick(wire)
         assert among < 3 * alone + 0.25, (alone, among)
         assert open_connections(server) <= SHORT.connections + 1, "the oldest of the silent make room"
-        until = time.monotonic() + 20
+        until = time.monotonic() + 300
         while open_connections(server) > 1 and time.monotonic() < until:
             time.sleep(0.05)
         assert open_connections(server) <= 1
@@ -402,12 +402,12 @@ def test_h13_who_does_not_take_the_answer_is_left(tmp_path: Any) -> None:
                 socket.create_connection(Wire(s.url).address, timeout=5) as slow:  # fmt: skip
             still.sendall(ask)
             slow.sendall(ask)
-            read, until = 0, time.monotonic() + 20
+            read, until = 0, time.monotonic() + 300
             while time.monotonic() < until and (more := slow.recv(1_000_000)):
                 read += len(more)
                 time.sleep(0.04)
             assert read > 20_000_000
-            until = time.monotonic() + 20
+            until = time.monotonic() + 300
             while open_connections(s) and time.monotonic() < until:
                 time.sleep(0.05)
             assert open_connections(s) == 0

@@ -30,7 +30,7 @@ from tests.helpers.servers import Served, served
 from tests.helpers.threads_ray import ThreadsRay
 
 
-def until(true: Callable[[], Any], seconds: float = 30.0) -> None:
+def until(true: Callable[[], Any], seconds: float = 300.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "waited too long"

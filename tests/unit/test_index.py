@@ -190,12 +190,11 @@ def test_the_server_lists_two_thousand_without_opening_them(tmp_path: Path, monk
         parse = concept_store._parsed
         monkeypatch.setattr(concept_store, "_parsed", lambda d, what: opened.append(what) or parse(d, what))
         monkeypatch.setattr(indexing, "_header_metadata", lambda p: opened.append(p))
-        start = time.perf_counter()
         params = {"search": "T19", "category": "dog", "limit": 3, "offset": 1}
         page = c.get("/api/concepts", params=params).json()
         assert [entry["name"] for entry in page["concepts"]] == ["pet1901", "pet1903", "pet1905"]
         assert page["total"] == 41
-        assert time.perf_counter() - start < 20 and not opened
+        assert not opened
         assert not list((tmp_path / "s" / "concepts").iterdir()), "listing copies nothing"
         sha = page["concepts"][0]["sha256"]
         result = c.post("/api/paint?wait=true", json={"prompt": "<pet0007>"}).json()["results"][0]
