@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
@@ -151,28 +151,13 @@ def resolve(
     prompt = parse(recipe.prompt, categories)
     defaults.check_supported(base, recipe)
     negative = parse(recipe.negative, categories)
-    if negative.loras:
-        raise BadRecipe("A LoRA works on the whole image: move <lora:...> to the prompt.")
-    for text in (prompt, negative):
-        if text.edits and any(use.box for use in text.all_uses):
-            raise BadRecipe(
-                "A prompt with a concept in a region stays the same in all steps: leave out [a:b:0.5] and "
-                "[a|b], or the region."
-            )
+    _check_prompts(prompt, negative)
     if init and not isinstance(recipe, Img2Img):
         raise BadRecipe("An image is refined or inpainted; `paint` starts from noise.")
     if init and isinstance(recipe, Refine):
         recipe = recipe.with_size(init.source.image.size)
 
-    weighted = [(adapters.get(loras.find(n)), weight) for n, weight in prompt.loras] if adapters else []
-    text_weights = [*prompt.text_weights] if adapters else []
-    header = next((a.metadata for a, _ in weighted if "minikin.preset" in a.metadata), {})
-    choice = defaults.choose_preset(base, recipe, header)
-    if choice.source and adapters:
-        adapter = adapters.get(presets.locate(choice.preset, choice.source), choice.source.name)
-        weighted.insert(0, (adapter, 1.0))
-        text_weights.insert(0, 1.0)
-        choice = choice.with_student(adapter.metadata)
+    choice, uses = _loras(base, recipe, prompt, adapters)
     in_use = {n: concepts[n] for n in dict.fromkeys((*prompt.all_names, *negative.all_names))}
     with_points = defaults.with_operating_points(recipe, prompt, negative, in_use, choice)
     resolved, warnings = defaults.fill_in(base, with_points, choice)
@@ -182,10 +167,7 @@ def resolve(
     )
     prompt, negative = (defaults.with_point_strengths(p, resolved.points or {}) for p in (prompt, negative))
     texts = [p for _, p in (*stages, *negative_stages)]
-    record = _record(base, recipe, resolved, choice.preset, in_use, weighted)
-    for (adapter, weight), text_weight in zip(weighted, text_weights, strict=True):
-        if weight != text_weight:
-            record["adapters"][adapter.name]["text_weight"] = text_weight
+    record = _record(base, recipe, resolved, choice.preset, in_use, uses)
     return ImageRequest(
         recipe=resolved,
         prompt=prompt,
@@ -194,13 +176,13 @@ def resolve(
         negative_stages=negative_stages,
         concepts=in_use,
         preset=choice.preset,
-        adapters=tuple(_by_component(weighted, text_weights)),
+        adapters=tuple(_by_component(uses)),
         chunks=max(base.count_chunks(p) for p in dict.fromkeys(texts)),
         adapter_source=choice.source,
         seeds=tuple(range(recipe.seed, recipe.seed + recipe.n)),
         warnings=(
             *prompt_notes(prompt, negative),
-            *_notes(weighted),
+            *(note for lora in uses for note in lora.adapter.notes),
             *filter(None, (difference_note(base, c.concept) for c in in_use.values())),
             *warnings,
             *defaults.cautions(base, resolved, texts, in_use),
@@ -212,9 +194,40 @@ def resolve(
     )
 
 
-def _notes(adapters: list[tuple[Adapter, float]]) -> list[str]:
-    """What of the LoRAs' files is not used."""
-    return [note for adapter, _ in adapters for note in adapter.notes]
+def _check_prompts(prompt: Prompt, negative: Prompt) -> None:
+    """Raise BadRecipe for what one of the two prompts, or one image, cannot have."""
+    if negative.loras:
+        raise BadRecipe("A LoRA works on the whole image: move <lora:...> to the prompt.")
+    for text in (prompt, negative):
+        if text.edits and any(use.box for use in text.all_uses):
+            raise BadRecipe(
+                "A prompt with a concept in a region stays the same in all steps: leave out [a:b:0.5] and "
+                "[a|b], or the region."
+            )
+
+
+class _Lora(NamedTuple):
+    """A LoRA that is read, with its weights on the U-Net and on the text encoders."""
+
+    adapter: Adapter
+    weight: float
+    text_weight: float
+
+
+def _loras(
+    base: Base, recipe: Paint, prompt: Prompt, adapters: Adapters | None
+) -> tuple[defaults.PresetChoice, list[_Lora]]:
+    """The preset, and the LoRAs: its own, then those of the prompt; none without `adapters`."""
+    if adapters is None:
+        return defaults.choose_preset(base, recipe, {}), []
+    uses = zip(prompt.loras, prompt.text_weights, strict=True)
+    loaded = [_Lora(adapters.get(loras.find(name)), weight, text) for (name, weight), text in uses]
+    header = next((u.adapter.metadata for u in loaded if "minikin.preset" in u.adapter.metadata), {})
+    choice = defaults.choose_preset(base, recipe, header)
+    if choice.source is None:
+        return choice, loaded
+    student = adapters.get(presets.locate(choice.preset, choice.source), choice.source.name)
+    return choice.with_student(student.metadata), [_Lora(student, 1.0, 1.0), *loaded]
 
 
 def prompt_stages(
@@ -241,11 +254,9 @@ def _scheduler_class(base: Base, recipe: Paint) -> str:
     return schedulers.SCHEDULERS[name][0] if name else type(base.pipe.scheduler).__name__
 
 
-def _by_component(
-    adapters: list[tuple[Adapter, float]], text_weights: list[float]
-) -> Iterator[tuple[Adapter, float]]:
+def _by_component(uses: list[_Lora]) -> Iterator[tuple[Adapter, float]]:
     """The LoRAs with their weights; one with another weight on the text encoders as two parts."""
-    for (adapter, weight), text_weight in zip(adapters, text_weights, strict=True):
+    for adapter, weight, text_weight in uses:
         if weight == text_weight:
             yield adapter, weight
             continue
@@ -262,7 +273,7 @@ def _record(
     resolved: Paint,
     preset: Preset,
     concepts: Mapping[str, PreparedConcept],
-    adapters: list[tuple[Adapter, float]],
+    uses: list[_Lora],
 ) -> dict[str, Any]:
     """How the images are made; `recipe` in it repeats them."""
     repeat = resolved
@@ -284,5 +295,9 @@ def _record(
         "sampler": resolved.scheduler or "base default",
         "schedule": resolved.schedule,
         "guidance": resolved.guidance,
-        "adapters": {a.name: {"weight": weight, "sha256": a.sha256} for a, weight in adapters},
+        "adapters": {
+            adapter.name: {"weight": weight, "sha256": adapter.sha256}
+            | ({"text_weight": text_weight} if text_weight != weight else {})
+            for adapter, weight, text_weight in uses
+        },
     }
