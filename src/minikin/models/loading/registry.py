@@ -23,6 +23,7 @@ from minikin.models.base import Base
 from minikin.models.loading import diffusers_folder
 from minikin.models.loading.foreign_code import read_config, refuse_code
 from minikin.models.loading.lock import opening
+from minikin.models.loading.meta_weights import undrawn
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ def add(path: str | Path, name: str | None = None, prediction: str | None = None
 
 
 @opening()
+@undrawn()
 def open_base(
     ref: str = "tiny",
     *,
