@@ -217,6 +217,11 @@ def test_detach_gives_the_pipeline_back(tmp_path: Path) -> None:
     assert np.array_equal(call(ours, prompt=PROMPT), call(stock, prompt=PROMPT))
     with pytest.raises(BadRecipe, match="were detached"):
         minikin(PROMPT)
+    first, second = attach(ours), attach(ours)  # of one pipeline, or of two with one U-Net
+    assert np.array_equal(call(ours, **first(PROMPT)), call(stock, prompt=PROMPT, negative_prompt=""))
+    second.detach()
+    with pytest.raises(BadRecipe, match="were detached"):
+        first(PROMPT)
 
 
 # ---- arguments --------------------------------------------------------------------------------------

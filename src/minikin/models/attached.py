@@ -37,6 +37,11 @@ def detach_layers(unet: Any, layout: Layout) -> None:
         unet.get_submodule(layer.path).__dict__.pop("forward", None)
 
 
+def is_attached(unet: Any, layout: Layout) -> bool:
+    """True after `attach_layers`, until anyone undoes it."""
+    return all("forward" in vars(unet.get_submodule(layer.path)) for layer in layout.layers)
+
+
 def with_encodings(packed: Tensor, encodings: Tensor) -> Tensor:
     """The tensor for `prompt_embeds`: packed keys and values (B, N, W), then encodings (B, N, D)."""
     return torch.cat([packed, encodings.to(packed)], -1)

@@ -82,7 +82,11 @@ class AttachedConcepts(Concepts):
     def __init__(self, base: Base) -> None:
         super().__init__(base)
         attached.attach_layers(base.unet, base.layout)
-        self.is_attached = True
+
+    @property
+    def is_attached(self) -> bool:
+        """False after `detach`, also that of another `attach` to the same U-Net."""
+        return attached.is_attached(self.base.unet, self.base.layout)
 
     def add(self, concept: Concept | str | Path, *, force: bool = False) -> Concept:
         loaded = super().add(concept, force=force)
@@ -93,7 +97,6 @@ class AttachedConcepts(Concepts):
     def detach(self) -> None:
         """Give the pipeline back as it was; what was made of prompts before no longer works on it."""
         attached.detach_layers(self.base.unet, self.base.layout)
-        self.is_attached = False
 
     @torch.no_grad()
     def __call__(
