@@ -194,15 +194,6 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
         )
     delta = _deltas(tensors, _json_of(m["index"]))
     keys = _keys(tensors["keys"], delta) if "keys" in tensors else {}
-    gate = _json_of(m["gate"])
-    beta, tau = float(gate["beta"]), float(gate["tau"])
-    (low, high), (hard, soft) = operating_points.BETAS, operating_points.TAUS
-    if not (low <= beta <= high and hard <= tau <= soft):
-        raise BadConceptFile(
-            f"its gate has beta {beta:g} and tau {tau:g}; {low:g} to {high:g} and {hard:g} to {soft:g} are "
-            "plausible. Teach it again.",
-            "concept_out_of_range",
-        )
     measured = operating_points.from_json(_json_of(m.get("points", "{}")))
     recipe = _printable(_json_of(m.get("recipe", "{}")))
     if not isinstance(recipe, dict):
@@ -230,7 +221,7 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
         delta=delta,
         keys=keys,
         c_hash=m.get("c_hash", ""),
-        gate=Gate(beta, tau),
+        gate=_gate(_json_of(m["gate"])),
         points=measured,
         recipe=recipe,
         preview=base64.b64decode(preview) if preview else b"",
@@ -243,6 +234,19 @@ def _build(tensors: dict[str, Tensor], meta: dict[str, str]) -> Concept:
             "concept_out_of_range",
         )
     return concept
+
+
+def _gate(values: Any) -> Gate:
+    """The gate of a file. Raises BadConceptFile for values that no training gives."""
+    beta, tau = float(values["beta"]), float(values["tau"])
+    (low, high), (hard, soft) = operating_points.BETAS, operating_points.TAUS
+    if not (low <= beta <= high and hard <= tau <= soft):
+        raise BadConceptFile(
+            f"its gate has beta {beta:g} and tau {tau:g}; {low:g} to {high:g} and {hard:g} to {soft:g} are "
+            "plausible. Teach it again.",
+            "concept_out_of_range",
+        )
+    return Gate(beta, tau)
 
 
 def _json_of(text: str) -> Any:
