@@ -205,6 +205,13 @@ def test_clip_skip_is_recorded_and_read_back(cli: Any, tmp_path: Path) -> None:
     assert inherited(Refine, SourceImage.of(foreign), {}).clip_skip == 2
 
 
+@pytest.mark.parametrize("value", ["0", "-1", "33", "2.5", "two", "9" * 5000, ""])
+def test_settings_of_strangers_that_are_none_are_left_out(value: str) -> None:
+    foreign = Image.new("RGB", (64, 64))
+    foreign.info["parameters"] = f"a cat\nSteps: 20, Seed: {value}.5, Size: 64x64, Clip skip: {value}"
+    assert SourceImage.of(foreign).settings == {"prompt": "a cat"}
+
+
 def test_clip_skip_is_said_where_it_does_nothing_or_harm(bases: dict[str, Base]) -> None:
     (note,) = warnings(Studio(bases["sdxl"]), "a cat", clip_skip=2)
     assert "Clip skip 2 has no effect" in note

@@ -18,14 +18,15 @@ from PIL import Image
 
 from minikin.errors import BadPhoto, BadRecipe
 from minikin.generation.canvas import mask_text
+from minikin.generation.recorded_fields import recipe_fields
 from minikin.images import metadata, xmp
 from minikin.images.photos import read_bytes, read_image
 from minikin.images.pixels import in_srgb, on_white
 from minikin.recipes import PRESET_OPTIONS, Img2Img, Paint
-from minikin.recipes.paint import MAX_CLIP_SKIP
 
 ImageLike = str | Path | Image.Image
 R = TypeVar("R", bound=Img2Img)
+OF_OTHERS = ("prompt", "negative", "seed", "clip_skip")  # taken from the records of other programs
 NOT_INHERITED = ("n", "batch", "device", "dtype", "backend", "size", "width", "height")
 
 
@@ -39,7 +40,7 @@ class SourceImage:
     image     RGB, upright
     file      its name, and sha256 its file's hash; "" for an image that is no file
     record    how Minikin generated it; {} for an image of another origin
-    settings  prompt, negative and seed that another program wrote into it
+    settings  those of OF_OTHERS that another program wrote into it
     origin    IPTC's code of its origin; None when it states none
     """
 
@@ -111,11 +112,8 @@ def _recorded(read: Callable[[], metadata.Recorded]) -> dict[str, Any]:
     except BadPhoto:  # it says nothing of itself
         texts = metadata.Recorded({})
     record = texts.recipe if isinstance(texts.recipe.get("recipe"), dict) else {}
-    seed = texts.settings.get("Seed", "")
-    settings = {"prompt": texts.prompt, "negative": texts.negative} | ({"seed": seed} if seed.isdigit() else {})
-    skip = texts.settings.get("Clip skip", "")
-    settings |= {"clip_skip": skip} if re.fullmatch(r"[1-9]\d?", skip) and int(skip) <= MAX_CLIP_SKIP else {}
-    return {"record": record, "settings": {} if record else settings}
+    fields = {} if record else recipe_fields(texts, (0, 0))
+    return {"record": record, "settings": {name: fields[name] for name in OF_OTHERS if name in fields}}
 
 
 def pixels_hash(image: Image.Image) -> str:
