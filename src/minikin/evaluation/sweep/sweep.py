@@ -24,9 +24,9 @@ from minikin.evaluation.experiment import BATCH, Cell, Evaluator, Experiment, Pa
 from minikin.evaluation.prompts import prompt_templates
 from minikin.evaluation.scores import ImageScores, References, open_references, plain, prompt_fidelity_metric
 from minikin.evaluation.sweep.grid import GridPoint, duration, grid, sample
-from minikin.evaluation.sweep.points import operating_point, select
+from minikin.evaluation.sweep.points import Selection, operating_point, select
 from minikin.evaluation.sweep.report import SweepReport
-from minikin.evaluation.sweep.search import FIRST, max_images, search
+from minikin.evaluation.sweep.search import FIRST, SearchResult, max_images, search
 from minikin.events import Done, Event, Note
 from minikin.generation.request import ImageRequest
 from minikin.models.base import Base
@@ -162,21 +162,8 @@ def sweep(task: SweepTask, out: Path, paint: Painter) -> Generator[Event, None, 
         encoder=task.encoder.name,
     )
     selection = select(result.last)
-    card = task.encoder.card
-    facts = {
-        "concept": {"name": concept.name, "category": concept.category}, "base": recipe.base,
-        "preset": task.preset, "steps": task.request.steps, "dependencies": task.dependencies,
-        "encoder": asdict(card), "photos": len(task.references.photos), "prompts": task.prompts,
-        "seeds": list(task.fresh_seeds),
-    }  # fmt: skip
-    images = [
-        [p for i in range(recipe.prompts) for p in experiment.paths(task.cell(r.point, i, task.fresh_seeds))]
-        for r in result.last
-    ]
-    title = f"{concept.name} on {recipe.base}, preset {task.preset}"
-    report = SweepReport(title, facts, result, selection, task.metric, task.references.upper_bound, images)
-    report.write(out, task.preset)
-    stored_as = f"{card.name} {card.digest}"
+    _report(task, experiment, result, selection).write(out, task.preset)
+    stored_as = f"{task.encoder.card.name} {task.encoder.card.digest}"
     yield Done(
         {name: operating_point(result.last[i], stored_as) for name, i in selection.points.items()},
         {
@@ -186,6 +173,23 @@ def sweep(task: SweepTask, out: Path, paint: Painter) -> Generator[Event, None, 
             "hypervolume": selection.hypervolume,
         },
     )
+
+
+def _report(task: SweepTask, experiment: Experiment, result: SearchResult, selection: Selection) -> SweepReport:
+    """Scores and images of the last round's settings, with what they depend on."""
+    recipe, concept = task.recipe, task.concept
+    facts = {
+        "concept": {"name": concept.name, "category": concept.category}, "base": recipe.base,
+        "preset": task.preset, "steps": task.request.steps, "dependencies": task.dependencies,
+        "encoder": asdict(task.encoder.card), "photos": len(task.references.photos), "prompts": task.prompts,
+        "seeds": list(task.fresh_seeds),
+    }  # fmt: skip
+    images = [
+        [p for i in range(recipe.prompts) for p in experiment.paths(task.cell(r.point, i, task.fresh_seeds))]
+        for r in result.last
+    ]
+    title = f"{concept.name} on {recipe.base}, preset {task.preset}"
+    return SweepReport(title, facts, result, selection, task.metric, task.references.upper_bound, images)
 
 
 def _affordable(
