@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from PIL import Image
 from rich.console import Console
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from minikin import Concept
@@ -245,9 +247,15 @@ def test_models_and_doctor(cli: Any) -> None:
 def test_export_and_import(cli: Any, photo_folder: Path) -> None:
     args = ("--name", "kim", "--category", "cat", "--steps", 2, "--batch", 2, "--sample-every", 0)
     assert cli("teach", photo_folder, *args, "--mode", "gated")[0] == 0
-    code, out, _ = cli("concepts", "export", "kim", "--to", "kohya")
+    code, out, _ = cli("concepts", "export", "kim")
     assert code == 0
-    assert "Lost without the gate" in out
+    assert "kim-kohya.safetensors" in out and "Lost without the gate" in out
+    tensors = load_file("kim-kohya.safetensors")
+    for alias in ("kohya", "ComfyUI", "a1111"):
+        assert cli("concepts", "export", "kim", "--to", alias, "--out", f"{alias}.safetensors")[0] == 0
+        others = load_file(f"{alias}.safetensors")
+        assert tensors.keys() == others.keys() and all(torch.equal(tensors[k], others[k]) for k in tensors)
+    bad(cli, "concepts", "export", "kim", "--to", "onnx", code=2, words="Unknown format 'onnx'")
     assert cli("concepts", "export", "kim", "--to", "textual-inversion")[0] == 0
     code, *_ = cli(
         "concepts", "import", "kim-textual-inversion.safetensors", "--name", "lea", "--category", "cat"
