@@ -12,13 +12,16 @@ from minikin.models.base import Base
 from minikin.models.prompt import concept_tags, parse, with_strengths
 from minikin.models.regions import (
     BIAS,
+    FOUND_UNTIL,
     NAMED_BOXES,
+    AttentionRegions,
     Box,
     Region,
     RegionBias,
     coverage,
     parse_box,
     region_bias_applied,
+    region_bias_of,
 )
 from tests.conftest import build_pipeline
 
@@ -52,7 +55,7 @@ def test_coverage_is_the_share_of_each_positions_area() -> None:
     assert coverage(parse_box("center"), (8, 8)).mean() == pytest.approx(0.25)
 
 
-def test_bias_acts_on_its_tokens_outside_its_box_and_fades() -> None:
+def test_bias_acts_on_its_tokens_outside_its_box_to_the_last_step() -> None:
     tokens = torch.tensor([0.0, 1, 0.5])
     region_bias = RegionBias([Region(NAMED_BOXES["left"], tokens)], copies=2, latents=(6, 4))
     like = torch.zeros(1)
@@ -64,11 +67,36 @@ def test_bias_acts_on_its_tokens_outside_its_box_and_fades() -> None:
     assert not grid[:, :2].any() and torch.equal(grid[:, 2:], -BIAS * tokens.expand(6, 2, 3))
     small = region_bias.bias(2, 6, like)  # the next level: 3 by 2 positions
     assert small is not None and torch.equal(small[0, 0].view(3, 2, 3)[:, 1], -BIAS * tokens.expand(3, 3))
-    region_bias.share = 0.6
-    half = region_bias.bias(2, 24, like)
-    assert half is not None and torch.allclose(half, bias[2:] / 2)
-    region_bias.share = 0.8
-    assert region_bias.bias(2, 24, like) is None
+    region_bias.after_step(0.9)
+    again = region_bias.bias(4, 24, like)
+    assert again is not None and torch.equal(again, bias)
+
+
+def test_found_regions_are_where_the_attention_was() -> None:
+    """Each image by its own attention; none in the first step, and no change after their share of the steps."""
+    tokens = torch.eye(4)[1:3]  # of two concepts
+    region_bias = region_bias_of([Region(None, t) for t in tokens], copies=2, latents=(4, 4))
+    assert isinstance(region_bias, AttentionRegions) and region_bias.bias(4, 16, torch.zeros(1)) is None
+    left = torch.zeros(4, 4)
+    left[:, :2] = 1
+    attention = torch.full((4, 16, 4), 0.1)  # of both prompts; in the second image the sides are changed
+    for image, first in ((2, left), (3, 1 - left)):
+        attention[image, :, 1] += first.flatten()
+        attention[image, :, 2] += (1 - first).flatten()
+    assert region_bias.maps == []
+    region_bias.maps.append(attention)
+    region_bias.after_step(FOUND_UNTIL / 2)
+    bias = region_bias.bias(4, 16, torch.zeros(1))
+    assert bias is not None and bias.shape == (4, 1, 16, 4) and not bias[:2].any()
+    assert not bias[..., (0, 3)].any()  # the tokens of no concept
+    first, second = bias[2:, 0].view(2, 4, 4, 4)
+    assert first[:, 0, 1].min() > -0.1 and first[:, 3, 1].max() < -0.9 * BIAS
+    assert torch.allclose(second[..., 1], first[..., 2], atol=1e-5)
+    assert region_bias.maps == []
+    region_bias.maps.append(torch.full((4, 16, 4), 0.1))
+    region_bias.after_step(FOUND_UNTIL)
+    last = region_bias.bias(4, 16, torch.zeros(1))
+    assert region_bias.maps is None and last is not None and not torch.equal(last, bias)
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +139,25 @@ def test_a_region_changes_images_that_name_it_only() -> None:
     assert np.abs(generate("a photo of <pot@left> in the snow", guidance=1.0) - free).mean() > 1
     late = generate("a photo of <pot@left> in the snow", concept_start=0.5)
     assert not np.array_equal(late, generate("a photo of <pot> in the snow", concept_start=0.5))
+
+
+def test_several_concepts_are_kept_apart_without_region_words() -> None:
+    """By found regions, and stronger than alone; `regions="prompt"` and one step find none."""
+    studio = Studio.open("tiny")
+    for name, category in (("pot", "teapot"), ("tom", "cat")):
+        folder = {"pot": "my_teapot", "tom": "my_cat"}[name]
+        studio.teach(f"examples/{folder}", name=name, category=category, steps=2, preview=False, sample_every=0)
+
+    def generate(prompt: str, **recipe: object) -> np.ndarray:
+        return np.asarray(studio.paint(prompt, seed=3, **{"steps": 4, **recipe})[0], np.int16)
+
+    both = "a photo of <pot> and <tom> in the snow"
+    apart = generate(both)
+    assert np.array_equal(generate(both), apart)
+    assert np.abs(generate(both, regions="prompt") - apart).mean() > 0.3
+    assert np.array_equal(generate("<pot:1.4> and <tom:1.4>"), generate("<pot> and <tom>"))
+    assert not np.array_equal(generate("<pot:1> and <tom:1>"), generate("<pot> and <tom>"))
+    assert np.array_equal(generate(both, steps=1, regions="prompt"), generate(both, steps=1))
+    alone = generate("a photo of <pot> and a cat")
+    assert np.array_equal(generate("a photo of <pot> and a cat", regions="prompt"), alone)
+    assert np.array_equal(generate("a photo of <pot:1> and a cat"), alone)

@@ -28,7 +28,7 @@ PANELS = {
         "preset", "steps", "guidance", "scheduler", "schedule", "force", "interval", "engine", "backend",
         "batch", "tile",
     ),
-    "Concepts": ("lock", "beta", "tau", "switch", "concept_start", "points", "positions"),
+    "Concepts": ("lock", "beta", "tau", "switch", "concept_start", "regions", "points", "positions"),
     "Learning": (
         "keys", "max_steps", "value_lr", "prior_weight", "word_lr", "lr", "aux_lr", "rate", "side_rate",
         "warmup", "decay", "clip", "weight_decay", "ema", "accumulation", "target_ema", "loss", "huber", "skip",

@@ -32,12 +32,12 @@ def batch_key(request: ImageRequest, concepts: Hashable) -> Hashable:
     """Rows of equal keys may share a batch: size, steps, scheduler, guidance, LoRAs and backend agree.
 
     concepts  identifies the content of the request's concepts
-    A prompt with regions shares a batch with itself alone: the bias of attention is one for the whole batch.
+    A prompt with regions, written or found, shares a batch with itself alone: its tokens are the whole batch's.
     """
     r = request.recipe
     adapters = tuple(sorted((adapter.sha256, weight) for adapter, weight in request.adapters))
-    identity = (request.prompt, concepts, r.beta, r.tau, r.concept_start, repr(r.points))
-    has_regions = any(use.box for use in request.prompt.uses)
+    identity = (request.prompt, concepts, r.beta, r.tau, r.concept_start, repr(r.points), r.regions)
+    has_regions = any(use.box for use in request.prompt.uses) or len(request.prompt.names) > 1
     return (
         r.width, r.height, request.preset.name, request.steps, request.guidance, r.scheduler, r.schedule,
         r.interval, r.backend, adapters, tuple(request.custom_timesteps or ()),

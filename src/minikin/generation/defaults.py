@@ -7,7 +7,8 @@ replaced by the nearest that it was, with a warning, unless the recipe says forc
 Operating points are settings that a sweep has measured. `<tom>` stands for tom's balanced point of the preset
 in use, `<tom:faithful>` for another one. A strength in the prompt and --tau, --concept-start, --guidance and
 --interval win over the point's values. Guidance and its interval concern the whole image: they are those of
-the first concept in the prompt that has a point. A concept without points keeps the settings of its training.
+the first concept in the prompt that has a point. A concept without points keeps the settings of its training;
+where several of mode value are in one image, their strength is `SHARED_STRENGTH` (docs/measurements.md).
 
 Resolving a resolved recipe changes nothing and warns of nothing.
 """
@@ -34,6 +35,7 @@ from minikin.recipes import WHOLE, ConceptSettings, Img2Img, Paint
 
 TINY_GUIDANCE, GUIDANCE = 3.0, 6.0
 MAX_LISTED = 5  # words in a note
+SHARED_STRENGTH = 1.4  # of a concept of mode value beside others, whose tokens share the attention
 LARGE = 1.6  # times the base's training size: from there on subjects repeat
 
 
@@ -117,26 +119,31 @@ def with_operating_points(
     if not recipe.force and steps not in preset.allowed:
         steps = preset.nearest_steps(steps)
     points: dict[str, Point] = {}
+    settings = dict.fromkeys(_shared(prompt, concepts), ConceptSettings(strength=SHARED_STRENGTH))
     for use in (*prompt.uses, *negative.uses):
         measured = operating_points.of(concepts[use.name].concept.points, preset.name, steps)
         if use.point and use.point not in measured:
             raise BadRecipe(_not_measured(use, preset.name))
         if measured and use.name not in points:
             points[use.name] = measured[use.point or operating_points.DEFAULT]
-    if not points:
-        return recipe
-    values: dict[str, Any] = {
-        "points": {
-            name: ConceptSettings(strength=p.strength, tau=p.tau, concept_start=p.concept_start)
-            for name, p in points.items()
-        }
+    settings |= {
+        name: ConceptSettings(strength=p.strength, tau=p.tau, concept_start=p.concept_start)
+        for name, p in points.items()
     }
+    if not settings:
+        return recipe
+    values: dict[str, Any] = {"points": settings}
     first = next((points[name] for name in prompt.names if name in points), None)
     if first and recipe.guidance is None:
         values["guidance"] = first.guidance
     if first and recipe.interval is None:
         values["interval"] = first.interval
     return recipe.model_copy(update=values)
+
+
+def _shared(prompt: Prompt, concepts: Mapping[str, PreparedConcept]) -> list[str]:
+    """The concepts of mode value that share an image with others."""
+    return [n for n in prompt.names if len(prompt.names) > 1 and concepts[n].direction is None]
 
 
 def with_point_strengths(prompt: Prompt, points: Mapping[str, ConceptSettings]) -> Prompt:

@@ -38,7 +38,7 @@ from minikin.generation.unet_wrappers import unet_wrappers
 from minikin.models import backends
 from minikin.models.base import Base
 from minikin.models.memory import is_out_of_memory
-from minikin.models.regions import Region, RegionBias, in_view
+from minikin.models.regions import Box, Region, in_view, region_bias_of
 
 OnStep = Callable[[int, Tensor], None]
 
@@ -97,9 +97,9 @@ def sample(
     constant = _constant_inputs(base, scheduler, schedule, generators, size)
     # 3. Wrappers of the U-Net
     view = initial.view if initial else EVERYTHING
-    regions = [Region(in_view(region.box, view), region.tokens) for region in schedule.regions]
+    regions = _regions(request, schedule, start.calls, view)
     tiles = TiledDiffusion(size, initial.tile, regions, len(seeds)) if initial and initial.tile else None
-    bias = RegionBias(regions, len(seeds), size) if regions and not tiles else None
+    bias = None if tiles else region_bias_of(regions, len(seeds), size)
     # exported and compiled U-Nets do not know region biases
     backend = backends.get_backend("eager" if regions else request.recipe.backend)
     with (
@@ -113,11 +113,8 @@ def sample(
             if on_step:
                 on_step(i + 1, latents)
             latents = batch.paste_back(latents, i + 1)
-            share = (start.skipped_calls + i + 1) / (start.skipped_calls + start.calls)
             if bias:
-                bias.share = share
-            if tiles:
-                tiles.set_share(share)
+                bias.after_step((start.skipped_calls + i + 1) / (start.skipped_calls + start.calls))
         # 5. Latents to pixels
         with tiled_autoencoder(base) if initial else nullcontext():
             images = decode(base, latents, warn)
@@ -125,6 +122,14 @@ def sample(
         GeneratedImage(request.paste_back(image), seed, record=request.record_of(seed, seeds))
         for image, seed in zip(images, seeds, strict=True)
     ]
+
+
+def _regions(request: ImageRequest, schedule: ConditioningSchedule, calls: int, view: Box) -> list[Region]:
+    """The regions to keep concepts in; those to be found only where a step can follow from another."""
+    if schedule.regions and schedule.regions[0].box is None:
+        finds = request.recipe.regions == "auto" and calls > 1 and view == EVERYTHING
+        return list(schedule.regions) if finds else []
+    return [Region(in_view(box, view), tokens) for box, tokens in schedule.regions if box]
 
 
 class ConstantInputs(NamedTuple):

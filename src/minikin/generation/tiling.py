@@ -20,7 +20,14 @@ import torch
 from torch import Tensor
 
 from minikin.models.base import Base
-from minikin.models.regions import Box, Region, RegionBias, in_view, region_bias_applied
+from minikin.models.regions import (
+    Box,
+    Region,
+    RegionBias,
+    in_view,
+    region_bias_applied,
+    region_bias_of,
+)
 
 LARGEST = 1024  # px of a side that the autoencoder takes as a whole
 
@@ -52,7 +59,7 @@ class TiledDiffusion:
 
     size     (h, w) of the latents
     side     of a tile, latent positions; a smaller image is one tile
-    regions  in shares of the whole image
+    regions  in shares of the whole image; those to be found have none in a tile
     copies   images of the batch
     """
 
@@ -68,17 +75,10 @@ class TiledDiffusion:
         self.weight = tile_weight(self.h, self.w)
 
     def _region_bias(self, top: int, left: int, regions: Sequence[Region], copies: int) -> RegionBias | None:
-        if not regions:
-            return None
         (h, w), (bottom, right) = self.size, (top + self.h, left + self.w)
         view = Box(left / w, top / h, right / w, bottom / h)
-        return RegionBias([Region(in_view(r.box, view), r.tokens) for r in regions], copies, (self.h, self.w))
-
-    def set_share(self, share: float) -> None:
-        """Set the share of the steps that are done: regions fade out."""
-        for tile in self.tiles:
-            if tile.region_bias:
-                tile.region_bias.share = share
+        in_tile = [Region(in_view(box, view), tokens) for box, tokens in regions if box]
+        return region_bias_of(in_tile, copies, (self.h, self.w))
 
     def wrap(self, base: Base, forward: Callable[..., Any]) -> Callable[..., Any]:
         """A U-Net's forward that calls `forward` for each tile and blends the predictions."""

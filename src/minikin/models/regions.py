@@ -3,10 +3,13 @@
     <tom@left>   <tom@top-right:0.8>   <tom@0,20,50,100>   left, top, right, bottom in percent
 
 Two concepts of one category have nearly the same keys, so cross-attention mixes them, and concepts of
-different categories still influence each other. For positions outside a region's box, the bias lowers the
-attention scores of the concept's tokens, as in Dense Diffusion (Kim et al. 2023, arXiv:2308.12964) without
-its other terms. The bias is full while the first steps decide the layout and fades out later, so that
-objects may cross the box. Without regions the attention is computed as usual.
+different categories still influence each other. For positions outside a concept's region, the bias lowers the
+attention scores of its tokens, as in Dense Diffusion (Kim et al. 2023, arXiv:2308.12964) without its other
+terms. It holds to the last step: colours are decided late, and a bias that fades lets them mix
+(docs/measurements.md).
+
+Where a prompt names several concepts and no region, `AttentionRegions` finds them: each position belongs to the
+concept whose tokens it attended to most in the first steps. One concept alone is painted as without regions.
 """
 
 from __future__ import annotations
@@ -20,8 +23,10 @@ from minikin.errors import BadRecipe
 if TYPE_CHECKING:
     from torch import Tensor
 
-BIAS = 8.0  # subtracted from the score at positions outside the box, which leaves e^-8 of the attention
-FULL_UNTIL, ZERO_FROM = 0.4, 0.8  # shares of the steps between which the bias fades
+BIAS = 8.0  # subtracted from the score at positions outside the region, which leaves e^-8 of the attention
+FOUND_UNTIL = 0.2  # share of the steps whose attention decides regions that are found
+MEMORY = 0.5  # weight of the earlier steps' attention beside the last one's
+SHARPNESS = 8.0  # of the division between concepts: the power of the ratio of their attention
 RASTER = 64  # side of the raster a box is drawn on; positions average over it, so edges are soft
 
 
@@ -71,9 +76,9 @@ def in_view(box: Box, view: Box) -> Box:
 
 
 class Region(NamedTuple):
-    """A box, and how much each token (N,) belongs to the concept in it, 0 to 1."""
+    """A box, or None for a region to be found, and how much each token (N,) belongs to its concept, 0 to 1."""
 
-    box: Box
+    box: Box | None
     tokens: Tensor
 
 
@@ -82,44 +87,41 @@ class RegionBias:
 
     copies   images of the batch; the entries before them (unconditional prompt) get no bias
     latents  (height, width)
-    share    share of the steps done; determines the strength of the bias
+    maps     attention maps (B, positions, N) are appended here if it is a list
     """
+
+    maps: list[Tensor] | None = None
 
     def __init__(self, regions: Sequence[Region], copies: int, latents: tuple[int, int]) -> None:
         self.regions, self.copies, self.latents = tuple(regions), copies, latents
-        self.share = 0.0
-        self._full: dict[int, Tensor] = {}
-
-    @property
-    def weight(self) -> float:
-        """Strength of the bias at this share of the steps, 0 to 1."""
-        remaining = (ZERO_FROM - self.share) / (ZERO_FROM - FULL_UNTIL)
-        return min(1.0, max(0.0, remaining))
+        self._by_positions: dict[int, Tensor] = {}
 
     def bias(self, batch: int, positions: int, like: Tensor) -> Tensor | None:
-        """Bias (batch, 1, positions, N) to add to attention scores; None when its weight is 0.
+        """Bias (batch, 1, positions, N) to add to attention scores; None where there is none yet.
 
         like  a tensor of the dtype and device of the result
         """
         import torch
 
-        if not self.weight:
-            return None
-        if positions not in self._full:
-            self._full[positions] = self._full_bias(positions)
-        bias = (self.weight * self._full[positions]).to(like)
-        unbiased = torch.zeros(batch - self.copies, 1, *bias.shape, dtype=like.dtype, device=like.device)
-        return torch.cat([unbiased, bias.expand(self.copies, 1, *bias.shape)])
+        if positions not in self._by_positions:
+            self._by_positions[positions] = self._bias(self._size(positions))
+        bias = self._by_positions[positions].to(like)
+        unbiased = torch.zeros(batch - self.copies, *bias.shape[1:], dtype=like.dtype, device=like.device)
+        return torch.cat([unbiased, bias.expand(self.copies, *bias.shape[1:])])
 
-    def _full_bias(self, positions: int) -> Tensor:
+    def after_step(self, share: float) -> None:
+        """Called after every step, with the share of the steps done."""
+
+    def _bias(self, size: tuple[int, int]) -> Tensor:
+        """(1 or copies, 1, positions, N)"""
         import torch
 
-        size = self._size(positions)
-        total = torch.zeros(positions, len(self.regions[0].tokens))
+        total = torch.zeros(size[0] * size[1], len(self.regions[0].tokens))
         for box, tokens in self.regions:
+            assert box is not None
             outside = 1 - coverage(box, size).flatten()
             total -= BIAS * outside[:, None] * tokens.float().cpu()[None]
-        return total
+        return total[None, None]
 
     def _size(self, positions: int) -> tuple[int, int]:
         """Height and width of the U-Net's level with this number of positions."""
@@ -127,6 +129,61 @@ class RegionBias:
         while h * w > positions:
             h, w = -(-h // 2), -(-w // 2)
         return h, w
+
+
+class AttentionRegions(RegionBias):
+    """The bias of regions that are found: none in the first step, then by the attention of the steps before.
+
+    Each image has regions of its own. From `FOUND_UNTIL` of the steps on they stay as they are.
+    """
+
+    def __init__(self, regions: Sequence[Region], copies: int, latents: tuple[int, int]) -> None:
+        import torch
+
+        super().__init__(regions, copies, latents)
+        self.maps = []
+        self.tokens = torch.stack([region.tokens.float().cpu() for region in regions])  # (concepts, N)
+        self.attention: Tensor | None = None  # (copies, concepts, h, w), 1 in the mean
+
+    def bias(self, batch: int, positions: int, like: Tensor) -> Tensor | None:
+        return None if self.attention is None else super().bias(batch, positions, like)
+
+    def after_step(self, share: float) -> None:
+        """Take up the step's attention maps."""
+        import torch
+
+        if not self.maps:
+            return
+        maps = torch.stack([self._of_concepts(m[-self.copies :].float().cpu()) for m in self.maps]).mean(0)
+        before = maps if self.attention is None else self.attention
+        self.attention = MEMORY * before + (1 - MEMORY) * maps
+        self._by_positions = {}
+        self.maps = [] if share < FOUND_UNTIL else None
+
+    def _of_concepts(self, attention: Tensor) -> Tensor:
+        """(copies, positions, N) of one layer -> (copies, concepts, h, w), 1 in the mean of each concept."""
+        import torch.nn.functional as F
+
+        size = self._size(attention.shape[1])
+        maps = (attention @ self.tokens.T).transpose(1, 2).reshape(self.copies, -1, *size)
+        maps = maps / maps.mean((2, 3), keepdim=True).clamp(min=1e-6)
+        return F.interpolate(maps, self.latents, mode="bilinear")
+
+    def _bias(self, size: tuple[int, int]) -> Tensor:
+        import torch.nn.functional as F
+
+        assert self.attention is not None
+        attention = F.interpolate(self.attention, size, mode="area").clamp(min=1e-6)
+        share = (SHARPNESS * attention.log()).softmax(1).flatten(2)  # (copies, concepts, positions)
+        return -BIAS * ((1 - share).transpose(1, 2) @ self.tokens)[:, None]
+
+
+def region_bias_of(regions: Sequence[Region], copies: int, latents: tuple[int, int]) -> RegionBias | None:
+    """The bias of a prompt's regions; None for a prompt without any."""
+    if not regions:
+        return None
+    kind = AttentionRegions if regions[0].box is None else RegionBias
+    return kind(regions, copies, latents)
 
 
 def coverage(box: Box, size: tuple[int, int]) -> Tensor:

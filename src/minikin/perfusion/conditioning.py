@@ -56,7 +56,7 @@ class Conditioning(NamedTuple):
 
     kv       (B, N, W)  packed keys and values
     pooled   (B, P)     SDXL's pooled text embedding, else None
-    regions             boxes of concepts, with the tokens that belong to each
+    regions             of concepts, with the tokens that belong to each
     """
 
     kv: Tensor
@@ -179,12 +179,25 @@ def _condition_prompt(
             at_token = use.strength * encoding.token_mask([[k]], last=True)
             gates[use.name] = gates.get(use.name, 0) + at_token
     keys = encode().e if gated and lock == "global" else e
-    regions = tuple(
-        Region(use.box, _region_tokens(encoding, k, concepts[use.name], gate))
-        for k, use in enumerate(prompt.uses)
-        if use.box
-    )
+    regions = _regions(encoding, prompt, concepts, gate)
     return _PromptConditioning(e, keys, gates, encoding.pooled, regions)
+
+
+def _regions(
+    encoding: Encoded,
+    prompt: Prompt,
+    concepts: Mapping[str, PreparedConcept],
+    override: GateOverride | None,
+) -> tuple[Region, ...]:
+    """The regions that the prompt states; else, of several concepts, one each that is to be found."""
+    tokens = [_region_tokens(encoding, k, concepts[use.name], override) for k, use in enumerate(prompt.uses)]
+    stated = [Region(use.box, t) for use, t in zip(prompt.uses, tokens, strict=True) if use.box]
+    if stated or len(prompt.names) < 2:
+        return tuple(stated)
+    by_name = {
+        n: [t for use, t in zip(prompt.uses, tokens, strict=True) if use.name == n] for n in prompt.names
+    }
+    return tuple(Region(None, torch.stack(each).amax(0)) for each in by_name.values())
 
 
 def _gated_edit(

@@ -93,6 +93,11 @@ class Paint(Recipe):
         le=1,
         description="share of the steps before the concept acts; until then the prompt names its category",
     )
+    regions: Literal["auto", "prompt"] = Field(
+        "auto",
+        description="auto keeps several concepts apart, each where it is being drawn, when the prompt "
+        "places none; prompt: only those in regions such as <tom@left>",
+    )
     interval: Span | None = Field(
         None, description="guidance interval as shares of the steps, for example 0.2-0.8; all by default"
     )
