@@ -14,10 +14,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from minikin import lazy_imports
-
-lazy_imports.install()
-
 __version__ = "0.2.0"
 
 if TYPE_CHECKING:

@@ -12,6 +12,8 @@ from minikin import lazy_imports
 
 PAINT = """
 import sys
+from minikin import lazy_imports
+lazy_imports.install()
 from minikin import Studio
 studio = Studio.open("tiny", device="cpu")
 image = studio.paint("a photo of a cat", steps=1)[0]

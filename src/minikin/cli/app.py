@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from minikin import __version__
+from minikin import __version__, lazy_imports
 from minikin.cli import concepts, fleet, models
 from minikin.cli.flags import Json, with_options, with_recipe
 from minikin.cli.options import BestOfOptions, Cluster, ImageOptions, Out, Resume, ServerOptions
@@ -331,6 +331,7 @@ def main() -> None:
     if "--debug" in sys.argv:  # before or after the command
         sys.argv.remove("--debug")
         os.environ["MINIKIN_DEBUG"] = "1"
+    lazy_imports.install()
     debug = bool(os.environ.get("MINIKIN_DEBUG"))
     if COMPLETE in os.environ:
         from typer.completion import completion_init  # type: ignore[attr-defined]
