@@ -279,7 +279,7 @@ def test_records_of_other_tools(tool: str, tmp_path: Path) -> None:
     assert {k: source[k] for k in ("prompt", "negative", "seed")} == {
         "prompt": "a cat",
         "negative": "rain",
-        "seed": "123",
+        "seed": 123,
     }
 
 

@@ -65,6 +65,7 @@ def main(
 ) -> None:
     """Write OUT/grown/unet; train it with `python -m tools.tiny_training --from OUT/grown --stage unet`."""
     from diffusers import UNet2DConditionModel
+    from tools.tiny_training.job import save_part
     from tools.tiny_training.recipes import recipe
     from tools.tiny_training.unet import build
 
@@ -75,7 +76,7 @@ def main(
         r.unet, (r.autoencoder.latents, side), r.text.width, small.time_embedding.linear_2.out_features
     )
     fresh = grown(small, large)
-    large.save_pretrained(out / "grown" / "unet")
+    save_part(large, out / "grown" / "unet")
     typer.echo(f"{out / 'grown'}: {len(fresh)} tensors begin anew: {', '.join(fresh)}")
 
 
