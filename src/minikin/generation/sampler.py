@@ -125,9 +125,10 @@ def sample(
 
 
 def _regions(request: ImageRequest, schedule: ConditioningSchedule, calls: int, view: Box) -> list[Region]:
-    """The regions to keep concepts in; those to be found only where a step can follow from another."""
+    """The regions to keep concepts in; they are found where the prompt stays the same over several steps."""
     if schedule.regions and schedule.regions[0].box is None:
-        finds = request.recipe.regions == "auto" and calls > 1 and view == EVERYTHING
+        several_steps = calls > 1 and not request.prompt.edits
+        finds = request.recipe.regions == "auto" and several_steps and view == EVERYTHING
         return list(schedule.regions) if finds else []
     return [Region(in_view(box, view), tokens) for box, tokens in schedule.regions if box]
 
