@@ -1,4 +1,4 @@
-"""How long `import minikin` and `minikin --help` take (bars: 0.4 s, 0.8 s on two cores), and a cold image's cost.
+"""How long `import minikin` and `--help` take (bars: 0.4 s, 0.8 s on two cores), and a cold image's cost.
 
 The image's cost is processor time of the whole process, alternating with one whose imports are not put off
 (`minikin.lazy_imports`).
