@@ -348,4 +348,4 @@ def test_command(
     code, _, err = cli("sweep", "tom", *quick)
     assert code == 2 and "--photos FOLDER" in err
     code, _, err = cli("sweep", "tom", "--strengths", "0.6,much")
-    assert code == 2 and "strengths.1: must be a valid number" in err
+    assert code == 2 and "strengths.1: must be a number" in err

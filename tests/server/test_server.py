@@ -105,7 +105,7 @@ def test_previews_while_it_runs(tmp_path: Path, kind: str) -> None:
     [
         ({"prompt": "a", "n": 11}, 422, "over_limit", "at most 10 images"),
         ({"prompt": "a", "n": 10**6}, 422, "invalid_request", "at most 1000"),
-        ({"prompt": "a", "n": True}, 422, "invalid_request", "not true or false"),
+        ({"prompt": "a", "n": True}, 422, "invalid_request", "cannot be true or false"),
         ({"prompt": "a", "steps": 51}, 422, "over_limit", "at most 50 steps"),
         ({"prompt": "a", "width": 4096}, 422, "over_limit", "64 to 2048"),
         ({"prompt": "a", "n": 10, "size": "2048", "steps": 50}, 422, "too_expensive", "megapixel-steps"),

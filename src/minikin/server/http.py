@@ -216,7 +216,7 @@ async def on_invalid(request: Request, e: Exception) -> Response:
         return _respond(
             request, RequestRejected("The body is not valid JSON.", status=400, code="invalid_json")
         )
-    if not where:
+    if not where and problem["type"] != "value_error":  # of the whole body, not of its fields together
         missing = problem["type"] == "missing"
         what = "The body is missing" if missing else "The body is not an object of JSON"
         message = f'{what}: send the fields as {{"prompt": "..."}}.'
