@@ -2,8 +2,8 @@
 
 Pairs of the examples are taught and painted, with and without region words. Each half of an image (8 px over
 the middle) is compared with the photos of both subjects by the colour histogram of the drawing score, which
-needs no network. An image counts where each half overlaps with its own subject's colours by .2 at least and
-by .05 more than with the other's; without a stated side the subjects may be the other way round.
+needs no network. An image counts where each half overlaps with its own subject's colours by more than .2
+and by .05 more than with the other's; without a stated side the subjects may be the other way round.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PROMPTS = (
     ("a photo of <{a}> next to <{b}> in a meadow", False),
 )
 VARIANTS = {
-    "as two alone": ("{n}:1", "{n}:1", "prompt"),  # strength 1, no regions: version 0.1
+    "strength 1, no regions": ("{n}:1", "{n}:1", "prompt"),  # strength 1, no regions: version 0.1
     "found": ("{n}", "{n}", "auto"),
     "region words": ("{n}@left", "{n}@right", "auto"),
 }

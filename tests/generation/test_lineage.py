@@ -261,6 +261,21 @@ def test_another_preset_or_base_brings_its_own_settings(change: dict[str, Any]) 
     )  # the same: nothing changes
 
 
+def test_another_prompt_brings_its_own_points() -> None:
+    """Strengths depend on which concepts share the image."""
+    shared = draft(prompt="<tom> and <rex>", points={"tom": {"strength": 1.4}, "rex": {"strength": 1.4}})
+    assert set(inherited(Refine, shared, {}).points or {}) == {"tom", "rex"}
+    assert inherited(Refine, shared, {"prompt": "a photo of <tom>"}).points is None
+
+
+def test_no_regions_are_found_for_images_of_version_0_1() -> None:
+    record = draft(prompt="<tom> and <rex>").record
+    assert lineage.recipe_of(record).regions == "auto"
+    del record["recipe"]["regions"]
+    repeated = lineage.recipe_of(record)
+    assert repeated.regions == "prompt" and repeated.points == {}
+
+
 def test_images_of_other_programs_bring_prompt_and_seed(tmp_path: Path) -> None:
     from PIL.PngImagePlugin import PngInfo
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
 from minikin import Studio
 from minikin.errors import BadRecipe
+from minikin.generation import defaults
 from minikin.models.base import Base
 from minikin.models.prompt import concept_tags, parse, with_strengths
 from minikin.models.regions import (
@@ -23,6 +27,7 @@ from minikin.models.regions import (
     region_bias_applied,
     region_bias_of,
 )
+from minikin.recipes import Paint
 from tests.conftest import build_pipeline
 
 CATEGORIES = {"tom": "cat", "rex": "dog"}
@@ -79,12 +84,12 @@ def test_found_regions_are_where_the_attention_was() -> None:
     assert isinstance(region_bias, AttentionRegions) and region_bias.bias(4, 16, torch.zeros(1)) is None
     left = torch.zeros(4, 4)
     left[:, :2] = 1
-    attention = torch.full((4, 16, 4), 0.1)  # of both prompts; in the second image the sides are changed
+    query = torch.zeros(4, 1, 16, 2)  # of both prompts; in the second image the sides are changed
     for image, first in ((2, left), (3, 1 - left)):
-        attention[image, :, 1] += first.flatten()
-        attention[image, :, 2] += (1 - first).flatten()
-    assert region_bias.maps == []
-    region_bias.maps.append(attention)
+        query[image, 0] = 4 * torch.stack([first.flatten(), 1 - first.flatten()], -1)
+    key = torch.zeros(4, 1, 4, 2)
+    key[:, 0, 1, 0] = key[:, 0, 2, 1] = 1
+    region_bias.observe(query, key)
     region_bias.after_step(FOUND_UNTIL / 2)
     bias = region_bias.bias(4, 16, torch.zeros(1))
     assert bias is not None and bias.shape == (4, 1, 16, 4) and not bias[:2].any()
@@ -92,11 +97,14 @@ def test_found_regions_are_where_the_attention_was() -> None:
     first, second = bias[2:, 0].view(2, 4, 4, 4)
     assert first[:, 0, 1].min() > -0.1 and first[:, 3, 1].max() < -0.9 * BIAS
     assert torch.allclose(second[..., 1], first[..., 2], atol=1e-5)
-    assert region_bias.maps == []
-    region_bias.maps.append(torch.full((4, 16, 4), 0.1))
+    region_bias.observe(torch.zeros_like(query), key)
     region_bias.after_step(FOUND_UNTIL)
     last = region_bias.bias(4, 16, torch.zeros(1))
-    assert region_bias.maps is None and last is not None and not torch.equal(last, bias)
+    assert last is not None and not torch.equal(last, bias)
+    region_bias.observe(query, key)
+    region_bias.after_step(1)
+    again = region_bias.bias(4, 16, torch.zeros(1))
+    assert again is not None and torch.equal(again, last)
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +149,26 @@ def test_a_region_changes_images_that_name_it_only() -> None:
     assert not np.array_equal(late, generate("a photo of <pot> in the snow", concept_start=0.5))
 
 
+@pytest.mark.parametrize(
+    ("mode", "prompt", "recipe", "stronger"),
+    [
+        ("value", "<tom> and <rex>", {}, True),
+        ("gated", "<tom> and <rex>", {}, False),  # of which a server's placeholder has no direction, too
+        ("value", "<tom> and <rex>", {"regions": "prompt"}, False),
+        ("value", "<tom@left> and <rex@right>", {"regions": "prompt"}, True),
+        ("value", "<tom> and <rex> [at night:in snow:0.5]", {}, False),
+        ("value", "<tom> and a dog", {}, False),
+    ],
+)
+def test_concepts_of_mode_value_are_stronger_where_they_are_kept_apart(
+    mode: str, prompt: str, recipe: dict[str, str], stronger: bool
+) -> None:
+    concept: Any = SimpleNamespace(concept=SimpleNamespace(mode=mode), direction=None)
+    parsed = parse(prompt, CATEGORIES)
+    shared = defaults._shared(Paint.make(prompt=prompt, **recipe), parsed, {"tom": concept, "rex": concept}, 4)
+    assert shared == (["tom", "rex"] if stronger else [])
+
+
 def test_several_concepts_are_kept_apart_without_region_words() -> None:
     """By found regions, and stronger than alone; `regions="prompt"` and one step find none."""
     studio = Studio.open("tiny")
@@ -156,6 +184,9 @@ def test_several_concepts_are_kept_apart_without_region_words() -> None:
     assert np.array_equal(generate(both), apart)
     assert np.abs(generate(both, regions="prompt") - apart).mean() > 0.3
     assert np.array_equal(generate("<pot:1.4> and <tom:1.4>"), generate("<pot> and <tom>"))
+    assert np.array_equal(
+        generate("<pot:1> and <tom:1>", regions="prompt"), generate("<pot> and <tom>", regions="prompt")
+    )
     assert not np.array_equal(generate("<pot:1> and <tom:1>"), generate("<pot> and <tom>"))
     assert np.array_equal(generate(both, steps=1, regions="prompt"), generate(both, steps=1))
     alone = generate("a photo of <pot> and a cat")

@@ -331,7 +331,8 @@ def main() -> None:
     if "--debug" in sys.argv:  # before or after the command
         sys.argv.remove("--debug")
         os.environ["MINIKIN_DEBUG"] = "1"
-    lazy_imports.install()
+    if not {"serve", "studio"}.intersection(sys.argv[1:2]):  # whose threads could wait for each other's imports
+        lazy_imports.install()
     debug = bool(os.environ.get("MINIKIN_DEBUG"))
     if COMPLETE in os.environ:
         from typer.completion import completion_init  # type: ignore[attr-defined]

@@ -32,11 +32,20 @@ def batch_key(request: ImageRequest, concepts: Hashable) -> Hashable:
     """Rows of equal keys may share a batch: size, steps, scheduler, guidance, LoRAs and backend agree.
 
     concepts  identifies the content of the request's concepts
-    A prompt with regions, written or found, shares a batch with itself alone: its tokens are the whole batch's.
+    A prompt with regions, written or found, shares a batch with itself alone: all rows have its tokens.
     """
     r = request.recipe
     adapters = tuple(sorted((adapter.sha256, weight) for adapter, weight in request.adapters))
-    identity = (request.prompt, concepts, r.beta, r.tau, r.concept_start, repr(r.points), r.regions)
+    identity = (
+        request.prompt,
+        concepts,
+        r.beta,
+        r.tau,
+        r.concept_start,
+        repr(r.points),
+        r.regions,
+        r.clip_skip,
+    )
     has_regions = any(use.box for use in request.prompt.uses) or len(request.prompt.names) > 1
     return (
         r.width, r.height, request.preset.name, request.steps, request.guidance, r.scheduler, r.schedule,

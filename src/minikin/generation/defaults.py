@@ -8,7 +8,7 @@ Operating points are settings that a sweep has measured. `<tom>` stands for tom'
 in use, `<tom:faithful>` for another one. A strength in the prompt and --tau, --concept-start, --guidance and
 --interval win over the point's values. Guidance and its interval concern the whole image: they are those of
 the first concept in the prompt that has a point. A concept without points keeps the settings of its training;
-where several of mode value are in one image, their strength is `SHARED_STRENGTH` (docs/measurements.md).
+where several of mode value are kept apart in one image, it is `SHARED_STRENGTH` (docs/measurements.md).
 
 Resolving a resolved recipe changes nothing and warns of nothing.
 """
@@ -119,7 +119,8 @@ def with_operating_points(
     if not recipe.force and steps not in preset.allowed:
         steps = preset.nearest_steps(steps)
     points: dict[str, Point] = {}
-    settings = dict.fromkeys(_shared(prompt, concepts), ConceptSettings(strength=SHARED_STRENGTH))
+    shared = _shared(recipe, prompt, concepts, steps)
+    settings = dict.fromkeys(shared, ConceptSettings(strength=SHARED_STRENGTH))
     for use in (*prompt.uses, *negative.uses):
         measured = operating_points.of(concepts[use.name].concept.points, preset.name, steps)
         if use.point and use.point not in measured:
@@ -141,9 +142,12 @@ def with_operating_points(
     return recipe.model_copy(update=values)
 
 
-def _shared(prompt: Prompt, concepts: Mapping[str, PreparedConcept]) -> list[str]:
-    """The concepts of mode value that share an image with others."""
-    return [n for n in prompt.names if len(prompt.names) > 1 and concepts[n].direction is None]
+def _shared(recipe: Paint, prompt: Prompt, concepts: Mapping[str, PreparedConcept], steps: int) -> list[str]:
+    """The concepts of mode value that are kept apart from others, in regions written or found."""
+    can_find = recipe.regions == "auto" and steps > 1
+    if len(prompt.names) < 2 or prompt.edits or not (can_find or any(use.box for use in prompt.uses)):
+        return []
+    return [name for name in prompt.names if concepts[name].concept.mode == "value"]
 
 
 def with_point_strengths(prompt: Prompt, points: Mapping[str, ConceptSettings]) -> Prompt:

@@ -53,6 +53,7 @@ def recipe_of(record: dict[str, Any], base: str | None = None) -> Paint:
         )
     batch = record.get("batch") or {"seed": record["seed"], "n": 1}
     options = {k: v for k, v in kind.current(record["recipe"]).items() if k not in NOT_REPEATED}
+    options.setdefault("regions", "prompt")  # of version 0.1, which found none
     options |= {"points": options.get("points") or {}, "seed": batch["seed"], "n": batch["n"]}
     options["base"] = base or base_of_record(options)
     return kind.make(**options | {"batch": batch["n"]})  # type: ignore[no-any-return]

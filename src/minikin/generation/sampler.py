@@ -97,7 +97,8 @@ def sample(
     constant = _constant_inputs(base, scheduler, schedule, generators, size)
     # 3. Wrappers of the U-Net
     view = initial.view if initial else EVERYTHING
-    regions = _regions(request, schedule, start.calls, view)
+    tiled = bool(initial and initial.tile)
+    regions = _regions(request, schedule, view, several_steps=start.calls > 1 and not tiled)
     tiles = TiledDiffusion(size, initial.tile, regions, len(seeds)) if initial and initial.tile else None
     bias = None if tiles else region_bias_of(regions, len(seeds), size)
     # exported and compiled U-Nets do not know region biases
@@ -124,12 +125,16 @@ def sample(
     ]
 
 
-def _regions(request: ImageRequest, schedule: ConditioningSchedule, calls: int, view: Box) -> list[Region]:
-    """The regions to keep concepts in; they are found where the prompt stays the same over several steps."""
+def _regions(
+    request: ImageRequest, schedule: ConditioningSchedule, view: Box, several_steps: bool
+) -> list[Region]:
+    """The regions to keep concepts in.
+
+    They are found in several steps of a prompt that stays the same, of a whole image without tiles.
+    """
     if schedule.regions and schedule.regions[0].box is None:
-        several_steps = calls > 1 and not request.prompt.edits
-        finds = request.recipe.regions == "auto" and several_steps and view == EVERYTHING
-        return list(schedule.regions) if finds else []
+        whole = view == EVERYTHING and not request.prompt.edits
+        return list(schedule.regions) if request.recipe.regions == "auto" and several_steps and whole else []
     return [Region(in_view(box, view), tokens) for box, tokens in schedule.regions if box]
 
 

@@ -140,7 +140,8 @@ def base_of_record(recipe: dict[str, Any]) -> str:
 def inherited(kind: type[R], source: SourceImage, values: dict[str, Any]) -> R:
     """A recipe from these values and, where they say nothing, from the image's own record.
 
-    Another preset or base than the image's brings its own steps, guidance, scheduler and points.
+    Another preset or base than the image's brings its own steps, guidance, scheduler and points, another prompt
+    its own points.
     values  fields of the recipe; None is not given
     Raises BadRecipe; also when neither has a prompt.
     """
@@ -154,6 +155,8 @@ def inherited(kind: type[R], source: SourceImage, values: dict[str, Any]) -> R:
     dropped = set(NOT_INHERITED)
     if any(values.get(k) not in (None, old.get(k)) for k in ("preset", "base")):
         dropped |= set(PRESET_OPTIONS)
+    if values.get("prompt") not in (None, old.get("prompt")):
+        dropped.add("points")
     recipe: R = kind.make(**{k: v for k, v in old.items() if k not in dropped} | values)
     if not recipe.prompt.strip():
         raise BadRecipe(

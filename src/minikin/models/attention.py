@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minikin.errors import BadModelFile
-from minikin.models.regions import RegionBias
+from minikin.models.regions import RegionBias, attention_maps
 
 
 @dataclass(frozen=True)
@@ -183,10 +183,9 @@ class PackedAttention:
             attention_mask = attention_mask.view(b, attn.heads, -1, attention_mask.shape[-1])
         if self.region_bias is not None and attention_mask is None:
             attention_mask = self.region_bias.bias(b, query.shape[2], query)
-        record = self.record if self.region_bias is None or self.record is not None else self.region_bias.maps
-        if record is not None:
-            weights = (query.float() @ key.float().transpose(-1, -2) * d**-0.5).softmax(-1)
-            record.append(weights.mean(1))  # (B, positions, N), mean over heads
+            self.region_bias.observe(query, key)
+        if self.record is not None:
+            self.record.append(attention_maps(query, key))
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         out = out.transpose(1, 2).reshape(b, -1, attn.heads * d).to(query.dtype)
         out = attn.to_out[1](attn.to_out[0](out))

@@ -87,14 +87,11 @@ class RegionBias:
 
     copies   images of the batch; the entries before them (unconditional prompt) get no bias
     latents  (height, width)
-    maps     attention maps (B, positions, N) are appended here if it is a list
     """
-
-    maps: list[Tensor] | None = None
 
     def __init__(self, regions: Sequence[Region], copies: int, latents: tuple[int, int]) -> None:
         self.regions, self.copies, self.latents = tuple(regions), copies, latents
-        self._by_positions: dict[int, Tensor] = {}
+        self._computed: dict[tuple[int, Any, Any], Tensor] = {}  # by positions, dtype and device
 
     def bias(self, batch: int, positions: int, like: Tensor) -> Tensor | None:
         """Bias (batch, 1, positions, N) to add to attention scores; None where there is none yet.
@@ -103,11 +100,15 @@ class RegionBias:
         """
         import torch
 
-        if positions not in self._by_positions:
-            self._by_positions[positions] = self._bias(self._size(positions))
-        bias = self._by_positions[positions].to(like)
+        which = positions, like.dtype, like.device
+        if which not in self._computed:
+            self._computed[which] = self._bias(self._size(positions)).to(like)
+        bias = self._computed[which]
         unbiased = torch.zeros(batch - self.copies, *bias.shape[1:], dtype=like.dtype, device=like.device)
         return torch.cat([unbiased, bias.expand(self.copies, *bias.shape[1:])])
+
+    def observe(self, query: Tensor, key: Tensor) -> None:
+        """Called by every layer in every step with its queries and keys (B, heads, positions or N, d)."""
 
     def after_step(self, share: float) -> None:
         """Called after every step, with the share of the steps done."""
@@ -141,31 +142,36 @@ class AttentionRegions(RegionBias):
         import torch
 
         super().__init__(regions, copies, latents)
-        self.maps = []
+        self.maps: list[Tensor] | None = []  # of this step's layers; None when no more are needed
         self.tokens = torch.stack([region.tokens.float().cpu() for region in regions])  # (concepts, N)
         self.attention: Tensor | None = None  # (copies, concepts, h, w), 1 in the mean
 
     def bias(self, batch: int, positions: int, like: Tensor) -> Tensor | None:
         return None if self.attention is None else super().bias(batch, positions, like)
 
+    def observe(self, query: Tensor, key: Tensor) -> None:
+        if self.maps is not None:
+            attention = attention_maps(query[-self.copies :], key[-self.copies :])
+            self.maps.append(self._of_concepts((attention @ self.tokens.T.to(attention)).cpu()))
+
     def after_step(self, share: float) -> None:
-        """Take up the step's attention maps."""
+        """Take up the step's attention."""
         import torch
 
         if not self.maps:
             return
-        maps = torch.stack([self._of_concepts(m[-self.copies :].float().cpu()) for m in self.maps]).mean(0)
+        maps = torch.stack(self.maps).mean(0)
         before = maps if self.attention is None else self.attention
         self.attention = MEMORY * before + (1 - MEMORY) * maps
-        self._by_positions = {}
+        self._computed = {}
         self.maps = [] if share < FOUND_UNTIL else None
 
     def _of_concepts(self, attention: Tensor) -> Tensor:
-        """(copies, positions, N) of one layer -> (copies, concepts, h, w), 1 in the mean of each concept."""
+        """(copies, positions, concepts) of one layer -> (copies, concepts, h, w), 1 in the mean of each."""
         import torch.nn.functional as F
 
         size = self._size(attention.shape[1])
-        maps = (attention @ self.tokens.T).transpose(1, 2).reshape(self.copies, -1, *size)
+        maps = attention.transpose(1, 2).reshape(self.copies, -1, *size)
         maps = maps / maps.mean((2, 3), keepdim=True).clamp(min=1e-6)
         return F.interpolate(maps, self.latents, mode="bilinear")
 
@@ -184,6 +190,13 @@ def region_bias_of(regions: Sequence[Region], copies: int, latents: tuple[int, i
         return None
     kind = AttentionRegions if regions[0].box is None else RegionBias
     return kind(regions, copies, latents)
+
+
+def attention_maps(query: Tensor, key: Tensor) -> Tensor:
+    """(B, positions, N), the mean over the heads; query and key (B, heads, positions or N, d)."""
+    scores = query.float() @ key.float().transpose(-1, -2) * key.shape[-1] ** -0.5
+    maps: Tensor = scores.softmax(-1).mean(1)
+    return maps
 
 
 def coverage(box: Box, size: tuple[int, int]) -> Tensor:

@@ -189,15 +189,27 @@ def _regions(
     concepts: Mapping[str, PreparedConcept],
     override: GateOverride | None,
 ) -> tuple[Region, ...]:
-    """The regions that the prompt states; else, of several concepts, one each that is to be found."""
-    tokens = [_region_tokens(encoding, k, concepts[use.name], override) for k, use in enumerate(prompt.uses)]
+    """The regions that the prompt states; else, of several concepts of mode value, one to be found for each.
+
+    The word of a concept is in no other's region, however far the other's gate opens for it.
+    """
+    words = {n: encoding.token_mask([_uses(prompt, n)])[0] for n in prompt.names}
+    tokens = []
+    for k, use in enumerate(prompt.uses):
+        others = [mask for n, mask in words.items() if n != use.name]
+        belongs = _region_tokens(encoding, k, concepts[use.name], override)
+        tokens.append(belongs * (1 - torch.stack(others).amax(0)) if others else belongs)
     stated = [Region(use.box, t) for use, t in zip(prompt.uses, tokens, strict=True) if use.box]
-    if stated or len(prompt.names) < 2:
+    if stated or len(prompt.names) < 2 or any(concepts[n].direction is not None for n in prompt.names):
         return tuple(stated)
     by_name = {
         n: [t for use, t in zip(prompt.uses, tokens, strict=True) if use.name == n] for n in prompt.names
     }
     return tuple(Region(None, torch.stack(each).amax(0)) for each in by_name.values())
+
+
+def _uses(prompt: Prompt, name: str) -> list[int]:
+    return [k for k, use in enumerate(prompt.uses) if use.name == name]
 
 
 def _gated_edit(
@@ -213,8 +225,7 @@ def _gated_edit(
         strengths[use.name] = max(use.strength, strengths.get(use.name, 0.0))
     directions = [d for n in names if (d := concepts[n].direction) is not None]
     gates = [_gate_of(concepts[n], gate) for n in names]
-    uses = {n: [k for k, use in enumerate(prompt.uses) if use.name == n] for n in names}
-    masks = [encoding.token_mask([uses[n]]) if concepts[n].positions == "own" else None for n in names]
+    masks = [encoding.token_mask([_uses(prompt, n)]) if concepts[n].positions == "own" else None for n in names]
     edited = edit.edit_encodings(encoding.e, directions, gates, masks)
     values = {}
     for n, d, g, mask in zip(names, directions, gates, masks, strict=True):
@@ -232,7 +243,7 @@ def _region_tokens(
 ) -> Tensor:
     """How much each token (N,) belongs to a concept use: its own tokens 1, others their gate value."""
     mask = encoding.token_mask([[use]])[0]
-    if prepared.direction is None:
+    if prepared.direction is None or prepared.positions == "own":
         return mask
     similarity = edit.similarity(encoding.e.float(), prepared.direction)
     return torch.maximum(mask, edit.gate(similarity, _gate_of(prepared, override))[0])

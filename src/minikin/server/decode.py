@@ -28,7 +28,7 @@ from minikin.server.limits import Limits
 
 _DATA = re.compile(r"data:image/[\w.+-]{1,20};base64,")
 MAX_CHILDREN, WAIT_S = 3, 2.0  # seconds that a further one waits for a free slot
-WALL = 6  # times `Limits.decode_s`, its processor time, that a child may take where others use the processors
+WALL = 6  # a child may take this many times `Limits.decode_s` by the clock, as it shares the processors
 _slots = threading.BoundedSemaphore(MAX_CHILDREN)
 _SCRIPT = """
 import resource, sys
@@ -77,8 +77,8 @@ def from_base64(text: object, what: str, limits: Limits) -> Image.Image:
         )  # fmt: skip
     try:
         head = _DATA.match(text[:64])
-        lines = text[head.end() if head else 0 :].split()  # `base64 FILE` breaks them
-        data = base64.b64decode("".join(lines), validate=True)
+        body = text[head.end() if head else 0 :].encode("ascii")
+        data = base64.b64decode(body.translate(None, b" \t\r\n"), validate=True)  # `base64 FILE` breaks lines
     except (binascii.Error, ValueError):
         why = f"{what} is not base64: send the file's bytes in A-Z, a-z, 0-9, + and /, padded with =."
         raise RequestRejected(why, status=422, code="invalid_image", param=what) from None

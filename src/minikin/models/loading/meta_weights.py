@@ -1,4 +1,4 @@
-"""Weights on the meta device are not drawn.
+"""No normal numbers are drawn for weights on the meta device.
 
 transformers builds a model on the meta device, where weights have no values, and then loads them. PyTorch
 initialises an embedding there all the same, and imports its compiler (`torch._dynamo`, seconds) to do so.
@@ -19,8 +19,10 @@ class _Undrawn(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.nn.init.normal_ and kwargs["tensor"].is_meta:
-            return kwargs["tensor"]
+        if func is torch.nn.init.normal_:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
         return func(*args, **kwargs)
 
 
