@@ -1,7 +1,7 @@
 """Imports that diffusers and transformers make when they start and that no image needs, put off until used.
 
 The commands but `serve` and `studio` install this: `import minikin` and servers with many threads import as
-always. An image from the shell then takes two thirds of the processor time (docs/measurements.md):
+always. An image from the shell then takes three quarters of the processor time (docs/measurements.md):
 
 * `PACKAGES` run their own code when something asks for a name that they do not have yet. Their modules can
   be imported meanwhile: the U-Net needs two of diffusers' forty transformers.
