@@ -39,6 +39,7 @@ class Served:
     app: Any
     folder: Path
     server: uvicorn.Server
+    thread: threading.Thread
 
     def client(self, **kwargs: Any) -> httpx.Client:
         """Without certificates: reading them took longer than most of these tests' requests."""
@@ -86,7 +87,7 @@ def served(
     server = app_.server(guard, service, "127.0.0.1", port, **quiet)
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
-    server_ = Served(f"http://127.0.0.1:{port}", service, app, folder, server)
+    server_ = Served(f"http://127.0.0.1:{port}", service, app, folder, server, thread)
     until = time.monotonic() + 300
     while not (server.started and not service.ready) and time.monotonic() < until:
         time.sleep(0.01)
@@ -97,7 +98,7 @@ def served(
         raise
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(120)
         service.close(0)
         _open -= 1
     wrong = audit.problems(folder, drained=drained)

@@ -240,7 +240,7 @@ def test_nobody_lingers_for_long(server: Served, monkeypatch: Any) -> None:
                 s.sendall(b"a")
                 time.sleep(0.05)
         assert clock.seconds < 2
-    monkeypatch.setattr(wire_, "LINGER_S", 60.0)
+    monkeypatch.setattr(wire_, "LINGER_S", 3600.0)
     with Ticks() as clock:
         while server.server.server_state.connections and clock.seconds < 5:  # of tests before
             time.sleep(0.02)
@@ -263,7 +263,7 @@ def test_nobody_lingers_for_long(server: Served, monkeypatch: Any) -> None:
 @pytest.mark.parametrize("data", ["no request\r\n\r\n", "{head}Content-Length: 90000000\r\n\r\n"])
 def test_a_server_ends_while_somebody_lingers(tmp_path: Any, monkeypatch: Any, data: str) -> None:
     """Who was refused holds nothing up, and its connection does not keep the server from closing its work."""
-    monkeypatch.setattr(wire_, "LINGER_S", 60.0)
+    monkeypatch.setattr(wire_, "LINGER_S", 3600.0)
     with served(FakeEngine(), tmp_path / "s", limits=SHORT) as s:
         connection = socket.create_connection(Wire(s.url).address, timeout=5)
         connection.sendall(data.replace("{head}", HEAD.format(host=host(s))).encode())
@@ -271,8 +271,7 @@ def test_a_server_ends_while_somebody_lingers(tmp_path: Any, monkeypatch: Any, d
         while more := connection.recv(4096):  # to the end of our side's
             response += more
         assert response.startswith(b"HTTP/1.1 4") and lingering(s) == 1
-        began = time.monotonic()
-    assert time.monotonic() - began < 25 and s.service.writer.stopped  # `served` gives up after 30 s
+    assert not s.thread.is_alive() and s.service.writer.stopped
     connection.close()
 
 
@@ -380,9 +379,9 @@ def quick(wire: Wire) -> float:
 
 
 def timed(wire: Wire) -> float:
-    start_time = time.monotonic()
-    assert wire.ask("GET", "/livez").status == 200
-    return time.monotonic() - start_time
+    with Ticks() as clock:
+        assert wire.ask("GET", "/livez").status == 200
+        return clock.seconds
 
 
 def open_connections(server: Served) -> int:
