@@ -115,7 +115,7 @@ def task(base: Base) -> CompareTask:
     photos = [Photo(f"{k}", rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)) for k in range(4)]
     images = [Image.fromarray(p.pixels) for p in photos]
     references = References.encode(encoder, images[:3], held_out=images[3:])
-    skipped = ("1 step is left out: preset turbo is not on this machine.",)
+    skipped = ("1 step is left out: preset lcm-lora is not on this machine.",)
     return CompareTask(SEARCH, methods.names(), base, photos[:3], SAMPLERS, skipped, encoder, references)
 
 
@@ -146,8 +146,14 @@ def test_presets_of_few_steps(base: Base, monkeypatch: Any) -> None:
         recipe = Compare.make(photos="x", category="cat", steps="50,4,1", **values)
         return [(s.preset, s.steps) for s in sampler_configs(recipe, listed, facts)[0]]
 
-    assert samplers() == [("quality", 50), ("tdm", 4), ("turbo", 1)]
-    assert samplers(presets="lcm,lcm-lora") == [("quality", 50), ("lcm-lora", 4), ("lcm", 4), ("lcm", 1)]
+    assert samplers() == [("quality", 50), ("tdm", 4), ("lcm-lora", 1)]
+    assert samplers(presets="lcm,lcm-lora") == [
+        ("quality", 50),
+        ("lcm-lora", 4),
+        ("lcm", 4),
+        ("lcm-lora", 1),
+        ("lcm", 1),
+    ]
     with pytest.raises(UnknownName, match="preset 'lcmm'"):
         samplers(presets="lcmm")
 
@@ -171,7 +177,7 @@ def test_every_method_is_in_the_report(compared: Any) -> None:
         expected = [1.0] if m["method"] == "textual-inversion" else [1.0, 0.5]
         assert all([p["strength"] for p in c["strengths"]] == expected for c in m["samplers"])
     for name in ("report.md", "report.html"):
-        assert "turbo is not on this machine" in (out / name).read_text()
+        assert "lcm-lora is not on this machine" in (out / name).read_text()
         assert "give the photos of a second subject with --beside" in (out / name).read_text()
 
 
@@ -490,7 +496,7 @@ def test_mistakes_are_reported_before_anything_is_trained(
     with monkeypatch.context() as m:
         m.setattr("minikin.models.presets.local_file", lambda source: None)  # as where no adapter was pulled
         with pytest.raises(
-            BadRecipe, match="There is nothing to generate: 1 step is left out: preset turbo .*turbo-tiny"
+            BadRecipe, match="There is nothing to generate: 1 step is left out: preset lcm-lora .*lcm-lora-tiny"
         ):
             compare(steps="1")
     with pytest.raises(BadRecipe, match="asks for 99 prompts"):

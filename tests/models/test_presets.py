@@ -308,7 +308,7 @@ def test_a_recognised_checkpoint_selects_its_preset(bases: dict[str, Base], fami
     ("options", "corrected", "words"),
     [({"guidance": 7}, {"guidance": 2.0},
       "Guidance 7 with preset lcm-lora spoils images (0 to 2 is right); using 2"),
-     ({"steps": 25}, {"steps": 8}, "made for 2 to 8 steps, not 25; using 8. --force keeps 25"),
+     ({"steps": 25}, {"steps": 8}, "made for 1 to 8 steps, not 25; using 8. --force keeps 25"),
      ({"scheduler": "euler a"}, {"scheduler": "LCM"}, "paints with scheduler LCM, not Euler a; using LCM"),
      ({"negative": "blur"}, {}, "The negative prompt has no effect with preset lcm-lora at guidance 1")],
 )  # fmt: skip

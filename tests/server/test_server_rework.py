@@ -232,8 +232,8 @@ def test_a_record_is_not_burst_by_its_mask() -> None:
 def test_live_painting_uses_the_warm_backend(tiny: Base) -> None:
     """The quickest preset at the base's own size; every other one is an export that takes its time."""
     engine = StudioEngine(Studio(tiny), live_engine="openvino")
-    assert engine.live_preset == engine.describe()["live"] == "turbo"
-    usual = {"prompt": "a cat", "preset": "turbo", "steps": 1}
+    assert engine.live_preset == engine.describe()["live"] == "lcm-lora"
+    usual = {"prompt": "a cat", "preset": "lcm-lora", "steps": 1}
     assert engine.with_live_engine(Paint(**usual)).backend == "openvino"
     for other in ({"preset": "quality"}, {"width": 64}, {"prompt": "a cat <lora:style>"}):
         assert engine.with_live_engine(Paint(**{**usual, **other})).backend == "eager", other

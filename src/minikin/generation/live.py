@@ -1,6 +1,6 @@
 """Live generation: prompt and strengths change while images are generated; the newest request wins.
 
-    with studio.live(preset="turbo", steps=1) as live:
+    with studio.live(preset="lcm-lora", steps=1) as live:
         live.change(prompt="a photo of <tom> on the beach")      # from any thread
         live.change(strengths={"tom": 0.6})
         for result in live:                                      # in one thread, until close()

@@ -154,7 +154,7 @@ PRESETS: Mapping[str, Preset] = {p.name: p for p in (
     ),
     Preset(
         "lcm-lora", "LCM adapter on any base of its family, other LoRAs beside it",
-        "LCM", convention="lcm", allowed=range(2, 9), guidance=1.0, high=2.0,
+        "LCM", convention="lcm", allowed=range(1, 9), guidance=1.0, high=2.0,
         adapters={
             "tiny": _packaged("lcm-lora"),
             "sd1": {0: Source("lcm-lora-sd15", "latent-consistency/lcm-lora-sdv1-5",
@@ -190,6 +190,9 @@ PRESETS: Mapping[str, Preset] = {p.name: p for p in (
         adapters={"tiny": _packaged("tdm")},
     ),
 )}  # fmt: skip
+# The order in which they are taken for a number of steps when none is named: adapters made for few numbers of
+# steps, then by FD and subject fidelity on tiny at 1, 2, 4 and 8 steps (docs/measurements.md).
+PREFERENCE = ("tdm", "lightning", "hyper", "lcm-lora", "turbo", "lcm", "quality")
 
 
 def preset(name: str) -> Preset:

@@ -1,6 +1,6 @@
 """/api/live: a websocket for live generation; the latest request replaces older ones (`generation.live`).
 
-Client    {"prompt": "a photo of <tom> in the snow", "preset": "turbo", "steps": 1, "seed": 7,
+Client    {"prompt": "a photo of <tom> in the snow", "preset": "lcm-lora", "steps": 1, "seed": 7,
            "strengths": {"tom": 0.8}, "concepts": {"tom": "sha256:..."}}    the fields that change
 Server    {"number": 3, "seconds": 0.04, "prompt": "...", "seed": 7, "image": "<JPEG in base64>"}
           {"number": 4, "problem": "one sentence"}

@@ -20,6 +20,7 @@ from minikin.generation.batching import BatchRow, batch_key, generate_together
 from minikin.generation.request import ImageRequest, resolve
 from minikin.generation.schedulers import SCHEDULERS, SCHEDULES
 from minikin.models.lora import adapters
+from minikin.models.presets import PREFERENCE
 from minikin.perfusion.conditioning import PreparedConcept, prepare_concept
 from minikin.recipes import Img2Img, Paint, Recipe, Teach
 from minikin.server.batch_size import BatchSizer
@@ -146,11 +147,14 @@ class StudioEngine:
 
     @cached_property
     def live_preset(self) -> str | None:
-        """The ready preset with the fewest steps; of several the one that allows the fewest choices."""
+        """The first in `models.presets.PREFERENCE` of the ready presets that paint in one or two steps.
+
+        Where there is none, the one with the fewest steps.
+        """
         ready = [p for p in self.studio.presets() if p["ready"]]
 
-        def order(p: dict[str, Any]) -> tuple[int, int, int]:
-            return min(p["allowed"], default=p["steps"]), len(p["allowed"]), p["steps"]
+        def order(p: dict[str, Any]) -> tuple[int, int]:
+            return max(2, min(p["allowed"], default=p["steps"])), PREFERENCE.index(p["name"])
 
         fastest = min(ready, key=order, default=None)
         return str(fastest["name"]) if fastest else None

@@ -8,7 +8,7 @@ from typing import Any
 
 from minikin.baselines import class_images
 from minikin.evaluation.sweep.grid import FEW
-from minikin.models.presets import PRESETS, preset
+from minikin.models.presets import PREFERENCE, PRESETS, preset
 from minikin.recipes import Compare, Paint
 
 Facts = Callable[[Paint], Mapping[str, Any]]  # of an image of this recipe (`Studio.facts`)
@@ -32,7 +32,7 @@ def sampler_configs(
     """Sampler configurations, and a sentence for each number of steps that has none.
 
     presets  of the base (`Studio.presets`)
-    Of the presets that fit a number of steps, the one made for the fewest other numbers is taken, or all of
+    Of the presets that fit a number of steps, the first in `models.presets.PREFERENCE` is taken, or all of
     `recipe.presets`. Raises UnknownName for a preset that does not exist.
     """
     configs, skipped = [], []
@@ -41,7 +41,7 @@ def sampler_configs(
         count = "1 step is" if steps == 1 else f"{steps} steps are"
         fitting = [p for p in presets if steps in PRESETS[p["name"]].allowed]
         fitting = [p for p in fitting if (p["name"] == "quality") == (steps > FEW)]
-        fitting.sort(key=lambda p: len(PRESETS[p["name"]].allowed))
+        fitting.sort(key=lambda p: PREFERENCE.index(p["name"]))
         if requested and steps <= FEW:
             fitting = [p for p in fitting if p["name"] in requested]
         ready = [p["name"] for p in fitting if p["ready"]]
