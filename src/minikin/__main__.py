@@ -1,5 +1,5 @@
 """`python -m minikin` is `minikin`."""
 
-from minikin.cli.app import main
+from minikin.cli.entry import main
 
 main()

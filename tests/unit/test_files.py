@@ -437,6 +437,7 @@ MAY: dict[tuple[str, str], str] = {
     ("tools/tiny_training/hard_negatives.py", "savez"): INSIDE,
     ("tools/tiny_training/stages.py", "rename"): "a finished folder of 0.1 gets the name of 0.2",
     ("tools/tiny_training/tokenizer.py", "write_text"): SCRATCH,
+    ("cli/resident/command.py", "open"): "a standard stream",
     ("tiny/encoders/network.py", "rename"): "no file: keys of a state dict",
     ("tools/tiny_training/examples.py", "write_text"): "a script that draws the examples of this repository",
     ("training/metrics_log.py", "open"): LOG,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -61,6 +62,9 @@ def common(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks")] = False,
+    no_resident: Annotated[
+        bool, typer.Option("--no-resident", help="run in this process alone: start and use no resident one")
+    ] = False,
 ) -> None:
     """Options of every command."""
     if debug:
@@ -313,6 +317,22 @@ def doctor(as_json: Json = False) -> None:
 
 
 @app.command()
+def ps(as_json: Json = False) -> None:
+    """List the resident processes, which make the second image from the shell quick, and what they run."""
+    from minikin.cli.resident import processes
+
+    processes.show(as_json=as_json)
+
+
+@app.command()
+def stop(as_json: Json = False) -> None:
+    """End the resident processes, after the commands that they run."""
+    from minikin.cli.resident import processes
+
+    processes.stop(as_json=as_json)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="folder for the images")] = Path("demo"),
     as_json: Json = False,
@@ -321,6 +341,14 @@ def demo(
     from minikin.cli import demo as commands
 
     commands.run(out, as_json=as_json)
+
+
+@cache
+def command() -> Any:
+    """The command line as click runs it; made once, also for the forks of a resident process."""
+    from typer.main import get_command
+
+    return get_command(app)
 
 
 def main() -> None:
@@ -340,7 +368,7 @@ def main() -> None:
         completion_init()
     try:
         with guarded(), as_ctrl_c():
-            app(prog_name="minikin")
+            command()(prog_name="minikin")
     except OutputLost as e:
         if not e.quiet:
             print(f"minikin: {escaped(str(e))}", file=sys.stderr)

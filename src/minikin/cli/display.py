@@ -25,9 +25,18 @@ class SafeConsole(Console):
         super().print(*(escaped(o) if isinstance(o, str) else o for o in objects), **options)
 
 
-# Lines are not wrapped where a program or a file reads them. No markup: paths may have square brackets.
-out = SafeConsole(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty())
-err = SafeConsole(stderr=True, highlight=False, markup=False, soft_wrap=not sys.stderr.isatty())
+def consoles() -> tuple[SafeConsole, SafeConsole]:
+    """For standard output and standard error as they are now.
+
+    Lines are not wrapped where a program or a file reads them. No markup: paths may have square brackets.
+    """
+    return (
+        SafeConsole(highlight=False, markup=False, soft_wrap=not sys.stdout.isatty()),
+        SafeConsole(stderr=True, highlight=False, markup=False, soft_wrap=not sys.stderr.isatty()),
+    )
+
+
+out, err = consoles()
 
 
 def run(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
+from minikin.cli.resident.command import fill_standard
 from minikin.errors import MinikinError, reason
 from minikin.training.signals import request_stop
 
@@ -69,9 +70,7 @@ def guarded() -> Iterator[None]:
     Streams that were closed from the start (`>&-`) are as good as /dev/null: without them, the next file that
     is opened would take their number.
     """
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(fd, True)
-    os.close(fd)
+    fill_standard()
     before = sys.stdout, sys.stderr
     out, err = (stream or open(os.devnull, "w") for stream in before)  # noqa: SIM115 - until the process ends
     guard = _Guarded(out, ignore=False)

@@ -16,6 +16,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from minikin import strict_json
 from minikin.errors import BadModelFile, BadRecipe, NoNetwork, UnknownName
 from minikin.files import atomic_write, data_folder
@@ -120,6 +122,11 @@ def add(path: str | Path, name: str | None = None, prediction: str | None = None
     return entry
 
 
+# What a resident process opened before it was forked: the first in the fork that asks for it gets it.
+opened_before: list[Base] = []
+_OPENED_BEFORE = ("tiny", None, "cpu", torch.float32)
+
+
 @opening()
 @undrawn()
 def open_base(
@@ -146,6 +153,8 @@ def open_base(
     _check_prediction(prediction)
     on_disk: Path | None = None
     ref = f"{ref}-local" if ref not in added and f"{ref}-local" in added else ref  # pulled
+    if opened_before and (ref, prediction, torch_device.type, torch_dtype) == _OPENED_BEFORE:
+        return opened_before.pop()
     if ref == "tiny":
         pipe = _open_folder(tiny_folder(), **kwargs)
         licence = TINY_LICENCE

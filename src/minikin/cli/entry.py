@@ -1,0 +1,32 @@
+"""The entry point `minikin`: in the resident process where there is one, else here.
+
+It imports the standard library alone: beside a resident process, starting Python is most of what it does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from minikin.cli.resident import client, place
+
+COMMANDS = {"paint", "generate", "refine", "inpaint", "redo", "teach", "train"}
+
+
+def main() -> None:
+    """Run the command line; a command that went well here leaves a resident process for the next one."""
+    here = client.FLAG in sys.argv
+    sys.argv[1:] = arguments = [a for a in sys.argv[1:] if a != client.FLAG]
+    fits = not here and client.minutes(os.environ) > 0
+    fits = fits and next((a for a in arguments if a[:1] != "-"), "") in COMMANDS
+    path, environment = place.socket_path() if fits else None, dict(os.environ)
+    if path and (status := client.run_there(path, arguments)) is not None:
+        client.end_as(status)
+    from minikin.cli.app import main as run_here
+
+    try:
+        run_here()
+    except SystemExit as e:
+        if path and not e.code:
+            client.start(path, environment)
+        raise
