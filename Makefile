@@ -59,12 +59,16 @@ numeric: setup
 test-fast: setup
 	$(BIN)/python -m pytest -m 'not slow'
 
+# the page's scripts have their types in comments
+TYPESCRIPT := typescript@7.0.2
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tools/words.py
 	$(BIN)/python tools/audit.py
+	@if command -v npx >/dev/null 2>&1; then echo "tsc -p ."; npx --yes --package $(TYPESCRIPT) tsc -p .; \
+		else echo "Node.js is not here: the types of the page's scripts were not checked."; fi
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # 2,000,000 damaged concept files, 300 kills, overload and fairness of the server, an hour of fuzzing

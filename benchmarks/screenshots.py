@@ -62,33 +62,34 @@ def teach(url: str) -> None:
 
 def paint(page: Any, prompt: str, *, preset: str, n: int) -> None:
     """Generate drafts, and wait for the last one and for the live image of the same prompt."""
-    page.select_option("#paint-preset", preset)
-    page.fill("#paint-n", str(n))
-    page.fill("#paint-seed", SEED)
-    page.fill("#paint-prompt", prompt)
+    form = page.get_by_role("form", name="Paint", exact=True)
+    form.get_by_label("Preset").select_option(preset)
+    form.get_by_label("Images").fill(str(n))
+    form.get_by_label("Seed", exact=True).fill(SEED)
+    form.get_by_label("Prompt", exact=True).fill(prompt)
     page.wait_for_timeout(2000)  # the live image first, so that the newest draft is on top
     page.keyboard.press("Control+Enter")
-    page.wait_for_function(f"document.querySelectorAll('#paint-drafts img').length >= {n}", timeout=240_000)
-    page.wait_for_selector("#paint-tools:not([hidden])", timeout=240_000)
+    page.locator(f".card img >> nth={n - 1}").wait_for(timeout=240_000)
+    page.get_by_role("link", name="Download").wait_for(timeout=240_000)
     page.wait_for_timeout(1500)
 
 
 def inpaint(page: Any) -> None:
     """Mask the middle of the current draft and inpaint it."""
-    page.click("#paint-to-inpaint")
-    page.wait_for_function("document.querySelector('#inpaint-mask').width === 128")
-    page.fill("#inpaint-prompt", AFTER)
-    page.select_option("#inpaint-preset", "quality")
-    page.fill("#inpaint-seed", SEED)
-    page.locator("#inpaint-mask").scroll_into_view_if_needed()
-    box = page.locator("#inpaint-mask").bounding_box()
+    page.get_by_role("button", name="Inpaint", exact=True).click()
+    mask, form = page.locator("canvas[width='128']"), page.get_by_role("form", name="Inpaint")
+    form.get_by_label("What to put there").fill(AFTER)
+    form.get_by_label("Preset").select_option("quality")
+    form.get_by_label("Seed").fill(SEED)
+    mask.scroll_into_view_if_needed()
+    box = mask.bounding_box()
     for row in (0.28, 0.4, 0.52, 0.64, 0.76):
         page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + row * box["height"])
         page.mouse.down()
         page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + row * box["height"], steps=8)
         page.mouse.up()
-    page.click("#inpaint-go")
-    page.wait_for_selector("#inpaint-tools:not([hidden])", timeout=240_000)
+    form.locator("button.main").click()
+    page.get_by_role("link", name="Download").wait_for(timeout=240_000)
     page.wait_for_timeout(1000)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,13 +19,29 @@ from minikin.perfusion.concept_file import from_bytes
 from minikin.server.engine import JobInputs, PreparedRequest
 from tests.helpers.browsers import browsing
 from tests.helpers.fake_engine import FakeEngine
+from tests.helpers.pages import (
+    PHONE,
+    VIEWS,
+    button,
+    drafts,
+    field,
+    form,
+    large_image,
+    message,
+    opened,
+    paint,
+    press,
+    says,
+    shot,
+    tab,
+    until,
+    view,
+)
 from tests.helpers.servers import Served, concept, served
 
-pytest.importorskip("gradio", reason="the page needs the extra minikin[studio]")
-SECTIONS = ("Paint", "Inpaint", "Concepts", "Teach", "Recipe")
+pytestmark = pytest.mark.slow
 OTHER = """x
 Steps: 20, Sampler: Euler a, Schedule type: Karras, CFG scale: 7.5, Seed: 5, Size: 96x64, Clip skip: 2"""
-SHOTS = os.environ.get("MINIKIN_SHOTS")
 
 
 class Engine(FakeEngine):
@@ -67,36 +81,8 @@ def server(tmp_path: Path) -> Iterator[Served]:
 
 @pytest.fixture
 def page(browser: Any, server: Served) -> Iterator[Any]:
-    context = browser.new_context(viewport={"width": 1200, "height": 860})
-    tab = context.new_page()
-    problems: list[str] = []
-    tab.on("pageerror", lambda e: problems.append(str(e)))
-    tab.set_default_timeout(60_000)
-    yield opened(tab, server)
-    shot(tab, "end")
-    context.close()
-    assert not problems
-
-
-def opened(page: Any, server: Served) -> Any:
-    page.goto(f"{server.url}/")
-    page.wait_for_function("document.querySelector('#paint-kept')?.textContent")
-    return page
-
-
-def shot(page: Any, name: str) -> None:
-    if SHOTS:
-        test = os.environ["PYTEST_CURRENT_TEST"].split("::")[1].split(" ")[0]
-        page.screenshot(path=f"{SHOTS}/{test}-{name}.png", full_page=True)
-
-
-def section(page: Any, name: str) -> None:
-    page.get_by_role("tab", name=name, exact=True).click()
-    page.wait_for_selector(f"html.mk-{name.lower()}-started")  # its script comes when it is first opened
-
-
-def says(page: Any, name: str, words: str) -> None:
-    page.wait_for_function(f"document.querySelector('#{name}').innerText.includes({json.dumps(words)})")
+    with tab(browser, server) as page:
+        yield page
 
 
 def photo(size: tuple[int, int] = (64, 64), name: str = "photo.png") -> dict[str, Any]:
@@ -114,142 +100,162 @@ def halted(server: Served) -> Callable[[], None]:
 
 
 def teach(page: Any) -> None:
-    section(page, "Teach")
-    page.set_input_files("#teach-files", [photo((256, 64)), photo()])
-    page.fill("#teach-name", "tom")
-    page.fill("#teach-category", "cat")
-    page.click("#teach-go")
+    view(page, "Teach")
+    page.locator(".drop input").set_input_files([photo((256, 64)), photo()])
+    field(page, "Name", "Teach").fill("tom")
+    field(page, "What it is", "Teach").fill("cat")
+    press(page, "Teach")
 
 
-@pytest.mark.slow
-def test_what_runs_is_shown_on_every_tab_and_after_a_reload(page: Any, server: Served) -> None:
+def queue(page: Any) -> Any:
+    """The strip of jobs above every view."""
+    return page.get_by_role("region", name="Running now")
+
+
+def test_what_runs_is_shown_in_every_view_and_after_a_reload(page: Any, server: Served) -> None:
     halted(server)
     teach(page)
-    says(page, "mk-now", "of 300")
-    assert "Teaching <tom>" in page.inner_text("#mk-now")
-    for name in SECTIONS:
-        section(page, name)
-        assert page.is_visible("#mk-now") and "of 300" in page.inner_text("#mk-now"), name
+    says(page, "Teaching <tom>")
+    for name in VIEWS:
+        view(page, name)
+        queue(page).filter(has_text="of 300").wait_for()
     opened(page, server)
-    section(page, "Teach")
-    says(page, "teach-progress", "of 300")
-    assert page.is_visible("#teach-stop") and page.is_visible("#teach-cancel") and page.is_disabled("#teach-go")
-    page.wait_for_selector("#teach-film img")
-    section(page, "Paint")
-    page.fill("#paint-prompt", "a cat")
-    says(page, "paint-problem", "Live painting waits: Teaching <tom> is running")
-    assert page.get_attribute("#paint-problem", "data-kind") == "note"
+    view(page, "Teach")
+    stop = form(page, "Teach").get_by_role("button", name="Stop and keep")
+    stop.wait_for()
+    assert form(page, "Teach").locator("button.main").is_disabled()
+    page.get_by_role("group", name="Samples").get_by_role("img").first.wait_for()
+    view(page, "Paint")
+    field(page, "Prompt").fill("a cat")
+    says(page, "Live painting waits: Teaching <tom> is running", "note")
     shot(page, "waits")
-    page.get_by_role("button", name="Stop Teaching <tom> and keep it").click()
-    page.wait_for_selector("#mk-now", state="hidden")
-    page.wait_for_function("document.querySelector('#paint-names').innerText.includes('<tom>')")
-    section(page, "Teach")
-    says(page, "teach-problem", "<tom> is taught")
-    assert page.get_attribute("#teach-problem", "data-kind") == "good"
+    button(page, "Stop Teaching <tom> and keep it").click()
+    queue(page).wait_for(state="hidden")
+    button(page, "<tom>").wait_for()
+    view(page, "Teach")
+    says(page, "<tom> is taught", "good")
 
 
-@pytest.mark.slow
 def test_cancelled_from_the_strip(page: Any, server: Served) -> None:
     halted(server)
     teach(page)
-    says(page, "mk-now", "Teaching <tom>")
-    section(page, "Concepts")
-    page.get_by_role("button", name="Cancel Teaching <tom>").click()
-    page.wait_for_selector("#mk-now", state="hidden")
-    section(page, "Teach")
-    says(page, "teach-problem", "Cancelled.")
-    assert page.get_attribute("#teach-problem", "data-kind") == "cancelled"
+    says(page, "Teaching <tom>")
+    view(page, "Concepts")
+    button(page, "Cancel Teaching <tom>").click()
+    queue(page).wait_for(state="hidden")
+    view(page, "Teach")
+    says(page, "Cancelled.", "cancelled")
 
 
-@pytest.mark.slow
 def test_drafts_have_other_seeds_unless_one_is_kept(page: Any, server: Served) -> None:
-    page.fill("#paint-n", "2")
-    page.fill("#paint-prompt", "a cat")
+    field(page, "Images").fill("2")
+    field(page, "Prompt").fill("a cat")
 
     def seeds() -> list[int]:
-        before = page.locator(".mk-card").count()
+        before = drafts(page).count()
         page.keyboard.press("Control+Enter")
-        page.wait_for_function(f"document.querySelectorAll('.mk-card').length === {before + 2}")
-        labels = page.locator(".mk-card .mk-pick").all_inner_texts()[:2]
-        return [int(label) for label in labels]
+        until(page, f"document.querySelectorAll('.card').length === {before + 2}")
+        return [int(label) for label in drafts(page).locator(".check").all_inner_texts()[:2]]
 
     first, second = seeds(), seeds()
     assert not set(first) & set(second)
-    page.fill("#paint-seed", "7")
-    assert page.is_checked("#paint-lock") and (seeds(), seeds()) == ([7, 8], [7, 8])
-    page.uncheck("#paint-lock")
+    keep = button(page, "Keep the seed")
+    field(page, "Seed").fill("7")
+    assert keep.get_attribute("aria-pressed") == "true" and (seeds(), seeds()) == ([7, 8], [7, 8])
+    keep.click()
     assert seeds() == [7, 8] and not set(seeds()) & {7, 8}, "what is shown is painted, and then another"
-    assert page.get_attribute("#paint-download", "download").startswith("a-cat-")
+    assert page.get_by_role("link", name="Download").get_attribute("download").startswith("a-cat-")
     folder = server.service.writer.image_folder
-    assert folder and f"saved in {folder.path}" in page.inner_text("#paint-kept")
+    assert folder and page.get_by_text(f"saved in {folder.path}").is_visible()
     assert len(list(folder.path.glob("a-cat-*.png"))) == 12
 
 
-@pytest.mark.slow
 def test_a_reload_forgets_nothing(page: Any, server: Served) -> None:
-    page.uncheck("#paint-live")
-    page.fill("#paint-prompt", "a cat")
-    page.click("#paint-go")
-    page.wait_for_selector(".mk-card >> nth=3")
-    page.locator(".mk-card .mk-face").nth(2).click()
-    source = page.get_attribute("#paint-shown", "src")
-    page.click("#paint-more summary")
-    page.fill("#paint-guidance", "9")
-    page.click("#paint-more summary")
-    assert "guidance 9" in page.inner_text("#paint-more summary"), "what acts is said while it is hidden"
+    live = page.get_by_label("Paint as I type")
+    live.uncheck()
+    field(page, "Prompt").fill("a cat")
+    press(page)
+    drafts(page).nth(3).wait_for()
+    drafts(page).nth(2).get_by_role("button").click()
+    source = large_image(page).get_attribute("src")
+    more = page.locator("summary")
+    more.click()
+    field(page, "Clip skip").fill("2")
+    more.click()
+    assert "clip skip 2" in more.inner_text(), "what acts is said while it is hidden"
     opened(page, server)
-    page.wait_for_selector("#paint-tools:not([hidden])")
-    assert page.get_attribute("#paint-shown", "src") == source
-    assert not page.is_checked("#paint-live") and page.is_visible("#paint-guidance")
+    page.get_by_role("link", name="Download").wait_for()
+    assert large_image(page).get_attribute("src") == source
+    assert not live.is_checked() and field(page, "Clip skip").is_visible()
 
 
-@pytest.mark.slow
+def test_names_are_completed_and_weighed(page: Any, server: Served) -> None:
+    """Behind "<" the concepts and LoRAs are proposed; a named concept has its strength and can be left out."""
+    for name in ("tom", "rex"):
+        server.service.concept_store.put("local", concept(name, 1), None)
+    page.reload()
+    prompt = field(page, "Prompt")
+    button(page, "<rex>").wait_for()
+    prompt.press_sequentially("a photo of <r")
+    names = page.get_by_role("listbox", name="Names").get_by_role("option")
+    names.first.wait_for()
+    assert names.all_inner_texts() == ["<rex>\ncat"]
+    prompt.press("Enter")
+    assert prompt.input_value() == "a photo of <rex>"
+    prompt.press_sequentially(" and <")
+    names.nth(2).wait_for()
+    for key in ("ArrowDown", "ArrowDown", "Tab"):
+        prompt.press(key)
+    assert prompt.input_value() == "a photo of <rex> and <lora:style:1>"
+    field(page, "<rex>").fill("0.5")
+    assert "<rex:0.5>" in prompt.input_value()
+    button(page, "Leave rex out of the prompt").click()
+    until(page, "document.querySelector('textarea').value.startsWith('a photo of cat and')")
+
+
 def test_messages_are_for_a_page(page: Any, server: Served) -> None:
-    page.click("#paint-go")
-    says(page, "paint-problem", "Type a prompt first")
-    page.fill("#paint-prompt", "a photo of <nobody>")
-    page.click("#paint-go")
-    says(page, "paint-problem", "Unknown concept 'nobody'")
-    text = page.inner_text("#paint-problem")
-    assert "under Concepts" in text and not re.search(r"minikin|`|--", text), text
-    assert page.get_attribute("#paint-problem", "data-kind") == "error"
-    colour = """kind => { const e = document.querySelector('#paint-problem'); e.dataset.kind = kind;
+    press(page)
+    says(page, "Type a prompt first", "error")
+    field(page, "Prompt").fill("a photo of <nobody>")
+    press(page)
+    says(page, "Unknown concept 'nobody'", "error")
+    assert "under Concepts" in message(page) and not re.search(r"minikin|`|--", message(page))
+    colour = """kind => { const e = document.querySelector('.message'); e.dataset.kind = kind;
         return getComputedStyle(e).color; }"""
     colours = {page.evaluate(colour, kind) for kind in ("error", "note", "cancelled", "good")}
     assert len(colours) == 4
-    plain = "m => import('/page/minikin.js').then(p => p.plain(m))"
+    plain = "m => import('/studio/js/api.js').then(p => p.plain(m))"
     command = "minikin models add FILE --name lcm"
     assert page.evaluate(plain, f"Add it: `{command}`.") == f"Add it: {command} (in a terminal)."
-    for message in ("Use --preset quality.", "It is not here: `minikin models pull lcm`.", "--no-half failed"):
-        assert not re.search(r"`|--", page.evaluate(plain, message))
+    for text in ("Use --preset quality.", "It is not here: `minikin models pull lcm`.", "--no-half failed"):
+        assert not re.search(r"`|--", page.evaluate(plain, text))
 
 
-@pytest.mark.slow
-def test_a_sign_of_work_comes_before_the_answer(page: Any, server: Served) -> None:
+def test_the_server_is_slow_cold_or_away(page: Any, server: Served) -> None:
+    """A sign of work comes before the answer; the header says when a server is warm; a lost one comes back."""
     held: list[Any] = []
     page.route("**/api/paint", lambda route: held.append(route))
-    page.fill("#paint-prompt", "a cat")
-    page.click("#paint-go")
-    says(page, "paint-progress", "Sending")
+    field(page, "Prompt").fill("a cat")
+    press(page)
+    says(page, "Sending")
     while not held:
         page.wait_for_timeout(20)
     held[0].continue_()
-    page.wait_for_selector(".mk-card")
-
-
-@pytest.mark.slow
-def test_the_header_says_when_the_server_is_warm(page: Any, server: Served) -> None:
-    cold = [True]
+    drafts(page).first.wait_for()
+    cold, away = [True], [True]
     page.route("**/readyz", lambda r: r.fulfill(status=503, body="{}") if cold else r.continue_())
-    opened(page, server)
-    says(page, "mk-base", "warming up")
+    page.route("**/api/capabilities", lambda r: r.abort() if away else r.continue_())
+    page.reload()
+    says(page, "The server does not answer")
+    away.clear()
+    page.get_by_text("warming up").wait_for()
     cold.clear()
-    page.wait_for_function("!document.querySelector('#mk-base').innerText.includes('warming')")
+    page.get_by_text("warming up").wait_for(state="hidden")
+    page.get_by_text("The server does not answer").wait_for(state="hidden")
 
 
-@pytest.mark.slow
 def test_files_dropped_beside_their_place_and_pasted(page: Any, server: Served) -> None:
-    section(page, "Teach")
+    view(page, "Teach")
     data = base64.b64encode(photo()["buffer"]).decode()
     for kind, attribute, count in (("drop", "dataTransfer", 1), ("paste", "clipboardData", 2)):
         prevented = page.evaluate(
@@ -265,86 +271,127 @@ def test_files_dropped_beside_their_place_and_pasted(page: Any, server: Served) 
             [kind, attribute, data],
         )  # fmt: skip
         assert prevented, "else the browser opens the file"
-        assert page.locator("#teach-photos figure").count() == count
-    section(page, "Inpaint")
-    assert page.locator("#teach-photos figure").count() == 2
+        page.get_by_alt_text(f"Photo {count}").wait_for()
+    view(page, "Inpaint")
+    view(page, "Teach")
+    assert page.locator(".photos figure").count() == 2, "what is in a view stays there"
 
 
-@pytest.mark.slow
 def test_photos_keep_their_shape_and_heic_is_taken(page: Any, server: Served) -> None:
-    section(page, "Teach")
+    view(page, "Teach")
     heic = {"name": "IMG_1.HEIC", "mimeType": "", "buffer": b"not shown by this browser"}
-    page.set_input_files(
-        "#teach-files",
-        [photo((400, 100)), photo((100, 300)), heic, photo(name="a.pdf") | {"mimeType": "application/pdf"}],
+    page.locator(".drop input").set_input_files(
+        [photo((400, 100)), photo((100, 300)), heic, photo(name="a.pdf") | {"mimeType": "application/pdf"}]
     )
-    page.wait_for_selector(".mk-unshown")
-    assert "IMG_1.HEIC" in page.inner_text("#teach-photos") and "a.pdf" in page.inner_text("#teach-problem")
-    boxes = [page.locator(".mk-photo").nth(k).bounding_box() for k in range(2)]
+    page.get_by_text("IMG_1.HEIC").wait_for()
+    assert "a.pdf" in message(page)
+    boxes = [page.locator(".photo").nth(k).bounding_box() for k in range(2)]
     assert [round(b["width"] / b["height"], 1) for b in boxes] == [4.0, 0.3]
     shot(page, "photos")
+    name = field(page, "Name", "Teach")  # Chromium reads its pattern with the `v` flag
+    for text, right in (("tom", True), ("tom_2-b", True), ("Tom", False), ("2tom", False)):
+        name.fill(text)
+        valid = "e => (new RegExp(e.pattern, 'v'), e.checkValidity())"
+        assert name.evaluate(valid) is right, text
 
 
-@pytest.mark.slow
-def test_the_name_is_checked_in_the_browser(page: Any, server: Served) -> None:
-    """Chromium reads patterns with the `v` flag, under which a bare hyphen at a class's end is an error."""
-    section(page, "Teach")
-    valid = "e => (new RegExp(e.pattern, 'v'), e.checkValidity())"
-    for name, right in (("tom", True), ("tom_2-b", True), ("Tom", False), ("2tom", False)):
-        page.fill("#teach-name", name)
-        assert page.eval_on_selector("#teach-name", valid) is right, name
-
-
-@pytest.mark.slow
 def test_a_concept_of_the_command_line_appears(page: Any, server: Served, tmp_path: Path) -> None:
     from minikin.perfusion import library
 
     path = tmp_path / "rex.safetensors"
     path.write_bytes(concept("rex", 3))
     library.follow(path, "rex", None)
-    section(page, "Concepts")
-    page.wait_for_selector(".mk-concept")
-    assert "<rex>" in page.inner_text("#concepts-list")
-    section(page, "Paint")
-    assert "<rex>" in page.inner_text("#paint-names")
+    view(page, "Concepts")
+    page.get_by_role("article", name="rex").wait_for()
+    view(page, "Paint")
+    assert button(page, "<rex>").is_visible()
 
 
-@pytest.mark.slow
 def test_an_images_whole_recipe_comes_back(page: Any, server: Served) -> None:
-    """Size, guidance, sampler and seed, of our own and of A1111's; before, they were lost."""
-    page.uncheck("#paint-live")
-    page.click("#paint-more summary")
-    page.fill("#paint-guidance", "9")
-    page.fill("#paint-size", "128x64")
-    page.select_option("#paint-scheduler", "Euler a")
-    page.fill("#paint-prompt", "a cat")
-    page.fill("#paint-seed", "11")
-    page.click("#paint-go")
-    page.wait_for_selector("#paint-tools:not([hidden])")
-    for name in ("guidance", "size", "seed"):
-        page.fill(f"#paint-{name}", "1" if name != "size" else "")
-    page.select_option("#paint-scheduler", "")
-    page.click("#paint-again")
-    page.wait_for_function("document.querySelector('#paint-size').value === '128x64'")
-    assert form(page) == ["9", "128x64", "Euler a", "11"]
+    """Size, guidance, sampler and seed, of our own and of A1111's."""
+    page.get_by_label("Paint as I type").uncheck()
+    page.locator("summary").click()
+    field(page, "Guidance").fill("9")
+    field(page, "Size").fill("128x64")
+    field(page, "Sampler").select_option("Euler a")
+    paint(page, "a cat", seed="11")
+    for name in ("Guidance", "Seed"):
+        field(page, name).fill("1")
+    field(page, "Size").fill("")
+    field(page, "Sampler").select_option("")
+    button(page, "Use its recipe").click()
+    names = ("Guidance", "Size", "Sampler", "Seed", "Schedule", "Steps", "Clip skip")
+    inputs = "document.querySelector('form input[placeholder=\"the base\\'s own\"]').value === '{}'"
+    until(page, inputs.format("128x64"))
+    assert [field(page, name).input_value() for name in names[:4]] == ["9", "128x64", "Euler a", "11"]
     image, info, out = Image.new("RGB", (96, 96)), PngInfo(), io.BytesIO()
     info.add_text("parameters", OTHER)
     image.save(out, "PNG", pnginfo=info)
-    with server.client() as c:
-        read = c.post("/api/recipe", files={"file": out.getvalue()}).json()
-    got = page.evaluate("f => import('/page/paint.js').then(p => p.formOf(f))", read)
-    names = ("guidance", "size", "scheduler", "schedule", "seed", "steps", "clip_skip")
-    assert [got[name] for name in names] == [7.5, "96x64", "Euler a", "Karras", 5, 20, 2]
-    page.evaluate("f => import('/page/minikin.js').then(p => p.tell('recipe', f))", got)
-    assert form(page) == ["7.5", "96x64", "Euler a", "5"] and page.input_value("#paint-schedule") == "Karras"
+    view(page, "Recipe")
+    file = {"name": "other.png", "mimeType": "image/png", "buffer": out.getvalue()}
+    page.locator(".drop input").set_input_files(file)
+    button(page, "Put it into the form").click()
+    expected = ["7.5", "96x64", "Euler a", "5", "Karras", "20", "2"]
+    assert [field(page, name).input_value() for name in names] == expected
 
 
-def form(page: Any) -> list[str]:
-    return [page.input_value(f"#paint-{name}") for name in ("guidance", "size", "scheduler", "seed")]
+def test_the_mask_is_drawn_by_keyboard_too(page: Any, server: Served) -> None:
+    paint(page)
+    button(page, "Inpaint").click()
+    mask = page.locator("canvas[width='64']")
+    mask.focus()
+    for key in ("ArrowRight", "ArrowDown", "Space"):
+        mask.press(key)
+    alpha = """c => c.getContext('2d').getImageData(0, 0, 64, 64).data
+        .filter((v, i) => i % 4 === 3 && v > 200).length"""
+    page.wait_for_timeout(100)
+    assert mask.evaluate(alpha) > 20
+    button(page, "Undo").click()
+    field(page, "What to put there", "Inpaint").focus()
+    page.wait_for_timeout(100)
+    assert mask.evaluate(alpha) == 0
 
 
-def test_the_icon_is_ours(server: Served) -> None:
-    with server.client() as c:
-        for path in ("/favicon.ico", "/studio/favicon.ico"):
-            response = c.get(path)
-            assert response.status_code == 200 and response.content == c.get("/page/icon.svg").content, path
+UNNAMED = """() => [...document.querySelectorAll('main :is(input, textarea, select, button, canvas, a)')]
+    .filter(e => !(e.labels?.length || e.getAttribute('aria-label') || e.textContent.trim()))
+    .map(e => e.outerHTML.slice(0, 80))"""
+
+
+def test_by_keyboard(page: Any, server: Served) -> None:
+    """The order of tabbing is that of reading, every stop shows its focus and has a name."""
+    field(page, "Prompt").focus()
+    order = []
+    for _ in range(10):
+        page.keyboard.press("Tab")
+        label = "e => e.getAttribute('aria-label') ?? e.labels?.[0]?.innerText ?? e.innerText"
+        order.append(page.locator(":focus").evaluate(label).split("\n")[0])
+        outline = "getComputedStyle(document.activeElement).outlineStyle"
+        assert page.evaluate(outline) == "solid", order[-1]
+    assert order == [
+        "Negative prompt", "Preset", "Guidance", "Seed", "Another seed", "Keep the seed", "Images", "More",
+        "Paint", "Paint as I type",
+    ]  # fmt: skip
+    for name in VIEWS:
+        view(page, name)
+        assert page.evaluate(UNNAMED) == [], name
+
+
+def test_on_a_phone_and_in_the_dark(page: Any, server: Served) -> None:
+    """390 px: no view is wider than the screen; fields do not zoom (16 px); the chosen theme stays."""
+    page.set_viewport_size(PHONE)
+    paint(page, n=3)
+    for name in VIEWS:
+        view(page, name)
+        page.wait_for_timeout(100)
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, name
+        shot(page, name)
+    view(page, "Paint")
+    assert field(page, "Prompt").evaluate("e => getComputedStyle(e).fontSize") == "16px"
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light, dark = "rgb(250, 249, 246)", "rgb(23, 22, 20)"
+    assert page.evaluate(paper) == light
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate(paper) == dark
+    button(page, "Theme").click()
+    page.reload()
+    assert page.evaluate(paper) == light, "light was chosen, whatever the system has"

@@ -20,7 +20,6 @@ from minikin.perfusion import library
 from tests.helpers.loads import free_port
 from tests.helpers.servers import concept
 
-pytest.importorskip("gradio", reason="the page needs the extra studio")
 ROOT = Path(__file__).parents[2]
 STARTER = """
 import signal

@@ -28,7 +28,7 @@ Name: minikin
 Version: 0.2.0
 Requires-Dist: torch>=2.13
 Requires-Dist: fastapi>=0.163; extra == 'serve'
-Requires-Dist: gradio>=6.31; extra == 'studio'
+Requires-Dist: pillow-heif>=1.8; extra == 'studio'
 Requires-Dist: minikin[serve]; extra == 'studio'
 Provides-Extra: serve
 Provides-Extra: studio
@@ -89,7 +89,7 @@ def test_from_a_wheel_that_is_gone(tmp_path: Path, monkeypatch: Any) -> None:
     installed(tmp_path / "packages", monkeypatch, url=(tmp_path / "gone.whl").as_uri(), archive_info={})
     monkeypatch.setattr(extras, "checkout", lambda: None)
     command = shlex.split(extras.install_extra("studio"))
-    assert command[-2:] == ["gradio>=6.31", "fastapi>=0.163"] and "minikin" not in " ".join(command[-3:])
+    assert command[-2:] == ["pillow-heif>=1.8", "fastapi>=0.163"] and "minikin" not in " ".join(command[-3:])
     dry_run(extras.install_extra("studio"))
 
 

@@ -20,7 +20,7 @@ image = studio.paint("a photo of a cat", steps=1)[0]
 """
 UNNEEDED = (
     "torch._dynamo torch._inductor peft scipy.stats.distributions scipy.optimize scipy.integrate._quadrature "
-    "sklearn pandas matplotlib openvino ray gradio fastapi minikin.tiny.world "
+    "sklearn pandas matplotlib openvino ray fastapi minikin.tiny.world "
     "diffusers.models.transformers.flux2_transformer_2d"
 )
 LATER = """

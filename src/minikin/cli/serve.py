@@ -37,7 +37,7 @@ def run(
     out            folder that keeps the images; by default out/ where one person alone reaches the page
     Raises BadRecipe for options that contradict each other or an extra that is missing.
     """
-    _check_installed(page)
+    _check_installed()
     from minikin.generation.content_filter import open_filtering
     from minikin.server.app import create, serve, with_middleware
     from minikin.server.middleware import LOOPBACK, check_exposure, keys_of
@@ -76,15 +76,13 @@ def run(
             service.close(drain_s=0)
 
 
-def _check_installed(page: bool) -> None:
-    """Raise BadRecipe where the extra of the server, or of the page, is missing."""
+def _check_installed() -> None:
+    """Raise BadRecipe where the extra of the server is missing."""
     missing = [name for name in NEEDS if not find_spec(name)]
     if missing:  # without websockets, uvicorn would serve all but /api/live and say nothing
         raise BadRecipe(
             f"The server is not installed: {', '.join(missing)} is missing. Install it with {extra('serve')}."
         )
-    if page and not find_spec("gradio"):
-        raise BadRecipe(f"The page is not installed. Install it with {extra('studio')}.")
 
 
 def _announce(service: Service, where: str, replicas: int, *, page: bool) -> None:

@@ -1,0 +1,97 @@
+// @ts-check
+// Requests to the server's native API, and what the page knows of the server.
+
+import {signal} from "./ui.js";
+
+/**
+ * @typedef {{id: string, seed: number, width: number, height: number, name: string, url: string}} Result
+ *   a finished image
+ * @typedef {{step: number, steps: number, stage: string, eta_s: number | null}} Steps
+ * @typedef {{id: string, kind: string, status: string, queue_position: number | null, created: number,
+ *   progress: Steps, results: Result[], result: any, warnings: string[], error: {message: string} | null,
+ *   about: string, preview?: string}} Job
+ * @typedef {{name: string, sha256: string, category: string, mine: boolean, newest: boolean, preview: boolean,
+ *   points: Record<string, Record<string, any>>}} Concept
+ */
+
+/** What this server can do; null until it has answered. */
+export const capabilities = signal(/** @type {any} */ (null));
+/** The concepts one can name, the newest of each name. */
+export const concepts = signal(/** @type {Concept[]} */ ([]));
+/** Whether the list of concepts has come. */
+export const conceptsListed = signal(false);
+
+/** A message of the server for somebody who has this page before them and no command line. */
+export function plain(text) {
+  return text
+    .replace(/Teach it with `?minikin teach`?, put its file into this folder,/,
+      "Teach it under Teach, add its file under Concepts,")
+    .replace(/:? ?`?minikin concepts (remove|add|import)[^.`]*`?/g, " under Concepts")
+    .replace(/`(minikin [^`]*)`|--(no-)?([a-z][a-z-]*)/g, (_, command, no, name) => // only a terminal can do it
+      command ? `${command} (in a terminal)` : `${no ? "no " : ""}${name.replaceAll("-", " ")}`)
+    .replaceAll("`", "");
+}
+
+/** A request; its answer, or an Error whose message is the server's sentence. */
+export async function ask(path, options = {}) {
+  let answer;
+  try {
+    answer = await fetch(path, options);
+  } catch {
+    throw new Error("The server does not answer. Was it ended in its terminal?");
+  }
+  const text = await answer.text();
+  let body = {};
+  try { body = JSON.parse(text); } catch { /* no JSON: the status says it */ }
+  if (answer.ok) return body;
+  throw new Error(plain(body.error?.message ?? `The server refused this (${answer.status}).`));
+}
+const json = (method, path, body) =>
+  ask(path, {method, headers: {"Content-Type": "application/json"}, body: JSON.stringify(body)});
+export const post = (path, body) => json("POST", path, body);
+/** Send a form; parts are [name, value, file name]. */
+export function upload(path, parts) {
+  const body = new FormData();
+  for (const [name, value, file] of parts) body.append(name, value, ...(file ? [file] : []));
+  return ask(path, {method: "POST", body});
+}
+
+/** Fields of a request: what is empty is not sent. */
+export const filled = values =>
+  Object.fromEntries(Object.entries(values).filter(([, v]) => v !== "" && v !== null && !Number.isNaN(v)));
+
+/** Watch a job to its end; `step` hears how it goes. Resolves with the ended job. */
+export function watch(id, step) {
+  return new Promise((resolve, reject) => {
+    const source = new EventSource(`/api/jobs/${id}/events`);
+    let lost = 0;
+    source.addEventListener("progress", e => { lost = 0; step(JSON.parse(e.data)); });
+    source.addEventListener("end", e => { source.close(); resolve(JSON.parse(e.data)); });
+    source.onerror = () => {
+      if (++lost > 4) { source.close(); reject(new Error("The server went away while it worked.")); }
+    };
+  });
+}
+
+export async function loadCapabilities() {
+  capabilities.value = await ask("/api/capabilities");
+}
+/** The concepts anew: some may have been taught or removed on the command line. */
+export async function loadConcepts() {
+  const list = (await ask("/api/concepts")).concepts.filter(c => c.newest);
+  if (JSON.stringify(list) !== JSON.stringify(concepts.value)) concepts.value = list;
+  conceptsListed.value = true;
+}
+/** A preset's options for a Select. */
+export const presetOptions = first => [
+  ...(first === undefined ? [] : [["", first]]),
+  ...(capabilities.value?.presets ?? []).map(p =>
+    [p.name, p.ready === false ? `${p.name} (not here)` : `${p.name}, ${p.steps} steps`, p.ready === false]),
+];
+
+export const base64 = blob => new Promise((resolve, reject) => {
+  const reader = new FileReader();
+  reader.onload = () => resolve(String(reader.result).slice(String(reader.result).indexOf(",") + 1));
+  reader.onerror = () => reject(new Error("The file could not be read."));
+  reader.readAsDataURL(blob);
+});

@@ -1,0 +1,50 @@
+// @ts-check
+// Recipe: what an image says about how it was made.
+
+import {Drop, useFiles} from "../files.js";
+import {fill, formOf, readRecipe} from "../form.js";
+import {open} from "../router.js";
+import {html, signal} from "../ui.js";
+import {begin} from "./inpaint.js";
+
+const TYPES = "image/png,image/jpeg,image/webp,image/avif";
+const DID = {paint: "Painted", refine: "Refined", inpaint: "Inpainted"};
+const problem = signal("");
+const read = signal(/** @type {{file: File, url: string, recipe: any} | null} */ (null));
+
+async function take([file]) {
+  problem.value = "";
+  read.value = null;
+  try {
+    read.value = {file, url: URL.createObjectURL(file), recipe: await readRecipe(file)};
+  } catch (e) { problem.value = e.message; }
+}
+
+export function Recipe() {
+  useFiles(TYPES, take);
+  return html`
+    <${Drop} accept=${TYPES} take=${take}><b>Drop an image</b> to get its recipe back: Minikin's own, A1111's,
+      Forge's, Fooocus'.<//>
+    <p class="message" role="status">${problem.value}</p>
+    ${read.value && html`<${Found} ...${read.value} />`}`;
+}
+
+function Found({file, url, recipe}) {
+  const facts = {
+    Prompt: recipe.prompt, ...(recipe.negative ? {"Negative prompt": recipe.negative} : {}), ...recipe.settings,
+  };
+  const toForm = () => { fill(formOf(recipe)); open("paint"); };
+  const toInpaint = () => { begin({url, file}); open("inpaint"); };
+  return html`<section class="split" aria-label="The image's recipe">
+    <figure class="image"><img class="shown" src=${url} alt="The dropped image" /></figure>
+    <div>
+      <ol class="chain">${recipe.chain.map(step => html`<li>${sentence(step)}</li>`)}</ol>
+      <dl class="facts">${Object.entries(facts).map(([name, value]) =>
+        html`<dt>${name}</dt><dd>${String(value)}</dd>`)}</dl>
+      <div class="actions"><button type="button" class="main" onClick=${toForm}>Put it into the form</button>
+        <button type="button" onClick=${toInpaint}>Inpaint it</button></div></div></section>`;
+}
+function sentence({work, preset, seed, strength}) {
+  const from = work === "refine" || work === "inpaint" ? `, strength ${strength}` : "";
+  return `${DID[work] ?? work} with ${preset ?? "the usual preset"}, seed ${seed}${from}`;
+}
