@@ -352,6 +352,82 @@ def test_the_mask_is_drawn_by_keyboard_too(page: Any, server: Served) -> None:
     assert mask.evaluate(alpha) == 0
 
 
+def test_the_gallery(page: Any, server: Served) -> None:
+    """Images are searched, marked, compared, opened, sent to other views, and deleted unless that is undone."""
+    for prompt in ("a red car", "a cat"):
+        paint(page, prompt, n=2)
+        until(page, "document.querySelectorAll('.card').length % 2 === 0")
+        queue(page).wait_for(state="hidden")
+    view(page, "Gallery")
+    tiles = page.get_by_role("list").get_by_role("button", name="Open")
+    until(page, "document.querySelectorAll('.tile img').length === 4")
+    page.get_by_role("searchbox").fill("red")
+    until(page, "document.querySelectorAll('.tile img').length === 2")
+    page.get_by_role("button", name="Favourite a red car, seed 8").click()
+    button(page, "Favourites").click()
+    until(page, "document.querySelectorAll('.tile img').length === 1")
+    button(page, "Favourites").click()
+    page.get_by_role("searchbox").fill("")
+    until(page, "document.querySelectorAll('.tile img').length === 4")
+    for name in ("a cat, seed 7", "a red car, seed 7"):
+        page.get_by_role("checkbox", name=f"Compare {name}").check()
+    button(page, "Compare 2 of 2").click()
+    page.get_by_label("Share of the first image").fill("20")
+    assert page.locator(".pair img").nth(1).evaluate("e => e.style.clipPath").startswith("inset(0px 80%")
+    shot(page, "compare")
+    button(page, "Back to the gallery").click()
+    tiles.first.click()
+    dialog = page.get_by_role("dialog")
+    caption = dialog.locator(".hint")
+    first = caption.inner_text()
+    page.keyboard.press("ArrowRight")
+    until(page, f"document.querySelector('dialog .hint').innerText !== {first!r}")
+    shot(page, "viewer")
+    folder = server.service.writer.image_folder
+    assert folder and len(list(folder.path.iterdir())) == 4
+    for undone in (True, False):
+        dialog.get_by_role("button", name="Delete").click()
+        dialog.wait_for(state="hidden")
+        if undone:
+            button(page, "Undo").click()
+            tiles.first.click()
+    view(page, "Paint")  # the time to undo is not waited for: leaving the page ends it
+    page.reload()
+    while len(list(folder.path.iterdir())) == 4:
+        page.wait_for_timeout(20)
+    view(page, "Gallery")
+    until(page, "document.querySelectorAll('.tile img').length === 3")
+    tiles.first.click()
+    dialog.get_by_role("button", name="Refine").click()
+    assert drafts(page).first.get_by_role("checkbox").is_checked() and button(page, "Refine").is_enabled()
+    view(page, "Gallery")
+    tiles.first.click()
+    dialog.get_by_role("button", name="Inpaint").click()
+    page.locator("canvas[width='64']").wait_for()
+
+
+def test_a_gallery_of_10000_images(page: Any, server: Served) -> None:
+    """Only the tiles near the window are in the document, and only their pages are asked for."""
+    total, offsets = 10_000, set()
+
+    def answer(route: Any) -> None:
+        offset = int(re.findall(r"offset=(\d+)", route.request.url)[0])
+        offsets.add(offset)
+        rows = [{"id": f"{k:032}", "seed": k, "width": 64, "height": 64, "name": f"{k}.png", "url": "/x.png",
+                 "kind": "paint", "about": f"image {k}", "favourite": False, "created": 0}
+                for k in range(offset, offset + 100)]  # fmt: skip
+        route.fulfill(json={"images": rows, "total": total})
+
+    page.route("**/api/images?*", answer)
+    page.route("**/thumbnail", lambda route: route.fulfill(body=photo()["buffer"], content_type="image/png"))
+    view(page, "Gallery")
+    page.get_by_text("image 0", exact=True).wait_for()
+    page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
+    page.get_by_text("image 9999", exact=True).wait_for()
+    assert page.locator(".tile").count() < 150
+    assert min(offsets) == 0 and max(offsets) == 9900 and len(offsets) <= 5
+
+
 UNNAMED = """() => [...document.querySelectorAll('main :is(input, textarea, select, button, canvas, a)')]
     .filter(e => !(e.labels?.length || e.getAttribute('aria-label') || e.textContent.trim()))
     .map(e => e.outerHTML.slice(0, 80))"""

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from tests.helpers.servers import Served
 
-VIEWS = ("Paint", "Inpaint", "Concepts", "Teach", "Recipe")
+VIEWS = ("Paint", "Gallery", "Inpaint", "Concepts", "Teach", "Recipe")
 DESKTOP, PHONE = {"width": 1200, "height": 860}, {"width": 390, "height": 844}
 TIMEOUT_MS = 120_000  # of waiting: a busy machine is no fault
 SHOTS = os.environ.get("MINIKIN_SHOTS")  # a folder for screenshots
@@ -37,7 +37,7 @@ def tab(browser: Any, server: Served) -> Iterator[Any]:
     yield opened(page, server)
     shot(page, "end")
     context.close()
-    assert not problems
+    assert problems == []
 
 
 def opened(page: Any, server: Served) -> Any:

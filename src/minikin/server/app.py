@@ -23,7 +23,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from minikin import __version__
 from minikin.errors import MinikinError
 from minikin.server import http, live, previews, probes, reference
-from minikin.server.api import a1111, a1111_options, native, native_concepts, openai
+from minikin.server.api import a1111, a1111_options, native, native_concepts, native_images, openai
 from minikin.server.errors import dialect_of, error_responses
 from minikin.server.middleware import AccessMiddleware
 from minikin.server.service import Service
@@ -56,7 +56,8 @@ def create(service: Service) -> FastAPI:
     )  # fmt: skip
     app.state.service = service
     app.include_router(reference.router)
-    for module in (probes, native, native_concepts, previews, live, openai, a1111, a1111_options):
+    apis = (native, native_concepts, native_images, openai, a1111, a1111_options)
+    for module in (probes, *apis, previews, live):
         app.include_router(module.router, responses=error_responses(dialect_of(f"{module.router.prefix}/")))
     app.add_exception_handler(Exception, http.on_unexpected)
     app.add_exception_handler(MinikinError, http.on_minikin_error)

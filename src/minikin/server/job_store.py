@@ -4,6 +4,7 @@
     IMAGES    one row per finished image: its opaque id, its seed, the SHA-256 of its file
     EVENTS    append-only log: accepted, started, completed, failed, cancelled
     CONCEPTS  which client owns which concept, by name and content
+    favourites  ids of the images that their owners marked; earlier versions do not know this table
 
 Deleted rows are overwritten in the file, not only marked as free.
 
@@ -45,6 +46,9 @@ CREATE TABLE {CONCEPTS} (
 """
 
 
+_FAVOURITES = "CREATE TABLE IF NOT EXISTS favourites (image TEXT PRIMARY KEY)"
+
+
 class StoredImage(NamedTuple):
     """A finished image; `id` is the name of its file."""
 
@@ -74,6 +78,8 @@ class JobStore:
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if not version:
                 self._db.executescript(f"BEGIN;{_TABLES}PRAGMA user_version={VERSION};COMMIT;")
+            if version <= VERSION:
+                self._db.execute(_FAVOURITES)
             problem = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
         except sqlite3.Error as e:
             raise StorageError(
@@ -202,6 +208,35 @@ class JobStore:
         )  # fmt: skip
         return rows[0] if rows else None
 
+    def gallery(
+        self, client: str, search: str, favourite: bool, limit: int, offset: int
+    ) -> tuple[int, list[dict[str, Any]]]:
+        """How many images of a client are there, and some of them with kind and recipe, newest first.
+
+        search     a part of the prompt; "" for all
+        favourite  favourites alone
+        """
+        images = (
+            f"FROM {IMAGES} p JOIN jobs j ON j.id=p.job LEFT JOIN favourites f ON f.image=p.id "
+            "WHERE j.client=? AND p.swept=0 AND j.kind IN ('paint', 'refine', 'inpaint') "
+            "AND (?='' OR (json_valid(j.recipe) AND "
+            "instr(lower(json_extract(j.recipe, '$.prompt')), lower(?)))) "
+            "AND (NOT ? OR f.image IS NOT NULL)"
+        )
+        values = (client, search, search, favourite)
+        total = int(self._rows(f"SELECT count(*) AS n {images}", *values)[0]["n"])
+        rows = self._rows(
+            f"SELECT p.*, j.kind, j.recipe, f.image IS NOT NULL AS favourite {images} "
+            "ORDER BY p.made DESC, p.job, p.number LIMIT ? OFFSET ?", *values, limit, offset,
+        )  # fmt: skip
+        return total, [{**row, "recipe": _parsed(row["recipe"])} for row in rows]
+
+    def set_favourite(self, id_: str, favourite: bool) -> None:
+        """Mark an image as a favourite, or unmark it."""
+        change = "INSERT OR IGNORE INTO favourites VALUES (?)"
+        with self._change() as db:
+            db.execute(change if favourite else "DELETE FROM favourites WHERE image=?", (id_,))
+
     def oldest_images(self) -> list[dict[str, Any]]:
         """The results that are still there, with their clients."""
         return self._rows(
@@ -213,6 +248,7 @@ class JobStore:
         """Mark images whose files were removed."""
         with self._change() as db:
             db.executemany(f"UPDATE {IMAGES} SET swept=1 WHERE id=?", [(i,) for i in ids])
+            db.executemany("DELETE FROM favourites WHERE image=?", [(i,) for i in ids])
 
     def expire(self, before: float) -> int:
         """Delete jobs that ended before this time without an image left, and their events; returns how many."""
@@ -257,6 +293,15 @@ class JobStore:
 def _log(db: sqlite3.Connection, ids: Sequence[str], event: str) -> None:
     rows = [(id_, event, time.time()) for id_ in ids]
     db.executemany(f"INSERT INTO {EVENTS} (job, event, at) VALUES (?,?,?)", rows)
+
+
+def _parsed(recipe: str) -> dict[str, Any]:
+    """A recipe's fields; {} for one that is damaged."""
+    try:
+        fields = json.loads(recipe)
+    except ValueError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def _read(row: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from minikin.server.concept_store import ConceptStore, notes_on_unused
 from minikin.server.engine import Engine, JobInputs
 from minikin.server.errors import RequestRejected, internal, not_found, sentence_of
 from minikin.server.image_folder import ImageFolder, is_gone, is_kept
+from minikin.server.image_folder import delete as delete_file
 from minikin.server.job_store import JobStore, StoredImage
 from minikin.server.jobs import Job, JobRequest
 from minikin.server.limits import Limits, check_paint, check_teach
@@ -301,6 +302,18 @@ class Service:
             with suppress(OSError):
                 return self.writer.path(image_id).read_bytes()
         raise not_found("image", image_id)
+
+    def delete_image(self, client: str, image_id: str) -> None:
+        """Delete an image's file, a person's own too. Raises RequestRejected (404), StorageError."""
+        if (row := self.store.image(image_id, client)) is None:
+            raise not_found("image", image_id)
+        try:
+            delete_file(self.writer.path(image_id))
+        except OSError as e:
+            raise StorageError(f"The image {image_id} was not deleted: {e.strerror}. Try again.") from e
+        self.store.forget([image_id])
+        if job := self.job(client, row["job"]):
+            job.files.pop(row["number"], None)
 
     def read_file(self, image: StoredImage) -> bytes:
         return self.writer.path(image.id).read_bytes()

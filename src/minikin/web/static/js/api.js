@@ -49,6 +49,7 @@ export async function ask(path, options = {}) {
 const json = (method, path, body) =>
   ask(path, {method, headers: {"Content-Type": "application/json"}, body: JSON.stringify(body)});
 export const post = (path, body) => json("POST", path, body);
+export const patch = (path, body) => json("PATCH", path, body);
 /** Send a form; parts are [name, value, file name]. */
 export function upload(path, parts) {
   const body = new FormData();

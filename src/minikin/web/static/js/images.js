@@ -43,6 +43,17 @@ export function togglePick(draft) {
   picked.value = set;
 }
 
+/** Put a draft in front and pick it for refining. @param {Draft} draft */
+export function pickForRefining(draft) {
+  drafts.value = [draft, ...drafts.value.filter(d => d.id !== draft.id)];
+  picked.value = new Set([...picked.value, draft.id]);
+}
+/** Take a deleted image out of the drafts. */
+export function forget(id) {
+  drafts.value = drafts.value.filter(d => d.id !== id);
+  if (shown.value?.draft?.id === id) shown.value = null;
+}
+
 /** List the newest drafts, or the next older ones; `resume` watches those that are still being made. */
 export async function load(resume = job => {}, older = false) {
   const {jobs} = await ask(`/api/jobs?limit=${LISTED}${older ? `&before=${oldest}` : ""}`);

@@ -1,0 +1,81 @@
+"""The native API's gallery: every image of a client that is still there, searched, marked and deleted."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from fastapi import APIRouter, Query, Request, Response
+from PIL import Image
+from pydantic import Field
+from starlette.concurrency import run_in_threadpool
+
+from minikin.server import serializers
+from minikin.server.errors import not_found
+from minikin.server.http import Strict, StrictRoute, client_of, jpeg, service_of
+from minikin.server.image_folder import file_name
+from minikin.server.service import Service
+
+router = APIRouter(prefix="/api", tags=["native"], route_class=StrictRoute)
+MAX_LISTED = 200
+THUMBNAIL_PX = 256  # longest side
+
+
+class ImageChange(Strict):
+    """What can be changed about an image."""
+
+    favourite: bool = Field(description="whether it is one of your favourites")
+
+
+@router.get("/images")
+async def images(
+    request: Request, search: str = Query("", max_length=400), favourite: bool = False,
+    limit: int = Query(MAX_LISTED, ge=0, le=MAX_LISTED), offset: int = Query(0, ge=0, lt=2**31),
+) -> dict[str, Any]:  # fmt: skip
+    """Your images, newest first. search: a part of the prompt. favourite: favourites alone."""
+    service, client = service_of(request), client_of(request)
+
+    def listed() -> dict[str, Any]:
+        total, rows = service.store.gallery(client, search, favourite, limit, offset)
+        return {"images": [_view(service, row) for row in rows], "total": total}
+
+    return await run_in_threadpool(listed)
+
+
+def _view(service: Service, row: dict[str, Any]) -> dict[str, Any]:
+    name = file_name(service.writer.path(row["id"]), row["kind"], row["recipe"], row["seed"])
+    return {
+        **serializers.image_json(row, name), "kind": row["kind"], "created": row["made"],
+        "about": serializers.about(row["kind"], row["recipe"]), "favourite": bool(row["favourite"]),
+    }  # fmt: skip
+
+
+@router.patch("/images/{id}")
+async def change(request: Request, id: str, body: ImageChange) -> dict[str, Any]:
+    """Make an image a favourite, or no favourite any more."""
+    service, client = service_of(request), client_of(request)
+    if await run_in_threadpool(service.store.image, id, client) is None:
+        raise not_found("image", id)
+    await run_in_threadpool(service.store.set_favourite, id, body.favourite)
+    return {"id": id, "favourite": body.favourite}
+
+
+@router.delete("/images/{id}")
+async def delete(request: Request, id: str) -> dict[str, Any]:
+    """Delete an image, also the file in the folder of the person who uses this server alone."""
+    await run_in_threadpool(service_of(request).delete_image, client_of(request), id)
+    return {"id": id, "deleted": True}
+
+
+@router.get("/images/{id}/thumbnail")
+async def thumbnail(request: Request, id: str) -> Response:
+    """A small JPEG of an image, with its mark."""
+    service, client = service_of(request), client_of(request)
+
+    def shrunk() -> bytes:
+        with Image.open(io.BytesIO(service.read(client, id))) as image:
+            image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+            return jpeg(image, service.marking)
+
+    data = await run_in_threadpool(shrunk)
+    return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400"})

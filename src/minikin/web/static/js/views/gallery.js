@@ -1,0 +1,116 @@
+// @ts-check
+// Gallery: every image, searched, marked, deleted; one large, or two compared.
+
+import * as gallery from "../gallery.js";
+import {html, Icon, signal, useEffect, useRef, useState} from "../ui.js";
+import {Compare, Viewer} from "./viewer.js";
+
+const GAP = 12, LEAST = 150; // px: between tiles, and the least width of one
+const LABEL = 30; // px under an image
+const MARGIN = 600; // px beyond the window that are drawn, too
+const SEARCH_MS = 200;
+
+/** The place of the image that is shown large; null for the list. */
+const current = signal(/** @type {number | null} */ (null));
+/** Images to compare, two at most, by id. */
+const chosen = signal(/** @type {import("../gallery.js").Item[]} */ ([]));
+const comparing = signal(false);
+
+export function Gallery() {
+  useEffect(() => { gallery.reload(); }, []);
+  const item = current.value === null ? null : gallery.items.value[current.value];
+  if (comparing.value && chosen.value.length === 2) {
+    return html`<${Compare} pair=${chosen.value} close=${() => { comparing.value = false; }} />`;
+  }
+  return html`<section aria-label="Images">
+    <${Bar} />
+    <p class="message" role="status">${gallery.problem.value}</p>
+    <${Tiles} />
+    ${!gallery.total.value && html`<p class="hint">${gallery.search.value || gallery.onlyFavourites.value
+      ? "No image fits." : "Images come here when they are painted."}</p>`}
+    ${item && html`<${Viewer} item=${item} close=${() => { current.value = null; }} step=${step} />`}
+  </section>`;
+}
+
+function step(by) {
+  const next = (current.value ?? 0) + by;
+  if (next < 0 || next >= gallery.total.value) return;
+  gallery.need(next, next);
+  current.value = next;
+}
+
+function Bar() {
+  const timer = useRef(0);
+  const typed = e => {
+    gallery.search.value = e.target.value;
+    clearTimeout(timer.current);
+    timer.current = setTimeout(gallery.reload, SEARCH_MS);
+  };
+  const toggle = () => {
+    gallery.onlyFavourites.value = !gallery.onlyFavourites.value;
+    gallery.reload();
+  };
+  const count = gallery.total.value;
+  return html`<div class="bar gallery-bar">
+    <div class="inline">
+      <input type="search" aria-label="Search prompts" placeholder="Search prompts"
+        value=${gallery.search.value} onInput=${typed} />
+      <button type="button" aria-pressed=${gallery.onlyFavourites.value} onClick=${toggle}>
+        <${Icon} name="heart" />Favourites</button>
+      <button type="button" disabled=${chosen.value.length < 2} onClick=${() => { comparing.value = true; }}>
+        Compare ${chosen.value.length} of 2</button>
+    </div>
+    <p class="hint" role="status">${gallery.deleted.value
+      ? html`Deleted. <button type="button" class="small" onClick=${gallery.undo}>Undo</button>`
+      : `${count} ${count === 1 ? "image" : "images"}`}</p></div>`;
+}
+
+/** A grid of which only the rows near the window are in the document. */
+function Tiles() {
+  const grid = useRef(/** @type {any} */ (null));
+  const [view, setView] = useState({width: 0, top: 0, height: 0});
+  useEffect(() => {
+    const measure = () => {
+      if (!grid.current) return;
+      const box = grid.current.getBoundingClientRect();
+      setView({width: box.width, top: -box.top, height: innerHeight});
+    };
+    measure();
+    const observer = new ResizeObserver(() => requestAnimationFrame(measure)); // after this layout, not in it
+    observer.observe(grid.current);
+    addEventListener("scroll", measure, {passive: true});
+    return () => { observer.disconnect(); removeEventListener("scroll", measure); };
+  }, []);
+  const columns = Math.max(2, Math.floor((view.width + GAP) / (LEAST + GAP)));
+  const side = (view.width - GAP * (columns - 1)) / columns, row = side + LABEL + GAP;
+  const count = gallery.total.value, rows = Math.ceil(count / columns);
+  const first = Math.max(0, Math.floor((view.top - MARGIN) / row));
+  const last = Math.min(rows, Math.ceil((view.top + view.height + MARGIN) / row));
+  const begin = first * columns, end = view.width ? Math.max(begin, Math.min(count, last * columns)) : begin;
+  const places = Array.from({length: end - begin}, (_, k) => begin + k);
+  useEffect(() => { if (places.length) gallery.need(places[0], places[places.length - 1]); });
+  return html`<div class="tiles" ref=${grid} role="list" style=${{height: `${Math.max(0, rows * row)}px`}}>
+    ${places.map(k => html`<${Tile} key=${k} place=${k} item=${gallery.items.value[k]} side=${side}
+      left=${(k % columns) * (side + GAP)} top=${Math.floor(k / columns) * row} />`)}</div>`;
+}
+
+function Tile({place, item, side, left, top}) {
+  const style = {width: `${side}px`, height: `${side + LABEL}px`, transform: `translate(${left}px, ${top}px)`};
+  if (!item) return html`<div class="tile" style=${style} role="listitem" />`;
+  const isChosen = chosen.value.some(c => c.id === item.id);
+  const choose = () => {
+    chosen.value = isChosen ? chosen.value.filter(c => c.id !== item.id) : [...chosen.value, item].slice(-2);
+  };
+  const name = `${item.about || item.name}, seed ${item.seed}`;
+  const gone = gallery.deleted.value?.id === item.id;
+  return html`<div class=${gone ? "tile gone" : "tile"} style=${style} role="listitem">
+    <button type="button" class="face" aria-label=${`Open ${name}`} disabled=${gone}
+      onClick=${() => { current.value = place; }}>
+      <img src=${`/api/images/${item.id}/thumbnail`} alt="" loading="lazy" width=${side} height=${side} />
+    </button>
+    <div class="under">
+      <label class="check"><input type="checkbox" checked=${isChosen} aria-label=${`Compare ${name}`}
+        onChange=${choose} /><span>${item.about || item.seed}</span></label>
+      <button type="button" class="bare" aria-label=${`Favourite ${name}`} aria-pressed=${item.favourite}
+        onClick=${() => gallery.toggleFavourite(item)}><${Icon} name="heart" /></button></div></div>`;
+}

@@ -1,0 +1,70 @@
+// @ts-check
+// One image large, with all that can be done with it; and two, compared under a slider.
+
+import {change, pick, useRecipe} from "../form.js";
+import {remove, toggleFavourite} from "../gallery.js";
+import {pickForRefining} from "../images.js";
+import {open} from "../router.js";
+import {html, Icon, randomSeed, useEffect, useRef, useState} from "../ui.js";
+import {begin} from "./inpaint.js";
+
+const ZOOMS = [1, 2, 4];
+
+/** A dialog over the list: arrows step through the images, Escape closes. */
+export function Viewer({item, close, step}) {
+  const dialog = useRef(/** @type {any} */ (null));
+  const [zoom, setZoom] = useState(0);
+  useEffect(() => { dialog.current.showModal(); }, []);
+  const keys = e => {
+    if (e.key === "ArrowLeft" || e.key === "ArrowRight") step(e.key === "ArrowLeft" ? -1 : 1);
+    else if (e.key === "f") toggleFavourite(item);
+    else if (e.key === "Delete") drop();
+    else return;
+    e.preventDefault();
+  };
+  const drop = () => { remove(item); close(); };
+  const then = (view, act) => () => { act(); close(); open(view); };
+  const more = async () => {
+    await useRecipe(item);
+    change({seed: String(randomSeed()), n: "4"});
+    close();
+    open("paint");
+  };
+  const kind = item.kind === "paint" ? "" : item.kind;
+  const facts = [item.about, `seed ${item.seed}`, `${item.width}x${item.height}`, kind];
+  return html`<dialog ref=${dialog} class="viewer" aria-label=${item.about || item.name} onClose=${close}
+      onKeyDown=${keys}>
+    <div class="bar"><p class="hint">${facts.filter(Boolean).join(" · ")}</p>
+      <button type="button" class="square" aria-label="Close" onClick=${close}>
+        <${Icon} name="close" /></button></div>
+    <div class="zoom" tabindex="0" role="group" aria-label="The image">
+      <button type="button" class="bare" aria-label=${`Zoom, now ${ZOOMS[zoom]} times`}
+        onClick=${() => setZoom((zoom + 1) % ZOOMS.length)}>
+        <img src=${item.url} alt=${item.about} style=${{width: `${ZOOMS[zoom] * 100}%`}} /></button></div>
+    <div class="actions">
+      <button type="button" onClick=${() => step(-1)}>Previous</button>
+      <button type="button" onClick=${() => step(1)}>Next</button>
+      <button type="button" aria-pressed=${item.favourite} onClick=${() => toggleFavourite(item)}>
+        <${Icon} name="heart" />Favourite</button>
+      <button type="button" onClick=${then("paint", () => { pick(item); useRecipe(item); })}>
+        Use its recipe</button>
+      <button type="button" onClick=${more}>More like this</button>
+      <button type="button" onClick=${then("paint", () => pickForRefining(item))}>Refine</button>
+      <button type="button" onClick=${then("inpaint", () => begin({url: item.url, id: item.id}))}>
+        Inpaint</button>
+      <a class="button" href=${item.url} download=${item.name}>Download</a>
+      <button type="button" onClick=${drop}>Delete</button></div></dialog>`;
+}
+
+/** Two images on one place; the slider moves the line between them. */
+export function Compare({pair: [left, right], close}) {
+  const [share, setShare] = useState(50);
+  const caption = image => `${image.about}, seed ${image.seed}`;
+  return html`<section class="compare" aria-label="Compare">
+    <div class="bar"><h2>Compare</h2><button type="button" onClick=${close}>Back to the gallery</button></div>
+    <div class="pair"><img src=${right.url} alt=${caption(right)} />
+      <img src=${left.url} alt=${caption(left)} style=${{clipPath: `inset(0 ${100 - share}% 0 0)`}} /></div>
+    <input type="range" aria-label="Share of the first image" min="0" max="100" value=${share}
+      onInput=${e => setShare(Number(e.target.value))} />
+    <div class="bar"><p class="hint">${caption(left)}</p><p class="hint">${caption(right)}</p></div></section>`;
+}

@@ -1,0 +1,73 @@
+"""The gallery's API: images searched, marked as favourites, shrunk and deleted, each client's alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.helpers.fake_engine import FakeEngine
+from tests.helpers.servers import Served, served
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: Any) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("gallery")
+    with served(FakeEngine(), folder / "s", image_folder=folder / "images") as s:
+        yield s
+
+
+def names(answer: Any) -> list[str]:
+    return [image["name"] for image in answer.json()["images"]]
+
+
+def test_images_are_found_marked_and_deleted(server: Served) -> None:
+    with server.client() as c:
+        for prompt, n in (("a cat", 2), ("A red Car 100%", 1)):
+            body = {"prompt": prompt, "seed": 7, "n": n, "width": 512, "height": 256}
+            c.post("/api/paint?wait=true", json=body).raise_for_status()
+        listed = c.get("/api/images")
+        assert listed.json()["total"] == 3
+        assert names(listed) == ["a-red-car-100-7.png", "a-cat-7.png", "a-cat-8.png"]
+        assert names(c.get("/api/images", params={"limit": 1, "offset": 1})) == ["a-cat-7.png"]
+        assert names(c.get("/api/images", params={"search": "red car 100%"})) == ["a-red-car-100-7.png"]
+        assert c.get("/api/images", params={"search": "dog"}).json() == {"images": [], "total": 0}
+        cat = listed.json()["images"][1]
+        assert cat["about"] == "a cat" and cat["kind"] == "paint" and not cat["favourite"]
+        address = f"/api/images/{cat['id']}"
+        assert c.patch(address, json={"favourite": True}).json()["favourite"] is True
+        assert names(c.get("/api/images", params={"favourite": True})) == ["a-cat-7.png"]
+        thumbnail = c.get(f"{address}/thumbnail")
+        assert Image.open(io.BytesIO(thumbnail.content)).size == (256, 128)
+        file = server.folder.parent / "images" / "a-cat-7.png"
+        assert file.is_file()
+        other = {"X-Minikin-Client": "other"}
+        assert c.get("/api/images", headers=other).json()["total"] == 0
+        for method, body in (("PATCH", {"favourite": True}), ("DELETE", None)):
+            assert c.request(method, address, json=body, headers=other).status_code == 404
+        assert file.is_file() and c.delete(address).json()["deleted"] is True
+        assert not file.exists() and names(c.get("/api/images")) == ["a-red-car-100-7.png", "a-cat-8.png"]
+        assert c.get("/api/images", params={"favourite": True}).json()["total"] == 0
+        for method in ("PATCH", "DELETE"):
+            assert c.request(method, address, json={"favourite": True}).status_code == 404
+        jobs = c.get("/api/jobs").json()["jobs"]
+        assert [len(job["results"]) for job in jobs] == [1, 1], "a deleted image is in no job's results"
+
+
+def test_an_older_store_gets_favourites(tmp_path: Path) -> None:
+    """A store without the table, as earlier versions wrote it, is opened and completed."""
+    import sqlite3
+
+    from minikin.server.job_store import JobStore
+
+    JobStore(tmp_path / "db").close()
+    with sqlite3.connect(tmp_path / "db") as db:
+        db.execute("DROP TABLE favourites")
+    store = JobStore(tmp_path / "db")
+    store.set_favourite("x", True)
+    assert store.gallery("local", "", True, 10, 0) == (0, [])
+    store.close()
