@@ -71,3 +71,11 @@ def test_an_older_store_gets_favourites(tmp_path: Path) -> None:
     store.set_favourite("x", True)
     assert store.gallery("local", "", True, 10, 0) == (0, [])
     store.close()
+
+
+def test_an_image_is_deleted_where_many_come(tmp_path: Path) -> None:
+    """Without a person's folder its file is the server's own; the audit finds nothing amiss afterwards."""
+    with served(FakeEngine(), tmp_path / "s") as s, s.client() as c:
+        (image,) = c.post("/api/paint?wait=true", json={"prompt": "a cat"}).json()["results"]
+        assert c.delete(f"/api/images/{image['id']}").status_code == 200
+        assert c.get(image["url"]).status_code == 404 and not list((tmp_path / "s" / "results").iterdir())
