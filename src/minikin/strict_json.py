@@ -90,12 +90,15 @@ def loads(
     return value
 
 
-def read(path: Path, *, kind: type[T], max_bytes: int = MAX_BYTES, max_values: int = MAX_VALUES) -> T:
+def read(
+    path: Path, *, kind: type[T], max_bytes: int = MAX_BYTES, max_values: int = MAX_VALUES,
+    nan_as_null: bool = False,
+) -> T:  # fmt: skip
     """Parse a JSON file; a pipe, device or folder is refused. Raises BadJson and OSError."""
     data = read_small(path, max_bytes)
     if data is None:
         raise BadJson(f"it is no file, or one of more than {max_bytes:,} bytes")
-    return loads(data, kind=kind, max_bytes=max_bytes, max_values=max_values)
+    return loads(data, kind=kind, max_bytes=max_bytes, max_values=max_values, nan_as_null=nan_as_null)
 
 
 def check_size(text: str, max_depth: int = MAX_DEPTH, max_values: int = MAX_VALUES) -> int:

@@ -21,9 +21,12 @@ MAX_CONFIG, MAX_VALUES = 8 << 20, 200_000  # bytes and values of a configuration
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """A configuration of a base: an object of JSON. Raises BadModelFile."""
+    """A configuration of a base: an object of JSON. Raises BadModelFile.
+
+    Infinity, which diffusers writes for DPM-Solver (lambda_min_clipped), is read as None.
+    """
     try:
-        return strict_json.read(path, kind=dict, max_bytes=MAX_CONFIG, max_values=MAX_VALUES)
+        return strict_json.read(path, kind=dict, max_bytes=MAX_CONFIG, max_values=MAX_VALUES, nan_as_null=True)
     except (OSError, strict_json.BadJson) as e:
         why = reason(e) if isinstance(e, OSError) else f"it is not sound JSON ({e})"
         raise BadModelFile(f"{path} cannot be read: {why}. Get it again.") from None
