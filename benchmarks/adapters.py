@@ -32,7 +32,7 @@ def random_lora(base: Base, seed: int) -> dict[str, Tensor]:
     """A LoRA on every layer an LCM-LoRA changes, in PEFT's names."""
     g = torch.Generator().manual_seed(seed)
     tensors = {}
-    for path, module in base.unet.named_modules():
+    for path, module in base.denoiser.named_modules():
         if path.endswith(ENDINGS):
             out, *rest = module.weight.shape
             ones = [1] * (len(rest) - 1)
@@ -63,13 +63,13 @@ def run() -> list[dict[str, Any]]:
         return work
 
     t, kv = torch.tensor(499), torch.randn(1, base.n_tokens, base.layout.width)
-    side = base.unet.config.sample_size
-    x = torch.randn(1, base.unet.config.in_channels, side, side)
+    side = base.denoiser.config.sample_size
+    x = torch.randn(1, base.denoiser.config.in_channels, side, side)
 
     def forward(adapters: Adapters, adapter: Adapter) -> Callable[[], None]:
         def work() -> None:
             with adapters.using([(adapter, 0.8)]), torch.no_grad():
-                base.unet(x, t, kv)
+                base.denoiser(x, t, kv)
 
         return work
 

@@ -30,11 +30,11 @@ def run() -> list[dict[str, Any]]:
     pairs = alternating(theirs, ours, 7, 2, 1)
     ratios, milliseconds = sorted(b / a for a, b in pairs), sorted(b for _, b in pairs)
     t, kv = torch.tensor(500), torch.randn(2, studio.base.n_tokens, studio.base.layout.width)
-    c = studio.base.unet.config
+    c = studio.base.denoiser.config
     x = torch.randn(2, c.in_channels, c.sample_size, c.sample_size)
     with torch.no_grad():
-        single = timed(lambda: studio.base.unet(x[:1], t, kv[:1]), 30)["median_ms"]
-        guided = timed(lambda: studio.base.unet(x, t, kv), 30)["median_ms"]
+        single = timed(lambda: studio.base.denoiser(x[:1], t, kv[:1]), 30)["median_ms"]
+        guided = timed(lambda: studio.base.denoiser(x, t, kv), 30)["median_ms"]
     return [
         {"what": "minikin / stock diffusers, 25 steps (7 runs: least, median, most)",
          "value": spread(ratios), "bar": "<= 1",

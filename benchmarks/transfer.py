@@ -117,7 +117,7 @@ def _delta(studio: Studio, concept: Concept, recipe: dict[str, Any], rule: str) 
 
 def _values(base: Any, path: str) -> torch.Tensor:
     """Weight (width, D) of a cross-attention layer's value projection, with active LoRAs."""
-    to_v = base.unet.get_submodule(path).to_v
+    to_v = base.denoiser.get_submodule(path).to_v
     return to_v(torch.eye(to_v.in_features)).T.float()
 
 

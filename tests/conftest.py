@@ -26,12 +26,15 @@ from PIL import Image
 from minikin.images.photos import Photo
 from minikin.models.base import Base
 from minikin.models.loading.architectures import ARCHITECTURES, shrunk, write_configs
+from tests.helpers import pixart
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 torch.set_num_threads(1 if WORKER else min(2, len(os.sched_getaffinity(0))))
 if WORKER:  # what children inherit: two workers with two threads each would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 FAMILIES = tuple(ARCHITECTURES)
+TRANSFORMERS = ("pixart-alpha", "pixart-sigma")
+ALL_FAMILIES = (*FAMILIES, *TRANSFORMERS)
 LONGEST = (  # groups that are started first, so that no worker ends long after the other
     "ray", "test_distilling.py", "test_page.py", "test_build.py", "test_teaching.py", "test_backends.py",
     "test_demo.py", "test_cli.py", "test_schema.py", "test_kills.py", "test_load.py", "test_baselines.py",
@@ -191,7 +194,9 @@ def cli(monkeypatch: Any, capsys: Any, tmp_path: Path) -> Any:
 
 
 def build_pipeline(name: str, folder: Path, seed: int = 0) -> Any:
-    """A miniature pipeline with random weights, as a diffusers folder and opened."""
+    """A miniature pipeline with random weights; of U-Nets, the folder has the configurations."""
+    if name in TRANSFORMERS:
+        return pixart.miniature(name, seed)
     import diffusers
     import transformers
 
@@ -226,7 +231,7 @@ def build_pipeline(name: str, folder: Path, seed: int = 0) -> Any:
 @pytest.fixture(scope="session")
 def pipelines(request: pytest.FixtureRequest, tmp_path_factory: Any) -> dict[str, Any]:
     """One miniature pipeline of every architecture, without Minikin on it."""
-    created = {n: build_pipeline(n, tmp_path_factory.mktemp(f"mini-{n}")) for n in FAMILIES}
+    created = {n: build_pipeline(n, tmp_path_factory.mktemp(f"mini-{n}")) for n in ALL_FAMILIES}
     parts = [part for pipe in created.values() for part in pipe.components.values()]
     share(request, [part for part in parts if isinstance(part, torch.nn.Module)])
     return created
@@ -235,7 +240,7 @@ def pipelines(request: pytest.FixtureRequest, tmp_path_factory: Any) -> dict[str
 @pytest.fixture(scope="session")
 def bases(request: pytest.FixtureRequest, tmp_path_factory: Any) -> dict[str, Base]:
     """The same miniatures as bases (same weights: same seeds)."""
-    created = {n: Base(build_pipeline(n, tmp_path_factory.mktemp(f"base-{n}")), n) for n in FAMILIES}
+    created = {n: Base(build_pipeline(n, tmp_path_factory.mktemp(f"base-{n}")), n) for n in ALL_FAMILIES}
     share(request, [part for base in created.values() for part in base.modules])
     return created
 

@@ -424,7 +424,7 @@ def test_peak_memory_is_of_the_work_alone() -> None:
 
 def test_lora_is_merged_over_the_active_weights(tmp_path: Path, base: Base) -> None:
     """A preset's LoRA that was merged before is merged anew when a baseline becomes active, and inactive."""
-    name, weight = next((n, p) for n, p in base.unet.named_parameters() if n.endswith("attn2.to_v.weight"))
+    name, weight = next((n, p) for n, p in base.denoiser.named_parameters() if n.endswith("attn2.to_v.weight"))
     learned = BaselineResult(
         "dreambooth", "mine", "cat", "sks", "sks cat", base.origin, weights={name: weight + 1}
     )
@@ -433,7 +433,7 @@ def test_lora_is_merged_over_the_active_weights(tmp_path: Path, base: Base) -> N
 
     def merged() -> Tensor:
         with adapters.using([(adapter, 1.0)]):
-            return base.unet.get_submodule(name.removesuffix(".weight")).lora_weight.clone()
+            return base.denoiser.get_submodule(name.removesuffix(".weight")).lora_weight.clone()
 
     before = merged()
     with using(base, [(learned, 1.0)]):

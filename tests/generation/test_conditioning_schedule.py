@@ -70,7 +70,7 @@ def calls(studio: Studio) -> Iterator[list[tuple[int, int]]]:
         assert all(len(v) == len(kv) for v in more.values())
         rows.append((len(args[0]), len(kv)))
 
-    handle = studio.base.unet.register_forward_pre_hook(note, with_kwargs=True)
+    handle = studio.base.denoiser.register_forward_pre_hook(note, with_kwargs=True)
     try:
         yield rows
     finally:
@@ -114,7 +114,7 @@ def test_category_first_concept_later(studio: Studio) -> None:
 
 def test_concept_start_swaps_the_packed_prompt(studio: Studio) -> None:
     conditionings = []
-    note = studio.base.unet.register_forward_pre_hook(
+    note = studio.base.denoiser.register_forward_pre_hook(
         lambda _m, _a, k: conditionings.append(k["encoder_hidden_states"].clone()), with_kwargs=True
     )
     try:
@@ -147,7 +147,7 @@ def test_each_concept_has_its_own_start(studio: Studio) -> None:
 def conditionings(studio: Studio) -> Iterator[list[torch.Tensor]]:
     """Keys and values of every call of the U-Net."""
     kv: list[torch.Tensor] = []
-    handle = studio.base.unet.register_forward_pre_hook(
+    handle = studio.base.denoiser.register_forward_pre_hook(
         lambda _m, _a, k: kv.append(k["encoder_hidden_states"].clone()), with_kwargs=True
     )
     try:

@@ -24,7 +24,7 @@ from minikin.models import presets
 from minikin.models.base import Base
 from minikin.models.regions import Box, in_view
 from minikin.recipes import Inpaint, Paint, Refine
-from tests.conftest import FAMILIES, build_pipeline
+from tests.conftest import ALL_FAMILIES, FAMILIES, build_pipeline
 from tests.models.test_presets import STANDS_FOR, WORKS, Calls, provide
 
 RED_CAR = "a photo of a red car in the snow"
@@ -69,14 +69,14 @@ def mask() -> np.ndarray:
 
 # ---- the contract: every base ---------------------------------------------------------------------
 
-ALL = (*FAMILIES, "sd15-inpainting")
+ALL = (*ALL_FAMILIES, "sd15-inpainting")
 
 
 @pytest.mark.parametrize("family", ALL)
 def test_every_base_refines_and_inpaints(every: dict[str, Base], family: str) -> None:
     """Sizes on no grid, twice as large in tiles, under a mask to the byte, beyond the edge."""
     studio, image = Studio(every[family]), noise_image(72, 56)
-    unet, vae = studio.base.unet.forward, studio.base.vae.use_tiling
+    unet, vae = studio.base.denoiser.forward, studio.base.vae.use_tiling
     how: dict[str, Any] = {"prompt": "a cat", "steps": 2, "seed": 3}
     (same,) = studio.refine(image, strength=0.6, **how)
     (larger,) = studio.refine(image, size="2x", strength=0.6, **how)
@@ -91,7 +91,7 @@ def test_every_base_refines_and_inpaints(every: dict[str, Base], family: str) ->
     (wider,) = studio.inpaint(image, extend="left=20,down=9", **how)
     assert wider.size == (92, 65)
     assert np.array_equal(array(wider)[:56, 20:], array(image))
-    assert studio.base.unet.forward == unet and studio.base.vae.use_tiling == vae  # all is as it was
+    assert studio.base.denoiser.forward == unet and studio.base.vae.use_tiling == vae  # all is as it was
 
 
 @pytest.mark.parametrize("preset", ["quality", "turbo", "lcm-lora"])
@@ -294,7 +294,7 @@ def test_a_concept_goes_under_the_mask(bases: dict[str, Base]) -> None:
 def test_an_inpainting_model_sees_the_mask(every: dict[str, Base]) -> None:
     """Its U-Net's nine channels: the latents, the mask, and the image with grey under the mask."""
     base, inputs = every["sd15-inpainting"], []
-    handle = base.unet.conv_in.register_forward_pre_hook(lambda _m, args: inputs.append(args[0].clone()))
+    handle = base.denoiser.conv_in.register_forward_pre_hook(lambda _m, args: inputs.append(args[0].clone()))
     image = noise_image()
     where = np.zeros((64, 64), bool)
     where[:32] = True
@@ -329,14 +329,14 @@ def test_tiles_cover_everything_and_overlap_by_half(length: int, side: int) -> N
 def test_tiles_of_a_model_without_context_change_nothing(every: dict[str, Base]) -> None:
     """A U-Net that works on each place alone gives the same in tiles, as their weights sum to 1."""
     base = every["sd15"]
-    plain = base.unet.forward
-    base.unet.forward = lambda sample, *a, **k: (3 * sample + 1,)
+    plain = base.denoiser.forward
+    base.denoiser.forward = lambda sample, *a, **k: (3 * sample + 1,)
     try:
         x = torch.randn(2, 4, 12, 20)
-        tiled = TiledDiffusion((12, 20), 8).wrap(base, base.unet.forward)
+        tiled = TiledDiffusion((12, 20), 8).wrap(base, base.denoiser.forward)
         (result,) = tiled(x, 1, return_dict=False)
     finally:
-        base.unet.forward = plain
+        base.denoiser.forward = plain
     assert (result - (3 * x + 1)).abs().max() < 1e-5
 
 
@@ -415,9 +415,9 @@ def test_images_and_masks_that_are_refused(bases: dict[str, Base], tmp_path: Pat
 
 def test_closing_the_generator_leaves_the_base_as_it_was(bases: dict[str, Base]) -> None:
     studio = Studio(bases["sd15"])
-    plain = studio.base.unet.forward
+    plain = studio.base.denoiser.forward
     run = studio.refining(Refine(prompt="a cat", steps=50, strength=0.9, width=128, height=128), noise_image())
     assert isinstance(next(run), events.Progress)
     run.close()  # type: ignore[attr-defined]
-    assert studio.base.unet.forward == plain
+    assert studio.base.denoiser.forward == plain
     assert len(studio.paint("a cat", steps=1)) == 1

@@ -31,19 +31,20 @@ class Recorder:
     def applied(self, base: Any, warn: Any = None) -> Iterator[None]:
         def forward(sample: torch.Tensor, *_: Any, **__: Any) -> Any:
             self.shapes.append(tuple(sample.shape))
-            self.biases.append(base.processor.region_bias)
+            self.biases.append(base.layer.region_bias)
             return (sample[:, :4],)
 
-        with forward_replaced(base.unet, forward):
+        with forward_replaced(base.denoiser, forward):
             yield
 
 
 class Unet(torch.nn.Module):
     """As much of an inpainting U-Net as the wrappers touch."""
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.config, self.attn_processors = SimpleNamespace(out_channels=4), {"attn2": processor}
+        self.config, self.attn2 = SimpleNamespace(out_channels=4), torch.nn.Module()
+        self.attn2.forward = layer
 
     def forward(self, sample: torch.Tensor, *_: Any, **__: Any) -> Any:
         raise AssertionError("the backend replaces this")
@@ -51,8 +52,8 @@ class Unet(torch.nn.Module):
 
 @pytest.fixture
 def base() -> Any:
-    processor = SimpleNamespace(region_bias=None)
-    return SimpleNamespace(unet=Unet(processor), processor=processor, is_inpainting=True, vae_scale_factor=8)
+    layer = SimpleNamespace(region_bias=None)
+    return SimpleNamespace(denoiser=Unet(layer), layer=layer, is_inpainting=True, vae_scale_factor=8)
 
 
 def wrappers(base: Base, backend: Any) -> Any:
@@ -67,7 +68,7 @@ def test_order_is_inputs_tiles_regions_backend(base: Any) -> None:
     """Tiles are cut from all nine channels, each with its region bias; the backend sees one at a time."""
     backend = Recorder()
     with wrappers(base, backend):
-        (prediction,) = base.unet(torch.ones(1, 4, 8, 8), 1, return_dict=False)
+        (prediction,) = base.denoiser(torch.ones(1, 4, 8, 8), 1, return_dict=False)
     assert prediction.shape == (1, 4, 8, 8)
     assert set(backend.shapes) == {(1, 9, 4, 4)} and len(backend.shapes) == 9
     assert all(isinstance(b, RegionBias) for b in backend.biases) and len({id(b) for b in backend.biases}) == 9
@@ -77,9 +78,9 @@ def test_order_is_inputs_tiles_regions_backend(base: Any) -> None:
 def test_everything_is_undone(base: Any, error: type[Exception] | None) -> None:
     try:
         with wrappers(base, Recorder()):
-            assert "forward" in base.unet.__dict__ and base.processor.region_bias is not None
+            assert "forward" in base.denoiser.__dict__ and base.layer.region_bias is not None
             if error:
                 raise error
     except RuntimeError:
         pass
-    assert "forward" not in base.unet.__dict__ and base.processor.region_bias is None
+    assert "forward" not in base.denoiser.__dict__ and base.layer.region_bias is None

@@ -22,7 +22,7 @@ CAPTIONS = ["a cat on the beach", "a dog in the snow", "a red car", "a bird", "t
 def context(base: Base, n: int = 12, **recipe: Any) -> DistillationContext:
     """A distillation of a miniature on `n` examples of noise."""
     r = Distill.make(**{"data": "x", "rank": 4, "batch": 4, "steps": 4, **recipe}).resolved(False)
-    shape = (int(base.unet.config.in_channels), 8, 8)
+    shape = (int(base.denoiser.config.in_channels), 8, 8)
     latents = torch.randn((n, *shape), generator=torch.Generator().manual_seed(3)).half()
     captions = [[CAPTIONS[i % len(CAPTIONS)]] for i in range(n)]
     return DistillationContext.of(base, r, Examples(latents, captions, shape, "noise"))

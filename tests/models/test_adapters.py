@@ -42,7 +42,7 @@ def outputs(base: Base) -> list[Tensor]:
         out = base.encode([Prompt(t, t) for t in ("a cat on the beach", "a dog")])
         kv = base.pack(out.e)
         x = torch.randn(2, 4, 8, 8, generator=g).to(base.dtype)
-        sample = base.unet(x, torch.tensor(499), kv, **base.added_conditions(2, out.pooled)).sample
+        sample = base.denoiser(x, torch.tensor(499), kv, **base.added_conditions(2, out.pooled)).sample
     return [out.e, kv, sample]
 
 
@@ -233,13 +233,13 @@ def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
 def test_base_is_unchanged_afterwards(bases: dict[str, Base], tmp_path: Path) -> None:
     """Bit for bit: outputs, names of weights, hashes; also after an exception inside."""
     base = bases["sd15"]
-    before, names = outputs(base), list(base.unet.state_dict())
-    kinds = {type(m) for m in base.unet.modules()}
+    before, names = outputs(base), list(base.denoiser.state_dict())
+    kinds = {type(m) for m in base.denoiser.modules()}
     identity = Base(base.pipe, "again").origin
     manager = Adapters(base)
     style = manager.get(write(tmp_path / "x.safetensors", random_lora(base, text=True)))
     with suppress(ZeroDivisionError), manager.using([(style, 1.0)]):
-        assert list(base.unet.state_dict()) == names and base.active_adapters == f"{style.sha256[:16]} 1"
+        assert list(base.denoiser.state_dict()) == names and base.active_adapters == f"{style.sha256[:16]} 1"
         assert Base(base.pipe, "inside").origin == identity
         _ = 1 / 0
     assert all(torch.equal(a, b) for a, b in zip(before, outputs(base), strict=True))
@@ -248,7 +248,7 @@ def test_base_is_unchanged_afterwards(bases: dict[str, Base], tmp_path: Path) ->
         for part in components(base).values()
         for m in part.modules()
     )
-    assert base.active_adapters == "" and {type(m) for m in base.unet.modules()} == kinds
+    assert base.active_adapters == "" and {type(m) for m in base.denoiser.modules()} == kinds
 
 
 def test_only_applied_loras_change_layers(bases: dict[str, Base], tmp_path: Path, method: str) -> None:
@@ -260,7 +260,7 @@ def test_only_applied_loras_change_layers(bases: dict[str, Base], tmp_path: Path
             for k in range(20)]  # fmt: skip
     assert len(manager.loaded) == 20
     with manager.using([(many[0], 1.0), (many[2], 0.5)]):
-        changed = [p for p, m in base.unet.named_modules() if hasattr(m, name)]
+        changed = [p for p, m in base.denoiser.named_modules() if hasattr(m, name)]
         assert changed and all(p.endswith("conv1") for p in changed)
     if method == "beside":
         assert {change.tensors["lora_down"].shape[0] for change in manager._sum[1]} == {4}  # two of rank 2
@@ -283,7 +283,10 @@ def test_compiled_models_apply_loras(bases: dict[str, Base], tmp_path: Path) -> 
     """A block compiled before takes LoRAs on and off, and another LoRA of the rank without recompiling."""
     base, manager = bases["sd15"], Adapters(bases["sd15"])
     two = [manager.get(write(tmp_path / f"{k}.safetensors", random_lora(base, k))) for k in range(2)]
-    attn, conv = base.unet.down_blocks[0].attentions[0].proj_in, base.unet.down_blocks[0].resnets[0].conv1
+    attn, conv = (
+        base.denoiser.down_blocks[0].attentions[0].proj_in,
+        base.denoiser.down_blocks[0].resnets[0].conv1,
+    )
 
     def block(x: Tensor) -> Tensor:
         out: Tensor = attn(conv(x))

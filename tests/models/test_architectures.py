@@ -13,11 +13,12 @@ from minikin import Concept, Studio, attach
 from minikin.images.photos import Photo
 from minikin.models.attention import detach, layout
 from minikin.models.base import Base
+from minikin.models.families import denoiser_of
 from minikin.models.identity import sketches_match
 from minikin.perfusion import concept_file
 from minikin.perfusion.compatibility import compatibility
 from minikin.recipes import Teach
-from tests.conftest import FAMILIES, build_pipeline, changed
+from tests.conftest import ALL_FAMILIES, FAMILIES, TRANSFORMERS, build_pipeline, changed
 
 PROMPT, NEGATIVE = "a photo of a cat on the beach", "blurry"
 STEPS = 3
@@ -26,7 +27,9 @@ STEPS = 3
 def call(pipe: Any, n: int = 2, **kwargs: Any) -> np.ndarray:
     """Images of a pipeline call as floats (n, H, W, 3)."""
     generators = [torch.Generator().manual_seed(k) for k in range(n)]
-    size = {} if "image" in kwargs else {"height": 64, "width": 64}
+    size: dict[str, Any] = {} if "image" in kwargs else {"height": 64, "width": 64}
+    if not hasattr(pipe, "unet"):
+        size |= {"use_resolution_binning": False, "clean_caption": False}
     if "prompt" in kwargs:
         kwargs["num_images_per_prompt"] = n
     out = pipe(num_inference_steps=STEPS, generator=generators, output_type="np", **size, **kwargs)
@@ -35,17 +38,19 @@ def call(pipe: Any, n: int = 2, **kwargs: Any) -> np.ndarray:
 
 def add_lora(pipe: Any) -> None:
     """An active random LoRA on all attention projections, to_k and to_v of attn2 among them."""
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
-    pipe.unet.add_adapter(LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), "style")
-    pipe.unet.eval()
+    denoiser = denoiser_of(pipe)
+    config = LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+    inject_adapter_in_model(config, denoiser, "style")  # PixArt's has no `add_adapter`
+    denoiser.eval()
     g = torch.Generator().manual_seed(5)
-    for name, p in pipe.unet.named_parameters():
+    for name, p in denoiser.named_parameters():
         if "lora_" in name:
             p.data.copy_(0.3 * torch.randn(p.shape, generator=g))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 @pytest.mark.parametrize("lora", [False, True], ids=["plain", "lora"])
 def test_no_concept_means_bit_identical(
     family: str, lora: bool, pipelines: dict[str, Any], tmp_path: Any
@@ -89,15 +94,18 @@ def test_other_stock_pipelines_accept_packed(
     assert np.array_equal(call(ours, n=1, guidance_scale=5.0, **packed, **kwargs), reference)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_architecture_width_and_hashes(family: str, bases: dict[str, Base]) -> None:
     """Architecture, packed width, hashes; the state dict keeps its names."""
     base = bases[family]
+    assert len(base.fingerprint) == len(base.text_hash) == 64
+    assert not any("processor" in k for k in base.denoiser.state_dict())
+    if family in TRANSFORMERS:
+        assert base.architecture == family and base.layout.text_width == 48
+        return
     expected = {"sd15": "sd1", "lcm-sd15": "sd1", "sd21": "sd2", "sd-turbo": "sd2", "sdxl": "sdxl"}
     true_width = {"sd1": 768, "sd2": 1024, "sdxl": 2048}
     assert base.layout.width == 2 * sum(s.width for s in base.layout.layers)
-    assert len(base.fingerprint) == len(base.text_hash) == 64
-    assert not any("processor" in k for k in base.unet.state_dict())
     assert base.is_xl == (family == "sdxl")
     assert base.has_guidance_embedding == family.startswith("lcm")
     from minikin.models.loading.architectures import ARCHITECTURES as full
@@ -121,15 +129,16 @@ def test_cross_attention_layers_at_full_size(family: str) -> None:
     assert sum(s.width for s in layers) == total
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 @pytest.mark.parametrize("mode", ["gated", "value"])
 def test_teaching_changes_only_prompts_with_the_concept(
     family: str, mode: str, bases: dict[str, Base], photos: list[Photo], tmp_path: Any
 ) -> None:  # fmt: skip
     """Other images and the U-Net stay the same; distilled bases use a concept of their original."""
     studio = Studio(bases[family])
-    before = {k: v.clone() for k, v in studio.base.unet.state_dict().items()}
-    plain = studio.paint("a photo of a cat", steps=2, seed=3)[0]
+    before = {k: v.clone() for k, v in studio.base.denoiser.state_dict().items()}
+    size = {"width": 64, "height": 64}
+    plain = studio.paint("a photo of a cat", steps=2, seed=3, **size)[0]
     original = studio
     if family == "sd-turbo":
         original = Studio(Base(studio.base.pipe))  # the same, under a name that says nothing
@@ -138,19 +147,19 @@ def test_teaching_changes_only_prompts_with_the_concept(
         pipe.text_encoder = studio.base.pipe.text_encoder
         original = Studio(Base(pipe))
     concept = original.teach(
-        photos, name="tom", category="cat", mode=mode, steps=4, batch=2, captions=_few_captions()
+        photos, name="tom", category="cat", mode=mode, steps=4, batch=2, captions=_few_captions(), size=64
     )
     studio.add(concept)
-    after = studio.base.unet.state_dict()
+    after = studio.base.denoiser.state_dict()
     assert all(torch.equal(before[k], after[k]) for k in before)
-    assert np.array_equal(plain, studio.paint("a photo of a cat", steps=2, seed=3)[0])
-    with_tom = studio.paint("a photo of <tom>", steps=2, seed=3, width=64, height=64)[0]
+    assert np.array_equal(plain, studio.paint("a photo of a cat", steps=2, seed=3, **size)[0])
+    with_tom = studio.paint("a photo of <tom>", steps=2, seed=3, **size)[0]
     assert not np.array_equal(plain, with_tom)
-    both = studio.paint("<tom:0.5> and a dog", steps=2, lock="global")[0]
+    both = studio.paint("<tom:0.5> and a dog", steps=2, lock="global", **size)[0]
     assert both.size == (64, 64)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 def test_only_words_and_values_have_gradients(family: str, bases: dict[str, Base], photos: list[Photo]) -> None:
     """Gradient reaches o*_V and v*, and nothing of the base (lucidrains trained the frozen keys instead)."""
     from minikin.perfusion.covariance import Covariance
@@ -159,7 +168,7 @@ def test_only_words_and_values_have_gradients(family: str, bases: dict[str, Base
     from minikin.perfusion.train import Batches, prepare
 
     base = bases[family]
-    recipe = Teach.make(name="tom", category="teddy bear", mode="gated", batch=2)
+    recipe = Teach.make(name="tom", category="teddy bear", mode="gated", batch=2, size=64)
     prepared = prepare(base, photos, recipe)
     c = Covariance(torch.eye(base.layout.text_width, dtype=torch.float64), 1, 1)
     student = TrainableConcept(base, recipe, category_encoding(base, "teddy bear"), c.inverse)
@@ -171,7 +180,7 @@ def test_only_words_and_values_have_gradients(family: str, bases: dict[str, Base
     assert student.delta.grad is not None and student.delta.grad.abs().max() > 0
     assert all(w.grad is not None and w.grad.abs().max() > 0 for w in student.words)
     assert len(student.words) == len(base.text_encoders)
-    for module in (base.unet, base.vae, *base.text_encoders):
+    for module in (base.denoiser, base.vae, *base.text_encoders):
         assert all(p.grad is None for p in module.parameters())
     trainable = [p for g in student.param_groups() for p in g.parameters]
     assert {p.numel() for p in trainable} == {base.layout.n_values, *(w.numel() for w in student.words)}
@@ -237,7 +246,7 @@ def test_identity_does_not_depend_on_precision(tmp_path: Any) -> None:
     assert len(identities) == 1
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "pixart-sigma"])
 def test_a_concept_fits_copies_of_its_base_in_any_precision(family: str, tmp_path: Any) -> None:
     """Taught on a copy in one precision, used through attach() on another: float32, float16, bfloat16.
 
@@ -272,7 +281,7 @@ def test_damaged_sketches_match_nothing(bases: dict[str, Base]) -> None:
         assert not sketches_match(text, whole) and not sketches_match(whole, text)
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "pixart-sigma"])
 @pytest.mark.parametrize("mode", ["gated", "value"])
 def test_teach_and_paint_in_bfloat16(family: str, mode: str, photos: list[Photo], tmp_path: Any) -> None:
     """Half-precision weights, as on a GPU: no dtype meets another, results stay finite."""
@@ -285,7 +294,7 @@ def test_teach_and_paint_in_bfloat16(family: str, mode: str, photos: list[Photo]
 
 def test_changes_of_shared_fixtures_are_detected(bases: dict[str, Base], request: Any) -> None:
     """Control of the check in conftest after every file: it reports a changed weight, not a restored one."""
-    weight = next(bases["sdxl"].unet.parameters()).data.view(-1)[:1]
+    weight = next(bases["sdxl"].denoiser.parameters()).data.view(-1)[:1]
     before = weight.clone()
     weight += 0.01
     assert changed(request.config, ["bases", "tiny"]) == ["bases"]

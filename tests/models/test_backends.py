@@ -25,14 +25,14 @@ from tests.conftest import FAMILIES, build_pipeline
 def call(base: Base, n: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     """One call of the U-Net and one of the decoder on fixed noise."""
     g = torch.Generator().manual_seed(0)
-    side = base.unet.config.sample_size
-    x = torch.randn((n, base.unet.config.in_channels, side, side), generator=g)
+    side = base.denoiser.config.sample_size
+    x = torch.randn((n, base.denoiser.config.in_channels, side, side), generator=g)
     (conditioning,) = condition(base, [parse("a cat on the beach", {})], {}, copies=n)
     more: dict[str, Any] = base.added_conditions(n, conditioning.pooled)
     if base.has_guidance_embedding:
-        more["timestep_cond"] = torch.randn((n, base.unet.config.time_cond_proj_dim), generator=g)
+        more["timestep_cond"] = torch.randn((n, base.denoiser.config.time_cond_proj_dim), generator=g)
     with torch.no_grad():
-        out = base.unet(x, torch.tensor(801), conditioning.kv, **more).sample
+        out = base.denoiser(x, torch.tensor(801), conditioning.kv, **more).sample
         z = torch.randn((n, base.vae.config.latent_channels, side, side), generator=g)
         return out, base.vae.decode(z).sample
 
@@ -74,9 +74,9 @@ def test_openvino_exports_each_model_once(
         call(base)
     assert sorted(p.name for p in (cache_folder() / "openvino").iterdir()) == before
     x = {"sample": torch.zeros(1, 4, 8, 8)}
-    keys = {backends._key(b, b.unet, x) for b in (base, bases["sdxl"])}
+    keys = {backends._key(b, b.denoiser, x) for b in (base, bases["sdxl"])}
     monkeypatch.setattr(base, "active_adapters", "style 0.8")
-    assert len(keys | {backends._key(base, base.unet, x)}) == 3
+    assert len(keys | {backends._key(base, base.denoiser, x)}) == 3
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def test_compiled_functions_are_freed_with_their_base(tmp_path: Path, monkeypatc
     for base.active_adapters in ("", "style 0.8", "style 0.7"):
         with backends.get_backend("compile").applied(base):
             call(base)
-    unet = weakref.ref(base.unet)
+    unet = weakref.ref(base.denoiser)
     del base
     gc.collect()
     assert unet() is None and len(calls) == 2  # the U-Net and the decoder
@@ -177,7 +177,7 @@ def test_openvino_keeps_the_last_models_in_memory(
         monkeypatch.setattr(base, "active_adapters", adapters)
         before = len(used)
         with torch.no_grad():
-            openvino._run(base, base.unet, backends._Unet, {"sample": torch.zeros(1, 4, 8, 8)}, pytest.fail)
+            openvino._run(base, base.denoiser, backends._Unet, {"sample": torch.zeros(1, 4, 8, 8)}, pytest.fail)
         return len(used) - before
 
     monkeypatch.setattr(backends, "MEMORY_BYTES", 30)

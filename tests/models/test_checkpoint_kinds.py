@@ -350,7 +350,7 @@ def test_a_distilled_sdxl_paints_from_its_file_as_from_its_folder(tmp_path: Path
     pipe.register_modules(unet=UNet2DConditionModel.from_config(pipe.unet.config, **layout).eval())
     pipe.save_pretrained(tmp_path / "folder")
     base = opened("sdxl", {"sdxl": pipe}, tmp_path, monkeypatch, lambda s: s)
-    assert base.unet.config.mid_block_type == "UNetMidBlock2D"
+    assert base.denoiser.config.mid_block_type == "UNetMidBlock2D"
     registry.add(tmp_path / "folder", "small")
     images = [
         np.asarray(Studio(b).paint("a cat", steps=2, preset="quality")[0])
@@ -366,7 +366,7 @@ def test_a_full_lcm_of_sdxl_keeps_its_guidance_input(tmp_path: Path, monkeypatch
     pipe.register_modules(unet=unet)
     base = opened("sdxl", {"sdxl": pipe}, tmp_path, monkeypatch, lambda s: s)
     assert base.has_guidance_embedding and type(base.pipe.scheduler).__name__ == "LCMScheduler"
-    weight = base.unet.time_embedding.cond_proj.weight
+    weight = base.denoiser.time_embedding.cond_proj.weight
     assert torch.equal(weight, unet.time_embedding.cond_proj.weight)
     weak, strong = (np.asarray(Studio(base).paint("a cat", guidance=g)[0]) for g in (1.5, 8.0))
     assert not np.array_equal(weak, strong)

@@ -68,7 +68,7 @@ def test_guidance_scale_changes_images_without_a_second_pass(studio: Studio) -> 
     decided = studio.resolve(Paint(prompt="a cat <lora:mine:1>"))
     assert decided.preset.name == "lcm" and decided.guidance == 5 and decided.timesteps == (999, 759, 499, 259)
     rows: list[int] = []
-    hook = studio.base.unet.register_forward_pre_hook(lambda _m, args: rows.append(len(args[0])))
+    hook = studio.base.denoiser.register_forward_pre_hook(lambda _m, args: rows.append(len(args[0])))
     try:
         low, high, again = (pixels(studio, guidance=g) for g in (2.0, 8.0, 8.0))
     finally:
@@ -82,14 +82,14 @@ def test_guidance_scale_changes_images_without_a_second_pass(studio: Studio) -> 
 def test_the_base_is_unchanged_afterwards(studio: Studio) -> None:
     """Images, tensors and configuration, between two uses and after a failed one."""
     base, plain = studio.base, pixels(studio, "a cat", steps=2)
-    names, config = list(base.unet.state_dict()), dict(base.unet.config)
+    names, config = list(base.denoiser.state_dict()), dict(base.denoiser.config)
     first = pixels(studio)
-    assert not base.has_guidance_embedding and list(base.unet.state_dict()) == names
-    assert dict(base.unet.config) == config and np.array_equal(pixels(studio, "a cat", steps=2), plain)
+    assert not base.has_guidance_embedding and list(base.denoiser.state_dict()) == names
+    assert dict(base.denoiser.config) == config and np.array_equal(pixels(studio, "a cat", steps=2), plain)
     adapters = Adapters(base)
     mine = adapters.get(Path("mine.safetensors"))
     with suppress(RuntimeError), adapters.using([(mine, 1.0)]):
-        assert base.unet.config.time_cond_proj_dim
+        assert base.denoiser.config.time_cond_proj_dim
         assert not base.has_guidance_embedding, "who plans an image meanwhile plans it for the base"
         assert recognise(base).name == "quality"
         raise RuntimeError("planted")

@@ -278,8 +278,8 @@ def test_original_names_are_those_of_checkpoints(bases: dict[str, Base], family:
         k.removeprefix(prefix).rpartition(".")[0] for k in ldm.checkpoint(base.pipe, family) if prefix in k
     }
     ours = {
-        lora_keys.original_name(path, base.unet)
-        for path, module in base.unet.named_modules()
+        lora_keys.original_name(path, base.denoiser)
+        for path, module in base.denoiser.named_modules()
         if isinstance(getattr(module, "weight", None), Tensor)
     }  # fmt: skip
     assert ours == in_checkpoint
@@ -296,7 +296,7 @@ def test_sgm_names_of_every_family(bases: dict[str, Base], tmp_path: Path, famil
     assert family != "sdxl" or ("unet", "add_embedding.linear_1") in pairs
     tensors = {}
     for (_, path), (down, up) in pairs.items():
-        name = lora_keys.original_name(path, base.unet)
+        name = lora_keys.original_name(path, base.denoiser)
         stem = prefix + (name if prefix.endswith(".") else name.replace(".", "_"))
         tensors |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
     save_file(tensors, tmp_path / "x.safetensors")
@@ -319,7 +319,7 @@ def test_onetrainers_file_for_sdxl(bases: dict[str, Base], tmp_path: Path) -> No
     expected: Pairs = {}
     for k, path in enumerate((*paths, TEXT, TEXT)):
         part = "unet" if k < len(paths) else ("text_encoder", "text_encoder_2")[k - len(paths)]
-        module = layer(base, path, part) if part != "unet" else base.unet.get_submodule(path)
+        module = layer(base, path, part) if part != "unet" else base.denoiser.get_submodule(path)
         head = {
             "unet": "lora_unet_",
             "text_encoder": "lora_te1_text_model_",

@@ -82,7 +82,7 @@ def test_zero_terminal_snr_is_followed(
     base = open_base(str(path), device="cpu", dtype="float32")
     assert base.prediction_type == "v_prediction"
     assert (float(base.pipe.scheduler.alphas_cumprod[-1]) < 1e-6) is zero
-    assert (float(base.training_scheduler.alphas_cumprod[-1]) < 1e-6) is zero  # for training
+    assert (float(base.schedule.alphas_cumprod[-1]) < 1e-6) is zero  # for training
     base.pipe.scheduler.set_timesteps(4)
     assert (int(base.pipe.scheduler.timesteps[0]) == 999) is zero
     assert not single_file.recognise(path, "epsilon").zero_snr
@@ -99,7 +99,7 @@ def test_prediction_option_overrides_the_configuration(pipelines: dict[str, Any]
         assert open_base(str(ref), device="cpu", prediction=other).prediction_type == other
     registry.add(tmp_path / "folder", "mine", prediction="v_prediction")
     base = open_base("mine", device="cpu")
-    assert base.prediction_type == base.training_scheduler.config.prediction_type == "v_prediction"
+    assert base.prediction_type == base.pipe.scheduler.config.prediction_type == "v_prediction"
     assert open_base("mine", device="cpu", prediction="epsilon").prediction_type == "epsilon"
     with pytest.raises(BadRecipe, match="Known: epsilon, v_prediction"):
         open_base("tiny", prediction="v")
@@ -120,8 +120,8 @@ def test_inpainting_checkpoint_is_recognised(
     small = shrunk(ARCHITECTURES["sd15"])
     monkeypatch.setattr(single_file, "_family", lambda *_: small)
     base = open_base(str(path), device="cpu", dtype="float32")
-    assert base.is_inpainting and base.unet.conv_in.weight.shape[1] == 9
-    assert torch.equal(base.unet.conv_in.weight[:, :4], w)
+    assert base.is_inpainting and base.denoiser.conv_in.weight.shape[1] == 9
+    assert torch.equal(base.denoiser.conv_in.weight[:, :4], w)
     with pytest.raises(BadRecipe, match="is an inpainting model"):
         Studio(base).paint("a cat", steps=1)
     with pytest.raises(BadRecipe, match="Teach on the ordinary model"):

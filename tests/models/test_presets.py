@@ -74,7 +74,7 @@ class Calls:
             self.timesteps.append(float(inputs[1] if len(inputs) > 1 else kwargs["timestep"]))
             self.batch_sizes.append(len(inputs[0]))
 
-        self.handle = self.base.unet.register_forward_pre_hook(note, with_kwargs=True)
+        self.handle = self.base.denoiser.register_forward_pre_hook(note, with_kwargs=True)
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -115,21 +115,21 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
 def test_attention_to_a_region_stays_inside_its_box(base: Base) -> None:
     """The only token with a value reaches the positions inside its box."""
     layer = base.layout.layers[0]
-    processor = base.unet.attn_processors[f"{layer.path}.processor"]
-    attn = base.unet.get_submodule(layer.path)
+    attn = base.denoiser.get_submodule(layer.path)
+    packed = attn.forward
     kv = torch.zeros(1, 77, base.layout.width)
     kv[:, 5, layer.value] = 1
     tokens = torch.zeros(77)
     tokens[5] = 1
     x = torch.randn(1, 64, attn.to_q.in_features)
-    processor.record = []
+    packed.record = []
     region_bias = RegionBias([Region(NAMED_BOXES["top"], tokens)], 1, (8, 8))
-    with torch.no_grad(), region_bias_applied(base.unet, region_bias):
-        inside, outside = processor(attn, x, kv).view(8, 8, -1).split(4)
-        nothing = processor(attn, x, torch.zeros_like(kv)).view(8, 8, -1)
-    processor.record = None
+    with torch.no_grad(), region_bias_applied(base.denoiser, region_bias):
+        inside, outside = attn(x, kv).view(8, 8, -1).split(4)
+        nothing = attn(x, torch.zeros_like(kv)).view(8, 8, -1)
+    packed.record = None
     assert (inside - nothing[:4]).abs().max() > 20 * (outside - nothing[4:]).abs().max()
-    assert processor.region_bias is None  # the context has removed it
+    assert packed.region_bias is None  # the context has removed it
 
 
 def test_a_region_changes_images_that_name_it_only() -> None:

@@ -364,7 +364,7 @@ def test_another_architecture_is_refused_with_force_too(bases: dict[str, Base], 
 
     minikin = attach(build_pipeline("sdxl", tmp_path))
     for mode in ("value", "gated"):
-        with pytest.raises(BaseMismatch, match="layers of its U-Net do not match"):
+        with pytest.raises(BaseMismatch, match="cross-attention layers do not match"):
             minikin.add(concept(bases["sd15"], mode), force=True)
 
 

@@ -68,7 +68,7 @@ def test_two_concepts_match_the_formula_in_float64(
         value_gates = torch.stack([gates[:, 0], torch.sigmoid((s[:, 1] - weaker.beta) / weaker.tau)], -1)
         deltas = torch.stack([loaded[n].delta for n in ("tom", "rex")]).double()
         kv = make(base, prompt.source, loaded)[0].double()
-        weights = [base.unet.get_submodule(x.path) for x in base.layout.layers]
+        weights = [base.denoiser.get_submodule(x.path) for x in base.layout.layers]
         k = torch.cat([edited @ w.to_k.weight.double().T for w in weights], -1)
         v = torch.cat([edited @ w.to_v.weight.double().T for w in weights], -1) + value_gates @ deltas
     assert torch.allclose(keys(base, kv), k, atol=1e-3)

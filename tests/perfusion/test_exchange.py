@@ -219,7 +219,7 @@ def test_lora_of_an_open_gate_is_exact_on_random_encodings(bases: dict[str, Base
     assert d is not None
     done = edit.edit_encodings(e[None], [d], [OPEN])
     for (path, name), (a, b) in exchange.lora_factors(base, tom).items():
-        weight = getattr(base.unet.get_submodule(path), name).weight.detach()
+        weight = getattr(base.denoiser.get_submodule(path), name).weight.detach()
         lora = e @ weight.T + (e @ a.T) @ b.T
         ours = done.encodings[0] @ weight.T
         if name == "to_v":

@@ -511,13 +511,13 @@ def test_prior_weight_preserves_what_is_around_the_subject(
             student.delta += 0.3
         mine, _, _ = on.condition(b.prompts)
         plain = base.pack(base.encode(b.prompts).e)
-        moved = base.unet(b.x_t, b.t, mine).sample - base.unet(b.x_t, b.t, plain).sample
+        moved = base.denoiser(b.x_t, b.t, mine).sample - base.denoiser(b.x_t, b.t, plain).sample
         around = float((moved.square() * (1 - b.mask)).mean())
         assert around > 1e-7
         assert float(on.loss(b)[0]) == pytest.approx(float(off.loss(b)[0]) + 0.5 * around, rel=1e-4)
         calls: list[int] = []
-        forward = base.unet.forward
-        monkeypatch.setattr(base.unet, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
+        forward = base.denoiser.forward
+        monkeypatch.setattr(base.denoiser, "forward", lambda *a, **k: calls.append(1) or forward(*a, **k))
         on.loss(b)
         on.loss(replace(b, mask=torch.ones_like(b.mask)))
         off.loss(b)

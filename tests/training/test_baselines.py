@@ -190,7 +190,7 @@ def test_first_token_has_no_gradient_in_custom_diffusion(base: Base) -> None:
 
     for hold in (True, False):
         with base.frozen():
-            unet = partial_copy(base.unet, lambda n: bool(TO_KV.fullmatch(n)))
+            unet = partial_copy(base.denoiser, lambda n: bool(TO_KV.fullmatch(n)))
             student = Student(base, unet, detach_first_token=hold)
             kv, _ = student.condition([parse("a photo of a cat", {})])
             kv[:, 0].sum().backward() if not hold else None
@@ -261,15 +261,15 @@ def test_the_base_is_untouched_bit_for_bit(name: str, results: Results, base: Ba
     """Inside, images of the word change; afterwards tensors, their memory and images are the old ones."""
     tom = results[name][0]
     before, plain = state_of(base), image_of(base, tom.prompt("<tom>"))
-    places = [p.data_ptr() for p in base.unet.parameters()]
-    kinds = [type(m) for m in base.unet.modules()]
+    places = [p.data_ptr() for p in base.denoiser.parameters()]
+    kinds = [type(m) for m in base.denoiser.modules()]
     with using(base, [(tom, 1.0)]):
         inside = image_of(base, tom.prompt("<tom>"))
     assert np.abs(inside - plain).max() > 1e-3
     after = state_of(base)
     assert all(torch.equal(before[n], after[n]) for n in before)
-    assert places == [p.data_ptr() for p in base.unet.parameters()]
-    assert kinds == [type(m) for m in base.unet.modules()]
+    assert places == [p.data_ptr() for p in base.denoiser.parameters()]
+    assert kinds == [type(m) for m in base.denoiser.modules()]
     assert np.array_equal(image_of(base, tom.prompt("<tom>")), plain)
     assert not any(m.get_input_embeddings()._forward_hooks for m in base.text_encoders)
 
@@ -285,11 +285,11 @@ def test_weighted_sums(results: Results, base: Base) -> None:
     """W + sum w (W' - W), of whole weights and of LoRAs; two concepts need two words."""
     full, lora = results["custom-diffusion"][0], results["dreambooth-lora"][0]
     name = next(iter(full.weights))
-    original = base.unet.get_parameter(name).detach().clone()
+    original = base.denoiser.get_parameter(name).detach().clone()
     down, up = lora.pairs[name.removesuffix(".weight")]
     expected = original + 0.5 * (full.weights[name] - original) + 2.0 * (up @ down)
     with using(base, [(full, 0.5), (lora, 2.0)]):
-        assert torch.allclose(base.unet.get_parameter(name), expected, atol=1e-6)
+        assert torch.allclose(base.denoiser.get_parameter(name), expected, atol=1e-6)
     with pytest.raises(BadRecipe, match="both taught with the word 'sks'"), using(
         base, [(lora, 1.0), (replace(results["textual-inversion"][0], name="kim"), 1.0)]
     ):  # fmt: skip

@@ -438,11 +438,11 @@ def test_a_damaged_checkpoint_is_named(bases: dict[str, Base], tmp_path: Path) -
 def test_base_is_unchanged_after_distillation(bases: dict[str, Base], tmp_path: Path) -> None:
     """Weights, processors and gradients of the teacher; its images are as before."""
     base = bases["sd15"]
-    before = {k: v.clone() for k, v in base.unet.state_dict().items()}
+    before = {k: v.clone() for k, v in base.denoiser.state_dict().items()}
     run(base, tmp_path / "out", captions_file(tmp_path), method="turbo", student="full", steps=2)
-    assert all(torch.equal(v, before[k]) for k, v in base.unet.state_dict().items())
-    assert all(p.requires_grad and p.grad is None for p in base.unet.parameters())
-    assert layout(base.unet) == base.layout
+    assert all(torch.equal(v, before[k]) for k, v in base.denoiser.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in base.denoiser.parameters())
+    assert layout(base.denoiser) == base.layout
 
 
 def test_large_images_are_trained_with_gradient_checkpointing(bases: dict[str, Base]) -> None:

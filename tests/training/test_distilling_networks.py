@@ -74,7 +74,7 @@ def test_the_teacher_is_the_stock_unet(bases: dict[str, Base], pipelines: dict[s
 def test_the_lora_is_on_the_published_layers(bases: dict[str, Base]) -> None:
     s = context(bases["sd15"], method="lcm-lora")
     names = {n for n, _ in s.copy("lora").unet.named_parameters() if ".lora_A." in n}
-    layers = [n for n, m in s.base.unet.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
+    layers = [n for n, m in s.base.denoiser.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
     expected = [n for n in layers if any(n.endswith(f".{t}") for t in TARGETS)]
     assert {n.removesuffix(".lora_A.default.weight") for n in names} == set(expected)
     assert not any(n.startswith(("conv_in", "conv_out", "time_embedding")) for n in names)
@@ -101,7 +101,7 @@ def test_full_lcm_has_a_guidance_embedding(bases: dict[str, Base]) -> None:
     s = context(bases["sd15"], method="lcm", guidance="3-15")
     c = Consistency(s)
     assert c.student.unet.config.time_cond_proj_dim == 256
-    old = s.base.unet.state_dict()
+    old = s.base.denoiser.state_dict()
     new = {k: v for k, v in c.student.unet.state_dict().items() if k != "time_embedding.cond_proj.weight"}
     assert new.keys() == old.keys() and all(torch.equal(new[k], old[k]) for k in old)
     x, t, texts = inputs(s)

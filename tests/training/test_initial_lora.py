@@ -31,8 +31,8 @@ def lora(bases: dict[str, Base], tmp_path_factory: Any) -> Path:
 
 def answer(base: Base, network: Network) -> torch.Tensor:
     g = torch.Generator().manual_seed(0)
-    side = base.unet.config.sample_size
-    x = torch.randn((2, base.unet.config.in_channels, side, side), generator=g)
+    side = base.denoiser.config.sample_size
+    x = torch.randn((2, base.denoiser.config.in_channels, side, side), generator=g)
     with torch.no_grad():
         return network(x, torch.tensor([999, 400]), Encoder(base)(["a cat", "a red chair"])).x0
 

@@ -32,7 +32,7 @@ class CustomDiffusion(Method):
     rare = ("ucd", "embic")  # of the published ktn, pll and ucd: rare, and one token by itself
 
     def student(self, base: Base, recipe: Baseline, word: str) -> Student:
-        unet = partial_copy(base.unet, lambda name: bool(TO_KV.fullmatch(name)))
+        unet = partial_copy(base.denoiser, lambda name: bool(TO_KV.fullmatch(name)))
         return Student(base, unet, embedding.start(base, word), detach_first_token=True)
 
     def tensors(self, student: Student) -> TrainedTensors:
@@ -46,7 +46,7 @@ class CustomDiffusion(Method):
         from safetensors.torch import save
 
         tensors = {_file_key(n): t for n, t in result.weights.items()}
-        for name in base.unet.attn_processors:
+        for name in base.denoiser.attn_processors:
             if ".attn1." in name:  # diffusers wants every attention named: nothing stands for no change
                 tensors[name] = torch.zeros(0)
         path = atomic_write(folder / FILE, save(tensors, {"format": "pt"}))
@@ -55,7 +55,7 @@ class CustomDiffusion(Method):
 
     def read(self, base: Base, folder: Path, name: str) -> TrainedTensors:
         tensors = embedding.tensors(folder / FILE)
-        shapes = {n: p.shape for n, p in base.unet.named_parameters() if TO_KV.fullmatch(n)}
+        shapes = {n: p.shape for n, p in base.denoiser.named_parameters() if TO_KV.fullmatch(n)}
         if any(_file_key(n) not in tensors or tensors[_file_key(n)].shape != s for n, s in shapes.items()):
             raise BadConceptFile(
                 f"{folder / FILE} does not have the keys and values of {base.name}. Open the base it was made "

@@ -25,7 +25,7 @@ FOLDER, FILE = "unet", "diffusion_pytorch_model.safetensors"
 
 class DreamBooth(Method):
     def student(self, base: Base, recipe: Baseline, word: str) -> Student:
-        return Student(base, partial_copy(base.unet, lambda name: True))
+        return Student(base, partial_copy(base.denoiser, lambda name: True))
 
     def tensors(self, student: Student) -> TrainedTensors:
         return TrainedTensors(weights={n: p.detach().cpu().clone() for n, p in student.unet.named_parameters()})
@@ -34,14 +34,14 @@ class DreamBooth(Method):
         from safetensors.torch import save
 
         with atomic_folder(folder / FOLDER) as fresh:
-            base.unet.save_config(str(fresh))
+            base.denoiser.save_config(str(fresh))
             atomic_write(fresh / FILE, save(dict(result.weights), {"format": "pt"}))
         return [folder / FOLDER / FILE, folder / FOLDER / "config.json"]
 
     def read(self, base: Base, folder: Path, name: str) -> TrainedTensors:
         path = folder / FOLDER / FILE
         weights = dict(embedding.tensors(path))
-        shapes = {n: p.shape for n, p in base.unet.named_parameters()}
+        shapes = {n: p.shape for n, p in base.denoiser.named_parameters()}
         if {n: t.shape for n, t in weights.items()} != shapes:
             raise BadConceptFile(f"{path} is not a U-Net of {base.name}. Open the base it was made for.")
         return TrainedTensors(weights=weights)

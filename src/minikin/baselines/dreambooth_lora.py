@@ -35,14 +35,14 @@ class DreamBoothLora(Method):
     def student(self, base: Base, recipe: Baseline, word: str) -> Student:
         from peft import LoraConfig
 
-        shapes = {n: tuple(p.shape) for n, p in base.unet.named_parameters()}
+        shapes = {n: tuple(p.shape) for n, p in base.denoiser.named_parameters()}
         name, most = min(((n, min(s)) for n, s in _layers(shapes).items()), key=lambda layer: layer[1])
         if recipe.rank > most:
             raise BadRecipe(
                 f"A LoRA of rank {recipe.rank} is larger than layer {name} of this base, whose rank is {most}. "
                 f"Use --rank {most} or less."
             )
-        unet: Any = partial_copy(base.unet)
+        unet: Any = partial_copy(base.denoiser)
         config = LoraConfig(
             r=recipe.rank, lora_alpha=recipe.rank, init_lora_weights="gaussian", target_modules=list(TARGETS)
         )

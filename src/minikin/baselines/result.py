@@ -152,7 +152,7 @@ def _replace_words(base: Base, results: Sequence[BaselineResult]) -> Iterator[No
 @contextmanager
 def _replace_weights(base: Base, results: Weighted) -> Iterator[None]:
     """Inside, the U-Net has the changed weights; every other tensor stays in place."""
-    parameters = dict(base.unet.named_parameters())
+    parameters = dict(base.denoiser.named_parameters())
     names = {n for result, _ in results for n in result.weights}
     names |= {f"{layer}.weight" for result, _ in results for layer in result.pairs}
     originals = {n: parameters[n].data for n in sorted(names)}

@@ -30,7 +30,7 @@ class Shapes(NamedTuple):
 def of(base: Base) -> Shapes:
     """The shapes of an open base."""
     widths = (m.get_input_embeddings().embedding_dim for m in base.text_encoders)
-    return Shapes({n: tuple(p.shape) for n, p in base.unet.named_parameters()}, tuple(widths))
+    return Shapes({n: tuple(p.shape) for n, p in base.denoiser.named_parameters()}, tuple(widths))
 
 
 @lru_cache

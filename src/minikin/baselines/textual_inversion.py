@@ -28,7 +28,7 @@ class TextualInversion(Method):
         return word
 
     def student(self, base: Base, recipe: Baseline, word: str) -> Student:
-        return Student(base, partial_copy(base.unet), embedding.start(base, recipe.category))
+        return Student(base, partial_copy(base.denoiser), embedding.start(base, recipe.category))
 
     def tensors(self, student: Student) -> TrainedTensors:
         return TrainedTensors(words=tuple(w.detach().cpu().clone() for w in student.words))

@@ -129,6 +129,7 @@ def check(base: Base, photos: Sequence[Photo], recipe: Baseline) -> str:
     """The rare word of this recipe on this base; raises BadPhoto or BadRecipe when it cannot be taught."""
     if not photos:
         raise BadPhoto("There are no photos. Give a folder with 3 to 6 images of the same thing.")
+    base.require_unet(f"Baseline {recipe.method}")
     check_name(recipe.name)
     check_category(recipe.category)
     check_base(base, _as_teach(recipe))

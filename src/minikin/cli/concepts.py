@@ -148,14 +148,14 @@ def export(
     from minikin.cli import display
     from minikin.perfusion import library
     from minikin.perfusion.concept_file import load
+    from minikin.perfusion.export import check_exportable, format_of
     from minikin.perfusion.export import export as write
-    from minikin.perfusion.export import format_of
     from minikin.studio import Studio
 
     to = format_of(to)
     loaded = load(library.resolve(concept))
     path = out or Path(f"{loaded.name}-{to}.safetensors")
-    usual = {"tiny": "tiny", "sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}[loaded.origin.architecture]
+    usual = check_exportable(loaded)
     if loaded.mode == "value" and to != "textual-inversion":
         display.note(
             "A value-only edit has no key direction: it is computed from captions now, which takes a while."

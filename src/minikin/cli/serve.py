@@ -138,7 +138,7 @@ def _fast_backend(studio: Studio) -> str:
     large one takes too long to start without being asked.
     """
     base = studio.base
-    size = sum(p.numel() * p.element_size() for p in base.unet.parameters())
+    size = sum(p.numel() * p.element_size() for p in base.denoiser.parameters())
     small = base.device.type == "cpu" and size <= MAX_EXPORT_BYTES
     return "openvino" if small and find_spec("openvino") else "eager"
 

@@ -77,7 +77,7 @@ class Examples:
 def side_of(base: Base, recipe: Distill) -> int:
     """Side of the training images in pixels. Raises BadRecipe when the base's U-Net cannot take it."""
     side = recipe.size or base.size_px
-    step = base.vae_scale_factor * 2 ** (len(base.unet.config.block_out_channels) - 1)
+    step = base.vae_scale_factor * 2 ** (len(base.denoiser.config.block_out_channels) - 1)
     if side % step:
         near = step * max(1, round(side / step))
         raise BadRecipe(f"size must be a multiple of {step} for this base, but it is {side}; use {near}.")
@@ -104,7 +104,11 @@ def load(
 
     base = encoder.base
     side = side_of(base, recipe)
-    shape = (int(base.unet.config.in_channels), side // base.vae_scale_factor, side // base.vae_scale_factor)
+    shape = (
+        int(base.denoiser.config.in_channels),
+        side // base.vae_scale_factor,
+        side // base.vae_scale_factor,
+    )
     captions = [source.captions(i) for i in range(len(source))]
     if not with_latents:
         yield events.Done(Examples(None, captions, shape, source.identity), {"examples": len(captions)})
@@ -117,7 +121,7 @@ def load(
             "teacher_steps": recipe.teacher_steps,
             "seed": recipe.seed,
         }
-        teacher_facts |= {"base": base.fingerprint, "unet": module_hash(base, base.unet)}
+        teacher_facts |= {"base": base.fingerprint, "unet": module_hash(base, base.denoiser)}
         if encoder.concepts is not None:
             teacher_facts["concepts"] = concept_captions.digest(encoder.concepts)
         facts |= json.loads(json.dumps(teacher_facts))
@@ -151,7 +155,7 @@ def _latents(
     if not source.has_images:
         h = side // base.vae_scale_factor
         for part in batches:
-            c = int(base.unet.config.in_channels)
+            c = int(base.denoiser.config.in_channels)
             generators = [np.random.default_rng((recipe.seed, k)) for k in part]
             x = torch.from_numpy(np.stack([r.standard_normal((c, h, h), np.float32) for r in generators]))
             x = x.to(base.device)

@@ -137,6 +137,7 @@ def distill(base: Base, recipe: Distill, out: Path, *, resume: bool = False) -> 
 
 def check(base: Base, recipe: Distill) -> None:
     """Raises BadRecipe when this base cannot be a teacher."""
+    base.require_unet("Distillation")
     if base.is_inpainting:
         raise BadRecipe(
             f"'{base.name}' is an inpainting model and cannot be distilled here. Distil the ordinary model of "

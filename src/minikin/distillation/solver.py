@@ -44,7 +44,7 @@ class Schedule:
 
     @classmethod
     def of(cls, base: Any) -> Schedule:
-        return cls(base.training_scheduler.alphas_cumprod, base.prediction_type)
+        return cls(base.schedule.alphas_cumprod, base.prediction_type)
 
     def at(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """alpha_t and sigma_t for timesteps (B,), shaped to multiply `like`."""

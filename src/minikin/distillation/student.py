@@ -182,7 +182,7 @@ def _attention(x: Tensor) -> Iterator[None]:
 
 def teacher(base: Base, schedule: Schedule, *, autocast: bool = False) -> Network:
     """The base's U-Net as a network. It is not copied, so use it inside `base.frozen()`."""
-    return Network(base, base.unet, schedule, autocast=autocast)
+    return Network(base, base.denoiser, schedule, autocast=autocast)
 
 
 @opening()
@@ -207,7 +207,7 @@ def copied(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        unet = _with_guidance(base.unet) if guidance else deepcopy(base.unet)
+        unet = _with_guidance(base.denoiser) if guidance else deepcopy(base.denoiser)
         unet.requires_grad_(kind == "full")
         if kind == "full":
             unet.to(torch.float32)

@@ -25,18 +25,17 @@ def prediction_errors(base: Base, image: Image.Image, prompts: Sequence[str], se
     """Mean squared noise prediction error of one image under each prompt (len(prompts),)."""
     pixels = torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1)[None]
     x0 = base.to_latents(pixels.float() / 127.5 - 1).float()
-    n_train = int(base.training_scheduler.config.num_train_timesteps)
+    n_train = base.schedule.n_train
     t = torch.linspace(0.2 * n_train, 0.9 * n_train, LEVELS).long().to(x0.device)
     eps = torch.randn((LEVELS, *x0.shape[1:]), generator=torch.Generator().manual_seed(seed)).to(x0)
     x0 = x0.expand(LEVELS, -1, -1, -1)
-    x_t = base.training_scheduler.add_noise(x0, eps, t).to(base.dtype)
-    v_target = base.prediction_type == "v_prediction"
-    target = base.training_scheduler.get_velocity(x0, eps, t) if v_target else eps
+    x_t = base.schedule.noised(x0, eps, t).to(base.dtype)
+    target = base.schedule.target(x0, eps, t)
     errors = []
     for text in prompts:
         (conditioning,) = condition(base, [parse(text, {})], {}, copies=LEVELS)
-        added = base.added_conditions(LEVELS, conditioning.pooled)
-        predicted = base.unet(x_t, t, conditioning.kv.to(base.dtype), **added).sample.float()
+        kv, pooled, mask = conditioning.kv.to(base.dtype), conditioning.pooled, conditioning.mask
+        predicted = base.predict(x_t, t, kv, pooled=pooled, mask=mask).float()
         errors.append(float((predicted - target).square().mean()))
     return np.array(errors)
 

@@ -29,16 +29,18 @@ from minikin.recipes import WHOLE, Paint
 
 
 class StepConditioning(NamedTuple):
-    """The U-Net's conditioning in one step.
+    """The denoiser's conditioning in one step.
 
     kv        (B, N, W), or (2B, N, W) with guidance: unconditional rows first
     pooled    SDXL's pooled embeddings of the same rows, else None
     guidance  the scale; None for a step without classifier-free guidance
+    mask      of the tokens of the same rows (see `Conditioning`)
     """
 
     kv: Tensor
     pooled: Tensor | None
     guidance: float | None
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class ConditioningSchedule:
 
     def steps(self, base: Base, total: int) -> Iterator[StepConditioning]:
         """The conditioning of each of `total` steps, on the base's device; equal ones are one object."""
-        embedded = base.unet.config.time_cond_proj_dim is not None  # guidance is an input: one pass
+        embedded = base.denoiser.config.get("time_cond_proj_dim") is not None  # guidance is an input: one pass
         before, conditioning = None, None
         for step in range(total):
             stage = self.stage(step)
@@ -82,12 +84,13 @@ class ConditioningSchedule:
         rows = [self.positive[stage]]
         if guided:
             rows.insert(0, self.negative[stage])
-        kv = torch.cat([row.kv for row in rows]).to(base.device, base.dtype)
-        pooled = [row.pooled for row in rows if row.pooled is not None]
+        joined = stacked(rows)
+        pooled = joined.pooled
         return StepConditioning(
-            kv,
-            torch.cat(pooled).to(base.device, base.dtype) if pooled else None,
+            joined.kv.to(base.device, base.dtype),
+            None if pooled is None else pooled.to(base.device, base.dtype),
             self.guidance if guided else None,
+            None if joined.mask is None else joined.mask.to(base.device),
         )
 
 
@@ -160,18 +163,22 @@ def conditionings(
 def merge_schedules(schedules: Sequence[ConditioningSchedule]) -> ConditioningSchedule:
     """One schedule for images of one batch; where one image changes its prompt, the others keep theirs."""
     starts = tuple(sorted({start for schedule in schedules for start in schedule.starts}))
-    positive = tuple(_stack([s.positive[s.stage(start)] for s in schedules]) for start in starts)
+    positive = tuple(stacked([s.positive[s.stage(start)] for s in schedules]) for start in starts)
     first = schedules[0]
     steps = starts if first.negative else ()
-    negative = tuple(_stack([s.negative[s.stage(start)] for s in schedules]) for start in steps)
+    negative = tuple(stacked([s.negative[s.stage(start)] for s in schedules]) for start in steps)
     return ConditioningSchedule(starts, positive, negative, first.guided, first.guidance)
 
 
-def _stack(rows: Sequence[Conditioning]) -> Conditioning:
+def stacked(rows: Sequence[Conditioning]) -> Conditioning:
     """Rows one below the other. Regions are the first row's: a batch with regions has equal rows."""
     pooled = [row.pooled for row in rows if row.pooled is not None]
+    masks = [row.mask for row in rows if row.mask is not None]
     return Conditioning(
-        torch.cat([row.kv for row in rows]), torch.cat(pooled) if pooled else None, rows[0].regions
+        torch.cat([row.kv for row in rows]),
+        torch.cat(pooled) if pooled else None,
+        rows[0].regions,
+        torch.cat(masks) if masks else None,
     )
 
 

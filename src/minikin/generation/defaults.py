@@ -26,14 +26,12 @@ from minikin.models.base import Base
 from minikin.models.foreign_syntax import excerpt
 from minikin.models.presets import Preset, Source
 from minikin.models.prompt import ConceptUse, Prompt
-from minikin.models.text import MAX_CHUNKS
 from minikin.perfusion import operating_points
 from minikin.perfusion.category import unknown_words
 from minikin.perfusion.conditioning import PreparedConcept
 from minikin.perfusion.operating_points import Point
 from minikin.recipes import WHOLE, ConceptSettings, Img2Img, Paint
 
-TINY_GUIDANCE, GUIDANCE = 3.0, 6.0
 MAX_LISTED = 5  # words in a note
 SHARED_STRENGTH = 1.4  # of a concept of mode value beside others, whose tokens share the attention
 LARGE = 1.6  # times the base's training size: from there on subjects repeat
@@ -207,9 +205,7 @@ def fill_in(base: Base, recipe: Paint, choice: PresetChoice) -> tuple[Paint, lis
 
 
 def _guidance(base: Base, preset: Preset) -> float:
-    if preset.guidance is not None:
-        return preset.guidance
-    return TINY_GUIDANCE if base.architecture == "tiny" else GUIDANCE
+    return base.family.guidance if preset.guidance is None else preset.guidance
 
 
 def _correct(p: Preset, values: dict[str, Any]) -> list[str]:
@@ -273,6 +269,8 @@ def check_supported(base: Base, recipe: Paint) -> None:
             f"'{recipe.scheduler}'. Leave --scheduler out."
         )
     base.check_clip_skip(recipe.clip_skip)
+    if recipe.backend != "eager":
+        base.require_unet(f"Backend {recipe.backend}")
     if isinstance(recipe, Img2Img):  # any size, on any U-Net
         return
     if base.is_inpainting:
@@ -307,10 +305,10 @@ def cautions(
     if not recipe.prompt.strip():
         sentences.append("The prompt is empty, so the image shows anything that this base can paint.")
     n = max(base.needed_chunks(prompt) for prompt in dict.fromkeys(prompts))
-    if n > MAX_CHUNKS:
+    if n > (most := base.text.max_chunks):
+        first = f"the first {most} are read" if most > 1 else "the first is read"
         sentences.append(
-            f"The prompt fills {n} chunks of {base.n_tokens - 2} tokens; the first {MAX_CHUNKS} are read and "
-            "the rest is left out."
+            f"The prompt fills {n} chunks of {base.text.window} tokens; {first} and the rest is left out."
         )
     if unknown := unknown_words(base, " ".join(dict.fromkeys(p.text for p in prompts))):
         sentences.append(

@@ -95,7 +95,7 @@ def sample(
     batch = LatentBatch(base, scheduler, generators, size, initial)
     latents = batch.start(start)
     constant = _constant_inputs(base, scheduler, schedule, generators, size)
-    # 3. Wrappers of the U-Net
+    # 3. Wrappers of the denoiser
     view = initial.view if initial else EVERYTHING
     tiled = bool(initial and initial.tile)
     regions = _regions(request, schedule, view, several_steps=start.calls > 1 and not tiled)
@@ -139,7 +139,7 @@ def _regions(
 
 
 class ConstantInputs(NamedTuple):
-    """Inputs of U-Net and scheduler that are the same in all steps.
+    """Inputs of denoiser and scheduler that are the same in all steps.
 
     guidance_embedding  of full latent consistency models (B, D), else None
     size                (height, width) in pixels
@@ -161,19 +161,21 @@ def denoise(
 ) -> Tensor:
     """One denoising step: latents (B, C, h, w) at timestep t to latents at the next timestep.
 
-    The U-Net is called through its wrappers (`unet_wrappers`); with guidance, for 2B rows, unconditional first.
+    The denoiser is called through its wrappers (`unet_wrappers`); with guidance for 2B rows, the first B
+    unconditional.
     """
     guidance = conditioning.guidance
     x = latents if guidance is None else torch.cat([latents] * 2)
     x = scheduler.scale_model_input(x, t)
-    prediction = base.unet(
+    prediction = base.predict(
         x,
         t,
-        encoder_hidden_states=conditioning.kv,
-        timestep_cond=constant.guidance_embedding,
-        return_dict=False,
-        **base.added_conditions(len(x), conditioning.pooled, constant.size),  # SDXL's
-    )[0]
+        conditioning.kv,
+        pooled=conditioning.pooled,
+        mask=conditioning.mask,
+        size=constant.size,
+        guidance_embedding=constant.guidance_embedding,
+    )
     if guidance is not None:  # classifier-free guidance (Ho and Salimans 2022, arXiv:2207.12598)
         unconditional, conditional = prediction.chunk(2)
         prediction = unconditional + guidance * (conditional - unconditional)
@@ -191,7 +193,7 @@ def _constant_inputs(
     arguments = inspect.signature(scheduler.step).parameters
     step = {k: v for k, v in {"eta": 0.0, "generator": generators}.items() if k in arguments}
     embedding = None
-    if (embedding_dim := base.unet.config.time_cond_proj_dim) is not None:
+    if (embedding_dim := base.denoiser.config.get("time_cond_proj_dim")) is not None:
         scale = torch.tensor(schedule.guidance - 1).repeat(len(generators))
         embedding = base.pipe.get_guidance_scale_embedding(scale, embedding_dim=embedding_dim)
         embedding = embedding.to(device=base.device, dtype=base.dtype)
@@ -215,9 +217,7 @@ def start_of(base: Base, request: ImageRequest, strength: float = 1.0) -> StartS
     """Where sampling of a request starts at this strength."""
     custom: Sequence[int] | None = request.custom_timesteps
     if request.recipe.schedule == "Align Your Steps":
-        custom = align_your_steps.timesteps(
-            base.architecture, request.steps, base.training_scheduler.alphas_cumprod
-        )
+        custom = align_your_steps.timesteps(base.architecture, request.steps, base.schedule.alphas_cumprod)
     return start_step(request.steps, request.scheduler_class(base), strength, custom)
 
 

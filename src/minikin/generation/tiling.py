@@ -84,13 +84,14 @@ class TiledDiffusion:
         """A U-Net's forward that calls `forward` for each tile and blends the predictions."""
 
         def tiled(sample: Tensor, *args: Any, **kwargs: Any) -> Any:
-            total = torch.zeros_like(sample[:, : base.unet.config.out_channels], dtype=torch.float32)
+            channels = base.denoiser.config.out_channels
+            total = torch.zeros(len(sample), channels, *self.size, device=sample.device)
             weights = torch.zeros(1, 1, *self.size, device=sample.device)
             weight = self.weight.to(sample.device)
-            for_tile = {**kwargs, "return_dict": False} | self._size_conditioning(base, kwargs)
+            for_tile = {**kwargs, "return_dict": False} | self._size_conditions(base, len(sample), kwargs)
             for top, left, region_bias in self.tiles:
                 part = (..., slice(top, top + self.h), slice(left, left + self.w))
-                with region_bias_applied(base.unet, region_bias):
+                with region_bias_applied(base.denoiser, region_bias):
                     (prediction,) = forward(sample[part].contiguous(), *args, **for_tile)
                 total[part] += weight * prediction.float()
                 weights[part] += weight
@@ -103,14 +104,13 @@ class TiledDiffusion:
 
         return tiled
 
-    def _size_conditioning(self, base: Base, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """SDXL's size conditioning gets the size of a tile, which the U-Net knows, not that of the whole."""
+    def _size_conditions(self, base: Base, n: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Those of SDXL and PixArt-alpha are of a tile, the size that the denoiser knows, not of the whole."""
         added = kwargs.get("added_cond_kwargs") or {}
-        if "time_ids" not in added:
+        if not added:
             return {}
-        h, w = self.h * base.vae_scale_factor, self.w * base.vae_scale_factor
-        ids = added["time_ids"].new_tensor([h, w, 0, 0, h, w]).expand(len(added["time_ids"]), -1)
-        return {"added_cond_kwargs": {**added, "time_ids": ids}}
+        size = (self.h * base.vae_scale_factor, self.w * base.vae_scale_factor)
+        return {"added_cond_kwargs": {**added, **base.size_conditions(n, size)}}
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Everything that wraps the U-Net while images are sampled, in one ordered list.
 
     1. inference backend   replaces `forward` of U-Net and decoder (compiled or exported code)
-    2. region bias         is set on the attention processors (`<tom@left>`)
+    2. region bias         is set on the cross-attention layers (`<tom@left>`)
     3. tiled diffusion     replaces `forward`: one call becomes one for each tile, with the tile's region bias
     4. inpainting inputs   replaces `forward`: mask and masked image are appended to the latents, 9 channels
 
@@ -42,7 +42,7 @@ def unet_wrappers(
     """Inside, the base's U-Net has these wrappers; see the module's text."""
     wrappers: list[AbstractContextManager[Any]] = [
         backend.applied(base, warn),
-        region_bias_applied(base.unet, region_bias),
+        region_bias_applied(base.denoiser, region_bias),
     ]
     if tiles:
         wrappers.append(_wrapped_forward(base, lambda forward: tiles.wrap(base, forward)))
@@ -56,7 +56,7 @@ def unet_wrappers(
 
 @contextmanager
 def _wrapped_forward(base: Base, wrap: Callable[[Forward], Forward]) -> Iterator[None]:
-    with forward_replaced(base.unet, wrap(base.unet.forward)):
+    with forward_replaced(base.denoiser, wrap(base.denoiser.forward)):
         yield
 
 

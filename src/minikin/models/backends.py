@@ -84,8 +84,8 @@ class Compiled:
         if self._broken:
             yield
             return
-        unet, decoder = (self._with_fallback(base, m, warn) for m in (base.unet, base.vae.decoder))
-        with forward_replaced(base.unet, unet), forward_replaced(base.vae.decoder, decoder):
+        unet, decoder = (self._with_fallback(base, m, warn) for m in (base.denoiser, base.vae.decoder))
+        with forward_replaced(base.denoiser, unet), forward_replaced(base.vae.decoder, decoder):
             yield
 
     def _with_fallback(self, base: Base, module: Any, warn: Warn) -> Callable[..., Any]:
@@ -139,11 +139,11 @@ class OpenVino:
             yield
             return
         unet, decoder = self._unet(base, warn), self._decoder(base, warn)
-        with forward_replaced(base.unet, unet), forward_replaced(base.vae.decoder, decoder):
+        with forward_replaced(base.denoiser, unet), forward_replaced(base.vae.decoder, decoder):
             yield
 
     def _unet(self, base: Base, warn: Warn) -> Callable[..., Any]:
-        plain = base.unet.forward
+        plain = base.denoiser.forward
 
         def forward(
             sample: Tensor,
@@ -161,7 +161,7 @@ class OpenVino:
                 inputs["timestep_cond"] = timestep_cond
             inputs |= dict(added_cond_kwargs or {})
             exportable = not cross_attention_kwargs and all(v is None for v in other.values())
-            out = self._run(base, base.unet, _Unet, inputs, warn) if exportable else None
+            out = self._run(base, base.denoiser, _Unet, inputs, warn) if exportable else None
             if out is None:
                 return plain(
                     sample,

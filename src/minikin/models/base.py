@@ -1,15 +1,14 @@
 """The base model: a frozen diffusers pipeline and what Minikin adds to it.
 
-A `Base` wraps a stock pipeline of Stable Diffusion 1, 2 or XL, or of `tiny`, which has the same
-structure. It encodes prompts with concepts (`encode`), computes packed keys and values from the
-encodings (`pack`), encodes images to latents (`to_latents`), and identifies the model (`fingerprint`,
-`text_hash`). A prompt changes no state of it.
+A `Base` wraps a stock pipeline of one of the families in `models.families`. It encodes prompts with
+concepts (`encode`), computes packed keys and values from the encodings (`pack`), calls the denoiser with them
+(`predict`), encodes images to latents (`to_latents`), and identifies the model (`fingerprint`, `text_hash`).
+A prompt changes no state of it.
 """
 
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,22 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minikin.errors import BadModelFile, BadRecipe
-from minikin.models import attention
+from minikin.errors import BadRecipe
+from minikin.models import attention, families
 from minikin.models.identity import Origin, rounded, sketch
 from minikin.models.prompt import Prompt
-from minikin.models.text import (
-    MAX_CHUNKS,
-    Encoded,
-    apply_emphasis,
-    chunk_tokens,
-    emphasis,
-    hidden_state,
-    tokenize,
-    word_vectors_replaced,
-)
-
-ARCHITECTURES = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # by text width; anything else is tiny
+from minikin.models.schedule import NoiseSchedule
+from minikin.models.text import Encoded
+from minikin.models.text_encoders import text_encoders
 
 
 @dataclass(repr=False)
@@ -59,24 +49,19 @@ class Base:
     weights_version: object = None
 
     def __post_init__(self) -> None:
-        p = self.pipe
-        self.unet, self.vae = p.unet, p.vae
-        self._tokenizer_lock = threading.RLock()  # fast tokenizers keep the padding as state
-        pairs = [(p.tokenizer, p.text_encoder)]
-        if getattr(p, "text_encoder_2", None) is not None:
-            pairs.append((p.tokenizer_2, p.text_encoder_2))
-        if any(t is None or m is None for t, m in pairs):
-            raise BadModelFile(
-                "This base has no text encoder or tokenizer. Minikin needs them to train word vectors; "
-                "use the full pipeline folder, not the U-Net alone."
-            )
-        self.tokenizers = [t for t, _ in pairs]
-        self.text_encoders = [m for _, m in pairs]
+        pipe = self.pipe
+        families.refuse(type(pipe).__name__, "This pipeline")
+        self.denoiser = families.denoiser_of(pipe)
+        self.vae = pipe.vae
+        self.layout = attention.layout(self.denoiser)
+        self.family = families.family(type(pipe).__name__, self.layout.text_width)
+        self.text = text_encoders(pipe, self.family)
+        self.tokenizers, self.text_encoders = self.text.tokenizers, self.text.models
         for module in self.modules:
             module.eval()
-        self.layout = attention.attach(self.unet)
+        attention.attach(self.denoiser)
         # read once: a LoRA that is applied may change the configuration while another thread resolves a request
-        self.has_guidance_embedding = bool(self.unet.config.get("time_cond_proj_dim"))  # full LCM
+        self.has_guidance_embedding = bool(self.denoiser.config.get("time_cond_proj_dim"))  # full LCM
 
     def __repr__(self) -> str:
         kind, dtype = type(self.pipe).__name__, str(self.dtype).removeprefix("torch.")
@@ -86,7 +71,23 @@ class Base:
 
     @property
     def architecture(self) -> str:
-        return ARCHITECTURES.get(self.layout.text_width, "tiny")
+        return self.family.name
+
+    @property
+    def is_unet(self) -> bool:
+        """False for a base that denoises with a transformer."""
+        return self.family.denoiser == "unet"
+
+    def require_unet(self, task: str) -> None:
+        """Raise BadRecipe on a base that denoises with a transformer.
+
+        task  that needs a U-Net, the beginning of a sentence
+        """
+        if not self.is_unet:
+            raise BadRecipe(
+                f"{task} works with U-Nets (Stable Diffusion 1, 2, XL and tiny), and '{self.name}' "
+                f"({self.architecture}) denoises with a transformer. Open a base with a U-Net."
+            )
 
     @property
     def is_xl(self) -> bool:
@@ -94,22 +95,23 @@ class Base:
 
     @property
     def device(self) -> torch.device:
-        weight: Tensor = self.unet.conv_in.weight  # `unet.device` would look for hooks in every layer
+        weight: Tensor = next(self.denoiser.parameters())  # its `device` would look for hooks in every layer
         return weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        weight: Tensor = self.unet.conv_in.weight
+        weight: Tensor = next(self.denoiser.parameters())
         return weight.dtype
 
     @property
     def n_tokens(self) -> int:
-        return int(self.tokenizers[0].model_max_length)
+        """Tokens of an encoding in one window, with special ones."""
+        return self.family.tokens or int(self.tokenizers[0].model_max_length)
 
     @property
     def size_px(self) -> int:
         """Side in pixels of the images that the base was trained on."""
-        side: int = self.unet.config.sample_size * self.vae_scale_factor
+        side: int = self.denoiser.config.sample_size * self.vae_scale_factor
         return side
 
     @property
@@ -119,29 +121,26 @@ class Base:
 
     @property
     def size_multiple(self) -> int:
-        """Sides of images in pixels are multiples of this, so that every level of the U-Net has whole sizes."""
-        return self.vae_scale_factor << (len(self.unet.config.block_out_channels) - 1)
+        """Sides of images in pixels are multiples of this, so that every level or patch has a whole size."""
+        config = self.denoiser.config
+        if self.is_unet:
+            return self.vae_scale_factor << (len(config.block_out_channels) - 1)
+        return self.vae_scale_factor * int(config.patch_size)
 
     @property
     def prediction_type(self) -> str:
         """epsilon or v_prediction, as diffusers names them."""
-        return str(self.pipe.scheduler.config.prediction_type)
+        return self.schedule.prediction_type
 
     @cached_property
-    def training_scheduler(self) -> Any:
-        """The base's noise schedule as a DDPM scheduler: add_noise(x0, eps, t), get_velocity(x0, eps, t).
-
-        The pipeline's scheduler does not serve for training: Euler's `add_noise` leaves out the factor
-        alpha, and others have no velocity.
-        """
-        from diffusers import DDPMScheduler
-
-        return DDPMScheduler.from_config(self.pipe.scheduler.config)
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule that the base was trained with."""
+        return NoiseSchedule(self.pipe.scheduler.config)
 
     @property
     def is_inpainting(self) -> bool:
         """True for inpainting models, whose U-Net also reads a mask and a masked image (9 channels)."""
-        return int(self.unet.config.in_channels) == 9
+        return int(self.denoiser.config.in_channels) == 9
 
     @cached_property
     def fingerprint(self) -> str:
@@ -151,7 +150,7 @@ class Base:
         """
         digest = hashlib.sha256()
         for layer in self.layout.layers:
-            attn = self.unet.get_submodule(layer.path)
+            attn = self.denoiser.get_submodule(layer.path)
             for projection in (attn.to_k, attn.to_v):
                 weight = getattr(projection, "base_layer", projection).weight
                 digest.update(layer.path.encode() + rounded(weight))
@@ -159,18 +158,21 @@ class Base:
 
     @property
     def text_hash(self) -> str:
-        """SHA-256 of the text encoders' weights (see `identity.rounded`) and the tokenizers' words."""
+        """SHA-256 of the text encoders' weights (see `identity.rounded`) and the tokenizers' words.
+
+        With those of a transformer's projection of the text, which the edit of a concept acts after.
+        """
         return self._text[0]
 
     @cached_property
     def _text(self) -> tuple[str, str]:
         """Hash and sketch of the text encoders, computed on first use."""
         digest, weights, words = hashlib.sha256(), [], []
-        for tokenizer, model in zip(self.tokenizers, self.text_encoders, strict=True):
-            for name, weight in sorted(model.state_dict().items()):
-                if weight.is_floating_point():
-                    digest.update(name.removeprefix("text_model.").encode() + rounded(weight))
-                    weights.append(weight)
+        for model in (*attention.text_projection(self.denoiser), *self.text_encoders):
+            for name, weight in sorted(model.named_parameters()):  # those that are used twice count once
+                digest.update(name.removeprefix("text_model.").encode() + rounded(weight))
+                weights.append(weight)
+        for tokenizer in self.tokenizers:
             vocabulary = sorted(tokenizer.get_vocab())
             digest.update("\n".join(vocabulary).encode())
             words += vocabulary
@@ -182,7 +184,7 @@ class Base:
 
     @property
     def modules(self) -> tuple[Any, ...]:
-        return (self.unet, self.vae, *self.text_encoders)
+        return (self.denoiser, self.vae, *self.text_encoders)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -220,83 +222,39 @@ class Base:
         Gradients flow to the word vectors.
         Raises BadRecipe when a concept stands after the last token that is read.
         """
-        states, pooled, positions, n = [], None, None, self.n_tokens
-        tokens = None
-        weighted = any(p.weights for p in (*prompts, *(second or ())))
-        norm, layer = not self.is_xl, self._layer(clip_skip)
-        for k, (tokenizer, model) in enumerate(zip(self.tokenizers, self.text_encoders, strict=True)):
-            texts = second if k and second else prompts
-            with self._tokenizer_lock:
-                tokens = tokenize(tokenizer, texts, chunks)
-            positions = positions or tokens.positions
-            replacements = [
-                (b * chunks + at[0] // n, tuple(i % n for i in at), words[use.name][k])
-                for b, prompt in enumerate(texts)
-                for use, at in zip(prompt.uses, tokens.positions[b], strict=True)
-                if words and use.name in words
-            ]
-            with word_vectors_replaced(model, replacements):
-                out = model(tokens.ids.to(self.device), output_hidden_states=not norm or layer > 1)
-            state = hidden_state(out, model, layer, norm)
-            if weighted:
-                state = apply_emphasis(state, emphasis(tokens, texts))
-            states.append(state)
-            if self.is_xl and k == len(self.text_encoders) - 1:
-                pooled = out[0][::chunks]  # of the first chunk, as in A1111 and ComfyUI
-        e = torch.cat(states, -1).to(self.device)  # elsewhere under enable_model_cpu_offload
-        assert positions is not None
-        assert tokens is not None
-        eos = (tokens.ids == self.tokenizers[-1].eos_token_id).int().argmax(-1)
-        valid = torch.arange(e.shape[1])[None] <= eos[:, None]
-        e, valid = (x.reshape(len(prompts), -1, *x.shape[2:]) for x in (e, valid))
-        return Encoded(e, pooled, tuple(positions), valid.to(self.device))
+        encoded = self.text.encode(
+            prompts, words, device=self.device, chunks=chunks, clip_skip=clip_skip, second=second
+        )
+        return encoded._replace(e=self.project(encoded.e))
+
+    def project(self, encodings: Tensor) -> Tensor:
+        """The text encoder's encodings as the cross-attention layers read them; see `attention.project`."""
+        return attention.project(self.denoiser, encodings)
 
     @property
     def trained_clip_skip(self) -> int:
-        """Counted from the last layer, the one the U-Net was trained with: 2 for SD 2 and SDXL.
-
-        SD 2's text encoder is stored without the layer after it.
-        """
-        return 2 if self.is_xl or self.architecture == "sd2" else 1
+        """Counted from the last layer of the text encoder, the one that the denoiser was trained with."""
+        return self.text.trained_clip_skip
 
     def check_clip_skip(self, clip_skip: int) -> None:
         """Raise BadRecipe for a layer that the text encoder does not have."""
-        layers = min(int(m.config.num_hidden_layers) for m in self.text_encoders)
-        most = layers + (self.trained_clip_skip - 1 if not self.is_xl else 0)
-        if clip_skip > most:
-            raise BadRecipe(
-                f"clip_skip {clip_skip} asks for a layer that the text encoder of '{self.name}' does not have: "
-                f"it is at most {most}."
-            )
-
-    def _layer(self, clip_skip: int) -> int:
-        """The layer of a clip skip, counted from the last one there is; never above the trained one."""
-        layer = max(clip_skip, self.trained_clip_skip)
-        return layer if self.is_xl else layer - self.trained_clip_skip + 1
+        self.text.check_clip_skip(clip_skip, self.name)
 
     def count_chunks(self, prompt: Prompt) -> int:
-        """Number of windows of tokens in which a prompt is read, at least 1 and at most MAX_CHUNKS."""
-        return min(self.needed_chunks(prompt), MAX_CHUNKS)
+        """Number of windows of tokens in which a prompt is read, at least 1."""
+        return min(self.needed_chunks(prompt), self.text.max_chunks)
 
     def needed_chunks(self, prompt: Prompt) -> int:
         """Number of windows of tokens that all of a prompt fills."""
-        with self._tokenizer_lock:
-            return max(len(chunk_tokens(tokenizer, prompt)) for tokenizer in self.tokenizers)
+        return self.text.needed_chunks(prompt)
 
     def count_tokens(self, text: str) -> int:
-        """Number of tokens of a text, without BOS and EOS."""
-        with self._tokenizer_lock:
-            return len(self.tokenizers[0](text, add_special_tokens=False).input_ids)
+        """Number of tokens of a text, without special ones."""
+        return self.text.count_tokens(text)
 
     def word_vectors(self, text: str) -> tuple[Tensor, ...]:
         """Token embeddings of a text, per text encoder (n, d_k), float32."""
-        out = []
-        for tokenizer, model in zip(self.tokenizers, self.text_encoders, strict=True):
-            with self._tokenizer_lock:
-                ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
-            table = model.get_input_embeddings().weight
-            out.append(table[ids.to(table.device)].detach().float().clone())
-        return tuple(out)
+        return self.text.word_vectors(text)
 
     # ---- images ----------------------------------------------------------------------------
 
@@ -315,23 +273,53 @@ class Base:
         latents: Tensor = (mean - shift) * self.vae.config.scaling_factor
         return latents
 
+    def predict(
+        self, x: Tensor, t: Tensor, kv: Tensor, *, pooled: Tensor | None = None, mask: Tensor | None = None,
+        size: tuple[int, int] | None = None, guidance_embedding: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The denoiser's prediction (B, C, h, w) for noisy latents x at timesteps t, () or (B,).
+
+        kv      (B, N, W) packed keys and values; pooled and mask as `encode` gave them
+        size    (height, width) of the image in pixels; the base's own by default
+        A learned variance, which half of PixArt's channels are, is cut off, as in the stock pipelines.
+        """
+        more: dict[str, Any] = self.added_conditions(len(x), pooled, size)
+        if not self.is_unet:
+            t, more["encoder_attention_mask"] = t.expand(len(x)), mask
+        elif guidance_embedding is not None:
+            more["timestep_cond"] = guidance_embedding
+        out = self.denoiser(x, timestep=t, encoder_hidden_states=kv, return_dict=False, **more)[0]
+        channels = int(self.vae.config.latent_channels)
+        prediction: Tensor = out[:, :channels] if out.shape[1] == 2 * channels else out
+        return prediction
+
     def added_conditions(
         self, n: int, pooled: Tensor | None = None, size: tuple[int, int] | None = None
     ) -> dict[str, dict[str, Tensor]]:
-        """SDXL's `added_cond_kwargs` for a batch of n: pooled text and time ids; {} for other families.
+        """The denoiser's `added_cond_kwargs` for a batch of n; {} for families without.
 
         size  (height, width) in pixels
         """
-        if not self.is_xl:
-            return {}
-        if pooled is None:
-            pooled = torch.zeros(1, self.text_encoders[-1].config.projection_dim)
-        pooled = pooled.to(self.device, self.dtype)
-        h, w = size or (self.size_px, self.size_px)
-        ids = torch.tensor([[h, w, 0, 0, h, w]], device=self.device, dtype=self.dtype)
-        if len(pooled) == 1:
-            pooled = pooled.expand(n, -1)
-        return {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": ids.expand(n, -1)}}
+        sizes = self.size_conditions(n, size or (self.size_px, self.size_px))
+        if self.is_xl:
+            if pooled is None:
+                pooled = torch.zeros(1, self.text_encoders[-1].config.projection_dim)
+            pooled = pooled.to(self.device, self.dtype)
+            sizes["text_embeds"] = pooled.expand(n, -1) if len(pooled) == 1 else pooled
+        return {"added_cond_kwargs": sizes} if sizes else {}
+
+    def size_conditions(self, n: int, size: tuple[int, int]) -> dict[str, Tensor]:
+        """Of `added_conditions`, those of the size (height, width): of SDXL, and of PixArt-alpha at 1024 px."""
+        h, w = size
+        values: dict[str, list[float]] = {}
+        if self.is_xl:
+            values = {"time_ids": [h, w, 0, 0, h, w]}
+        elif getattr(self.denoiser, "use_additional_conditions", False):
+            values = {"resolution": [h, w], "aspect_ratio": [h / w]}
+        return {
+            name: torch.tensor([row], device=self.device, dtype=self.dtype).expand(n, -1)
+            for name, row in values.items()
+        }
 
     def zero_encoding(self, chunks: int = 1) -> tuple[Tensor, Tensor]:
         """SDXL's empty prompt: zero encodings (1, chunks * N, D) and a zero pooled embedding (1, P)."""
@@ -346,4 +334,4 @@ class Base:
 
     def pack(self, encodings: Tensor, **kwargs: Any) -> Tensor:
         """Packed keys and values of these encodings; see `attention.pack`."""
-        return attention.pack(self.unet, encodings, shape=self.layout, **kwargs)
+        return attention.pack(self.denoiser, encodings, shape=self.layout, **kwargs)

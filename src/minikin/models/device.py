@@ -8,6 +8,7 @@ import torch
 
 from minikin.errors import BadRecipe, OutOfMemory
 from minikin.models import precision
+from minikin.models.families import denoiser_of
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -50,7 +51,7 @@ def to_device(pipe: Any, device: torch.device, dtype: torch.dtype) -> None:
     """Move a pipeline to a device and dtype; raises OutOfMemory."""
     try:
         pipe.to(device)
-        if pipe.unet.dtype is not dtype:
+        if denoiser_of(pipe).dtype is not dtype:
             pipe.to(dtype)
     except torch.OutOfMemoryError as e:
         raise OutOfMemory(

@@ -83,7 +83,7 @@ class Region(NamedTuple):
 
 
 class RegionBias:
-    """The attention bias of one prompt's regions; attention processors call `bias`.
+    """The attention bias of one prompt's regions; cross-attention layers call `bias`.
 
     copies   images of the batch; the entries before them (unconditional prompt) get no bias
     latents  (height, width)
@@ -107,8 +107,11 @@ class RegionBias:
         unbiased = torch.zeros(batch - self.copies, *bias.shape[1:], dtype=like.dtype, device=like.device)
         return torch.cat([unbiased, bias.expand(self.copies, *bias.shape[1:])])
 
-    def observe(self, query: Tensor, key: Tensor) -> None:
-        """Called by every layer in every step with its queries and keys (B, heads, positions or N, d)."""
+    def observe(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> None:
+        """Called by every layer in every step with its queries and keys (B, heads, positions or N, d).
+
+        mask  added to its scores, without this bias; None for no mask
+        """
 
     def after_step(self, share: float) -> None:
         """Called after every step, with the share of the steps done."""
@@ -149,9 +152,10 @@ class AttentionRegions(RegionBias):
     def bias(self, batch: int, positions: int, like: Tensor) -> Tensor | None:
         return None if self.attention is None else super().bias(batch, positions, like)
 
-    def observe(self, query: Tensor, key: Tensor) -> None:
+    def observe(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> None:
         if self.maps is not None:
-            attention = attention_maps(query[-self.copies :], key[-self.copies :])
+            mask = mask if mask is None else mask[-self.copies :]
+            attention = attention_maps(query[-self.copies :], key[-self.copies :], mask)
             self.maps.append(self._of_concepts((attention @ self.tokens.T.to(attention)).cpu()))
 
     def after_step(self, share: float) -> None:
@@ -192,9 +196,13 @@ def region_bias_of(regions: Sequence[Region], copies: int, latents: tuple[int, i
     return kind(regions, copies, latents)
 
 
-def attention_maps(query: Tensor, key: Tensor) -> Tensor:
-    """(B, positions, N), the mean over the heads; query and key (B, heads, positions or N, d)."""
+def attention_maps(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(B, positions, N), the mean over the heads; query and key (B, heads, positions or N, d).
+
+    mask  to add to the scores
+    """
     scores = query.float() @ key.float().transpose(-1, -2) * key.shape[-1] ** -0.5
+    scores = scores if mask is None else scores + mask.float()
     maps: Tensor = scores.softmax(-1).mean(1)
     return maps
 
@@ -212,13 +220,14 @@ def coverage(box: Box, size: tuple[int, int]) -> Tensor:
 
 
 @contextmanager
-def region_bias_applied(unet: Any, region_bias: RegionBias | None) -> Iterator[None]:
-    """Context in which the U-Net's cross-attention adds a region bias; None changes nothing."""
-    processors = [p for p in unet.attn_processors.values() if hasattr(p, "region_bias")]
-    for p in processors:
-        p.region_bias = region_bias
+def region_bias_applied(denoiser: Any, region_bias: RegionBias | None) -> Iterator[None]:
+    """Context in which the denoiser's cross-attention adds a region bias; None changes nothing."""
+    forwards = (vars(module).get("forward") for module in denoiser.modules())
+    layers: list[Any] = [forward for forward in forwards if hasattr(forward, "region_bias")]
+    for layer in layers:
+        layer.region_bias = region_bias
     try:
         yield
     finally:
-        for p in processors:
-            p.region_bias = None
+        for layer in layers:
+            layer.region_bias = None

@@ -23,12 +23,14 @@ class Encoded(NamedTuple):
     pooled     (B, P) of SDXL's second encoder, else None
     positions  per prompt, per concept use: token positions of the concept's word, in order
     valid      (B, N) bool, true from BOS to the first EOS of each chunk
+    mask       (B, N) 1 at the tokens that cross-attention reads; None where it reads all
     """
 
     e: Tensor
     pooled: Tensor | None
     positions: tuple[tuple[tuple[int, ...], ...], ...]
     valid: Tensor
+    mask: Tensor | None = None
 
     def token_mask(self, uses: Sequence[Sequence[int]], *, last: bool = False) -> Tensor:
         """Mask (B, N): 1 at the tokens of these concept uses of each prompt, 0 elsewhere.
@@ -50,46 +52,50 @@ class Tokens(NamedTuple):
     ids        (B * chunks, N)
     spans      per row and token, the characters of the prompt it stands for; (0, 0) for special tokens
     positions  per prompt, per concept use: positions in the prompt's concatenated chunks
+    mask       (B * chunks, N) 1 for tokens, 0 for padding, as the tokenizer says; all 1 for several chunks
     """
 
     ids: Tensor
     spans: list[list[tuple[int, int]]]
     positions: list[tuple[tuple[int, ...], ...]]
+    mask: Tensor
 
 
-def tokenize(tokenizer: Any, prompts: Sequence[Prompt], chunks: int = 1) -> Tokens:
+def tokenize(tokenizer: Any, prompts: Sequence[Prompt], chunks: int = 1, *, length: int = 0) -> Tokens:
     """Token ids of prompts; tokens after the last chunk are left out.
 
     chunks  windows of the text encoder a prompt fills; a shorter prompt gets empty ones. BREAK counts from 2 on
+    length  of the only window, with special tokens; the tokenizer's own by default
     Raises BadRecipe when a concept stands after the last token that is kept.
     """
     if chunks == 1:
         batch = tokenizer(
             [p.text for p in prompts],
             padding="max_length",
-            max_length=tokenizer.model_max_length,
+            max_length=length or tokenizer.model_max_length,
             truncation=True,
             return_tensors="pt",
             return_offsets_mapping=True,
         )
         ids, spans = batch.input_ids, [[(a, b) for a, b in row] for row in batch.offset_mapping.tolist()]
+        mask = batch.attention_mask
     else:
         rows = [row for p in prompts for row in _rows(tokenizer, chunk_tokens(tokenizer, p), chunks)]
         ids = torch.tensor([[i for i, _, _ in row] for row in rows])
-        spans = [[(a, b) for _, a, b in row] for row in rows]
+        spans, mask = [[(a, b) for _, a, b in row] for row in rows], torch.ones_like(ids)
     positions = []
     for k, prompt in enumerate(prompts):
         flat = [span for row in spans[k * chunks : (k + 1) * chunks] for span in row]
         of_prompt = tuple(_inside(flat, use.start, use.end) for use in prompt.uses)
         for use, at in zip(prompt.uses, of_prompt, strict=True):
-            n_tokens = len(tokenizer(prompt.text[use.start : use.end]).input_ids) - 2
-            if len(at) < n_tokens:
+            if not at or flat[at[-1]][1] < use.end:
+                n_read = length - 1 if length else chunks * (tokenizer.model_max_length - 2)
                 raise BadRecipe(
-                    f"The prompt is longer than the {chunks * (tokenizer.model_max_length - 2)} tokens that "
-                    f"are read, and <{use.name}> lies beyond them. Shorten it or name it earlier."
+                    f"The prompt is longer than the {n_read} tokens that are read, and <{use.name}> lies "
+                    "beyond them. Shorten it or name it earlier."
                 )
         positions.append(of_prompt)
-    return Tokens(ids, spans, positions)
+    return Tokens(ids, spans, positions, mask)
 
 
 def chunk_tokens(tokenizer: Any, prompt: Prompt) -> list[list[tuple[int, int, int]]]:
@@ -177,6 +183,12 @@ def hidden_state(out: Any, model: Any, layer: int, norm: bool) -> Tensor:
     return state
 
 
+def token_embedding(model: Any) -> Any:
+    """The layer that looks up token embeddings; T5's encoder has one beside that of the whole model."""
+    in_encoder = getattr(getattr(model, "encoder", None), "embed_tokens", None)
+    return model.get_input_embeddings() if in_encoder is None else in_encoder
+
+
 @contextmanager
 def word_vectors_replaced(
     model: Any, replacements: Sequence[tuple[int, tuple[int, ...], Tensor]]
@@ -200,7 +212,7 @@ def word_vectors_replaced(
             out[b, list(positions)] = vectors.to(out.device, out.dtype)
         return out
 
-    handle = model.get_input_embeddings().register_forward_hook(replace)
+    handle = token_embedding(model).register_forward_hook(replace)
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from minikin.errors import BadRecipe
-from minikin.models import attached
+from minikin.models import attached, attention
 from minikin.models.base import Base
 from minikin.models.prompt import Prompt, parse
 from minikin.perfusion import compatibility, concept_file
@@ -30,6 +30,7 @@ from minikin.perfusion.gate import Gate
 from minikin.recipes import KeyLock
 
 Texts = str | Sequence[str]
+_ARGUMENTS = {"pooled": "pooled_prompt_embeds", "mask": "prompt_attention_mask"}  # of the stock pipelines
 
 
 class Concepts:
@@ -81,12 +82,13 @@ class AttachedConcepts(Concepts):
 
     def __init__(self, base: Base) -> None:
         super().__init__(base)
-        attached.attach_layers(base.unet, base.layout)
+        if base.is_unet:
+            attached.attach_control_networks(base.layout)
 
     @property
     def is_attached(self) -> bool:
         """False after `detach`, also that of another `attach` to the same U-Net."""
-        return attached.is_attached(self.base.unet, self.base.layout)
+        return attention.is_attached(self.base.denoiser, self.base.layout)
 
     def add(self, concept: Concept | str | Path, *, force: bool = False) -> Concept:
         loaded = super().add(concept, force=force)
@@ -96,7 +98,7 @@ class AttachedConcepts(Concepts):
 
     def detach(self) -> None:
         """Give the pipeline back as it was; what was made of prompts before no longer works on it."""
-        attached.detach_layers(self.base.unet, self.base.layout)
+        attention.detach(self.base.denoiser)
 
     @torch.no_grad()
     def __call__(
@@ -123,14 +125,17 @@ class AttachedConcepts(Concepts):
         positives, negatives = self._prompts(prompt, _one_of(negative, negative_prompt))
         seconds = self._second_prompts(prompt_2, negative_prompt_2, positives, negatives)
         if self.base.has_guidance_embedding:  # full LCM has no negative prompt
-            kv, _ = self._conditioning([], positives, n, lock, gate, seconds)[1]
-            return {"prompt_embeds": kv}
-        out: dict[str, Any] = {}
-        both = self._conditioning(negatives, positives, n, lock, gate, seconds)
-        for prefix, (kv, pooled) in zip(("negative_", ""), both, strict=True):
-            out[f"{prefix}prompt_embeds"] = kv
-            if pooled is not None:
-                out[f"{prefix}pooled_prompt_embeds"] = pooled
+            return {"prompt_embeds": self._conditioning([], positives, n, lock, gate, seconds)[0].kv}
+        rows = self._conditioning(negatives, positives, n, lock, gate, seconds)
+        out: dict[str, Any] = (
+            {} if self.base.is_unet else {"negative_prompt": None}
+        )  # PixArt's default is a text
+        for prefix, part in (("negative_", rows[: len(negatives)]), ("", rows[len(negatives) :])):
+            out[f"{prefix}prompt_embeds"] = torch.cat([row.kv for row in part])
+            for name in ("pooled", "mask"):
+                tensors = [t for row in part if (t := getattr(row, name)) is not None]
+                if tensors:
+                    out[prefix + _ARGUMENTS[name]] = torch.cat(tensors)
         return out
 
     def _check_ready(self) -> None:
@@ -200,11 +205,13 @@ class AttachedConcepts(Concepts):
         lock: KeyLock,
         gate: Gate | None,
         seconds: tuple[list[Prompt | None], list[Prompt]] | None,
-    ) -> list[tuple[Tensor, Tensor | None]]:
-        """For negative and positive prompts: packed tensors with encodings (P * n, N, W + D), and pooled."""
+    ) -> list[Conditioning]:
+        """Of negative, then positive prompts; a U-Net's packed tensors with encodings (n, N, W + D)."""
         base, prompts = self.base, [*negatives, *positives]
         chunks = max(base.count_chunks(p) for p in prompts if p is not None)
         override = (lambda _: gate) if gate else None
+        if not base.is_unet:
+            return condition(base, prompts, self.loaded, lock=lock, gate=override, copies=n, chunks=chunks)
         plain = self._encodings(prompts, chunks, n, seconds)
         if seconds is None:
             parts = condition(base, prompts, self.loaded, lock=lock, gate=override, copies=n, chunks=chunks)
@@ -213,11 +220,9 @@ class AttachedConcepts(Concepts):
             parts = [
                 Conditioning(part, pooled) for part, (_, pooled) in zip(torch.split(kv, n), plain, strict=True)
             ]  # fmt: skip
-        rows = [attached.with_encodings(c.kv.to(base.dtype), e) for c, (e, _) in zip(parts, plain, strict=True)]
-        cut = len(negatives)
         return [
-            (torch.cat(rows[side]) if rows[side] else torch.empty(0), _joined([c.pooled for c in parts[side]]))
-            for side in (slice(0, cut), slice(cut, None))
+            c._replace(kv=attached.with_encodings(c.kv.to(base.dtype), e))
+            for c, (e, _) in zip(parts, plain, strict=True)
         ]
 
     def _encodings(
@@ -245,10 +250,7 @@ class AttachedConcepts(Concepts):
 
 def attach(pipe: Any, name: str = "custom") -> AttachedConcepts:
     """Let a diffusers pipeline read prompts with concepts, in place; see the module's docstring."""
-    processors = dict(pipe.unet.attn_processors)
-    base = Base(pipe, name)
-    pipe.unet.set_attn_processor(processors)  # those it had: an IP-Adapter's, for example
-    return AttachedConcepts(base)
+    return AttachedConcepts(Base(pipe, name))
 
 
 def _one_of(negative: Texts, negative_prompt: Texts | None) -> Texts:
@@ -261,8 +263,3 @@ def _one_of(negative: Texts, negative_prompt: Texts | None) -> Texts:
 
 def _listed(texts: Texts) -> list[str]:
     return [texts] if isinstance(texts, str) else list(texts)
-
-
-def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    tensors = [t for t in parts if t is not None]
-    return torch.cat(tensors) if tensors else None

@@ -40,8 +40,8 @@ def check(base: Base, concept: Concept, *, force: bool = False) -> None:
     verdict = compatibility(base, concept)
     if verdict == OTHER_LAYERS:
         raise BaseMismatch(
-            f"{_taught_on(base, concept)}: the layers of its U-Net do not match. Open a base of the family it "
-            "was made for, or teach it again on this one."
+            f"{_taught_on(base, concept)}: the cross-attention layers do not match. Open a base of the family "
+            "it was made for, or teach it again on this one."
         )
     if verdict != OTHER_TEXT or concept.mode == "value":
         return

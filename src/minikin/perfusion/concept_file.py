@@ -6,6 +6,7 @@ Tensors:   delta (N,) value differences of all L cross-attention layers, float16
            keys (N,) float16, for concepts whose keys are not locked (an ablation of `minikin compare`).
 Metadata:  minikin.* (format, name, category, mode, base, hashes, gate, points, recipe, index) and
            ModelSpec keys, so that other tools show a title, a trigger phrase and a preview.
+           The index abbreviates layers: "d0.1" for down_blocks.0.attentions.1, "t" for a transformer.
 Not in it: C, locked keys (they depend on the base and the category only), paths, captions, names of photos.
 
 docs/concept-file.md has the sizes.
@@ -46,12 +47,15 @@ SPEC = {
     "sd1": "stable-diffusion-v1/minikin",
     "sd2": "stable-diffusion-v2-768-v/minikin",
     "sdxl": "stable-diffusion-xl-v1-base/minikin",
+    "pixart-alpha": "pixart-alpha/minikin",
+    "pixart-sigma": "pixart-sigma/minikin",
 }
 
 _PATH = re.compile(
     r"(?:(down|up)_blocks\.(\d+)|mid_block)\.attentions\.(\d+)\.transformer_blocks\.(\d+)\.attn2"
 )
 _SHORT = re.compile(r"(?:([du])(\d+)|m)\.(\d+)")
+_IN_TRANSFORMER, _TRANSFORMER = re.compile(r"transformer_blocks\.(\d+)\.attn2"), "t"
 
 
 def save(
@@ -343,7 +347,7 @@ def _index(delta: dict[str, Tensor]) -> list[list[Any]]:
             entries.append([name, d.numel(), 1])
         else:
             raise BadConceptFile(
-                f"The layer {path} is out of order; layers must follow each other as in the U-Net."
+                f"The layer {path} is out of order; layers must follow each other as in the denoiser."
             )
     return entries
 
@@ -377,16 +381,18 @@ def _keys(flat: Tensor, delta: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _short(path: str) -> tuple[str, int]:
     """Abbreviated name of a layer's transformer, and the layer's index in it."""
+    if block := _IN_TRANSFORMER.fullmatch(path):
+        return _TRANSFORMER, int(block[1])
     m = _PATH.fullmatch(path)
     if not m:
-        raise BadConceptFile(
-            f"The layer {path} is not of a U-Net of the Stable Diffusion family; its concept cannot be written."
-        )
+        raise BadConceptFile(f"The layer {path} is of no known family; its concept cannot be written.")
     where = f"{m[1][0]}{m[2]}" if m[1] else "m"
     return f"{where}.{m[3]}", int(m[4])
 
 
 def _long(short: str, at: int) -> str:
+    if short == _TRANSFORMER:
+        return f"transformer_blocks.{at}.attn2"
     m = _SHORT.fullmatch(short)
     if not m:
         raise ValueError(f"a layer named {short[:40]!r}")

@@ -1,4 +1,4 @@
-"""Prompts with concepts to the U-Net's conditioning: packed keys and values.
+"""Prompts with concepts to the denoiser's conditioning: packed keys and values.
 
 `prepare_concept` moves a concept to a base once (the dual direction, value differences in packed order).
 `condition` encodes prompts, edits the encodings (`perfusion.edit`) and packs keys and values.
@@ -52,16 +52,18 @@ GateOverride = Callable[[Gate], Gate]  # the gate stored in a concept -> the gat
 
 
 class Conditioning(NamedTuple):
-    """The U-Net's conditioning for one prompt.
+    """The denoiser's conditioning for one prompt.
 
     kv       (B, N, W)  packed keys and values
     pooled   (B, P)     SDXL's pooled text embedding, else None
     regions             of concepts, with the tokens that belong to each
+    mask     (B, N)     1 at the tokens that cross-attention reads; None where it reads all
     """
 
     kv: Tensor
     pooled: Tensor | None
     regions: tuple[Region, ...] = ()
+    mask: Tensor | None = None
 
 
 def packed_delta(base: Base, delta: Mapping[str, Tensor]) -> Tensor:
@@ -112,26 +114,37 @@ def condition(
     chunks: int | None = None,
     clip_skip: int = 1,
 ) -> list[Conditioning]:
-    """The U-Net's conditioning for each prompt, repeated for `copies` images.
+    """The denoiser's conditioning for each prompt, repeated for `copies` images.
 
     Encodings of a prompt without concepts are not edited. None stands for SDXL's empty prompt, whose
-    encodings are zero. As in the stock pipelines, prompts are encoded one by one and packed together in this
-    order (negative first): matrix products then have the same shapes, and results are bit-identical.
+    encodings are zero. As in the stock pipelines, prompts are encoded one by one, and projected and packed
+    together in this order (negative first): matrix products then have the same shapes, and results are
+    bit-identical.
 
     lock    "global" takes keys from the plain twin prompt, "local" from the edited encodings
     gate    replaces the gate of every concept, for the edit and for the value difference
     chunks  windows of tokens, the same for all prompts; those of the longest prompt by default
     """
     chunks = chunks or max((base.count_chunks(p) for p in prompts if p is not None), default=1)
-    per_prompt = [_condition_prompt(base, p, concepts, lock, gate, chunks, clip_skip) for p in prompts]
-    e = torch.cat([p.values_from for p in per_prompt]).repeat_interleave(copies, 0)
-    keys = torch.cat([p.keys_from for p in per_prompt]).repeat_interleave(copies, 0)
+    encodings = [_encodings(base, p, concepts, lock, chunks, clip_skip) for p in prompts]
+    projected = base.project(torch.cat([e for p in encodings for e in p.raw]).repeat_interleave(copies, 0))
+    rows = iter(torch.split(projected, copies))
+    per_prompt = [
+        _condition_prompt(p, concepts, gate, next(rows), next(rows) if len(p.raw) > 1 else None)
+        for p in encodings
+    ]
+    e = torch.cat([p.values_from for p in per_prompt])
+    keys = torch.cat([p.keys_from for p in per_prompt])
     same = all(p.keys_from is p.values_from for p in per_prompt)
     kv = base.pack(e, keys_from=None if same else keys, additions=_additions(per_prompt, concepts, copies))
     return [
-        Conditioning(part, None if p.pooled is None else p.pooled.expand(copies, -1), p.regions)
+        Conditioning(part, _expanded(p.pooled, copies), p.regions, _expanded(p.mask, copies))
         for part, p in zip(kv.chunk(len(per_prompt)), per_prompt, strict=True)
     ]
+
+
+def _expanded(rows: Tensor | None, copies: int) -> Tensor | None:
+    return None if rows is None else rows.expand(copies, -1)
 
 
 @torch.no_grad()
@@ -139,48 +152,82 @@ def encoded(
     base: Base, prompts: Sequence[Prompt], concepts: Mapping[str, PreparedConcept]
 ) -> tuple[Tensor, Tensor | None, tuple[Addition, ...]]:
     """Edited encodings (B, N, D), pooled (B, P) or None, and additions, for networks that pack themselves."""
-    per_prompt = [_condition_prompt(base, p, concepts, "local", None) for p in prompts]
+    encodings = [_encodings(base, p, concepts, "local", 1, 1) for p in prompts]
+    per_prompt = [_condition_prompt(p, concepts, None, base.project(p.raw[0])) for p in encodings]
     pooled = [p.pooled for p in per_prompt if p.pooled is not None]
     e = torch.cat([p.values_from for p in per_prompt])
     return e, torch.cat(pooled) if pooled else None, tuple(_additions(per_prompt, concepts))
 
 
+class _PromptEncodings(NamedTuple):
+    """One prompt: its encodings (1, N, D) before the denoiser's projection, and where its concepts lie.
+
+    raw       with the concepts' word vectors; then, for a global key lock, those of the plain twin
+    encoding  None for SDXL's empty prompt
+    """
+
+    prompt: Prompt | None
+    raw: tuple[Tensor, ...]
+    encoding: Encoded | None
+    pooled: Tensor | None
+
+
 class _PromptConditioning(NamedTuple):
-    """One prompt: edited encodings (1, N, D) for values and keys, and each concept's gate values (1, N)."""
+    """One prompt: edited encodings (copies, N, D) for values and keys, each concept's gate values (1, N)."""
 
     values_from: Tensor
     keys_from: Tensor
     gates: dict[str, Tensor]
     pooled: Tensor | None
     regions: tuple[Region, ...] = ()
+    mask: Tensor | None = None
 
 
-def _condition_prompt(
+def _encodings(
     base: Base,
     prompt: Prompt | None,
     concepts: Mapping[str, PreparedConcept],
     lock: KeyLock,
-    gate: GateOverride | None,
-    chunks: int = 1,
-    clip_skip: int = 1,
-) -> _PromptConditioning:
+    chunks: int,
+    clip_skip: int,
+) -> _PromptEncodings:
     if prompt is None:
         e, pooled = base.zero_encoding(chunks)
-        return _PromptConditioning(e, e, {}, pooled)
+        return _PromptEncodings(None, (e,), None, pooled)
+    words = {n: concepts[n].words for n in prompt.names if concepts[n].direction is not None}
+    encode = partial(base.text.encode, [prompt], device=base.device, chunks=chunks, clip_skip=clip_skip)
+    encoding = encode(words)
+    raw = (encoding.e, encode(None).e) if words and lock == "global" else (encoding.e,)
+    return _PromptEncodings(prompt, raw, encoding, encoding.pooled)
+
+
+def _condition_prompt(
+    encodings: _PromptEncodings,
+    concepts: Mapping[str, PreparedConcept],
+    gate: GateOverride | None,
+    e: Tensor,
+    plain: Tensor | None = None,
+) -> _PromptConditioning:
+    """Edit one prompt's projected encodings e (copies, N, D).
+
+    plain  those of the plain twin, which a global key lock takes keys from
+    """
+    prompt, encoding = encodings.prompt, encodings.encoding
+    if prompt is None or encoding is None:
+        return _PromptConditioning(e, e, {}, encodings.pooled)
+    encoding = encoding._replace(e=e[:1])
     gated = [n for n in prompt.names if concepts[n].direction is not None]
-    encode = partial(base.encode, [prompt], chunks=chunks, clip_skip=clip_skip)
-    encoding = encode({n: concepts[n].words for n in gated})
-    e = encoding.e
     gates: dict[str, Tensor] = {}
     if gated:
-        e, gates = _gated_edit(encoding, prompt, concepts, gated, gate)
+        edited, gates = _gated_edit(encoding, prompt, concepts, gated, gate)
+        e = edited.expand(len(e), -1, -1)
     for k, use in enumerate(prompt.uses):
         if concepts[use.name].direction is None:  # mode "value": the last token of the category, without a gate
             at_token = use.strength * encoding.token_mask([[k]], last=True)
             gates[use.name] = gates.get(use.name, 0) + at_token
-    keys = encode().e if gated and lock == "global" else e
     regions = _regions(encoding, prompt, concepts, gate)
-    return _PromptConditioning(e, keys, gates, encoding.pooled, regions)
+    keys = e if plain is None else plain
+    return _PromptConditioning(e, keys, gates, encodings.pooled, regions, encoding.mask)
 
 
 def _regions(
@@ -255,7 +302,7 @@ def _additions(
     """The addition of every concept, with a gate of 0 for prompts that do not name it."""
     additions = []
     for name in dict.fromkeys(n for p in per_prompt for n in p.gates):
-        closed = torch.zeros(per_prompt[0].values_from.shape[:2], device=per_prompt[0].values_from.device)
+        closed = torch.zeros_like(per_prompt[0].values_from[:1, :, 0], dtype=torch.float32)
         gate = torch.cat([p.gates.get(name, closed) for p in per_prompt]).repeat_interleave(copies, 0)
         additions.append(Addition(gate, concepts[name].delta, concepts[name].keys))
     return additions

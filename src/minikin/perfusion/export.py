@@ -64,6 +64,17 @@ def format_of(to: str) -> str:
     return name
 
 
+def check_exportable(concept: Concept) -> str:
+    """The published base that a concept's export is for; raises BadRecipe where no other tool reads it."""
+    usual = {"tiny": "tiny", "sd1": "sd15", "sd2": "sd21", "sdxl": "sdxl"}
+    if concept.origin.architecture not in usual:
+        raise BadRecipe(
+            f"Concept '{concept.name}' was taught on {concept.origin.architecture}; concepts of "
+            f"{', '.join(usual)} can be exported. Use it here, or with attach() on a diffusers pipeline."
+        )
+    return usual[concept.origin.architecture]
+
+
 def export(base: Base, concept: Concept, to: str, file: Path) -> str:
     """Write a concept in another tool's format; returns sentences that say who reads it and what it loses.
 
@@ -73,6 +84,7 @@ def export(base: Base, concept: Concept, to: str, file: Path) -> str:
     from safetensors.torch import save
 
     to = format_of(to)
+    base.require_unet("Export to other tools")
     if to == "textual-inversion" and concept.mode == "value":
         raise BadRecipe(
             f"Concept '{concept.name}' was taught in mode 'value', which has no word of its own to write as an "
@@ -119,7 +131,7 @@ def lora_factors(base: Base, concept: Concept) -> dict[tuple[str, str], tuple[Te
     a = (dual / (i_star @ dual))[None]
     out = {}
     for layer in base.layout.layers:
-        attn: Any = base.unet.get_submodule(layer.path)
+        attn: Any = base.denoiser.get_submodule(layer.path)
         for name in ("to_k", "to_v"):
             projection = getattr(attn, name)
             weight = getattr(projection, "base_layer", projection).weight.float().cpu()
@@ -278,6 +290,7 @@ def import_embedding(base: Base, path: Path, name: str, category: str) -> Concep
     """
     check_name(name)
     check_category(category)
+    base.require_unet("Import of embeddings")
     vectors = read_embedding(path, len(base.text_encoders), name)
     of_category = base.word_vectors(category)
     for vector, word in zip(vectors, of_category, strict=True):
@@ -292,7 +305,7 @@ def import_embedding(base: Base, path: Path, name: str, category: str) -> Concep
     i_star = category_encoding(base, category, words)
     difference = i_star - category_encoding(base, category)
     values = [
-        base.unet.get_submodule(layer.path).to_v(difference.to(base.dtype)).float()
+        base.denoiser.get_submodule(layer.path).to_v(difference.to(base.dtype)).float()
         for layer in base.layout.layers
     ]
     second_moment = covariance(base)

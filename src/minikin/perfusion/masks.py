@@ -17,10 +17,11 @@ from torch import Tensor
 
 from minikin.errors import NoNetwork
 from minikin.images.photos import Fit
-from minikin.models.attention import PackedAttention
+from minikin.models.attention import packed_layers
 from minikin.models.base import Base
 from minikin.models.loading.lock import opening
 from minikin.models.loading.registry import models_folder
+from minikin.models.text import Encoded
 from minikin.perfusion.key_lock import prompt_for
 from minikin.recipes import MaskKind
 
@@ -48,8 +49,8 @@ def attention_masks(base: Base, latents: Tensor, category: str, seed: int = 0) -
         total = torch.zeros(n, h, w, device=latents.device)
         for level in LEVELS:
             t = torch.full((n,), level, device=latents.device)
-            x_t = base.training_scheduler.add_noise(x0, eps, t)
-            for weights in _attention_maps(base, x_t, t, kv.expand(n, -1, -1), encoded.pooled):
+            x_t = base.schedule.noised(x0, eps, t)
+            for weights in _attention_maps(base, x_t, t, kv.expand(n, -1, -1), encoded):
                 total += _share(weights, position, (h, w))
         masks.append(_stretched(total))
     return torch.cat(masks)
@@ -88,16 +89,17 @@ def _share(weights: Tensor, position: int, size: tuple[int, int]) -> Tensor:
     return F.interpolate(share, size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def _attention_maps(base: Base, noisy: Tensor, t: Tensor, kv: Tensor, pooled: Tensor | None) -> list[Tensor]:
-    processors = [p for p in base.unet.attn_processors.values() if isinstance(p, PackedAttention)]
+def _attention_maps(base: Base, noisy: Tensor, t: Tensor, kv: Tensor, encoded: Encoded) -> list[Tensor]:
+    layers = packed_layers(base.denoiser)
     store: list[Tensor] = []
-    for p in processors:
-        p.record = store
+    mask = encoded.mask if encoded.mask is None else encoded.mask.expand(len(noisy), -1)
+    for layer in layers:
+        layer.record = store
     try:
-        base.unet(noisy.to(base.dtype), t, kv, **base.added_conditions(len(noisy), pooled))
+        base.predict(noisy.to(base.dtype), t, kv, pooled=encoded.pooled, mask=mask)
     finally:
-        for p in processors:
-            p.record = None
+        for layer in layers:
+            layer.record = None
     return store
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from minikin.models.attention import Addition
 from minikin.models.base import Base
 from minikin.models.prompt import Prompt
+from minikin.models.text import Encoded
 from minikin.perfusion import edit
 from minikin.perfusion.concept import Concept
 from minikin.perfusion.conditioning import unpacked_delta
@@ -39,7 +40,7 @@ class Batch:
 
     x_t: Tensor  # (B, C, h, w)
     t: Tensor  # (B,)
-    target: Tensor  # (B, C, h, w) noise or v
+    target: Tensor  # (B, C, h, w) what the denoiser should predict
     mask: Tensor  # (B, 1, h, w) in [0, 1]
     prompts: Sequence[Prompt]
 
@@ -82,8 +83,8 @@ class TrainableConcept(nn.Module):
             groups.append(ParamGroup(list(self.words), self.recipe.word_lr, clip=None))
         return groups
 
-    def condition(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Packed keys and values (B, N, W), pooled, and the concept's mean encoding (D,) or None."""
+    def condition(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Encoded, Tensor | None]:
+        """Packed keys and values (B, N, W), encodings, and the concept's mean encoding (D,) or None."""
         if not self.gated:
             return self._value_only(prompts)
         out = self.base.encode(prompts, {p.uses[0].name: list(self.words) for p in prompts})
@@ -96,13 +97,13 @@ class TrainableConcept(nn.Module):
         mask = out.token_mask([[0]] * len(prompts)) if self.recipe.positions == "own" else None
         edited = edit.edit_encodings(e, [d], [self.gate], [mask])
         kv = self.base.pack(edited.encodings, additions=[Addition(edited.gates[0], self.delta, self.keys)])
-        return kv, out.pooled, e_concept.detach()
+        return kv, out, e_concept.detach()
 
-    def _value_only(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor | None, None]:
+    def _value_only(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Encoded, None]:
         with torch.no_grad():
             out = self.base.encode(prompts)
         mask = out.token_mask([[0]] * len(prompts), last=True)
-        return self.base.pack(out.e, additions=[Addition(mask, self.delta, self.keys)]), out.pooled, None
+        return self.base.pack(out.e, additions=[Addition(mask, self.delta, self.keys)]), out, None
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """Masked squared error, mean over all pixels, and the concept's encoding (D,) for i*.
@@ -110,22 +111,21 @@ class TrainableConcept(nn.Module):
         With `prior_weight`, the prediction around the subject should be that of the plain category: what a
         value puts there colours the other subject as soon as two concepts share an image.
         """
-        kv, pooled, e_concept = self.condition(batch.prompts)
-        prediction = self._predict(batch, kv, pooled)
+        kv, encoded, e_concept = self.condition(batch.prompts)
+        prediction = self._predict(batch, kv, encoded)
         error = (prediction - batch.target).square() * batch.mask
         if self.recipe.prior_weight and bool((batch.mask < 1).any()):
             with torch.no_grad():
                 plain = self.base.encode(batch.prompts)
-                prior = self._predict(batch, self.base.pack(plain.e), plain.pooled)
+                prior = self._predict(batch, self.base.pack(plain.e), plain)
             error = error + self.recipe.prior_weight * (prediction - prior).square() * (1 - batch.mask)
         return error.mean(), e_concept
 
-    def _predict(self, batch: Batch, kv: Tensor, pooled: Tensor | None) -> Tensor:
-        """The U-Net's prediction for the noisy latents, (B, C, h, w) float32."""
+    def _predict(self, batch: Batch, kv: Tensor, text: Encoded) -> Tensor:
+        """The denoiser's prediction for the noisy latents, (B, C, h, w) float32."""
         height, width = (n * self.base.vae_scale_factor for n in batch.x_t.shape[2:])
-        more = self.base.added_conditions(len(batch.x_t), pooled, (height, width))
-        out: Tensor = self.base.unet(batch.x_t.to(self.base.dtype), batch.t, kv, **more).sample
-        return out.float()
+        x_t, size = batch.x_t.to(self.base.dtype), (height, width)
+        return self.base.predict(x_t, batch.t, kv, pooled=text.pooled, mask=text.mask, size=size).float()
 
     @torch.no_grad()
     def update_i_star(self, e_concept: Tensor | None) -> None:

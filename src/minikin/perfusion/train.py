@@ -94,8 +94,7 @@ class Batches:
 
     def __init__(self, base: Base, prepared: Prepared, recipe: Teach) -> None:
         self.base, self.p, self.recipe = base, prepared, recipe
-        self.scheduler = base.training_scheduler
-        self.n_train = int(self.scheduler.config.num_train_timesteps)
+        self.schedule, self.n_train = base.schedule, base.schedule.n_train
 
     def at(self, step: int, size: int | None = None, rollbacks: int = 0) -> Batch:
         """The batch of a step (from 0); after a roll-back it is another one."""
@@ -127,13 +126,7 @@ class Batches:
         mask = self.p.masks[photo, mirrored]
         eps = torch.randn(x0.shape, generator=g).to(x0)
         t = t.to(x0.device)
-        x_t = self.scheduler.add_noise(x0, eps, t)
-        if self.base.prediction_type == "v_prediction":
-            target = self.scheduler.get_velocity(x0, eps, t)
-        elif self.base.prediction_type == "epsilon":
-            target = eps
-        else:
-            raise BadRecipe(f"This base predicts '{self.base.prediction_type}', which is not supported.")
+        x_t, target = self.schedule.noised(x0, eps, t), self.schedule.target(x0, eps, t)
         choices = [self.p.prompts[i] for i in photo.tolist()]
         prompts = [ps[c % len(ps)] for ps, c in zip(choices, choice, strict=True)]
         return Batch(x_t, t, target, mask, prompts)
@@ -237,9 +230,9 @@ def _config(base: Base, recipe: Teach, save_steps: int) -> TrainingConfig:
 @contextmanager
 def _save_memory(base: Base, recipe: Teach) -> Iterator[None]:
     """Gradient checkpointing for images of 512 px or more. Raises OutOfMemory with advice."""
-    ours = (recipe.size or base.size_px) >= 512 and not base.unet.is_gradient_checkpointing
+    ours = (recipe.size or base.size_px) >= 512 and not base.denoiser.is_gradient_checkpointing
     if ours:
-        base.unet.enable_gradient_checkpointing()
+        base.denoiser.enable_gradient_checkpointing()
     try:
         yield
     except RuntimeError as e:
@@ -251,7 +244,7 @@ def _save_memory(base: Base, recipe: Teach) -> Iterator[None]:
         ) from e
     finally:
         if ours:
-            base.unet.disable_gradient_checkpointing()
+            base.denoiser.disable_gradient_checkpointing()
 
 
 def check(base: Base, recipe: Teach) -> None:

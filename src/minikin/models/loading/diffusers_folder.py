@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from minikin.errors import BadModelFile
+from minikin.models import families
 from minikin.models.loading.foreign_code import read_config
 from minikin.models.loading.tensors import empty_part, incomplete, missing
 
-_NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+_NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
 _CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "", "tokenizer_2": ""}  # of tokenizers, any
 _FILES = ("diffusion_pytorch_model", "model")
 
@@ -21,17 +22,18 @@ def check(path: Path) -> None:
     """
     index = read_config(path / "model_index.json")
     parts = {k: v for k, v in index.items() if isinstance(v, list) and len(v) == 2 and v != [None, None]}
-    for part in ("unet", "vae", "scheduler", "text_encoder", "tokenizer"):
+    denoiser = "transformer" if families.is_transformer(str(index.get("_class_name"))) else "unet"
+    for part in (denoiser, "vae", "scheduler", "text_encoder", "tokenizer"):
         if part not in parts:
             raise BadModelFile(
-                f"{path} has no {part} (model_index.json names none). Minikin needs the full pipeline: unet/, "
-                "vae/, text_encoder/, tokenizer/ and scheduler/."
+                f"{path} has no {part} (model_index.json names none). Minikin needs the full pipeline: "
+                f"{denoiser}/, vae/, text_encoder/, tokenizer/ and scheduler/."
             )
     for part, name in _CONFIGS.items():
         folder = path / part
         if part in parts and not ((folder / name).is_file() if name else any(folder.glob("*.json"))):
             raise BadModelFile(f"{path} lacks {part}/{name}, which its model_index.json names. Get it again.")
-    _refuse_other_kinds(path, parts)
+    _refuse_other_kinds(path, parts, denoiser)
     wrong = {part: _missing(path, part, str(parts[part][1])) for part in _NETWORKS if part in parts}
     if any(wrong.values()):
         raise BadModelFile(incomplete(str(path), wrong))
@@ -78,17 +80,19 @@ def _missing(path: Path, part: str, kind: str) -> list[str]:
     return missing(model, shapes)
 
 
-def _refuse_other_kinds(path: Path, parts: dict[str, Any]) -> None:
+def _refuse_other_kinds(path: Path, parts: dict[str, Any], denoiser: str) -> None:
     """Raise BadModelFile for models that are sampled otherwise or need other inputs; see `single_file`."""
     from minikin.models.loading.single_file import INPAINTING, OTHER_INPUTS
 
-    channels = read_config(path / "unet" / "config.json").get("in_channels", 4)
+    channels = read_config(path / denoiser / "config.json").get("in_channels", 4)
     vae, scheduler = read_config(path / "vae" / "config.json"), str(parts["scheduler"][1])
     why = ""
     latent = vae.get("latent_channels", 4)
     if channels not in (latent, INPAINTING):
         other = OTHER_INPUTS.get(channels, "") if isinstance(channels, int) else ""
-        why = f"its U-Net has {channels} input channels. {other}".strip()
+        why = (
+            f"its {'U-Net' if denoiser == 'unet' else denoiser} has {channels} input channels. {other}".strip()
+        )
     elif scheduler.startswith("EDM") or "FlowMatch" in scheduler:
         why = f"it samples with {scheduler}, in other noise levels than Stable Diffusion."
     elif vae.get("latents_mean"):

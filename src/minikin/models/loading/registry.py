@@ -21,6 +21,7 @@ import torch
 from minikin import strict_json
 from minikin.errors import BadModelFile, BadRecipe, NoNetwork, UnknownName
 from minikin.files import atomic_write, data_folder
+from minikin.models import families
 from minikin.models.base import Base
 from minikin.models.loading import diffusers_folder
 from minikin.models.loading.foreign_code import read_config, refuse_code
@@ -289,21 +290,26 @@ def _cached_folder(pipe: Any) -> Path | None:
 
 def _folder_family(path: Path) -> str:
     """Architecture of a diffusers folder from its configuration; refuses folders that bring code."""
-    from minikin.models.base import ARCHITECTURES
-
+    kind = ""
     try:
         if not (path / "model_index.json").is_file():
             raise ValueError("there is no model_index.json")
         index = read_config(path / "model_index.json")
         refuse_code(path, index)
+        kind = index["_class_name"]
+        if not isinstance(kind, str):
+            raise ValueError("a pipeline class that is no name")
+        families.refuse(kind, path)
+        if families.is_transformer(kind):
+            return families.family(kind, 0).name
+        if "StableDiffusion" not in kind and "LatentCons" not in kind:
+            raise ValueError(f"a {kind}")
         width = read_config(path / "unet" / "config.json")["cross_attention_dim"]
         if not isinstance(width, int):
             raise ValueError("a cross_attention_dim that is no number")
-        if "StableDiffusion" not in index["_class_name"] and "LatentCons" not in index["_class_name"]:
-            raise ValueError(f"a {index['_class_name']}")
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise BadModelFile(
-            f"{path} is not a Stable Diffusion folder of diffusers ({e}). Expected model_index.json, "
-            "unet/, vae/, text_encoder/ and tokenizer/ in it."
+            f"{path} is not a folder of diffusers with a model of the families {families.NAMES} ({e}). "
+            "Expected model_index.json, unet/ or transformer/, vae/, text_encoder/ and tokenizer/ in it."
         ) from None
-    return ARCHITECTURES.get(width, "tiny")
+    return families.family(kind, width).name

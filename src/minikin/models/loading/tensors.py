@@ -98,10 +98,11 @@ def empty_part(part: str, config: Mapping[str, Any], kind: str = "") -> torch.nn
     }  # fmt: skip
     kind = kind or usual[part]
     with init_empty_weights():
-        if part in ("unet", "vae"):
+        if part in ("unet", "transformer", "vae"):
             model = getattr(diffusers, kind).from_config(dict(config))
         else:
-            model = getattr(transformers, kind)(transformers.CLIPTextConfig(**config))
+            cls = getattr(transformers, kind)
+            model = cls(cls.config_class(**config))
     empty: torch.nn.Module = model
     return empty
 
@@ -112,9 +113,10 @@ def missing(model: torch.nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> li
     shapes  of what is there, by name; a 1x1 convolution may stand for a linear layer
     """
     there = {_current(name): shape for name, shape in shapes.items()}
-    wrong = []
+    wrong, tied = [], getattr(model, "_tied_weights_keys", None) or {}
     for name, tensor in model.state_dict().items():
-        shape = there.get(_current(name))
+        same = tied.get(name, name) if isinstance(tied, dict) else name  # files hold weights used twice once
+        shape = there.get(_current(name), there.get(_current(same)))
         if shape is None:
             wrong.append(name)
         elif tuple(n for n in shape if n != 1) != tuple(n for n in tensor.shape if n != 1):

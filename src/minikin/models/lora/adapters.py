@@ -183,7 +183,7 @@ class Adapters:
         if not adapters:
             yield
             return
-        with guidance.embedded(self.base.unet, self._missing_layer(adapters)):
+        with guidance.embedded(self.base.denoiser, self._missing_layer(adapters)):
             key, changes = self._sum_of(adapters)
             try:
                 for change in changes:
@@ -203,7 +203,7 @@ class Adapters:
         if len(widths) > 1:
             raise BadRecipe("Two of these LoRAs are full consistency models of different kinds: use one.")
         if self._guidance_layer is None or self._guidance_layer.in_features not in widths:
-            self._guidance_layer = guidance.zero_projection(self.base.unet, widths.pop())
+            self._guidance_layer = guidance.zero_projection(self.base.denoiser, widths.pop())
             self._sum = ((), [])
         return self._guidance_layer
 

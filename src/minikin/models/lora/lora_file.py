@@ -71,8 +71,10 @@ class Adapter:
 def load(base: Base, path: Path, name: str) -> Adapter:
     """Read an adapter for this base, on its device and in its dtype.
 
-    Raises BadAdapterFile for files that are no readable adapter, BaseMismatch for one of another family.
+    Raises BadAdapterFile for files that are no readable adapter, BaseMismatch for one of another family, and
+    BadRecipe for a base without a U-Net.
     """
+    base.require_unet(f"LoRA '{name}'")
     tensors, metadata, sha256 = _read(path)
     names = lora_keys.layer_names(base)
     adapter_tensors = {k: t for k, t in tensors.items() if lora_keys.is_adapter(k) or _names_a_layer(names, k)}
@@ -195,7 +197,7 @@ def _parameters(
     except (KeyError, AttributeError):
         if layer != ("unet", guidance.LAYER) or not isinstance(change, LowRank):
             return None, None
-        module = guidance.zero_projection(base.unet, change.down.shape[1])  # see `Adapters.using`
+        module = guidance.zero_projection(base.denoiser, change.down.shape[1])  # see `Adapters.using`
     module = getattr(module, "base_layer", module)
     supported = isinstance(module, nn.Linear | nn.Conv2d | nn.GroupNorm | nn.LayerNorm)
     return (module.weight, getattr(module, "bias", None)) if supported else (None, None)

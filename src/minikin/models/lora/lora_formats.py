@@ -18,7 +18,8 @@ from torch import Tensor
 
 from minikin import strict_json
 from minikin.errors import BadAdapterFile, BaseMismatch
-from minikin.models.base import ARCHITECTURES, Base
+from minikin.models import families
+from minikin.models.base import Base
 from minikin.models.lora import lora_keys
 
 MAX_CONFIG = 1 << 20  # PEFT's adapter_config.json
@@ -102,7 +103,7 @@ def check_family(base: Base, name: str, groups: Mapping[str, Fields], metadata: 
     if family:
         why, wrong = f"it changes {stem}", True
     elif width is not None:
-        family, why = ARCHITECTURES.get(width, "tiny"), f"its cross-attention reads text {width} wide"
+        family, why = families.family("", width).name, f"its cross-attention reads text {width} wide"
         wrong = width != base.layout.text_width
     else:
         family, why = stated, f"its metadata says {stated_in} = {metadata.get(stated_in)}"

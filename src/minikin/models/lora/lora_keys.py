@@ -105,7 +105,7 @@ def layer_names(base: Base) -> dict[str, Layer]:
 def components(base: Base) -> dict[str, nn.Module]:
     """Components that an adapter may change, by diffusers' names."""
     names = ("text_encoder", "text_encoder_2")
-    return {"unet": base.unet, **dict(zip(names, base.text_encoders, strict=False))}
+    return {"unet": base.denoiser, **dict(zip(names, base.text_encoders, strict=False))}
 
 
 def find_layer(names: Mapping[str, Layer], stem: str) -> Layer | None:

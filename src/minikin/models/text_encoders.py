@@ -1,0 +1,227 @@
+"""Text encoders of a pipeline: parsed prompts to encodings, with word vectors of concepts in their places.
+
+    ClipText   Stable Diffusion 1, 2, XL and tiny: one or two CLIP models, prompts in windows of 75 tokens
+    T5Text     PixArt: one T5 encoder, one window; padding is masked in cross-attention
+
+Both say where the tokens of a concept's category lie (`Encoded.positions`). The last of them is the token whose
+value a concept of mode value changes, as it has read the whole word in either kind of encoder.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minikin.errors import BadModelFile, BadRecipe
+from minikin.models.families import Family
+from minikin.models.prompt import Prompt
+from minikin.models.text import (
+    MAX_CHUNKS,
+    Encoded,
+    apply_emphasis,
+    chunk_tokens,
+    emphasis,
+    hidden_state,
+    token_embedding,
+    tokenize,
+    word_vectors_replaced,
+)
+
+
+class TextEncoders:
+    """Tokenizers and text encoders of a pipeline, in pairs.
+
+    window      tokens of a prompt that are read at once, without special ones
+    max_chunks  windows that a prompt may fill
+    Raises BadModelFile for a pipeline without them.
+    """
+
+    window: int
+    max_chunks: int
+    trained_clip_skip = 1
+
+    def __init__(self, pairs: Sequence[tuple[Any, Any]]) -> None:
+        if any(tokenizer is None or model is None for tokenizer, model in pairs):
+            raise BadModelFile(
+                "This base has no text encoder or tokenizer. Minikin needs them to train word vectors; use the "
+                "full pipeline folder, not the denoiser alone."
+            )
+        self.tokenizers = [tokenizer for tokenizer, _ in pairs]
+        self.models = [model for _, model in pairs]
+        self._lock = threading.RLock()  # fast tokenizers keep the padding as state
+
+    def encode(
+        self, prompts: Sequence[Prompt], words: Mapping[str, Sequence[Tensor]] | None, *, device: torch.device,
+        chunks: int = 1, clip_skip: int = 1, second: Sequence[Prompt] | None = None,
+    ) -> Encoded:  # fmt: skip
+        """Encodings of prompts before the denoiser's projection of them; see `Base.encode`."""
+        raise NotImplementedError
+
+    def needed_chunks(self, prompt: Prompt) -> int:
+        """Number of windows of tokens that all of a prompt fills."""
+        raise NotImplementedError
+
+    def check_clip_skip(self, clip_skip: int, name: str) -> None:
+        """Raise BadRecipe for a layer that the text encoder of the base of this name does not have."""
+        raise NotImplementedError
+
+    def spelled(self, text: str) -> str:
+        """A text as it reaches the tokenizer."""
+        return text
+
+    def count_tokens(self, text: str) -> int:
+        """Number of tokens of a text, without special ones."""
+        with self._lock:
+            return len(self.tokenizers[0](self.spelled(text), add_special_tokens=False).input_ids)
+
+    def word_vectors(self, text: str) -> tuple[Tensor, ...]:
+        """Token embeddings of a text, per text encoder (n, d_k), float32."""
+        out = []
+        for tokenizer, model in zip(self.tokenizers, self.models, strict=True):
+            with self._lock:
+                ids = tokenizer(self.spelled(text), add_special_tokens=False, return_tensors="pt").input_ids[0]
+            table = token_embedding(model).weight
+            out.append(table[ids.to(table.device)].detach().float().clone())
+        return tuple(out)
+
+
+class ClipText(TextEncoders):
+    """CLIP, once, or twice for SDXL: their encodings are joined on the last axis.
+
+    trained_clip_skip  counted from the last layer, the one the U-Net was trained with: 2 for SD 2 and SDXL. SD
+                       2's text encoder is stored without the layer after it.
+    """
+
+    max_chunks = MAX_CHUNKS
+
+    def __init__(self, pairs: Sequence[tuple[Any, Any]], family: Family) -> None:
+        super().__init__(pairs)
+        self.is_xl = len(pairs) > 1
+        self.trained_clip_skip = 2 if self.is_xl or family.name == "sd2" else 1
+        self.window = int(self.tokenizers[0].model_max_length) - 2
+
+    def encode(
+        self, prompts: Sequence[Prompt], words: Mapping[str, Sequence[Tensor]] | None, *, device: torch.device,
+        chunks: int = 1, clip_skip: int = 1, second: Sequence[Prompt] | None = None,
+    ) -> Encoded:  # fmt: skip
+        states, pooled, positions, n = [], None, None, self.window + 2
+        tokens = None
+        weighted = any(p.weights for p in (*prompts, *(second or ())))
+        norm, layer = not self.is_xl, self._layer(clip_skip)
+        for k, (tokenizer, model) in enumerate(zip(self.tokenizers, self.models, strict=True)):
+            texts = second if k and second else prompts
+            with self._lock:
+                tokens = tokenize(tokenizer, texts, chunks)
+            positions = positions or tokens.positions
+            replacements = [
+                (b * chunks + at[0] // n, tuple(i % n for i in at), words[use.name][k])
+                for b, prompt in enumerate(texts)
+                for use, at in zip(prompt.uses, tokens.positions[b], strict=True)
+                if words and use.name in words
+            ]
+            with word_vectors_replaced(model, replacements):
+                out = model(tokens.ids.to(device), output_hidden_states=not norm or layer > 1)
+            state = hidden_state(out, model, layer, norm)
+            if weighted:
+                state = apply_emphasis(state, emphasis(tokens, texts))
+            states.append(state)
+            if self.is_xl and k == len(self.models) - 1:
+                pooled = out[0][::chunks]  # of the first chunk, as in A1111 and ComfyUI
+        e = torch.cat(states, -1).to(device)  # elsewhere under enable_model_cpu_offload
+        assert positions is not None
+        assert tokens is not None
+        eos = (tokens.ids == self.tokenizers[-1].eos_token_id).int().argmax(-1)
+        valid = torch.arange(e.shape[1])[None] <= eos[:, None]
+        e, valid = (x.reshape(len(prompts), -1, *x.shape[2:]) for x in (e, valid))
+        return Encoded(e, pooled, tuple(positions), valid.to(device))
+
+    def needed_chunks(self, prompt: Prompt) -> int:
+        with self._lock:
+            return max(len(chunk_tokens(tokenizer, prompt)) for tokenizer in self.tokenizers)
+
+    def check_clip_skip(self, clip_skip: int, name: str) -> None:
+        layers = min(int(m.config.num_hidden_layers) for m in self.models)
+        most = layers + (self.trained_clip_skip - 1 if not self.is_xl else 0)
+        if clip_skip > most:
+            raise BadRecipe(
+                f"clip_skip {clip_skip} asks for a layer that the text encoder of '{name}' does not have: "
+                f"it is at most {most}."
+            )
+
+    def _layer(self, clip_skip: int) -> int:
+        """The layer of a clip skip, counted from the last one there is; never above the trained one."""
+        layer = max(clip_skip, self.trained_clip_skip)
+        return layer if self.is_xl else layer - self.trained_clip_skip + 1
+
+
+class T5Text(TextEncoders):
+    """T5's encoder: lower-case text in one window of tokens, without a token for the beginning.
+
+    Padding is masked in cross-attention, as in the stock pipelines: `Encoded.mask`.
+    """
+
+    max_chunks = 1
+
+    def __init__(self, pairs: Sequence[tuple[Any, Any]], family: Family) -> None:
+        super().__init__(pairs)
+        self.length = family.tokens
+        self.window = family.tokens - 1  # and the token of the end
+
+    def encode(
+        self, prompts: Sequence[Prompt], words: Mapping[str, Sequence[Tensor]] | None, *, device: torch.device,
+        chunks: int = 1, clip_skip: int = 1, second: Sequence[Prompt] | None = None,
+    ) -> Encoded:  # fmt: skip
+        (tokenizer,), (model,) = self.tokenizers, self.models
+        prompts = [self._spelled_prompt(prompt) for prompt in prompts]
+        with self._lock:
+            tokens = tokenize(tokenizer, prompts, length=self.length)
+        replacements = [
+            (b, at, words[use.name][0])
+            for b, prompt in enumerate(prompts)
+            for use, at in zip(prompt.uses, tokens.positions[b], strict=True)
+            if words and use.name in words
+        ]
+        mask = tokens.mask.to(device)
+        with word_vectors_replaced(model, replacements):
+            e = model(tokens.ids.to(device), attention_mask=mask)[0]
+        if any(p.weights for p in prompts):
+            e = apply_emphasis(e, emphasis(tokens, prompts))
+        return Encoded(e.to(device), None, tuple(tokens.positions), mask.bool(), mask)
+
+    def needed_chunks(self, prompt: Prompt) -> int:
+        return max(1, -(-self.count_tokens(prompt.text) // self.window))
+
+    def check_clip_skip(self, clip_skip: int, name: str) -> None:
+        if clip_skip > 1:
+            raise BadRecipe(
+                f"clip_skip {clip_skip} is for CLIP, and the text encoder of '{name}' is T5: it is at most 1."
+            )
+
+    def spelled(self, text: str) -> str:
+        """As the stock pipelines do where beautifulsoup4 and ftfy are not installed."""
+        return text.lower().strip()
+
+    def _spelled_prompt(self, prompt: Prompt) -> Prompt:
+        """The prompt in the spelling that is tokenized, with its concepts and weights at their places there."""
+        text = prompt.text
+        before = len(text.lower()) - len(text.lower().lstrip())
+
+        def moved(part: Any) -> Any:
+            start, end = (max(0, len(text[:at].lower()) - before) for at in (part.start, part.end))
+            return replace(part, start=start, end=end)
+
+        uses, weights = (tuple(map(moved, parts)) for parts in (prompt.uses, prompt.weights))
+        return replace(prompt, text=self.spelled(text), uses=uses, weights=weights)
+
+
+def text_encoders(pipe: Any, family: Family) -> TextEncoders:
+    """The text encoders of a pipeline of this family; raises BadModelFile where it has none."""
+    pairs = [(pipe.tokenizer, pipe.text_encoder)]
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        pairs.append((pipe.tokenizer_2, pipe.text_encoder_2))
+    return T5Text(pairs, family) if family.tokens else ClipText(pairs, family)
