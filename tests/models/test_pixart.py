@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,31 @@ def test_a_folder_is_opened_and_added(folder: Path, studio: Studio, bases: dict[
         bases["pixart-sigma"].fingerprint, bases["pixart-sigma"].text_hash,
     )  # fmt: skip
     assert base.n_tokens == 300 and bases["pixart-alpha"].n_tokens == 120
+
+
+def test_folders_that_name_the_class_of_before(folder: Path, studio: Studio, tmp_path: Path) -> None:
+    """PixArt-XL-2-1024-MS says Transformer2DModel, which diffusers maps to its class of today."""
+    shutil.copytree(folder, tmp_path / "old")
+    index, config = tmp_path / "old" / "model_index.json", tmp_path / "old" / "transformer" / "config.json"
+    for path, changes in (
+        (index, {"transformer": ["diffusers", "Transformer2DModel"]}),
+        (
+            config,
+            {"_class_name": "Transformer2DModel", "num_vector_embeds": None, "use_linear_projection": False},
+        ),
+    ):
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    base = open_base(str(tmp_path / "old"), device="cpu", dtype="float32")
+    assert base.fingerprint == studio.base.fingerprint and base.text_hash == studio.base.text_hash
+
+
+def test_a_tokenizer_of_sentencepiece_alone(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """As PixArt is published; without the packages that read it, the message names them."""
+    shutil.copytree(folder, tmp_path / "old")
+    (tmp_path / "old" / "tokenizer" / "tokenizer.json").rename(tmp_path / "old" / "tokenizer" / "spiece.model")
+    monkeypatch.setattr("minikin.models.loading.diffusers_folder._is_installed", lambda _: False)
+    with pytest.raises(BadModelFile, match="spiece.model.* pip install sentencepiece protobuf"):
+        open_base(str(tmp_path / "old"), device="cpu")
 
 
 @pytest.mark.parametrize(

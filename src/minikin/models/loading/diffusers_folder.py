@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from minikin.models.loading.tensors import empty_part, incomplete, missing
 
 _NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
 _CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "", "tokenizer_2": ""}  # of tokenizers, any
+_SENTENCEPIECE = ("sentencepiece", "protobuf")
 _FILES = ("diffusion_pytorch_model", "model")
 
 
@@ -33,10 +35,30 @@ def check(path: Path) -> None:
         folder = path / part
         if part in parts and not ((folder / name).is_file() if name else any(folder.glob("*.json"))):
             raise BadModelFile(f"{path} lacks {part}/{name}, which its model_index.json names. Get it again.")
+    _check_tokenizer(path / "tokenizer")
     _refuse_other_kinds(path, parts, denoiser)
     wrong = {part: _missing(path, part, str(parts[part][1])) for part in _NETWORKS if part in parts}
     if any(wrong.values()):
         raise BadModelFile(incomplete(str(path), wrong))
+
+
+def _check_tokenizer(folder: Path) -> None:
+    """Raise BadModelFile for a tokenizer of SentencePiece alone, as PixArt's, that nothing here reads."""
+    if (folder / "tokenizer.json").is_file() or not (folder / "spiece.model").is_file():
+        return
+    if absent := [name for name in _SENTENCEPIECE if not _is_installed(name)]:
+        raise BadModelFile(
+            f"{folder} holds its words in spiece.model, and this installation lacks the packages that read it. "
+            f"Install them: pip install {' '.join(absent)}"
+        )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def variant(path: Path) -> dict[str, str]:
