@@ -241,6 +241,7 @@ def test_which_commands_start_one(line: str, variable: str, starts: bool, monkey
     """After they went well, and never with the flag."""
     started: list[Path] = []
     monkeypatch.setenv("MINIKIN_RESIDENT", variable)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1")
     monkeypatch.setattr(place, "socket_path", lambda: Path("/nowhere"))
     monkeypatch.setattr(client, "start", lambda path, environment: started.append(path))
     for code in (3, 0):
@@ -249,6 +250,23 @@ def test_which_commands_start_one(line: str, variable: str, starts: bool, monkey
         with pytest.raises(SystemExit):
             entry.main()
         assert "--no-resident" not in sys.argv and len(started) == (starts and code == 0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [({}, entry.SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_do_not_wait_in_loops(before: dict[str, str], after: str | None, monkeypatch: Any) -> None:
+    """Unless the user says how they wait."""
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.setenv(name, "")  # so that it is as before afterwards
+        monkeypatch.delenv(name)
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("minikin.cli.app.main", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["minikin", "show", "x"])
+    entry.main()
+    assert os.environ.get("GOMP_SPINCOUNT") == after
 
 
 def test_it_ends_after_its_time_and_one_is_enough(tmp_path: Path, monkeypatch: Any) -> None:
