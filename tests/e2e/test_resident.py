@@ -48,11 +48,17 @@ def resident(environment: dict[str, str]) -> Iterator[Path]:
     code = "from minikin.cli.resident import place; print(place.socket_path())"
     line = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     path = Path(line.stdout.strip())
-    client.start(path, environment)
-    wait(path.exists)
+    started(path, environment)
     yield path
     answer(environment, "stop")
     wait(lambda: not path.exists())
+
+
+def started(path: Path, environment: dict[str, str]) -> None:
+    """Start a resident process and wait until it answers: a client waits for half a minute alone."""
+    client.start(path, environment)
+    wait(path.exists)
+    wait(lambda: answer(environment, "ps")["resident"])
 
 
 def wait(condition: Any) -> None:
@@ -151,16 +157,16 @@ def test_a_killed_client_takes_its_command_along_and_stop_waits_for_the_others(
     assert there(environment, *PAINT).wait() == 1, "and this client cannot paint itself"
     second.send_signal(signal.SIGKILL)
     wait(lambda: answer(environment, "ps") and not Path(f"/proc/{facts['process']}").exists())
-    client.start(resident, environment)  # for the tests after this one, and for the fixture's end
-    wait(resident.exists)
+    started(resident, environment)  # for the tests after this one, and for the fixture's end
 
 
 def test_a_lost_resident_process_is_told_and_the_next_command_runs_without(
     tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    """The server here takes the command and dies."""
+    """The server here takes the command and dies; what it had started is told to end."""
     path = tmp_path / "s.sock"
-    for answers, status in (((), None), ((os.getpid(),), 1 << 8)):
+    sleeper = subprocess.Popen(["sleep", "1000"])
+    for answers, status in (((), None), ((sleeper.pid,), 1 << 8)):
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
         listener.listen()
@@ -177,7 +183,28 @@ def test_a_lost_resident_process_is_told_and_the_next_command_runs_without(
         listener.close()
         assert client.run_there(path, ["paint"]) is None, "nobody listens"
         path.unlink()
-    assert "the resident process ended" in capsys.readouterr().err
+    assert "the resident process was ended" in capsys.readouterr().err
+    assert sleeper.wait() == -signal.SIGTERM
+
+
+def test_a_client_that_waits_too_long_runs_the_command_itself(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    """Nobody answers here; the one who comes to it later sees that the client has left. Ctrl-C is one line."""
+    path, listener = tmp_path / "s.sock", socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    monkeypatch.setattr(client, "ANSWER_S", 0.05)
+    assert client.run_there(path, ["paint"]) is None
+    connection, _ = listener.accept()
+    assert command.receive(connection)[0]["arguments"] == ["paint"] and server._is_closed(connection)
+
+    def interrupted(connection: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "receive", interrupted)
+    assert client.run_there(path, ["paint"]) == 130 << 8
+    assert capsys.readouterr().err == "\nminikin: interrupted.\n"
 
 
 def test_a_fork_becomes_what_the_client_was(tmp_path: Path) -> None:
@@ -221,35 +248,46 @@ def test_who_listens_for_another_user_gets_nothing(tmp_path: Path, monkeypatch: 
     assert client.connected(tmp_path / "s") is None
 
 
-def test_another_environment_has_another_process(monkeypatch: Any) -> None:
+def test_another_environment_has_another_process(tmp_path: Path, monkeypatch: Any) -> None:
     before = place.key()
     monkeypatch.setenv("TERM", "other")
     assert place.key() == before
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert place.key() != before
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(place, "_times", lambda path: [("a.py", 1)])
-    assert place.key() != before
+    with monkeypatch.context() as m:
+        m.setattr(place, "_times", lambda path: [("a.py", 1)])
+        assert place.key() != before
+    with monkeypatch.context() as m:
+        m.setattr(os, "sched_getaffinity", lambda process: {99})
+        assert place.key() != before
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / ".#lock").symlink_to(tmp_path / "nowhere")  # as Emacs leaves them
+    monkeypatch.setattr(place, "PACKAGE", tmp_path / "package")
+    assert place.socket_path()
+    monkeypatch.setattr(place, "PACKAGE", tmp_path / "nowhere")
+    assert place.socket_path() is None
 
 
 @pytest.mark.parametrize(
     ("line", "variable", "starts"),
     [("paint x", "10", True), ("paint x --no-resident", "10", False), ("paint x", "0", False),
-     ("show x", "10", False), ("--debug teach x", "10", True)],
+     ("show x", "10", False), ("--debug teach x", "10", True), ("paint --help", "10", False),
+     ("paint x", "off", False), ("paint x", "inf", True), ("paint x", "soon", True)],
 )  # fmt: skip
 def test_which_commands_start_one(line: str, variable: str, starts: bool, monkeypatch: Any) -> None:
     """After they went well, and never with the flag."""
-    started: list[Path] = []
+    starts_of: list[Path] = []
     monkeypatch.setenv("MINIKIN_RESIDENT", variable)
     monkeypatch.setenv("GOMP_SPINCOUNT", "1")
     monkeypatch.setattr(place, "socket_path", lambda: Path("/nowhere"))
-    monkeypatch.setattr(client, "start", lambda path, environment: started.append(path))
+    monkeypatch.setattr(client, "start", lambda path, environment: starts_of.append(path))
     for code in (3, 0):
         monkeypatch.setattr("minikin.cli.app.main", lambda code=code: sys.exit(code))
         monkeypatch.setattr(sys, "argv", ["minikin", *line.split()])
         with pytest.raises(SystemExit):
             entry.main()
-        assert "--no-resident" not in sys.argv and len(started) == (starts and code == 0)
+        assert "--no-resident" not in sys.argv and len(starts_of) == (starts and code == 0)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def main() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # read when torch loads the library
     here = client.FLAG in sys.argv
     sys.argv[1:] = arguments = [a for a in sys.argv[1:] if a != client.FLAG]
-    fits = not here and client.minutes(os.environ) > 0
+    fits = not here and client.minutes(os.environ) > 0 and not {"-h", "--help"}.intersection(arguments)
     fits = fits and next((a for a in arguments if a[:1] != "-"), "") in COMMANDS
     path, environment = place.socket_path() if fits else None, dict(os.environ)
     if path and (status := client.run_there(path, arguments)) is not None:

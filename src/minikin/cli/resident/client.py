@@ -14,6 +14,8 @@ from typing import Any
 
 from minikin.cli.resident import command
 
+ANSWER_S = 30.0  # in which a resident process, which may be starting, takes a command
+A_WEEK = 7 * 24 * 60.0  # minutes
 MINUTES = 10.0  # without a command, after which the resident process ends
 VARIABLE = "MINIKIN_RESIDENT"  # 0: none; another number: minutes instead of MINUTES
 FLAG = "--no-resident"
@@ -21,10 +23,11 @@ FLAG = "--no-resident"
 
 def minutes(environment: Mapping[str, str]) -> float:
     """How long a resident process waits for another command; 0 where there shall be none."""
-    if sys.platform != "linux":
+    text = environment.get(VARIABLE, str(MINUTES)).strip().lower()
+    if sys.platform != "linux" or text in ("off", "no", "false"):
         return 0
     try:
-        return max(0.0, float(environment.get(VARIABLE, MINUTES)))
+        return min(A_WEEK, max(0.0, float(text)))
     except ValueError:
         return MINUTES
 
@@ -34,20 +37,28 @@ def run_there(path: Path, arguments: list[str]) -> int | None:
     command.fill_standard()
     if not (connection := connected(path)):
         return None
+    connection.settimeout(ANSWER_S)
     try:
         command.send(
             connection, command.as_message(command.Command.mine("run", arguments)), command.open_files()
         )
         process, _ = command.receive(connection)
-    except (EOFError, OSError, ValueError):  # it ends just now, or could not start
+    except (EOFError, OSError, ValueError):  # it ends just now, could not start, or hangs
+        connection.close()
         return None
+    except KeyboardInterrupt:
+        print("\nminikin: interrupted.", file=sys.stderr)
+        return 130 << 8
     pass_on_signals(process)
+    connection.settimeout(None)
     try:
         status: int = command.receive(connection)[0]
     except (EOFError, OSError, ValueError):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGTERM)  # teaching saves what it has
         print(
-            "minikin: the resident process ended, and the command with it. Run it again; "
-            f"{FLAG} does without.", file=sys.stderr,
+            "minikin: the resident process was ended, so the command was told to end, too. Run it again "
+            f"(teaching: with --resume); {FLAG} does without.", file=sys.stderr,
         )  # fmt: skip
         return 1 << 8
     return status

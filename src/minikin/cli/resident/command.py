@@ -98,6 +98,8 @@ def open_files() -> list[int]:
 
 def become(command: Command, files: list[int]) -> None:
     """Make this process, a fork of the resident one, what the client was. `files` are those of `open_files`."""
+    for fd, source in enumerate(files[:3]):
+        os.dup2(source, fd)
     os.setsid()
     for number in IGNORABLE:
         signal.signal(number, signal.SIG_IGN if number in command.ignored else signal.SIG_DFL)
@@ -108,15 +110,14 @@ def become(command: Command, files: list[int]) -> None:
     time.tzset()
     tempfile.tempdir = None
     os.umask(command.umask)
-    os.sched_setaffinity(0, command.processors)
+    with suppress(OSError):  # none of them may be used here
+        os.sched_setaffinity(0, command.processors)
     os.nice(max(0, command.niceness - os.nice(0)))
     for limit, soft in zip(LIMITS, command.soft, strict=True):
         hard = resource.getrlimit(limit)[1]
         with suppress(ValueError, OSError):  # above what this process may have
             resource.setrlimit(limit, (soft, hard))
     os.fchdir(files[3])
-    for fd, source in enumerate(files[:3]):
-        os.dup2(source, fd)
     for fd in files:
         os.close(fd)
     sys.argv = ["minikin", *command.arguments]

@@ -6,15 +6,20 @@ import hashlib
 import os
 import stat
 import sys
-import sysconfig
 from pathlib import Path
+
+from minikin.cli.resident.command import LIMITS
+
+if sys.platform != "win32":
+    import resource
 
 PACKAGE = Path(__file__).resolve().parents[2]
 # Variables that libraries read while they are imported. Others are given to each command.
 READ_AT_IMPORT = (
-    "ATEN", "CUDA", "DIFFUSERS", "DNNL", "GLIBC", "GOMP", "HF_", "HUGGINGFACE", "KMP", "LANG", "LC_", "LD_",
-    "MALLOC", "MINIKIN", "MKL", "NUMBA", "NVIDIA", "OMP", "ONEDNN", "OPENBLAS", "OPENVINO", "PYTHON",
-    "PYTORCH", "SAFETENSORS", "TORCH", "TRANSFORMERS", "XDG",
+    "ATEN", "CUDA", "DIFFUSERS", "DNNL", "FORCE_", "GITHUB_ACTIONS", "GLIBC", "GOMP", "HF_", "HOME",
+    "HUGGINGFACE", "KMP", "LANG", "LC_", "LD_", "MALLOC", "MINIKIN", "MKL", "NUMBA", "NVIDIA", "OMP", "ONEDNN",
+    "OPENBLAS", "OPENVINO", "PY_COLORS", "PYTHON", "PYTORCH", "SAFETENSORS", "TERMINAL_WIDTH", "TORCH",
+    "TRANSFORMERS", "XDG", "_TYPER",
 )  # fmt: skip
 WITHOUT = ("MINIKIN_DEBUG",)  # of them, read by commands alone
 
@@ -36,10 +41,13 @@ def folder() -> Path | None:
 def key() -> str:
     """Names an installation and an environment: processes of equal key would import the same.
 
-    It changes with the interpreter, its search path (without the first place, which is the script's), the
-    files of this package, what is installed beside it, and the variables that are read at import.
+    It changes with the interpreter, what its search path holds (without the first place, which is the
+    script's), the files of this package, and the variables that are read at import; and with what a fork could
+    not change: niceness, processors, hard limits, the namespaces of a container or sandbox.
     """
-    facts = [sys.executable, *sys.path[1:], str(os.stat(sysconfig.get_path("purelib")).st_mtime_ns)]
+    facts = [sys.executable, *(f"{p}:{os.stat(p).st_mtime_ns}" for p in sys.path[1:] if os.path.exists(p))]
+    facts += [str(os.nice(0)), str(os.sched_getaffinity(0)), str([resource.getrlimit(r)[1] for r in LIMITS])]
+    facts += [os.readlink(f"/proc/self/ns/{name}") for name in ("mnt", "net", "pid", "user")]
     facts += [f"{p}:{t}" for p, t in sorted(_times(PACKAGE))]
     facts += [
         f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith(READ_AT_IMPORT) and k not in WITHOUT
@@ -54,11 +62,14 @@ def _times(path: Path) -> list[tuple[str, int]]:
         if entry.is_dir():
             files += _times(Path(entry)) if entry.name != "__pycache__" else []
         else:
-            files.append((entry.path, entry.stat().st_mtime_ns))
+            files.append((entry.path, entry.stat(follow_symlinks=False).st_mtime_ns))
     return files
 
 
 def socket_path() -> Path | None:
     """The socket of the resident process that this process could use; None where there can be none."""
     parent = folder()
-    return parent and parent / f"{key()}.sock"
+    try:
+        return parent and parent / f"{key()}.sock"
+    except OSError:  # a file of the package is replaced just now, or /proc is missing
+        return None

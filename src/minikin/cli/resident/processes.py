@@ -53,9 +53,10 @@ def _answers(what: str) -> list[dict[str, Any]]:
     for path in sorted(parent.glob("*.sock")) if parent else []:
         if connection := client.connected(path):
             with connection:
+                connection.settimeout(client.ANSWER_S)
                 try:
                     command.send(connection, command.as_message(command.Command.mine(what, [])))
                     answers.append(command.receive(connection)[0])
-                except (EOFError, OSError, ValueError):  # it ended just now
+                except (EOFError, OSError, ValueError):  # it ended just now, or hangs
                     continue
     return answers

@@ -71,15 +71,15 @@ def load() -> int:
 
 def run(command: Command, files: list[int], threads: int) -> None:
     """In a fork: be the command's process, to its end."""
-    messages.become(command, files)
     import torch
 
     from minikin.cli import app, display
 
-    torch.set_num_threads(threads)
-    display.out, display.err = display.consoles()
     code: Any = 0
     try:
+        messages.become(command, files)
+        torch.set_num_threads(threads)
+        display.out, display.err = display.consoles()
         app.main()
     except SystemExit as e:
         code = e.code
@@ -93,6 +93,14 @@ def run(command: Command, files: list[int], threads: int) -> None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os._exit(code if isinstance(code, int) else code is not None)
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Whether the client waits no more, and has run the command itself."""
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
 
 
 @dataclass
@@ -133,16 +141,19 @@ class Resident:
 
     def _answer(self) -> tuple[Command, list[int]] | None:
         """What a client asks for. In a fork that is to run it: the command and its files."""
-        connection, _ = self.listener.accept()
-        connection.settimeout(ASKING_S)
         files: list[int] = []
+        try:
+            connection, _ = self.listener.accept()
+        except OSError:  # no descriptor is left, or the client has left
+            return None
+        connection.settimeout(ASKING_S)
         try:
             _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
             if user != os.getuid():
                 raise PermissionError(user)
             message, files = messages.receive(connection)
             command = Command(**message)
-            if command.do == "run":
+            if command.do == "run" and not _is_closed(connection):
                 return self._fork(command, files, connection)
             messages.send(connection, self._facts())
             if command.do == "stop":
@@ -165,9 +176,14 @@ class Resident:
             for fd in self.running:
                 os.close(fd)
             return command, files
-        for fd in files:
-            os.close(fd)
-        watched = os.pidfd_open(process)
+        try:
+            watched = os.pidfd_open(process)
+        except OSError:  # no descriptor is left: the client runs the command itself
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            raise
+        while files:
+            os.close(files.pop())
         self.running[watched] = Running(process, command.arguments, connection)
         self.events.register(watched, selectors.EVENT_READ)
         self.events.register(connection, selectors.EVENT_READ, watched)
