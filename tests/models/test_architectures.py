@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ from PIL import Image
 
 from minikin import Concept, Studio, attach
 from minikin.images.photos import Photo
-from minikin.models.attention import detach, layout
+from minikin.models.attention import detach, layout, text_projection
 from minikin.models.base import Base
 from minikin.models.families import denoiser_of
-from minikin.models.identity import sketches_match
+from minikin.models.identity import rounded, sketches_match
 from minikin.perfusion import concept_file
 from minikin.perfusion.compatibility import compatibility
 from minikin.recipes import Teach
@@ -100,6 +101,14 @@ def test_architecture_width_and_hashes(family: str, bases: dict[str, Base]) -> N
     base = bases[family]
     assert len(base.fingerprint) == len(base.text_hash) == 64
     assert not any("processor" in k for k in base.denoiser.state_dict())
+    digest = hashlib.sha256()  # as in the concept files that are there: each encoder, then its vocabulary
+    for module in text_projection(base.denoiser):
+        digest.update(b"".join(n.encode() + rounded(w) for n, w in sorted(module.named_parameters())))
+    for tokenizer, model in zip(base.tokenizers, base.text_encoders, strict=True):
+        weights = sorted(model.named_parameters())
+        digest.update(b"".join(n.removeprefix("text_model.").encode() + rounded(w) for n, w in weights))
+        digest.update("\n".join(sorted(tokenizer.get_vocab())).encode())
+    assert base.text_hash == digest.hexdigest()
     if family in TRANSFORMERS:
         assert base.architecture == family and base.layout.text_width == 48
         return

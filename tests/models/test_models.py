@@ -188,7 +188,7 @@ def test_missing_bases_are_refused(ref: str, error: type[Exception], words: str)
 
 
 def test_invalid_folders_devices_and_names_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadModelFile, match="is not a Stable Diffusion folder"):
+    with pytest.raises(BadModelFile, match="is not a folder of diffusers with a model of the families"):
         open_base(str(tmp_path))
     with pytest.raises(BadRecipe, match="There is no device 'tpu'"):
         open_base("tiny", device="tpu")

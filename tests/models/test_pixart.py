@@ -14,6 +14,7 @@ import torch
 
 from minikin import Concept, Studio, attach
 from minikin.errors import BadModelFile, BadRecipe, BaseMismatch
+from minikin.models import attention
 from minikin.models.attention import layout, pack, text_projection
 from minikin.models.base import Base
 from minikin.models.identity import Origin
@@ -125,6 +126,9 @@ def test_pipelines_that_cannot_be_attached() -> None:
     joint = type("FluxPipeline", (SimpleNamespace,), {})()
     with pytest.raises(BadModelFile, match="This pipeline is a FluxPipeline: its text"):
         attach(joint)
+    other = type("SanaPipeline", (SimpleNamespace,), {})(transformer=None)
+    with pytest.raises(BadModelFile, match="This pipeline is a SanaPipeline. Open a model of"):
+        attach(other)
     pipe = pixart.miniature("pixart-sigma")
     pipe.text_encoder = None
     with pytest.raises(BadModelFile, match="no text encoder or tokenizer"):
@@ -296,3 +300,40 @@ def test_attached_pipelines_take_concepts(family: str) -> None:
     assert "forward" not in vars(pipe.transformer)
     with pytest.raises(BadRecipe, match="were detached"):
         minikin("a <tom>")
+
+
+@pytest.mark.parametrize("first", ["hook", "attach"])
+def test_hooks_of_offloading_go_on(first: str) -> None:
+    """accelerate moves weights before a forward pass; its hook stays around ours, and is there after detach."""
+    from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
+
+    class Counting(ModelHook):
+        calls = 0
+
+        def pre_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return args, kwargs
+
+    denoiser, hook = pixart.miniature("pixart-alpha").transformer.eval(), Counting()
+    steps = [lambda: add_hook_to_module(denoiser, hook), lambda: attention.attach(denoiser)]
+    for step in steps if first == "hook" else reversed(steps):
+        step()
+    x, t = torch.randn(1, 4, 8, 8), torch.tensor([500])
+    e = torch.randn(1, 5, denoiser.config.caption_channels)
+    with torch.no_grad():
+        packed = pack(denoiser, attention.project(denoiser, e))
+    size = {"resolution": torch.tensor([[64.0, 64.0]]), "aspect_ratio": torch.tensor([[1.0]])}
+
+    def run(text: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = denoiser(x, text, timestep=t, added_cond_kwargs=size, return_dict=False)[0]
+        return out
+
+    with torch.no_grad():
+        plain, ours = run(e), run(packed)
+    assert torch.equal(plain, ours) and hook.calls == 2
+    attention.detach(denoiser)
+    with torch.no_grad():
+        assert torch.equal(run(e), plain) and hook.calls == 3
+    remove_hook_from_module(denoiser)
+    with torch.no_grad():
+        assert torch.equal(run(e), plain) and hook.calls == 3

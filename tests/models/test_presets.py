@@ -24,6 +24,7 @@ from minikin.images import metadata
 from minikin.images.photos import Photo
 from minikin.models import presets
 from minikin.models.base import Base
+from minikin.models.families import BY_TEXT_WIDTH, Family
 from minikin.models.loading import hub
 from minikin.models.lora import adapters
 from minikin.models.presets import CONVENTIONS, PRESETS, recognise
@@ -49,9 +50,15 @@ PUBLISHED = {  # by hand from the papers' and authors' pages, not from our formu
 @pytest.fixture
 def families(monkeypatch: Any) -> None:
     """Miniatures count as their families."""
-    architecture = Base.architecture
-    family = property(lambda self: STANDS_FOR.get(self.name) or architecture.fget(self))
-    monkeypatch.setattr(Base, "architecture", family)
+    by_name = {family.name: family for family in BY_TEXT_WIDTH.values()}
+
+    def get(self: Base) -> Family:
+        return by_name.get(STANDS_FOR.get(self.name, "")) or vars(self)["family"]
+
+    def set_(self: Base, value: Family) -> None:
+        vars(self)["family"] = value
+
+    monkeypatch.setattr(Base, "family", property(get, set_), raising=False)
 
 
 def provide(base: Base, preset: str, steps: int = 4, seed: int = 0, **metadata: str) -> Path | None:

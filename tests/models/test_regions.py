@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor, SlicedAttnProcessor
 
 from minikin import Studio
 from minikin.errors import BadRecipe
@@ -130,6 +131,25 @@ def test_attention_to_a_region_stays_inside_its_box(base: Base) -> None:
     packed.record = None
     assert (inside - nothing[:4]).abs().max() > 20 * (outside - nothing[4:]).abs().max()
     assert packed.region_bias is None  # the context has removed it
+
+
+@pytest.mark.parametrize("processor", [AttnProcessor(), SlicedAttnProcessor(1)])
+def test_regions_reach_the_older_processors(base: Base, processor: Any) -> None:
+    """They compute the same without PyTorch's fused attention, whose mask a region changes."""
+    attn = base.denoiser.get_submodule(base.layout.layers[0].path)
+    x, kv = torch.randn(1, 64, attn.to_q.in_features), torch.randn(1, 77, base.layout.width)
+    tokens = torch.zeros(77)
+    tokens[5] = 1
+    stock, outputs = attn.processor, []
+    try:
+        for used in (stock, processor):
+            attn.set_processor(used)
+            region_bias = RegionBias([Region(NAMED_BOXES["top"], tokens)], 1, (8, 8))
+            with torch.no_grad(), region_bias_applied(base.denoiser, region_bias):
+                outputs.append(attn(x, kv))
+    finally:
+        attn.set_processor(stock)
+    assert torch.equal(*outputs)
 
 
 def test_a_region_changes_images_that_name_it_only() -> None:

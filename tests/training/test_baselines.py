@@ -493,7 +493,7 @@ def test_half_precision_bases_are_taught_in_float32(photos: list[Photo], tmp_pat
         tom = run(half, photos[:1], tmp_path / name, method=name, steps=2).result
         assert all(t.dtype is torch.float32 for t in (*tom.weights.values(), *tom.words))
         with using(half, [(tom, 1.0)]):
-            assert {p.dtype for p in half.unet.parameters()} == {torch.bfloat16}
+            assert {p.dtype for p in half.denoiser.parameters()} == {torch.bfloat16}
 
 
 # ---- on tiny, by the command line ---------------------------------------------------------------------

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +35,8 @@ from minikin.models.regions import RegionBias, attention_maps
 
 # modules of a transformer that text encodings pass before all layers: of PixArt
 TEXT_PROJECTION = ("caption_projection",)
+# processors of diffusers that compute what AttnProcessor2_0 computes, without scaled_dot_product_attention
+_EQUIVALENT = ("AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor")
 
 
 @dataclass(frozen=True)
@@ -153,8 +156,13 @@ def attach(denoiser: Any) -> Layout:
         attention = denoiser.get_submodule(layer.path)
         attention.forward = PackedLayer(attention, layer, shape.width)
     if text_projection(denoiser):
-        denoiser.forward = _PackedTransformer(denoiser, shape.width)
+        setattr(denoiser, _forward_name(denoiser), _PackedTransformer(denoiser, shape.width))
     return shape
+
+
+def _forward_name(module: nn.Module) -> str:
+    """The attribute with the module's forward pass, also inside a hook of accelerate (CPU offload)."""
+    return "_old_forward" if "_old_forward" in vars(module) else "forward"
 
 
 def detach(denoiser: Any) -> None:
@@ -162,6 +170,8 @@ def detach(denoiser: Any) -> None:
     for module in denoiser.modules():
         if isinstance(vars(module).get("forward"), PackedLayer | _PackedTransformer):
             del module.forward
+        if isinstance(vars(module).get("_old_forward"), PackedLayer | _PackedTransformer):
+            module._old_forward = MethodType(type(module).forward, module)
 
 
 def is_attached(denoiser: nn.Module, shape: Layout) -> bool:
@@ -196,8 +206,13 @@ class PackedLayer:
         text = encoder_hidden_states
         text = text[0] if isinstance(text, tuple) else text  # with IP-Adapter's encodings of images
         packed = text is not None and text.shape[-1] >= self.packed_width
-        view = _View(self.attention, self._projections()) if packed else self.attention
         scores = _Scores(self) if self.record is not None or self.region_bias else None
+        others = self._projections() if packed else {}
+        if scores and type(self.attention.processor).__name__ in _EQUIVALENT:
+            from diffusers.models.attention_processor import AttnProcessor2_0
+
+            others["processor"] = AttnProcessor2_0()
+        view = _View(self.attention, others) if others else self.attention
         with scores or nullcontext():
             out = type(self.attention).forward(view, hidden_states, encoder_hidden_states, *args, **kwargs)
         if scores and not scores.calls:

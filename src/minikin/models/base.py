@@ -168,11 +168,16 @@ class Base:
     def _text(self) -> tuple[str, str]:
         """Hash and sketch of the text encoders, computed on first use."""
         digest, weights, words = hashlib.sha256(), [], []
-        for model in (*attention.text_projection(self.denoiser), *self.text_encoders):
+
+        def add(model: Any) -> None:
             for name, weight in sorted(model.named_parameters()):  # those that are used twice count once
                 digest.update(name.removeprefix("text_model.").encode() + rounded(weight))
                 weights.append(weight)
-        for tokenizer in self.tokenizers:
+
+        for projection in attention.text_projection(self.denoiser):
+            add(projection)
+        for tokenizer, model in zip(self.tokenizers, self.text_encoders, strict=True):
+            add(model)
             vocabulary = sorted(tokenizer.get_vocab())
             digest.update("\n".join(vocabulary).encode())
             words += vocabulary

@@ -47,8 +47,13 @@ NAMES = "Stable Diffusion 1, 2 and XL, PixArt-alpha and PixArt-Sigma"
 
 
 def denoiser_of(pipe: Any) -> Any:
-    """The U-Net or transformer of a pipeline."""
-    return pipe.unet if hasattr(pipe, "unet") else pipe.transformer
+    """The U-Net or transformer of a pipeline. Raises BadModelFile for pipelines of other families."""
+    if hasattr(pipe, "unet"):
+        return pipe.unet
+    kind = type(pipe).__name__
+    if not is_transformer(kind):
+        raise BadModelFile(f"This pipeline is a {kind}. Open a model of the families {NAMES}.")
+    return pipe.transformer
 
 
 def is_transformer(pipeline: str) -> bool:
