@@ -140,14 +140,14 @@ def test_a_store_that_another_process_holds(tmp_path: Path) -> None:
 
 
 def test_damage_to_the_store_is_an_error_or_harmless(tmp_path: Path) -> None:
-    """Thirty damaged copies: refused with the path and left as they are, or read; never another exception."""
+    """A hundred damaged copies: refused, with the path, and left as they are, or read; nothing else is raised."""
     whole = tmp_path / "whole.sqlite"
     store = JobStore(whole)
     for k in range(20):
         store.accept(row(k, "x" * 500))
     store.close()
     data, rng, refused = whole.read_bytes(), random.Random(0), 0
-    for k in range(30):
+    for k in range(100):
         damaged = bytearray(data)
         for _ in range(rng.choice((1, 10, 200))):
             damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
@@ -163,7 +163,7 @@ def test_damage_to_the_store_is_an_error_or_harmless(tmp_path: Path) -> None:
         except StorageError as e:
             refused += 1
             assert "job store" in str(e) and e.exit_code == 7
-    assert refused >= 10
+    assert refused >= 30
 
 
 def test_a_server_refuses_a_damaged_store_and_leaves_it(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 
 from minikin.errors import StorageError
 
+# the second where a message of SQLite quotes a damaged file
+PROBLEMS = (sqlite3.Error, UnicodeDecodeError)
 VERSION = 1
 IMAGES, EVENTS, CONCEPTS = "pictures", "ledger", "shelf"  # word: names of the tables since version 0.1
 ENDS = ("completed", "failed", "cancelled")
@@ -81,7 +83,7 @@ class JobStore:
             if version <= VERSION:
                 self._db.execute(_FAVOURITES)
             problem = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
-        except sqlite3.Error as e:
+        except PROBLEMS as e:
             raise StorageError(
                 f"The job store {path} cannot be used ({e}). Move it away to start with an empty one; it "
                 "was not changed."
@@ -112,7 +114,7 @@ class JobStore:
                     self._db.execute("ROLLBACK")
                     raise
                 self._db.execute("COMMIT")
-            except sqlite3.Error as e:
+            except PROBLEMS as e:
                 full = getattr(e, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
                 why = f"The job store {self.path} was not written: {e}."
                 raise StorageError(why, "storage_full" if full else "storage") from e
@@ -121,7 +123,7 @@ class JobStore:
         with self._lock:
             try:
                 return [dict(row) for row in self._db.execute(sql, values).fetchall()]
-            except sqlite3.Error as e:
+            except PROBLEMS as e:
                 raise StorageError(f"The job store {self.path} cannot be read: {e}.") from e
 
     # ---- jobs --------------------------------------------------------------------------------
