@@ -140,7 +140,7 @@ def test_a_store_that_another_process_holds(tmp_path: Path) -> None:
 
 
 def test_damage_to_the_store_is_an_error_or_harmless(tmp_path: Path) -> None:
-    """A hundred damaged copies: refused, with the path, and left as they are, or read; nothing else is raised."""
+    """A hundred damaged copies: refused, with the path, and left as they are, or read; no other exception."""
     whole = tmp_path / "whole.sqlite"
     store = JobStore(whole)
     for k in range(20):
