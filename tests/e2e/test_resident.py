@@ -38,7 +38,7 @@ def environment(tmp_path_factory: Any) -> dict[str, str]:
     home = tmp_path_factory.mktemp("resident")
     return {
         **os.environ, "MINIKIN_RESIDENT": "10", "XDG_RUNTIME_DIR": str(home), "MINIKIN_HOME": str(home),
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": entry.SPINS,
     }  # fmt: skip
 
 

@@ -97,10 +97,13 @@ def run(command: Command, files: list[int], threads: int) -> None:
 
 def _is_closed(connection: socket.socket) -> bool:
     """Whether the client waits no more, and has run the command itself."""
+    connection.setblocking(False)
     try:
-        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        return not connection.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
         return False
+    finally:
+        connection.settimeout(ASKING_S)
 
 
 @dataclass
