@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from minikin.generation.content_filter import Filtering, Verdict
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.servers import Served, served
 
@@ -27,14 +28,15 @@ def names(answer: Any) -> list[str]:
 
 def test_images_are_found_marked_and_deleted(server: Served) -> None:
     with server.client() as c:
-        for prompt, n in (("a cat", 2), ("A red Car 100%", 1)):
+        for prompt, n in (("a cat", 2), ("A red Car 100% Über", 1)):
             body = {"prompt": prompt, "seed": 7, "n": n, "width": 512, "height": 256}
             c.post("/api/paint?wait=true", json=body).raise_for_status()
         listed = c.get("/api/images")
         assert listed.json()["total"] == 3
-        assert names(listed) == ["a-red-car-100-7.png", "a-cat-7.png", "a-cat-8.png"]
+        assert names(listed) == ["a-red-car-100-ber-7.png", "a-cat-7.png", "a-cat-8.png"]
         assert names(c.get("/api/images", params={"limit": 1, "offset": 1})) == ["a-cat-7.png"]
-        assert names(c.get("/api/images", params={"search": "red car 100%"})) == ["a-red-car-100-7.png"]
+        for search in ("red car 100%", "über"):
+            assert names(c.get("/api/images", params={"search": search})) == ["a-red-car-100-ber-7.png"]
         assert c.get("/api/images", params={"search": "dog"}).json() == {"images": [], "total": 0}
         cat = listed.json()["images"][1]
         assert cat["about"] == "a cat" and cat["kind"] == "paint" and not cat["favourite"]
@@ -50,12 +52,62 @@ def test_images_are_found_marked_and_deleted(server: Served) -> None:
         for method, body in (("PATCH", {"favourite": True}), ("DELETE", None)):
             assert c.request(method, address, json=body, headers=other).status_code == 404
         assert file.is_file() and c.delete(address).json()["deleted"] is True
-        assert not file.exists() and names(c.get("/api/images")) == ["a-red-car-100-7.png", "a-cat-8.png"]
+        assert not file.exists() and names(c.get("/api/images")) == ["a-red-car-100-ber-7.png", "a-cat-8.png"]
         assert c.get("/api/images", params={"favourite": True}).json()["total"] == 0
         for method in ("PATCH", "DELETE"):
             assert c.request(method, address, json={"favourite": True}).status_code == 404
         jobs = c.get("/api/jobs").json()["jobs"]
         assert [len(job["results"]) for job in jobs] == [1, 1], "a deleted image is in no job's results"
+
+
+def test_a_file_with_other_content_stays(server: Served) -> None:
+    """Another program took the name, or the person changed the image: the entry goes, the file is theirs."""
+    folder = server.folder.parent / "images"
+    with server.client() as c:
+        body = {"prompt": "two dogs", "seed": 7, "n": 2}
+        first, second = c.post("/api/paint?wait=true", json=body).json()["results"]
+        (folder / "two-dogs-7.png").write_bytes(b"of another program")
+        (folder / "two-dogs-8.png").unlink()
+        for image in (first, second):
+            assert c.delete(f"/api/images/{image['id']}").json()["deleted"] is True
+            assert not server.service.writer.path(image["id"]).is_symlink()
+        assert (folder / "two-dogs-7.png").read_bytes() == b"of another program"
+        assert c.get("/api/images", params={"search": "two dogs"}).json()["total"] == 0
+
+
+def test_without_its_folder_nothing_is_deleted(server: Served) -> None:
+    """A disk that is taken out would bring the file back, and no image would be listed for it."""
+    folder, away = server.folder.parent / "images", server.folder.parent / "away"
+    with server.client() as c:
+        (image,) = c.post("/api/paint?wait=true", json={"prompt": "a boat", "seed": 7}).json()["results"]
+        folder.rename(away)
+        answer = c.delete(f"/api/images/{image['id']}")
+        away.rename(folder)
+        assert answer.status_code == 507
+        assert "a-boat-7.png was not deleted: its folder is not there" in answer.json()["error"]["message"]
+        assert names(c.get("/api/images", params={"search": "boat"})) == ["a-boat-7.png"]
+        assert c.delete(f"/api/images/{image['id']}").json()["deleted"] is True
+        assert not (folder / "a-boat-7.png").exists()
+
+
+class Flagging:
+    """A content filter that objects to every second image."""
+
+    name = "flagging"
+    count = 0
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[Verdict]:
+        self.count += len(images)
+        return [Verdict(self.count % 2 == 0) for _ in images]
+
+
+def test_the_content_filters_verdict_is_listed(tmp_path: Path) -> None:
+    how = Filtering(Flagging(), "flag")
+    with served(FakeEngine(), tmp_path / "s", filtering=how) as s, s.client() as c:
+        results = c.post("/api/paint?wait=true", json={"prompt": "a cat", "n": 2}).json()["results"]
+        images = c.get("/api/images").json()["images"]
+        assert [image["filter"] for image in images] == [result["filter"] for result in results]
+        assert [image["filter"] and image["filter"]["action"] for image in images] == [None, "flagged"]
 
 
 def test_an_older_store_gets_favourites(tmp_path: Path) -> None:

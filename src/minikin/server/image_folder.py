@@ -1,4 +1,4 @@
-"""Images of a server that one person uses on their own machine: files of theirs, which nothing here deletes.
+"""Images of a server that one person uses on their own machine: files of theirs, which only they delete.
 
 They are written into a folder of the person's choice under the names the command line gives. The server's own
 folder has a link to each, named by the image's id; so everything else reads an image as it reads any other.
@@ -6,6 +6,7 @@ folder has a link to each, named by the image's id; so everything else reads an 
 
 from __future__ import annotations
 
+import hashlib
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from minikin import files
 from minikin.errors import StorageError
 from minikin.generation.output import Names, stem_of
 from minikin.recipes import Paint
+from minikin.server.errors import RequestRejected
 
 SUFFIX = {"refine": "refined", "inpaint": "inpainted"}  # of the names of images made from others
 KINDS = ("paint", *SUFFIX)
@@ -76,8 +78,20 @@ def is_gone(path: Path) -> bool:
     return path.is_symlink() and not path.exists() and Path(os.readlink(path)).parent.is_dir()
 
 
-def delete(path: Path) -> None:
-    """Delete an image of a job that was not completed, with the file it links to. Raises OSError."""
+def delete(path: Path, sha256: str) -> None:
+    """Delete an image, with the file it links to.
+
+    Raises OSError, and RequestRejected (507) when the folder of that file is not there.
+
+    sha256  of the image: a file that has its name by now and another content stays
+    """
     if path.is_symlink():
-        Path(os.readlink(path)).unlink(missing_ok=True)
+        file = Path(os.readlink(path))
+        if not file.parent.is_dir():  # the file would come back with it, and no image would be listed for it
+            raise RequestRejected(
+                f"{file.name} was not deleted: its folder is not there. Bring it back (is its disk connected?) "
+                "and try again.", status=507, code="storage",
+            )  # fmt: skip
+        if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == sha256:
+            file.unlink(missing_ok=True)
     path.unlink(missing_ok=True)

@@ -75,6 +75,7 @@ class JobStore:
         try:
             self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
             self._db.row_factory = sqlite3.Row
+            self._db.create_function("folded", 1, _folded, deterministic=True)
             for setting in (f"busy_timeout={round(1000 * wait_s)}", "journal_mode=WAL", "secure_delete=ON"):
                 self._db.execute(f"PRAGMA {setting}")
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
@@ -213,25 +214,26 @@ class JobStore:
     def gallery(
         self, client: str, search: str, favourite: bool, limit: int, offset: int
     ) -> tuple[int, list[dict[str, Any]]]:
-        """How many images of a client are there, and some of them with kind and recipe, newest first.
+        """How many images of a client are there, and some of them, newest first, with kind, recipe and result.
 
-        search     a part of the prompt; "" for all
+        search     a part of the prompt, in capitals or small letters; "" for all
         favourite  favourites alone
         """
         images = (
             f"FROM {IMAGES} p JOIN jobs j ON j.id=p.job LEFT JOIN favourites f ON f.image=p.id "
             "WHERE j.client=? AND p.swept=0 AND j.kind IN ('paint', 'refine', 'inpaint') "
             "AND (?='' OR (json_valid(j.recipe) AND "
-            "instr(lower(json_extract(j.recipe, '$.prompt')), lower(?)))) "
+            "instr(folded(json_extract(j.recipe, '$.prompt')), folded(?)))) "
             "AND (NOT ? OR f.image IS NOT NULL)"
         )
         values = (client, search, search, favourite)
         total = int(self._rows(f"SELECT count(*) AS n {images}", *values)[0]["n"])
         rows = self._rows(
-            f"SELECT p.*, j.kind, j.recipe, f.image IS NOT NULL AS favourite {images} "
+            f"SELECT p.*, j.kind, j.recipe, j.result, f.image IS NOT NULL AS favourite {images} "
             "ORDER BY p.made DESC, p.job, p.number LIMIT ? OFFSET ?", *values, limit, offset,
         )  # fmt: skip
-        return total, [{**row, "recipe": _parsed(row["recipe"])} for row in rows]
+        parsed = ({name: _parsed(row[name]) for name in ("recipe", "result")} for row in rows)
+        return total, [{**row, **fields} for row, fields in zip(rows, parsed, strict=True)]
 
     def set_favourite(self, id_: str, favourite: bool) -> None:
         """Mark an image as a favourite, or unmark it."""
@@ -297,10 +299,15 @@ def _log(db: sqlite3.Connection, ids: Sequence[str], event: str) -> None:
     db.executemany(f"INSERT INTO {EVENTS} (job, event, at) VALUES (?,?,?)", rows)
 
 
-def _parsed(recipe: str) -> dict[str, Any]:
-    """A recipe's fields; {} for one that is damaged."""
+def _folded(text: Any) -> str | None:
+    """A text without the difference of capitals and small letters; SQLite's lower() knows ASCII alone."""
+    return text.casefold() if isinstance(text, str) else None
+
+
+def _parsed(text: str | None) -> dict[str, Any]:
+    """The fields of a recipe or a result; {} where there is none, or it is damaged."""
     try:
-        fields = json.loads(recipe)
+        fields = json.loads(text or "{}")
     except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}

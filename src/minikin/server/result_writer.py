@@ -231,8 +231,8 @@ class ResultWriter:
     def delete_images(self, job: Job) -> None:
         """Remove the images of a job that was not completed."""
         for image in job.images:
-            with suppress(OSError):  # the audit reports what stays
-                image_folder.delete(self.path(image.id))
+            with suppress(OSError, RequestRejected):  # the audit reports what stays
+                image_folder.delete(self.path(image.id), image.sha256)
 
 
 def delete_inputs(job: Job) -> None:

@@ -304,13 +304,14 @@ class Service:
         raise not_found("image", image_id)
 
     def delete_image(self, client: str, image_id: str) -> None:
-        """Delete an image's file, a person's own too. Raises RequestRejected (404), StorageError."""
+        """Delete an image, its file in a person's folder too. Raises RequestRejected (404, 507)."""
         if (row := self.store.image(image_id, client)) is None:
             raise not_found("image", image_id)
         try:
-            delete_file(self.writer.path(image_id))
+            delete_file(self.writer.path(image_id), row["sha256"])
         except OSError as e:
-            raise StorageError(f"The image {image_id} was not deleted: {e.strerror}. Try again.") from e
+            message = f"The image was not deleted: {e.strerror}. Give the server the right to, and try again."
+            raise RequestRejected(message, status=507, code="storage") from e
         self.store.forget([image_id])
         if job := self.job(client, row["job"]):
             job.files.pop(row["number"], None)

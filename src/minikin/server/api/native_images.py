@@ -14,6 +14,7 @@ from minikin.server import serializers
 from minikin.server.errors import not_found
 from minikin.server.http import Strict, StrictRoute, client_of, jpeg, service_of
 from minikin.server.image_folder import file_name
+from minikin.server.jobs import stored_verdict
 from minikin.server.service import Service
 
 router = APIRouter(prefix="/api", tags=["native"], route_class=StrictRoute)
@@ -44,8 +45,9 @@ async def images(
 
 def _view(service: Service, row: dict[str, Any]) -> dict[str, Any]:
     name = file_name(service.writer.path(row["id"]), row["kind"], row["recipe"], row["seed"])
+    verdict = stored_verdict(row["result"], row["number"])
     return {
-        **serializers.image_json(row, name), "kind": row["kind"], "created": row["made"],
+        **serializers.image_json(row, name, verdict=verdict), "kind": row["kind"], "created": row["made"],
         "about": serializers.about(row["kind"], row["recipe"]), "favourite": bool(row["favourite"]),
     }  # fmt: skip
 
@@ -62,7 +64,8 @@ async def change(request: Request, id: str, body: ImageChange) -> dict[str, Any]
 
 @router.delete("/images/{id}")
 async def delete(request: Request, id: str) -> dict[str, Any]:
-    """Delete an image, also the file in the folder of the person who uses this server alone."""
+    """Delete an image, also the file in the folder of the person who uses this server alone. A file there that
+    has another content by now stays; while that folder is not there, nothing is deleted."""
     await run_in_threadpool(service_of(request).delete_image, client_of(request), id)
     return {"id": id, "deleted": True}
 
