@@ -20,6 +20,8 @@ export const capabilities = signal(/** @type {any} */ (null));
 export const concepts = signal(/** @type {Concept[]} */ ([]));
 /** Whether the list of concepts has come. */
 export const conceptsListed = signal(false);
+/** Why the list of concepts did not come, the last time; "" when it did. */
+export const conceptsProblem = signal("");
 
 /** A message of the server for somebody who has this page before them and no command line. */
 export function plain(text) {
@@ -79,7 +81,12 @@ export async function loadCapabilities() {
 }
 /** The concepts anew: some may have been taught or removed on the command line. */
 export async function loadConcepts() {
-  const list = (await ask("/api/concepts")).concepts.filter(c => c.newest);
+  const {concepts: all} = await ask("/api/concepts").catch(e => {
+    conceptsProblem.value = e.message;
+    throw e;
+  });
+  conceptsProblem.value = "";
+  const list = all.filter(c => c.newest);
   if (JSON.stringify(list) !== JSON.stringify(concepts.value)) concepts.value = list;
   conceptsListed.value = true;
 }

@@ -145,12 +145,16 @@ export async function paint() {
 /** Show a finished image; it stays until one types on. */
 export function pick(draft) { typing = false; if (draft) select(draft); }
 
-/** The metadata of an image here, in the form. */
+/** The metadata of an image here, in the form; resolves with whether it could be read. */
 export async function useRecipe(result) {
   try {
     const file = await (await fetch(result.url)).blob();
     fill(formOf(await readRecipe(file)));
-  } catch (e) { work.say(e.message); }
+    return true;
+  } catch (e) {
+    work.say(e.message);
+    return false;
+  }
 }
 export const readRecipe = file => upload("/api/recipe", [["file", file, "image.png"]]);
 /** An image's metadata as the form's fields: Minikin's own, or what another program wrote. */

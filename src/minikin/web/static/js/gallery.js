@@ -5,7 +5,7 @@ import {ask, patch} from "./api.js";
 import {forget} from "./images.js";
 import {signal} from "./ui.js";
 
-const PAGE = 100;
+export const PAGE = 100;
 const UNDO_MS = 8000;
 
 /**
@@ -16,26 +16,32 @@ export const search = signal("");
 export const onlyFavourites = signal(false);
 export const total = signal(0);
 export const problem = signal("");
+/** Why an image was not deleted or marked; until something else is done. */
+export const failure = signal("");
 /** Images by their place in the list; those that were not fetched are missing. */
 export const items = signal(/** @type {Record<number, Item>} */ ({}));
 /** The image that can be brought back. */
 export const deleted = signal(/** @type {Item | null} */ (null));
+/** Images to compare, two at most. */
+export const chosen = signal(/** @type {Item[]} */ ([]));
 
-let asked = new Set(/** @type {number[]} */ ([])), version = 0, timer = 0;
+let requests = new Map(/** @type {[number, Promise<void>][]} */ ([])); // by page
+let version = 0, filled = 0, timer = 0; // filled: the version that `items` is of
 
 /** Begin the list anew, for another search or when there are new images. */
 export async function reload() {
   version += 1;
-  asked = new Set();
-  await fetchPage(0, true);
+  requests = new Map();
+  await need(0, 0);
 }
-/** Fetch the pages of these places, unless they are there. */
-export function need(first, last) {
-  for (let page = Math.floor(first / PAGE); page <= Math.floor(last / PAGE); page++) fetchPage(page);
+/** Fetch the pages of these places, unless they are there; resolves when they are. */
+export async function need(first, last) {
+  const [from, to] = [first, last].map(place => Math.floor(place / PAGE));
+  const pages = Array.from({length: to - from + 1}, (_, k) => from + k);
+  for (const page of pages) if (!requests.has(page)) requests.set(page, fetchPage(page));
+  await Promise.all(pages.map(page => requests.get(page)));
 }
-async function fetchPage(page, fresh = false) {
-  if (asked.has(page)) return;
-  asked.add(page);
+async function fetchPage(page) {
   const now = version;
   const query = new URLSearchParams({
     search: search.value, favourite: String(onlyFavourites.value), limit: String(PAGE),
@@ -45,26 +51,32 @@ async function fetchPage(page, fresh = false) {
     const answer = await ask(`/api/images?${query}`);
     if (now !== version) return; // of an earlier search
     const rows = Object.fromEntries(answer.images.map((item, k) => [page * PAGE + k, item]));
-    items.value = fresh ? rows : {...items.value, ...rows};
+    items.value = filled === now ? {...items.value, ...rows} : rows; // whichever page comes first
+    filled = now;
     total.value = answer.total;
     problem.value = "";
   } catch (e) {
-    asked.delete(page);
+    if (now !== version) return;
+    requests.delete(page);
     problem.value = e.message;
   }
 }
 
 export async function toggleFavourite(item) {
+  failure.value = "";
   try {
     const {favourite} = await patch(`/api/images/${item.id}`, {favourite: !item.favourite});
     items.value = Object.fromEntries(Object.entries(items.value).map(([k, other]) =>
       [k, other.id === item.id ? {...other, favourite} : other]));
-  } catch (e) { problem.value = e.message; }
+  } catch (e) { failure.value = e.message; }
 }
 
 /** Take an image out of the list; it is deleted on the server when its time to come back is over. */
 export function remove(item) {
+  if (deleted.value?.id === item.id) return;
+  failure.value = "";
   finishDeleting();
+  chosen.value = chosen.value.filter(other => other.id !== item.id);
   deleted.value = item;
   timer = setTimeout(finishDeleting, UNDO_MS);
 }
@@ -80,7 +92,7 @@ export async function finishDeleting() {
   try {
     await ask(`/api/images/${item.id}`, {method: "DELETE", keepalive: true});
     forget(item.id);
-  } catch (e) { problem.value = e.message; }
+  } catch (e) { failure.value = e.message; }
   await reload();
 }
 addEventListener("pagehide", finishDeleting);

@@ -48,9 +48,10 @@ export function pickForRefining(draft) {
   drafts.value = [draft, ...drafts.value.filter(d => d.id !== draft.id)];
   picked.value = new Set([...picked.value, draft.id]);
 }
-/** Take a deleted image out of the drafts. */
+/** Take a deleted image out of the drafts, and of those to refine. */
 export function forget(id) {
   drafts.value = drafts.value.filter(d => d.id !== id);
+  picked.value = new Set([...picked.value].filter(other => other !== id));
   if (shown.value?.draft?.id === id) shown.value = null;
 }
 
@@ -61,7 +62,7 @@ export async function load(resume = job => {}, older = false) {
   hasOlder.value = jobs.length === LISTED;
   const made = jobs.filter(j => KINDS.includes(j.kind));
   const listed = made.filter(j => j.status === "completed").flatMap(draftsOf);
-  drafts.value = older ? [...drafts.value, ...listed] : listed;
+  drafts.value = [...drafts.value, ...listed.filter(d => !drafts.value.some(other => other.id === d.id))];
   for (const job of made) if (job.status === "queued" || job.status === "running") resume(job);
 }
 /** Show again what was shown before the page was loaded. */

@@ -1,7 +1,7 @@
 // @ts-check
 // Jobs: those this page sends, and the strip above every view of all that wait or run.
 
-import {ask, loadConcepts, plain, watch} from "./api.js";
+import {ask, conceptsProblem, loadConcepts, plain, watch} from "./api.js";
 import {computed, html, signal} from "./ui.js";
 
 const BUSY_MS = 1000, IDLE_MS = 4000;
@@ -96,7 +96,7 @@ export async function look() {
     const now = /** @type {any} */ (await ask("/api/jobs?unfinished=true"));
     const taught = queue.value.jobs.some(j => j.kind === "teach" && !now.jobs.some(k => k.id === j.id));
     queue.value = now;
-    if (taught || lost.value) loadConcepts().catch(() => {});
+    if (taught || lost.value || conceptsProblem.value) loadConcepts().catch(() => {});
     lost.value = "";
   } catch (e) { lost.value = e.message; }
   clearTimeout(timer);

@@ -1,7 +1,7 @@
 // @ts-check
 // The page: its header, its views, and what is loaded when it opens.
 
-import {capabilities, loadCapabilities, loadConcepts} from "./api.js";
+import {capabilities, conceptsProblem, loadCapabilities, loadConcepts} from "./api.js";
 import {notice} from "./files.js";
 import {pick, restore, stopTyping, work} from "./form.js";
 import {addJob, load, selectLast} from "./images.js";
@@ -26,7 +26,7 @@ function App() {
   const name = view.value in VIEWS ? view.value : "paint";
   useEffect(() => {
     document.title = `${title(name)} · Minikin`;
-    loadConcepts().catch(() => {});
+    loadConcepts().catch(() => {}); // the notice says why
   }, [name]);
   return html`
     <a class="skip" href="#view" onClick=${skip}>Skip to the content</a>
@@ -34,7 +34,7 @@ function App() {
     <main id="view" tabindex="-1">
       <h1 class="unseen">${title(name)}</h1>
       <${Queue} say=${text => { notice.value = text; }} />
-      <p class="notice" role="status">${lost.value || notice.value}</p>
+      <p class="notice" role="status">${lost.value || notice.value || conceptsProblem.value}</p>
       <${VIEWS[name]} />
     </main>`;
 }

@@ -40,12 +40,12 @@ export function Sure({label, name = label, onClick}) {
   const ask = e => {
     const button = e.currentTarget;
     if (button.classList.contains("sure")) { onClick(); return; }
-    button.textContent = "Really?";
+    const says = (text, spoken) => { button.textContent = text; button.setAttribute("aria-label", spoken); };
+    says("Really?", `Really? ${name}`);
     button.classList.add("sure");
-    setTimeout(() => { button.textContent = label; button.classList.remove("sure"); }, 3000);
+    setTimeout(() => { says(label, name); button.classList.remove("sure"); }, 3000);
   };
-  return html`<button type="button" class="small" aria-label=${name === label ? null : name}
-    onClick=${ask}>${label}</button>`;
+  return html`<button type="button" class="small" aria-label=${name} onClick=${ask}>${label}</button>`;
 }
 
 /** An icon of 24 x 24 units, drawn in the colour of the text. */

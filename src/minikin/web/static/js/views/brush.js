@@ -74,13 +74,15 @@ export function Mask({size: [width, height], strokes, setStrokes, brush, erase})
   };
   const up = () => { stroke.current = null; };
   const keys = e => {
+    const isUndo = e.key === "z" && (e.ctrlKey || e.metaKey) && !e.altKey;
+    if ((e.ctrlKey || e.metaKey || e.altKey) && !isUndo) return; // the browser's
     const by = ARROWS[e.key], place = cursor ?? [width / 2, height / 2];
     const clamp = (v, most) => Math.min(most, Math.max(0, v));
     const half = thickness / 2;
     const [x, y] = place;
     if (by) setCursor([clamp(x + by[0] * half, width), clamp(y + by[1] * half, height)]);
     else if (e.key === " ") setStrokes([...strokes, {points: [place], width: thickness, erase}]);
-    else if (e.key === "z" && (e.ctrlKey || e.metaKey)) setStrokes(strokes.slice(0, -1));
+    else if (isUndo) setStrokes(strokes.slice(0, -1));
     else return;
     e.preventDefault();
   };

@@ -2,6 +2,7 @@
 // Gallery: every image, searched, marked, deleted; one large, or two compared.
 
 import * as gallery from "../gallery.js";
+import {lost, queue} from "../jobs.js";
 import {html, Icon, signal, useEffect, useRef, useState} from "../ui.js";
 import {Compare, Viewer} from "./viewer.js";
 
@@ -10,21 +11,37 @@ const LABEL = 30; // px under an image
 const MARGIN = 600; // px beyond the window that are drawn, too
 const SEARCH_MS = 200;
 
-/** The place of the image that is shown large; null for the list. */
-const current = signal(/** @type {number | null} */ (null));
-/** Images to compare, two at most, by id. */
-const chosen = signal(/** @type {import("../gallery.js").Item[]} */ ([]));
+const {chosen} = gallery;
+/** The image that is shown large, as it was listed last; null for the list alone. */
+const current = signal(/** @type {import("../gallery.js").Item | null} */ (null));
 const comparing = signal(false);
+let place = 0; // of the large image, when it was listed last
+
+/** The place of the large image in the list; none while its page is on the way. */
+function entry() {
+  return Object.entries(gallery.items.value).find(([, item]) => item.id === current.value?.id);
+}
 
 export function Gallery() {
-  useEffect(() => { gallery.reload(); }, []);
-  const item = current.value === null ? null : gallery.items.value[current.value];
+  const jobs = queue.value.jobs.map(job => job.id).join();
+  useEffect(() => { if (!lost.value) gallery.reload(); }, [lost.value, jobs]); // images came, or the server
+  useEffect(() => () => {
+    current.value = null;
+    comparing.value = false;
+    gallery.failure.value = "";
+  }, []);
+  const item = entry()?.[1] ?? current.value;
+  useEffect(() => {
+    const listed = entry(); // now: it may have been closed since this was drawn
+    if (listed) [place, current.value] = [Number(listed[0]), listed[1]];
+    else if (current.value) gallery.need(Math.max(0, place - gallery.PAGE), place + gallery.PAGE);
+  }, [gallery.items.value, current.value]);
   if (comparing.value && chosen.value.length === 2) {
     return html`<${Compare} pair=${chosen.value} close=${() => { comparing.value = false; }} />`;
   }
   return html`<section aria-label="Images">
     <${Bar} />
-    <p class="message" role="status">${gallery.problem.value}</p>
+    <p class="message" role="status">${gallery.failure.value || gallery.problem.value}</p>
     <${Tiles} />
     ${!gallery.total.value && html`<p class="hint">${gallery.search.value || gallery.onlyFavourites.value
       ? "No image fits." : "Images come here when they are painted."}</p>`}
@@ -32,11 +49,17 @@ export function Gallery() {
   </section>`;
 }
 
-function step(by) {
-  const next = (current.value ?? 0) + by;
-  if (next < 0 || next >= gallery.total.value) return;
-  gallery.need(next, next);
-  current.value = next;
+/** Show the next image, or the one before, that is not being deleted. */
+async function step(by) {
+  const id = current.value?.id;
+  for (let next = Number(entry()?.[0] ?? place) + by; next >= 0 && next < gallery.total.value; next += by) {
+    await gallery.need(next, next);
+    const item = gallery.items.value[next];
+    if (!item || current.value?.id !== id) return; // it did not come, or one closed or stepped on meanwhile
+    if (item.id === gallery.deleted.value?.id) continue;
+    current.value = item;
+    return;
+  }
 }
 
 function Bar() {
@@ -90,11 +113,11 @@ function Tiles() {
   const places = Array.from({length: end - begin}, (_, k) => begin + k);
   useEffect(() => { if (places.length) gallery.need(places[0], places[places.length - 1]); });
   return html`<div class="tiles" ref=${grid} role="list" style=${{height: `${Math.max(0, rows * row)}px`}}>
-    ${places.map(k => html`<${Tile} key=${k} place=${k} item=${gallery.items.value[k]} side=${side}
+    ${places.map(k => html`<${Tile} key=${k} item=${gallery.items.value[k]} side=${side}
       left=${(k % columns) * (side + GAP)} top=${Math.floor(k / columns) * row} />`)}</div>`;
 }
 
-function Tile({place, item, side, left, top}) {
+function Tile({item, side, left, top}) {
   const style = {width: `${side}px`, height: `${side + LABEL}px`, transform: `translate(${left}px, ${top}px)`};
   if (!item) return html`<div class="tile" style=${style} role="listitem" />`;
   const isChosen = chosen.value.some(c => c.id === item.id);
@@ -105,7 +128,7 @@ function Tile({place, item, side, left, top}) {
   const gone = gallery.deleted.value?.id === item.id;
   return html`<div class=${gone ? "tile gone" : "tile"} style=${style} role="listitem">
     <button type="button" class="face" aria-label=${`Open ${name}`} disabled=${gone}
-      onClick=${() => { current.value = place; }}>
+      onClick=${() => { current.value = item; }}>
       <img src=${`/api/images/${item.id}/thumbnail`} alt="" loading="lazy" width=${side} height=${side} />
     </button>
     <div class="under">

@@ -31,7 +31,7 @@ function Settings() {
   const {limits, samplers = [], schedules = []} = capabilities.value ?? {};
   const choices = (first, names) => [["", first], ...names.map(n => [n, n])];
   const set = name => text => change({[name]: text});
-  const more = hidden();
+  const more = hidden(), [isOpen, setOpen] = useState(false);
   return html`
     <${Input} name="negative" label="Negative prompt" type="text" placeholder="what should not be seen" />
     <div class="fields">
@@ -42,7 +42,8 @@ function Settings() {
       <${Seed} />
       <${Input} name="n" label="Images" type="number" min="1" max=${limits?.images ?? 10} />
     </div>
-    <details open=${more !== ""}><summary>More${more && `: ${more}`}</summary><div class="fields">
+    <details open=${isOpen || more !== ""} onToggle=${e => setOpen(e.currentTarget.open)}>
+      <summary>More${more && `: ${more}`}</summary><div class="fields">
       <${Input} name="steps" label="Steps" type="number" min="1" max=${limits?.steps ?? 50}
         placeholder="the preset's" />
       <${Input} name="size" label="Size" type="text" placeholder="the base's own" />

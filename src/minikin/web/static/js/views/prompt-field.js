@@ -38,7 +38,7 @@ export function PromptField() {
     requestAnimationFrame(() => { field.current?.focus(); field.current?.setSelectionRange(end, end); });
   };
   const keys = e => {
-    if (!list.length || e.ctrlKey || e.metaKey) return;
+    if (!list.length || e.ctrlKey || e.metaKey || e.altKey) return;
     if (e.key === "ArrowDown" || e.key === "ArrowUp") {
       setAt((at + (e.key === "ArrowDown" ? 1 : list.length - 1)) % list.length);
     } else if (e.key === "Enter" || e.key === "Tab") take(list[at]);

@@ -6,6 +6,7 @@ import {html, signal} from "../ui.js";
 
 const [WIDTH, HEIGHT, MARGIN, EDGE] = [640, 360, 44, 12];
 const SETTINGS = ["strength", "tau", "concept_start", "switch", "guidance"];
+const NAME = /^[\w-]+$/;
 const hint = signal("The PRESET.json that minikin sweep wrote: subject fidelity against prompt fidelity. "
   + "A point sets the strength.");
 const sweep = signal(/** @type {any} */ (null));
@@ -13,7 +14,7 @@ const sweep = signal(/** @type {any} */ (null));
 export async function openSweep([file]) {
   try {
     const facts = JSON.parse(await file.text());
-    if (!facts.measured?.length) throw new Error();
+    if (!isSweep(facts)) throw new Error();
     sweep.value = facts;
     hint.value = `<${facts.concept.name}>, preset ${facts.preset}, ${facts.measured.length} settings. `
       + "A point sets the strength in the prompt.";
@@ -28,6 +29,17 @@ export const Sweep = ({use}) => html`<section class="below" aria-label="Sweep">
 
 const read = (row, name) => row[name]?.value ?? 0;
 const subject = row => read(row, "subject_fidelity") || read(row, "likeness"); // word: sweeps of 0.1
+/** The name of the prompt fidelity; the last two are of sweeps of 0.1. */
+const axisOf = facts => [facts.prompt_fidelity, facts.axis, "text_alignment", "alignment"]
+  .find(name => name in facts.measured[0]);
+/** Whether all that the chart reads is there; a TypeError says that it is not. */
+function isSweep(facts) {
+  const axis = axisOf(facts);
+  const isPoint = row => [row.strength, subject(row), read(row, axis)].every(Number.isFinite);
+  const {concept: {name}, measured, front, points} = facts;
+  return [axis, name].every(text => typeof text === "string" && NAME.test(text))
+    && [measured, front, Object.values(points)].every(rows => rows.every(isPoint));
+}
 /** The range of values, with a margin of 8 % at both ends. */
 function span(values) {
   const [low, high] = [Math.min(...values), Math.max(...values)], more = (high - low || 1) * 0.08;
@@ -35,8 +47,7 @@ function span(values) {
 }
 
 function Chart({facts, use}) {
-  const axis = [facts.prompt_fidelity, facts.axis, "text_alignment", "alignment"] // the last two: sweeps of 0.1
-    .find(name => name in facts.measured[0]);
+  const axis = axisOf(facts);
   const value = row => ({row, x: subject(row), y: read(row, axis)});
   const rows = facts.measured.map(value);
   const [[x0, x1], [y0, y1]] = [span(rows.map(r => r.x)), span(rows.map(r => r.y))];

@@ -1,11 +1,11 @@
 // @ts-check
 // One image large, with all that can be done with it; and two, compared under a slider.
 
-import {change, pick, useRecipe} from "../form.js";
+import {change, paint, pick, rollSeed, setLock, useRecipe} from "../form.js";
 import {remove, toggleFavourite} from "../gallery.js";
 import {pickForRefining} from "../images.js";
 import {open} from "../router.js";
-import {html, Icon, randomSeed, useEffect, useRef, useState} from "../ui.js";
+import {html, Icon, useEffect, useRef, useState} from "../ui.js";
 import {begin} from "./inpaint.js";
 
 const ZOOMS = [1, 2, 4];
@@ -15,27 +15,34 @@ export function Viewer({item, close, step}) {
   const dialog = useRef(/** @type {any} */ (null));
   const [zoom, setZoom] = useState(0);
   useEffect(() => { dialog.current.showModal(); }, []);
+  const shut = () => dialog.current?.close(); // so that the focus goes back to where it was
   const keys = e => {
-    if (e.key === "ArrowLeft" || e.key === "ArrowRight") step(e.key === "ArrowLeft" ? -1 : 1);
+    if (e.ctrlKey || e.metaKey || e.altKey) return; // the browser's
+    const by = {ArrowLeft: -1, ArrowRight: 1}[e.key];
+    if (by && zoom === 0) step(by); // else they scroll
     else if (e.key === "f") toggleFavourite(item);
     else if (e.key === "Delete") drop();
     else return;
     e.preventDefault();
   };
-  const drop = () => { remove(item); close(); };
-  const then = (view, act) => () => { act(); close(); open(view); };
+  const drop = () => { shut(); remove(item); };
+  const then = (view, act) => () => { act(); shut(); open(view); };
   const more = async () => {
-    await useRecipe(item);
-    change({seed: String(randomSeed()), n: "4"});
-    close();
+    const isFilled = await useRecipe(item);
+    shut();
     open("paint");
+    if (!isFilled) return; // the message says why
+    setLock(false);
+    rollSeed();
+    change({n: "4"});
+    paint();
   };
   const kind = item.kind === "paint" ? "" : item.kind;
   const facts = [item.about, `seed ${item.seed}`, `${item.width}x${item.height}`, kind];
   return html`<dialog ref=${dialog} class="viewer" aria-label=${item.about || item.name} onClose=${close}
       onKeyDown=${keys}>
     <div class="bar"><p class="hint">${facts.filter(Boolean).join(" · ")}</p>
-      <button type="button" class="square" aria-label="Close" onClick=${close}>
+      <button type="button" class="square" aria-label="Close" onClick=${shut}>
         <${Icon} name="close" /></button></div>
     <div class="zoom" tabindex="0" role="group" aria-label="The image">
       <button type="button" class="bare" aria-label=${`Zoom, now ${ZOOMS[zoom]} times`}
