@@ -433,20 +433,31 @@ def test_the_gallery(page: Any, server: Served) -> None:
     page.locator("canvas[width='64']").wait_for()
 
 
-FINISH = "import('/studio/js/gallery.js').then(g => g.finishDeleting())"  # its 8 s are not waited for
+LISTS, IMAGES = "import('/studio/js/gallery.js')", "import('/studio/js/images.js')"
+FINISH = f"{LISTS}.then(g => g.finishDeleting())"  # its 8 s are not waited for
 
 
 def test_the_viewer_stays_with_its_image(page: Any, server: Served) -> None:
-    """Whatever happens to the list: arrows leave out what is being deleted, which a second time does not."""
+    """Whatever happens to the list. Arrows leave out an image that is being deleted, and deleting it once more
+    leaves it to be brought back."""
     tiles = four_images(page)
+    deletions: list[str] = []
+    page.on("request", lambda r: deletions.append(r.url) if r.method == "DELETE" else None)
     dialog = page.get_by_role("dialog")
 
     def shows(words: str) -> None:
         dialog.locator(".hint").filter(has_text=words).wait_for()
 
-    tiles.nth(1).click()  # a cat, seed 8
-    page.keyboard.press("Delete")
-    dialog.wait_for(state="hidden")
+    page.evaluate(f"{IMAGES}.then(i => i.togglePick(i.drafts.value[1]))")
+    for undone in (True, False):
+        tiles.nth(1).click()
+        shows("a cat · seed 8")
+        page.keyboard.press("Delete")
+        dialog.wait_for(state="hidden")
+        page.evaluate(f"{LISTS}.then(g => g.remove(g.deleted.value))")
+        if undone:
+            button(page, "Undo").click()
+    assert deletions == []
     tiles.nth(2).click()
     shows("a red car · seed 7")
     page.keyboard.press("ArrowLeft")
@@ -455,6 +466,7 @@ def test_the_viewer_stays_with_its_image(page: Any, server: Served) -> None:
     shows("a red car · seed 7")
     page.evaluate(FINISH)
     tile_count(page, 3)
+    assert len(deletions) == 1 and page.evaluate(f"{IMAGES}.then(i => i.picked.value.size)") == 0
     shows("a red car · seed 7")
     zoom = dialog.get_by_role("button", name="Zoom")
     zoom.click()
@@ -468,6 +480,7 @@ def test_the_viewer_stays_with_its_image(page: Any, server: Served) -> None:
     message = {"error": {"message": "Its folder is not there."}}
     page.route("**/api/images/*", lambda route: route.fulfill(status=507, json=message))
     tiles.first.click()
+    shows("a cat · seed 7")
     page.keyboard.press("Delete")
     page.evaluate(FINISH)
     says(page, "Its folder is not there.")
@@ -479,6 +492,7 @@ def test_the_viewer_stays_with_its_image(page: Any, server: Served) -> None:
     go_on()
     tile_count(page, 4)
     tiles.nth(1).click()
+    shows("a cat · seed 7")
     page.go_back()
     view(page, "Gallery")
     tile_count(page, 4)
@@ -512,16 +526,15 @@ def test_a_gallery_of_10000_images(page: Any, server: Served) -> None:
     page.get_by_text("image 9999", exact=True).wait_for()
     assert page.locator(".tile").count() < 150
     assert min(offsets) == 0 and max(offsets) == 9900 and len(offsets) <= 5
-    lists = "import('/studio/js/gallery.js')"
     with page.expect_response(lambda response: "offset=9900" in response.url):
-        page.evaluate(f"{lists}.then(g => {{ g.reload(); g.need(9900, 9999); }})")
+        page.evaluate(f"{LISTS}.then(g => {{ g.reload(); g.need(9900, 9999); }})")
     while not held:
         page.wait_for_timeout(20)
     answer(held[0])  # the first page comes last
-    until(page, f"{lists}.then(g => Boolean(g.items.value[0]))")
+    until(page, f"{LISTS}.then(g => Boolean(g.items.value[0]))")
     until(page, "[...document.querySelectorAll('.tile')].every(tile => tile.querySelector('img'))")
     button(page, "Open image 9999").click()
-    page.evaluate(f"{lists}.then(g => g.reload())")
+    page.evaluate(f"{LISTS}.then(g => g.reload())")
     caption = page.get_by_role("dialog").locator(".hint")
     caption.filter(has_text="image 9999").wait_for()
     page.keyboard.press("ArrowLeft")
