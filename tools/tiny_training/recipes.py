@@ -95,14 +95,14 @@ class Unet(Recipe):
     sample_steps: int = Field(20, ge=1)
     guidance: float = 3.0
     plan: TrainingConfig = TrainingConfig(
-        steps=6000,
-        batch=128,
+        steps=16_000,
+        batch=64,
         optimizer="muon",
-        lr=1e-3,
+        lr=2.5e-3,
         betas=(0.9, 0.99),
         weight_decay=0.01,
         ema=0.9995,
-        warmup=300,
+        warmup=100,
         decay=0.22,
     )
 

@@ -46,11 +46,8 @@ def stage(job: Job) -> Iterator[events.Event]:
     yield events.Note(f"unet: {trainer.state.seen} samples seen, written to {job.unet} ({digest(job.unet)})")
 
 
-def build(r: Unet, latents: tuple[int, int], text_width: int, time_width: int | None = None) -> Any:
-    """A UNet2DConditionModel; residual branches start at zero. latents: (channels, side).
-
-    time_width  of the embedded timestep; four times the first level's channels by default
-    """
+def build(r: Unet, latents: tuple[int, int], text_width: int) -> Any:
+    """A UNet2DConditionModel; residual branches start at zero. latents: (channels, side)."""
     from diffusers import UNet2DConditionModel
 
     last = len(r.channels) - 1
@@ -65,7 +62,6 @@ def build(r: Unet, latents: tuple[int, int], text_width: int, time_width: int | 
         up_block_types=tuple("CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
         mid_block_type="UNetMidBlock2DCrossAttn",
         cross_attention_dim=text_width,
-        time_embedding_dim=time_width,
         attention_head_dim=[c // r.head for c in r.channels],
         norm_num_groups=r.groups,
     )
