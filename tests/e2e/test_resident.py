@@ -35,9 +35,11 @@ TEACH = ("teach", "photos", "--name", "tom", "--category", "cat", "--batch", "2"
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: Any) -> dict[str, str]:
+    """Without PYTHONPATH: where it has the working folder, every folder has a process of its own."""
     home = tmp_path_factory.mktemp("resident")
+    usual = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     return {
-        **os.environ, "MINIKIN_RESIDENT": "10", "XDG_RUNTIME_DIR": str(home), "MINIKIN_HOME": str(home),
+        **usual, "MINIKIN_RESIDENT": "10", "XDG_RUNTIME_DIR": str(home), "MINIKIN_HOME": str(home),
         "OMP_NUM_THREADS": "1", "GOMP_SPINCOUNT": entry.SPINS,
     }  # fmt: skip
 

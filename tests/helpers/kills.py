@@ -120,7 +120,7 @@ def _run_process(work: Work, folder: Path, after: float | None) -> tuple[int, in
     global _context
     root = str(Path(__file__).parents[2])
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(
-        [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        filter(None, [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
     ))  # fmt: skip
     if _context is None:
         _context = multiprocessing.get_context("forkserver")

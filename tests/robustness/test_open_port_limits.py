@@ -287,7 +287,7 @@ def test_h17_logs_and_metrics_hold_nothing_of_anybody(small: Served, caplog: Any
             c.get("/api/jobs", headers={"User-Agent": f"SENTINEL{k}", "X-Request-Id": f"SENTINEL{k}"})
         small.drained()
         text = c.get("/metrics").text
-        assert "sentinel" not in text.lower() and text.count("\n") <= before + 40 < 500
+        assert "sentinel" not in text.lower() and text.count("\n") <= before + 40  # of all servers before, too
     assert "sentinel" not in caplog.text.lower() and "forged" not in caplog.text
 
 
