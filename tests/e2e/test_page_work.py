@@ -477,6 +477,16 @@ def test_the_viewer_stays_with_its_image(page: Any, server: Served) -> None:
     shows("a cat · seed 7")
     dialog.get_by_role("button", name="Close").click()
     until(page, "document.activeElement.matches('.tile .face')")
+
+
+def test_the_gallery_says_what_failed_and_follows_other_tabs(page: Any, server: Served) -> None:
+    """A deletion that failed, an image from another tab, and more like one of them."""
+    tiles = four_images(page)
+    dialog = page.get_by_role("dialog")
+
+    def shows(words: str) -> None:
+        dialog.locator(".hint").filter(has_text=words).wait_for()
+
     message = {"error": {"message": "Its folder is not there."}}
     page.route("**/api/images/*", lambda route: route.fulfill(status=507, json=message))
     tiles.first.click()
@@ -490,16 +500,16 @@ def test_the_viewer_stays_with_its_image(page: Any, server: Served) -> None:
         c.post("/api/paint", json={"prompt": "a boat", "seed": 7}).raise_for_status()
     queue(page).wait_for()
     go_on()
-    tile_count(page, 4)
+    tile_count(page, 5)
     tiles.nth(1).click()
     shows("a cat · seed 7")
     page.go_back()
     view(page, "Gallery")
-    tile_count(page, 4)
+    tile_count(page, 5)
     assert dialog.count() == 0
     tiles.nth(1).click()
     dialog.get_by_role("button", name="More like this").click()
-    until(page, "document.querySelectorAll('.card').length === 7")
+    until(page, "document.querySelectorAll('.card').length === 8")
     assert "7" not in drafts(page).locator(".check").all_inner_texts()[:4]
 
 
