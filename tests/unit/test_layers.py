@@ -15,7 +15,7 @@ LAYERS = (
     ("cli", "web"), ("cluster",), ("server",), ("studio",), ("evaluation",),
     ("baselines", "distillation", "generation"), ("perfusion",), ("training",), ("models",),
     ("images", "recipes"),
-    ("files", "events", "stream", "strict_json", "printable"), ("errors",),
+    ("files", "events", "stream", "strict_json", "printable"), ("errors", "limits"),
 )  # fmt: skip
 LEVEL = {name: i for i, names in enumerate(LAYERS) for name in names}
 

@@ -24,13 +24,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from minikin.errors import BadRecipe, UnknownName
+from minikin.limits import MAX_STRENGTH, POINT_NAMES
 from minikin.models import foreign_syntax, prompt_editing, prompt_tags
 from minikin.models.articles import agreeing, article, needs_article
 from minikin.models.foreign_syntax import excerpt
 from minikin.models.prompt_editing import Edits
 from minikin.models.prompt_tags import FOREIGN, number, read_lora, read_tag
 from minikin.models.regions import Box, parse_box
-from minikin.recipes.base import MAX_STRENGTH, POINT_NAMES
 
 __all__ = ["article", "check_length", "concept_tags", "parse", "with_strengths"]
 MAX_PROMPT = 32_000  # characters, as in OpenAI's API

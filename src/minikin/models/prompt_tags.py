@@ -7,7 +7,7 @@ from functools import partial
 from typing import NamedTuple
 
 from minikin.errors import BadRecipe
-from minikin.recipes.base import POINT_NAMES
+from minikin.limits import POINT_NAMES
 
 LORA_KINDS = ("lora", "lyco")  # LyCORIS' own extension of A1111 called them so
 FOREIGN = {

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from minikin.models.attention import Addition
-from minikin.models.base import Base
 from minikin.models.identity import same_text_encoder
 from minikin.models.prompt import Prompt
 from minikin.models.regions import Region
@@ -26,7 +25,10 @@ from minikin.perfusion.covariance import covariance
 from minikin.perfusion.edit import Direction
 from minikin.perfusion.gate import Gate
 from minikin.perfusion.key_lock import category_encoding
-from minikin.recipes import KeyLock
+
+if TYPE_CHECKING:
+    from minikin.models.base import Base
+    from minikin.recipes import KeyLock
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,12 @@ def encoded(
     return e, torch.cat(pooled) if pooled else None, tuple(_additions(per_prompt, concepts))
 
 
+def edited(encoding: Encoded, prompt: Prompt, concepts: Mapping[str, PreparedConcept]) -> PromptConditioning:
+    """The edit of one prompt's encodings, for a host with text encoders of its own (ComfyUI)."""
+    encodings = _PromptEncodings(prompt, (encoding.e,), encoding, encoding.pooled)
+    return _condition_prompt(encodings, concepts, None, encoding.e)
+
+
 class _PromptEncodings(NamedTuple):
     """One prompt: its encodings (1, N, D) before the denoiser's projection, and where its concepts lie.
 
@@ -172,7 +180,7 @@ class _PromptEncodings(NamedTuple):
     pooled: Tensor | None
 
 
-class _PromptConditioning(NamedTuple):
+class PromptConditioning(NamedTuple):
     """One prompt: edited encodings (copies, N, D) for values and keys, each concept's gate values (1, N)."""
 
     values_from: Tensor
@@ -207,14 +215,14 @@ def _condition_prompt(
     gate: GateOverride | None,
     e: Tensor,
     plain: Tensor | None = None,
-) -> _PromptConditioning:
+) -> PromptConditioning:
     """Edit one prompt's projected encodings e (copies, N, D).
 
     plain  those of the plain twin, which a global key lock takes keys from
     """
     prompt, encoding = encodings.prompt, encodings.encoding
     if prompt is None or encoding is None:
-        return _PromptConditioning(e, e, {}, encodings.pooled)
+        return PromptConditioning(e, e, {}, encodings.pooled)
     encoding = encoding._replace(e=e[:1])
     gated = [n for n in prompt.names if concepts[n].direction is not None]
     gates: dict[str, Tensor] = {}
@@ -227,7 +235,7 @@ def _condition_prompt(
             gates[use.name] = gates.get(use.name, 0) + at_token
     regions = _regions(encoding, prompt, concepts, gate)
     keys = e if plain is None else plain
-    return _PromptConditioning(e, keys, gates, encodings.pooled, regions, encoding.mask)
+    return PromptConditioning(e, keys, gates, encodings.pooled, regions, encoding.mask)
 
 
 def _regions(
@@ -297,7 +305,7 @@ def _region_tokens(
 
 
 def _additions(
-    per_prompt: Sequence[_PromptConditioning], concepts: Mapping[str, PreparedConcept], copies: int = 1
+    per_prompt: Sequence[PromptConditioning], concepts: Mapping[str, PreparedConcept], copies: int = 1
 ) -> list[Addition]:
     """The addition of every concept, with a gate of 0 for prompts that do not name it."""
     additions = []

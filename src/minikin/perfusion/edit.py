@@ -28,8 +28,8 @@ import torch
 from torch import Tensor
 
 from minikin.errors import BadRecipe
+from minikin.limits import MAX_STRENGTH
 from minikin.perfusion.gate import OPEN, Gate
-from minikin.recipes.base import MAX_STRENGTH
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from minikin.files import atomic_write, read_small
 from minikin.models.base import Base
 from minikin.models.loading.single_file import read_header
 from minikin.models.lora import lora_file, lora_keys
+from minikin.models.unet_names import original_name
 from minikin.perfusion import edit
 from minikin.perfusion.concept import Concept, check_category, check_name
 from minikin.perfusion.conditioning import unpacked_delta
@@ -155,16 +156,7 @@ def _embedding(base: Base, concept: Concept) -> dict[str, Tensor]:
 
 def _kohya_name(path: str, xl: bool) -> str:
     """kohya's name of a layer; SDXL uses the original (sgm) block numbers."""
-    if xl:
-        m = re.match(r"(down|up)_blocks\.(\d+)\.attentions\.(\d+)\.(.*)|mid_block\.attentions\.0\.(.*)", path)
-        assert m is not None
-        if m[1] == "down":
-            path = f"input_blocks_{1 + 3 * int(m[2]) + int(m[3])}_1.{m[4]}"
-        elif m[1] == "up":
-            path = f"output_blocks_{3 * int(m[2]) + int(m[3])}_1.{m[4]}"
-        else:
-            path = f"middle_block_1.{m[5]}"
-    return path.replace(".", "_")
+    return (original_name(path) if xl else path).replace(".", "_")
 
 
 def _kohya_metadata(base: Base, concept: Concept) -> dict[str, str]:

@@ -7,12 +7,15 @@ vary in length and in the position of the word, so that a concept does not learn
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from minikin.models.base import Base
 from minikin.models.prompt import Prompt, parse
+
+if TYPE_CHECKING:
+    from minikin.models.base import Base
 
 TEMPLATES = (
     "a photo of {}",

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from minikin.recipes.base import POINT_NAMES as NAMES
+from minikin.limits import POINT_NAMES as NAMES
 
 DEFAULT = "balanced"
 MAX_PRESETS = 16

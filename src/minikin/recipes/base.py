@@ -17,12 +17,11 @@ from pydantic import (
 )
 
 from minikin.errors import BadRecipe
+from minikin.limits import MAX_STRENGTH
 from minikin.printable import escaped
 
 MAX_SIDE = 4096  # px
 MAX_STEPS = 1000
-MAX_STRENGTH = 2.0  # of a concept in a prompt
-POINT_NAMES = ("faithful", "balanced", "creative")  # operating points that a sweep measures
 N_TRAIN = 1000  # timesteps that every base was trained with
 
 FilterMode = Literal["flag", "blur", "block"]  # what happens to an image that the content filter detects
