@@ -26,14 +26,14 @@ from PIL import Image
 from minikin.images.photos import Photo
 from minikin.models.base import Base
 from minikin.models.loading.architectures import ARCHITECTURES, shrunk, write_configs
-from tests.helpers import pixart
+from tests.helpers import pixart, sana
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 torch.set_num_threads(1 if WORKER else min(2, len(os.sched_getaffinity(0))))
 if WORKER:  # what children inherit: two workers with two threads each would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 FAMILIES = tuple(ARCHITECTURES)
-TRANSFORMERS = ("pixart-alpha", "pixart-sigma")
+TRANSFORMERS = ("pixart-alpha", "pixart-sigma", "sana", "sana-sprint")
 ALL_FAMILIES = (*FAMILIES, *TRANSFORMERS)
 LONGEST = (  # groups that are started first, so that no worker ends long after the other
     "ray", "test_distilling.py", "test_page.py", "test_build.py", "test_teaching.py", "test_backends.py",
@@ -196,7 +196,7 @@ def cli(monkeypatch: Any, capsys: Any, tmp_path: Path) -> Any:
 def build_pipeline(name: str, folder: Path, seed: int = 0) -> Any:
     """A miniature pipeline with random weights; of U-Nets, the folder has the configurations."""
     if name in TRANSFORMERS:
-        return pixart.miniature(name, seed)
+        return (sana if name in sana.PUBLISHED else pixart).miniature(name, seed)
     import diffusers
     import transformers
 

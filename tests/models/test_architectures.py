@@ -31,6 +31,8 @@ def call(pipe: Any, n: int = 2, **kwargs: Any) -> np.ndarray:
     size: dict[str, Any] = {} if "image" in kwargs else {"height": 64, "width": 64}
     if not hasattr(pipe, "unet"):
         size |= {"use_resolution_binning": False, "clean_caption": False}
+    if "Sprint" in type(pipe).__name__:
+        size |= {"intermediate_timesteps": None}  # which goes with two steps alone
     if "prompt" in kwargs:
         kwargs["num_images_per_prompt"] = n
     out = pipe(num_inference_steps=STEPS, generator=generators, output_type="np", **size, **kwargs)
@@ -69,7 +71,7 @@ def test_no_concept_means_bit_identical(
 
 
 def negative(family: str, text: str) -> dict[str, str]:
-    return {} if family.startswith("lcm") else {"negative_prompt": text}
+    return {} if family in ("lcm-sd15", "sana-sprint") else {"negative_prompt": text}
 
 
 @pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl"])
@@ -110,7 +112,8 @@ def test_architecture_width_and_hashes(family: str, bases: dict[str, Base]) -> N
         digest.update("\n".join(sorted(tokenizer.get_vocab())).encode())
     assert base.text_hash == digest.hexdigest()
     if family in TRANSFORMERS:
-        assert base.architecture == family and base.layout.text_width == 48
+        assert base.architecture == family.removesuffix("-sprint") and base.layout.text_width == 48
+        assert base.has_guidance_embedding == (family == "sana-sprint")
         return
     expected = {"sd15": "sd1", "lcm-sd15": "sd1", "sd21": "sd2", "sd-turbo": "sd2", "sdxl": "sdxl"}
     true_width = {"sd1": 768, "sd2": 1024, "sdxl": 2048}
@@ -155,6 +158,8 @@ def test_teaching_changes_only_prompts_with_the_concept(
         pipe = build_pipeline("sd15", tmp_path)
         pipe.text_encoder = studio.base.pipe.text_encoder
         original = Studio(Base(pipe))
+    elif family == "sana-sprint":
+        original = Studio(bases["sana"])
     concept = original.teach(
         photos, name="tom", category="cat", mode=mode, steps=4, batch=2, captions=_few_captions(), size=64
     )
@@ -255,7 +260,7 @@ def test_identity_does_not_depend_on_precision(tmp_path: Any) -> None:
     assert len(identities) == 1
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "pixart-sigma"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl", "pixart-sigma", "sana"])
 def test_a_concept_fits_copies_of_its_base_in_any_precision(family: str, tmp_path: Any) -> None:
     """Taught on a copy in one precision, used through attach() on another: float32, float16, bfloat16.
 
@@ -290,8 +295,11 @@ def test_damaged_sketches_match_nothing(bases: dict[str, Base]) -> None:
         assert not sketches_match(text, whole) and not sketches_match(whole, text)
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "pixart-sigma"])
-@pytest.mark.parametrize("mode", ["gated", "value"])
+@pytest.mark.parametrize(
+    ("mode", "family"),
+    [(mode, family) for mode in ("gated", "value") for family in ("sd15", "sdxl", "pixart-sigma")]
+    + [("value", "sana")],
+)
 def test_teach_and_paint_in_bfloat16(family: str, mode: str, photos: list[Photo], tmp_path: Any) -> None:
     """Half-precision weights, as on a GPU: no dtype meets another, results stay finite."""
     studio = Studio(Base(build_pipeline(family, tmp_path).to(torch.bfloat16), family))

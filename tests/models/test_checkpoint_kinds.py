@@ -118,6 +118,7 @@ def test_kinds_that_are_sampled_otherwise_are_refused_when_added(
         ("emb_params", "an embedding"), ("clip_g", "an embedding"), ("lora_unet_x.lora_up.weight", "a LoRA"),
         ("model_ema.diffusion_modeltime_embed0weight", r"the averaged \(EMA\) weights alone"),
         ("down_blocks.0.resnets.0.conv1.weight", "the U-Net alone"),
+        ("caption_projection.linear_1.weight", "the transformer of PixArt or SANA alone: give"),
     ],
 )  # fmt: skip
 def test_files_of_other_kinds_are_named_when_added(name: str, words: str, tmp_path: Path) -> None:

@@ -141,9 +141,9 @@ def test_presets_are_consistent() -> None:
 
 @pytest.mark.parametrize("name", [n for n, p in PRESETS.items() if p.scheduler])
 def test_schedulers_use_the_published_timesteps(bases: dict[str, Base], name: str) -> None:
-    """The list diffusers' scheduler really uses, from every base's own configuration."""
+    """The list diffusers' scheduler really uses, from the own configuration of every base with adapters."""
     preset = PRESETS[name]
-    for base in bases.values():
+    for base in (base for base in bases.values() if base.is_unet):
         for steps in preset.allowed:
             s = schedulers.build(preset.scheduler or "", base.pipe.scheduler, preset.config)
             s.set_timesteps(steps)

@@ -26,7 +26,8 @@ def prediction_errors(base: Base, image: Image.Image, prompts: Sequence[str], se
     pixels = torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1)[None]
     x0 = base.to_latents(pixels.float() / 127.5 - 1).float()
     n_train = base.schedule.n_train
-    t = torch.linspace(0.2 * n_train, 0.9 * n_train, LEVELS).long().to(x0.device)
+    positions = torch.linspace(0.2 * n_train, 0.9 * n_train, LEVELS).long()
+    t = base.schedule.timesteps(positions).to(x0.device)
     eps = torch.randn((LEVELS, *x0.shape[1:]), generator=torch.Generator().manual_seed(seed)).to(x0)
     x0 = x0.expand(LEVELS, -1, -1, -1)
     x_t = base.schedule.noised(x0, eps, t).to(base.dtype)

@@ -67,7 +67,7 @@ class ConditioningSchedule:
 
     def steps(self, base: Base, total: int) -> Iterator[StepConditioning]:
         """The conditioning of each of `total` steps, on the base's device; equal ones are one object."""
-        embedded = base.denoiser.config.get("time_cond_proj_dim") is not None  # guidance is an input: one pass
+        embedded = base.guidance_is_input  # then there is one pass
         before, conditioning = None, None
         for step in range(total):
             stage = self.stage(step)

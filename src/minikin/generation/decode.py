@@ -61,7 +61,7 @@ def _not_finite(values: Tensor) -> list[int]:
 def _decode_within_memory(base: Base, latents: Tensor, warn: Warn) -> Tensor:
     """Pixels, decoded as a batch, one by one, or in tiles: the first that memory allows."""
     dtype = base.vae.dtype
-    upcast = dtype is torch.float16 and base.vae.config.force_upcast  # as SDXL's configuration asks
+    upcast = dtype is torch.float16 and base.vae.config.get("force_upcast")  # as SDXL's configuration asks
     dtype = torch.float32 if upcast else dtype
     pixels = _unless_out_of_memory(lambda: _decode(base, latents, dtype))
     if pixels is None and len(latents) > 1:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from minikin.errors import BadRecipe, extra
-from minikin.generation import align_your_steps, schedulers
+from minikin.generation import align_your_steps, flow, schedulers
 from minikin.models import presets
 from minikin.models.base import Base
 from minikin.models.foreign_syntax import excerpt
@@ -77,10 +77,11 @@ def choose_preset(base: Base, recipe: Paint, header: Mapping[str, str]) -> Prese
 
 
 def _check_preset(base: Base, preset: Preset, ready: set[str], source: Source | None) -> None:
-    if base.has_guidance_embedding and preset.name != "lcm":
+    of_base = presets.of_guidance_embedding(base)
+    if base.has_guidance_embedding and preset.name != of_base:
         raise BadRecipe(
-            f"'{base.name}' is a full latent consistency model and paints with preset lcm only, not "
-            f"'{preset.name}'. Leave --preset out."
+            f"'{base.name}' is a consistency model with guidance as an input and paints with preset {of_base} "
+            f"only, not '{preset.name}'. Leave --preset out."
         )
     if preset.name in {"quality", *ready} or source is not None:
         return
@@ -246,6 +247,8 @@ def _correct_schedule(base: Base, preset: Preset, values: dict[str, Any], force:
     cls = schedulers.SCHEDULERS[sampler][0] if sampler else type(base.pipe.scheduler).__name__
     if preset.scheduler and not force:
         why = f"Preset {preset.name} paints at the timesteps of its training"
+    elif base.schedule.is_flow:
+        why = f"'{base.name}' was trained by flow matching and has the noise levels of its own shift"
     elif schedule not in (possible := schedulers.schedules_of(cls)):
         others = f"; it has {', '.join(possible)}" if possible else ""
         why = f"{sampler or 'The sampler of this base'} has no noise schedule {schedule} in diffusers{others}"
@@ -263,10 +266,16 @@ def _correct_schedule(base: Base, preset: Preset, values: dict[str, Any], force:
 def check_supported(base: Base, recipe: Paint) -> None:
     """Raise BadRecipe when the base cannot generate images of this size or with this scheduler."""
     name = schedulers.split(recipe.scheduler)[0] if recipe.scheduler else ""
-    if base.has_guidance_embedding and name not in ("", "LCM"):
+    of_base = "LCM" if base.is_unet else "SCM"
+    if base.has_guidance_embedding and name not in ("", of_base):
         raise BadRecipe(
-            f"'{base.name}' is a latent consistency model and paints with the LCM scheduler only, not "
+            f"'{base.name}' is a consistency model and paints with the {of_base} scheduler only, not "
             f"'{recipe.scheduler}'. Leave --scheduler out."
+        )
+    if base.schedule.is_flow and name and name not in flow.SAMPLERS:
+        raise BadRecipe(
+            f"'{base.name}' was trained by flow matching, and scheduler {name} is none of it. Use one of "
+            f"{', '.join(flow.SAMPLERS)}, or leave --scheduler out."
         )
     base.check_clip_skip(recipe.clip_skip)
     if recipe.backend != "eager":

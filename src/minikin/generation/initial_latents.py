@@ -67,8 +67,8 @@ class LatentBatch:
     ) -> None:
         self.scheduler, self.initial = scheduler, initial
         shape = (len(generators), int(base.vae.config.latent_channels), *size)
-        self.noise = randn_tensor(shape, generator=generators, device=base.device, dtype=base.dtype)
-        self.x0 = initial.latents.to(base.device, base.dtype).expand(shape) if initial else None
+        self.noise = randn_tensor(shape, generator=generators, device=base.device, dtype=base.latent_dtype)
+        self.x0 = initial.latents.to(self.noise).expand(shape) if initial else None
         # inpainting U-Nets see mask and image themselves
         self.mask = None if base.is_inpainting or initial is None else initial.mask
 

@@ -150,7 +150,7 @@ def resolve(
     categories = {name: concept.concept.category for name, concept in concepts.items()}
     prompt = parse(recipe.prompt, categories)
     defaults.check_supported(base, recipe)
-    negative = parse(recipe.negative, categories)
+    negative = replace(parse(recipe.negative, categories), negative=True)
     _check_prompts(prompt, negative)
     if init and not isinstance(recipe, Img2Img):
         raise BadRecipe("An image is refined or inpainted; `paint` starts from noise.")
@@ -235,7 +235,9 @@ def prompt_stages(
 ) -> tuple[tuple[int, Prompt], ...]:
     """The prompts of a whole image of so many calls of the U-Net, each with the call from which it counts."""
     texts = prompt.edits.stages(calls) if prompt.edits else ((0, prompt.source),)
-    parsed = {text: parse(text, categories) for _, text in texts} if prompt.edits else {prompt.source: prompt}
+    parsed = {prompt.source: prompt}
+    if prompt.edits:
+        parsed = {text: replace(parse(text, categories), negative=prompt.negative) for _, text in texts}
     return tuple((call, defaults.with_point_strengths(parsed[text], points)) for call, text in texts)
 
 
@@ -250,8 +252,7 @@ def _calls(base: Base, recipe: Paint, preset: Preset) -> int:
 
 
 def _scheduler_class(base: Base, recipe: Paint) -> str:
-    name = recipe.scheduler
-    return schedulers.SCHEDULERS[name][0] if name else type(base.pipe.scheduler).__name__
+    return schedulers.class_name(recipe.scheduler, base.pipe.scheduler)
 
 
 def _by_component(uses: list[_Lora]) -> Iterator[tuple[Adapter, float]]:

@@ -141,7 +141,7 @@ def _regions(
 class ConstantInputs(NamedTuple):
     """Inputs of denoiser and scheduler that are the same in all steps.
 
-    guidance_embedding  of full latent consistency models (B, D), else None
+    guidance_embedding  of bases with guidance as an input (see `Base.guidance_embedding`), else None
     size                (height, width) in pixels
     step                arguments of `scheduler.step`
     """
@@ -192,11 +192,7 @@ def _constant_inputs(
 ) -> ConstantInputs:
     arguments = inspect.signature(scheduler.step).parameters
     step = {k: v for k, v in {"eta": 0.0, "generator": generators}.items() if k in arguments}
-    embedding = None
-    if (embedding_dim := base.denoiser.config.get("time_cond_proj_dim")) is not None:
-        scale = torch.tensor(schedule.guidance - 1).repeat(len(generators))
-        embedding = base.pipe.get_guidance_scale_embedding(scale, embedding_dim=embedding_dim)
-        embedding = embedding.to(device=base.device, dtype=base.dtype)
+    embedding = base.guidance_embedding(schedule.guidance, len(generators))
     height, width = (n * base.vae_scale_factor for n in size)
     return ConstantInputs(embedding, (height, width), step)
 

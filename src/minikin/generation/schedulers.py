@@ -14,6 +14,8 @@ from functools import wraps
 from typing import Any
 
 from minikin.errors import BadRecipe, UnknownName
+from minikin.models.schedule import is_flow
+from minikin.recipes import N_TRAIN
 
 # the name shown -> (diffusers class, configuration)
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -228,7 +230,9 @@ def order(cls: str) -> int:
 
 def copy_of(base_scheduler: Any, levels: int | None = None, schedule: str | None = None) -> Any:
     """A fresh copy of the base's scheduler; see `build` for levels and schedule."""
-    return _configured(type(base_scheduler), base_scheduler, {}, levels, schedule)
+    from minikin.generation import flow
+
+    return _configured(flow.class_of(type(base_scheduler)), base_scheduler, {}, levels, schedule)
 
 
 def build(
@@ -246,24 +250,31 @@ def build(
     Values that the base's configuration only has as defaults of its own class count as unset, as in diffusers.
     """
     sampler, in_name = split(name)
-    cls, extra = SCHEDULERS[sampler]
-    changes = {**extra, **(overrides or {})}
-    return _with_begin_index(
-        _configured(_class(sampler, cls), base_scheduler, changes, levels, schedule or in_name)
-    )
+    changes = {**SCHEDULERS[sampler][1], **(overrides or {})}
+    kind = _class(sampler, class_name(sampler, base_scheduler))
+    return _with_begin_index(_configured(kind, base_scheduler, changes, levels, schedule or in_name))
+
+
+def class_name(sampler: str | None, base_scheduler: Any) -> str:
+    """The class of diffusers of a sampler, by its shown name, on a base; None is the base's own."""
+    if sampler is None:
+        return type(base_scheduler).__name__
+    if sampler == "Euler" and is_flow(base_scheduler.config):
+        return "FlowMatchEulerDiscreteScheduler"
+    return SCHEDULERS[sampler][0]
 
 
 def _class(sampler: str, cls: str) -> Any:
     """The class of a sampler: diffusers', or ours on top of it."""
     import diffusers
 
-    from minikin.generation import custom_timesteps, k_diffusion
+    from minikin.generation import custom_timesteps, flow, k_diffusion
 
     if sampler == "Euler a":
         return custom_timesteps.EulerAncestralCustomTimesteps
     if sampler == "DPM++ 2S a":
         return k_diffusion.DPMPP2SAncestral
-    return k_diffusion.dpmpp_sde() if sampler == "DPM++ SDE" else getattr(diffusers, cls)
+    return k_diffusion.dpmpp_sde() if sampler == "DPM++ SDE" else flow.class_of(getattr(diffusers, cls))
 
 
 def _configured(
@@ -274,6 +285,8 @@ def _configured(
         # a base may state another kind of sigmas, and diffusers refuses two
         values = {**dict.fromkeys(_SIGMAS, False), **SCHEDULES[schedule]}
         changes = changes | {name: value for name, value in values.items() if name in options}
+    if is_flow(base_scheduler.config):
+        return _of_flow_matching(kind, base_scheduler.config, changes, levels)
     scheduler = kind.from_config(base_scheduler.config, **changes)
     if levels:
         # an unset value of the base's is not taken over, so the copy is made of the whole scheduler's values
@@ -281,6 +294,20 @@ def _configured(
         scheduler = kind.from_config(base_scheduler.config, **changes)
     if hasattr(scheduler, "sigma_schedule"):
         scheduler.sigma_schedule = {k: v for k, v in SCHEDULES.get(schedule or "", {}).items() if k in _SIGMAS}
+    return scheduler
+
+
+def _of_flow_matching(kind: Any, config: Any, changes: dict[str, Any], levels: int | None) -> Any:
+    """A scheduler of flow matching; for those, a number of levels is a share of the schedule."""
+    from minikin.generation import flow
+
+    options = inspect.signature(kind.__init__).parameters
+    all_changes = {name: value for name, value in flow.changes(config).items() if name in options} | changes
+    if kind is flow.TrigFlow:
+        all_changes = {}
+    scheduler = kind.from_config(config, **all_changes)
+    if levels:
+        flow.start_below(scheduler, levels / N_TRAIN)
     return scheduler
 
 

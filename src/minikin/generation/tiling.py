@@ -116,11 +116,17 @@ class TiledDiffusion:
 @contextmanager
 def tiled_autoencoder(base: Base, largest: int = LARGEST) -> Iterator[None]:
     """Inside, the autoencoder takes images with a side above `largest` px in tiles of that side."""
-    vae = base.vae
-    names = ("use_tiling", "tile_sample_min_size", "tile_latent_min_size", "tile_overlap_factor")
-    before = {name: getattr(vae, name) for name in names}
-    vae.use_tiling, vae.tile_sample_min_size = True, largest
-    vae.tile_latent_min_size, vae.tile_overlap_factor = largest // base.vae_scale_factor, 0.5
+    vae, latent = base.vae, largest // base.vae_scale_factor
+    tiling: dict[str, Any] = {"use_tiling": True}
+    if hasattr(vae, "tile_overlap_factor"):
+        tiling |= {"tile_sample_min_size": largest, "tile_latent_min_size": latent, "tile_overlap_factor": 0.5}
+    else:  # AutoencoderDC
+        for side in ("height", "width"):
+            tiling |= {f"tile_sample_min_{side}": largest, f"tile_latent_min_{side}": latent}
+            tiling[f"tile_sample_stride_{side}"] = latent // 2 * base.vae_scale_factor
+    before = {name: getattr(vae, name) for name in tiling}
+    for name, value in tiling.items():
+        setattr(vae, name, value)
     try:
         yield
     finally:

@@ -33,8 +33,8 @@ from minikin.errors import BadModelFile, BadRecipe
 from minikin.models.families import NAMES
 from minikin.models.regions import RegionBias, attention_maps
 
-# modules of a transformer that text encodings pass before all layers: of PixArt
-TEXT_PROJECTION = ("caption_projection",)
+# modules of a transformer that text encodings pass before all layers: of PixArt, and both of SANA
+TEXT_PROJECTION = ("caption_projection", "caption_norm")
 # processors of diffusers that compute what AttnProcessor2_0 computes, without scaled_dot_product_attention
 _EQUIVALENT = ("AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcessor")
 
@@ -278,8 +278,14 @@ class _PackedTransformer:
         self, hidden_states: Tensor, encoder_hidden_states: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
         packed = encoder_hidden_states is not None and encoder_hidden_states.shape[-1] == self.packed_width
-        view = _View(self.model, dict.fromkeys(TEXT_PROJECTION)) if packed else self.model
+        view = _View(self.model, self._passing_by(encoder_hidden_states)) if packed else self.model
         return type(self.model).forward(view, hidden_states, encoder_hidden_states, *args, **kwargs)
+
+    def _passing_by(self, packed: Tensor) -> dict[str, Any]:
+        """What stands in for the projection; between SANA's two modules the tensor has another shape."""
+        if not hasattr(self.model, "caption_norm"):
+            return dict.fromkeys(TEXT_PROJECTION)
+        return {"caption_projection": lambda text: text.contiguous(), "caption_norm": lambda _: packed}
 
 
 def _first_weight(denoiser: nn.Module, shape: Layout) -> Tensor:

@@ -23,7 +23,7 @@ from minikin.errors import BadRecipe
 from minikin.models import attention, families
 from minikin.models.identity import Origin, rounded, sketch
 from minikin.models.prompt import Prompt
-from minikin.models.schedule import NoiseSchedule
+from minikin.models.schedule import NoiseSchedule, noise_schedule
 from minikin.models.text import Encoded
 from minikin.models.text_encoders import text_encoders
 
@@ -61,7 +61,7 @@ class Base:
             module.eval()
         attention.attach(self.denoiser)
         # read once: a LoRA that is applied may change the configuration while another thread resolves a request
-        self.has_guidance_embedding = bool(self.denoiser.config.get("time_cond_proj_dim"))  # full LCM
+        self.has_guidance_embedding = self.guidance_is_input  # full LCM, SANA-Sprint
 
     def __repr__(self) -> str:
         kind, dtype = type(self.pipe).__name__, str(self.dtype).removeprefix("torch.")
@@ -90,6 +90,12 @@ class Base:
             )
 
     @property
+    def guidance_is_input(self) -> bool:
+        """True if the denoiser, as it is now, takes the guidance scale as an input."""
+        config = self.denoiser.config
+        return bool(config.get("time_cond_proj_dim") or config.get("guidance_embeds"))
+
+    @property
     def is_xl(self) -> bool:
         return len(self.text_encoders) > 1
 
@@ -102,6 +108,11 @@ class Base:
     def dtype(self) -> torch.dtype:
         weight: Tensor = next(self.denoiser.parameters())
         return weight.dtype
+
+    @property
+    def latent_dtype(self) -> torch.dtype:
+        """Of latents while an image is sampled: float32 for flow matching, as in the stock pipelines."""
+        return torch.float32 if self.schedule.is_flow else self.dtype
 
     @property
     def n_tokens(self) -> int:
@@ -117,7 +128,9 @@ class Base:
     @property
     def vae_scale_factor(self) -> int:
         """Pixels per latent position."""
-        return 1 << (len(self.vae.config.block_out_channels) - 1)
+        config = self.vae.config
+        levels = config.get("encoder_block_out_channels") or config.block_out_channels  # of AutoencoderDC first
+        return 1 << (len(levels) - 1)
 
     @property
     def size_multiple(self) -> int:
@@ -129,13 +142,13 @@ class Base:
 
     @property
     def prediction_type(self) -> str:
-        """epsilon or v_prediction, as diffusers names them."""
+        """epsilon, v_prediction or flow_prediction, as diffusers names them."""
         return self.schedule.prediction_type
 
     @cached_property
     def schedule(self) -> NoiseSchedule:
         """The noise schedule that the base was trained with."""
-        return NoiseSchedule(self.pipe.scheduler.config)
+        return noise_schedule(self.pipe.scheduler.config)
 
     @property
     def is_inpainting(self) -> bool:
@@ -265,12 +278,16 @@ class Base:
 
     @torch.no_grad()
     def to_latents(self, pixels: Tensor) -> Tensor:
-        """Encode pixels (B, 3, H, W) in [-1, 1] to scaled latents: the mean of the VAE's posterior."""
+        """Encode pixels (B, 3, H, W) in [-1, 1] to scaled latents: the mean of the VAE's posterior.
+
+        AutoencoderDC has no posterior, but one encoding.
+        """
         dtype = self.vae.dtype
         try:
             if dtype != torch.float32:  # half precision loses detail, and SDXL's VAE overflows in it
                 self.vae.to(torch.float32)
-            mean = self.vae.encode(pixels.to(self.vae.device, torch.float32)).latent_dist.mean
+            encoded = self.vae.encode(pixels.to(self.vae.device, torch.float32))
+            mean = encoded.latent if hasattr(encoded, "latent") else encoded.latent_dist.mean
         finally:
             if dtype != torch.float32:
                 self.vae.to(dtype)
@@ -291,12 +308,34 @@ class Base:
         more: dict[str, Any] = self.added_conditions(len(x), pooled, size)
         if not self.is_unet:
             t, more["encoder_attention_mask"] = t.expand(len(x)), mask
-        elif guidance_embedding is not None:
-            more["timestep_cond"] = guidance_embedding
-        out = self.denoiser(x, timestep=t, encoder_hidden_states=kv, return_dict=False, **more)[0]
+            t = t * self.denoiser.config.get("timestep_scale", 1)
+            if guidance_embedding is None:  # masks from attention have no scale of their own
+                guidance_embedding = self.guidance_embedding(self.family.guidance, len(x))
+        if guidance_embedding is not None:
+            more["timestep_cond" if self.is_unet else "guidance"] = guidance_embedding
+        out: Tensor = self.denoiser(
+            x.to(self.dtype), timestep=t, encoder_hidden_states=kv, return_dict=False, **more
+        )[0]
         channels = int(self.vae.config.latent_channels)
-        prediction: Tensor = out[:, :channels] if out.shape[1] == 2 * channels else out
-        return prediction
+        return (out[:, :channels] if out.shape[1] == 2 * channels else out).to(x.dtype)
+
+    def guidance_embedding(self, scale: float, n: int) -> Tensor | None:
+        """The guidance scale as the denoiser reads it, for n images; None where it is no input.
+
+        (n, D) for full latent consistency models, (n,) for SANA-Sprint.
+        """
+        config = self.denoiser.config
+        if (width := config.get("time_cond_proj_dim")) is not None:
+            embedding: Tensor = self.pipe.get_guidance_scale_embedding(
+                torch.tensor(scale - 1).repeat(n), embedding_dim=width
+            )
+            return embedding.to(device=self.device, dtype=self.dtype)
+        if not config.get("guidance_embeds"):
+            return None
+        scales: Tensor = (
+            torch.full([n], scale, device=self.device).to(self.dtype) * config.guidance_embeds_scale
+        )
+        return scales
 
     def added_conditions(
         self, n: int, pooled: Tensor | None = None, size: tuple[int, int] | None = None

@@ -16,14 +16,16 @@ from minikin.errors import BadModelFile
 class Family:
     """A model family.
 
-    name      architecture in concept files: tiny, sd1, sd2, sdxl, pixart-alpha, pixart-sigma
+    name      architecture in concept files: tiny, sd1, sd2, sdxl, pixart-alpha, pixart-sigma, sana
     denoiser  the pipeline's component that denoises: unet or transformer
+    text      its text encoder: clip, t5 or gemma
     tokens    of a prompt that a text encoder other than CLIP reads at once; 0 where its tokenizer says it
     guidance  default scale of classifier-free guidance
     """
 
     name: str
     denoiser: str = "unet"
+    text: str = "clip"
     tokens: int = 0
     guidance: float = 6.0
 
@@ -32,8 +34,10 @@ TINY = Family("tiny", guidance=3.0)
 BY_TEXT_WIDTH = {768: Family("sd1"), 1024: Family("sd2"), 2048: Family("sdxl")}  # any other is tiny's
 # window and guidance are the defaults of diffusers' pipelines of this name
 _BY_PIPELINE = {
-    "PixArtAlphaPipeline": Family("pixart-alpha", "transformer", 120, 4.5),
-    "PixArtSigmaPipeline": Family("pixart-sigma", "transformer", 300, 4.5),
+    "PixArtAlphaPipeline": Family("pixart-alpha", "transformer", "t5", 120, 4.5),
+    "PixArtSigmaPipeline": Family("pixart-sigma", "transformer", "t5", 300, 4.5),
+    "SanaPipeline": Family("sana", "transformer", "gemma", 300, 4.5),
+    "SanaSprintPipeline": Family("sana", "transformer", "gemma", 300, 4.5),
 }
 _JOINT = (
     "its text passes through the transformer together with the image, so the text's keys and values change "
@@ -42,8 +46,12 @@ _JOINT = (
 REFUSED = {
     "StableDiffusion3": _JOINT, "Flux": _JOINT, "QwenImage": _JOINT, "AuraFlow": _JOINT, "ZImage": _JOINT,
     "Chroma": _JOINT, "HiDream": _JOINT, "CogView4": _JOINT,
+    "Kolors": (
+        "it reads text by ChatGLM3, whose tokenizer does not tell which characters a token stands for, so the "
+        "tokens of a concept's category are not known"
+    ),
 }  # fmt: skip
-NAMES = "Stable Diffusion 1, 2 and XL, PixArt-alpha and PixArt-Sigma"
+NAMES = "Stable Diffusion 1, 2 and XL, PixArt-alpha and PixArt-Sigma, SANA and SANA-Sprint"
 
 
 def denoiser_of(pipe: Any) -> Any:

@@ -107,8 +107,8 @@ class Preset:
 
     @property
     def embedded(self) -> bool:
-        """True if guidance is an input of the U-Net; then there is no second pass and no negative prompt."""
-        return self.name == "lcm"
+        """True if guidance is an input of the denoiser; then there is no second pass and no negative prompt."""
+        return self.name in ("lcm", "sprint")
 
     @property
     def counts(self) -> str:
@@ -189,10 +189,14 @@ PRESETS: Mapping[str, Preset] = {p.name: p for p in (
         "DDIM", _SAMPLERS["ddim"][1], "trailing", allowed=(4,), guidance=1.0, high=1.0,
         adapters={"tiny": _packaged("tdm")},
     ),
+    Preset(
+        "sprint", "SANA-Sprint; guidance is an input of its transformer",
+        steps=2, allowed=range(1, 5), guidance=4.5, low=4.0, high=5.0,  # the scales of its training
+    ),
 )}  # fmt: skip
 # The order in which they are taken for a number of steps when none is named: adapters made for few numbers of
 # steps, then by FD and subject fidelity on tiny at 1, 2, 4 and 8 steps (docs/measurements.md).
-PREFERENCE = ("tdm", "lightning", "hyper", "lcm-lora", "turbo", "lcm", "quality")
+PREFERENCE = ("sprint", "tdm", "lightning", "hyper", "lcm-lora", "turbo", "lcm", "quality")
 
 
 def preset(name: str) -> Preset:
@@ -225,6 +229,11 @@ def recognise(base: Base) -> Preset:
     return _by_content(base) or _by_name(base) or PRESETS["quality"]
 
 
+def of_guidance_embedding(base: Base) -> str:
+    """The preset of bases of this kind of denoiser that take guidance as an input."""
+    return "lcm" if base.is_unet else "sprint"
+
+
 def is_guess(base: Base) -> bool:
     """Whether nothing but a name says that a checkpoint was trained for a few-step preset.
 
@@ -239,7 +248,7 @@ def _by_content(base: Base) -> Preset | None:
     if stated in PRESETS:
         return PRESETS[stated]
     if base.has_guidance_embedding:
-        return PRESETS["lcm"]
+        return PRESETS[of_guidance_embedding(base)]
     return _preset_in(base.metadata.get("modelspec.architecture", ""))
 
 

@@ -92,6 +92,7 @@ class Prompt:
     notes         what the prompt asks for and does not get, one sentence each
     edits         of a prompt that changes while an image is sampled: text and uses are those of its end
     edited_uses   with edits: the concepts of all steps, one after the other
+    negative      it says what an image should not show: SANA reads it without its instruction
     """
 
     source: str
@@ -104,6 +105,7 @@ class Prompt:
     notes: tuple[str, ...] = ()
     edits: Edits | None = None
     edited_uses: tuple[ConceptUse, ...] = ()
+    negative: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:

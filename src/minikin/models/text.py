@@ -61,11 +61,14 @@ class Tokens(NamedTuple):
     mask: Tensor
 
 
-def tokenize(tokenizer: Any, prompts: Sequence[Prompt], chunks: int = 1, *, length: int = 0) -> Tokens:
+def tokenize(
+    tokenizer: Any, prompts: Sequence[Prompt], chunks: int = 1, *, length: int = 0, instruction: int = 0
+) -> Tokens:
     """Token ids of prompts; tokens after the last chunk are left out.
 
-    chunks  windows of the text encoder a prompt fills; a shorter prompt gets empty ones. BREAK counts from 2 on
-    length  of the only window, with special tokens; the tokenizer's own by default
+    chunks       windows of the text encoder a prompt fills; shorter ones get empty ones. BREAK counts from 2 on
+    length       of the only window, with special tokens; the tokenizer's own by default
+    instruction  tokens of `length` that are no part of what was written
     Raises BadRecipe when a concept stands after the last token that is kept.
     """
     if chunks == 1:
@@ -89,7 +92,7 @@ def tokenize(tokenizer: Any, prompts: Sequence[Prompt], chunks: int = 1, *, leng
         of_prompt = tuple(_inside(flat, use.start, use.end) for use in prompt.uses)
         for use, at in zip(prompt.uses, of_prompt, strict=True):
             if not at or flat[at[-1]][1] < use.end:
-                n_read = length - 1 if length else chunks * (tokenizer.model_max_length - 2)
+                n_read = length - 1 - instruction if length else chunks * (tokenizer.model_max_length - 2)
                 raise BadRecipe(
                     f"The prompt is longer than the {n_read} tokens that are read, and <{use.name}> lies "
                     "beyond them. Shorten it or name it earlier."
@@ -201,15 +204,16 @@ def word_vectors_replaced(
         yield
         return
 
-    def replace(_module: Any, _inputs: Any, output: Tensor) -> Tensor:
+    def replace(embedding: Any, _inputs: Any, output: Tensor) -> Tensor:
         out = output.clone()
+        scale = getattr(embedding, "embed_scale", torch.ones(()))  # Gemma's embedding multiplies its table
         for b, positions, vectors in replacements:
             if len(positions) != len(vectors):
                 raise BadRecipe(
                     f"The concept has {len(vectors)} word vectors, but its category takes "
                     f"{len(positions)} tokens in this prompt."
                 )
-            out[b, list(positions)] = vectors.to(out.device, out.dtype)
+            out[b, list(positions)] = vectors.to(out) * scale.to(out)
         return out
 
     handle = token_embedding(model).register_forward_hook(replace)

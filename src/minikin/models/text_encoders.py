@@ -2,15 +2,17 @@
 
     ClipText   Stable Diffusion 1, 2, XL and tiny: one or two CLIP models, prompts in windows of 75 tokens
     T5Text     PixArt: one T5 encoder, one window; padding is masked in cross-attention
+    GemmaText  SANA: the same with Gemma, which reads an instruction before the prompt
 
-Both say where the tokens of a concept's category lie (`Encoded.positions`). The last of them is the token whose
-value a concept of mode value changes, as it has read the whole word in either kind of encoder.
+All say where the tokens of a concept's category lie (`Encoded.positions`). The last of them is the token whose
+value a concept of mode value changes, as it has read the whole word, in causal encoders (CLIP, Gemma) too.
 """
 
 from __future__ import annotations
 
+import inspect
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +25,7 @@ from minikin.models.prompt import Prompt
 from minikin.models.text import (
     MAX_CHUNKS,
     Encoded,
+    Tokens,
     apply_emphasis,
     chunk_tokens,
     emphasis,
@@ -74,17 +77,21 @@ class TextEncoders:
         """A text as it reaches the tokenizer."""
         return text
 
+    def word(self, text: str) -> str:
+        """A word as it is tokenized inside a prompt."""
+        return self.spelled(text)
+
     def count_tokens(self, text: str) -> int:
         """Number of tokens of a text, without special ones."""
         with self._lock:
-            return len(self.tokenizers[0](self.spelled(text), add_special_tokens=False).input_ids)
+            return len(self.tokenizers[0](self.word(text), add_special_tokens=False).input_ids)
 
     def word_vectors(self, text: str) -> tuple[Tensor, ...]:
         """Token embeddings of a text, per text encoder (n, d_k), float32."""
         out = []
         for tokenizer, model in zip(self.tokenizers, self.models, strict=True):
             with self._lock:
-                ids = tokenizer(self.spelled(text), add_special_tokens=False, return_tensors="pt").input_ids[0]
+                ids = tokenizer(self.word(text), add_special_tokens=False, return_tensors="pt").input_ids[0]
             table = token_embedding(model).weight
             out.append(table[ids.to(table.device)].detach().float().clone())
         return tuple(out)
@@ -165,7 +172,7 @@ class T5Text(TextEncoders):
     Padding is masked in cross-attention, as in the stock pipelines: `Encoded.mask`.
     """
 
-    max_chunks = 1
+    max_chunks, kind = 1, "T5"
 
     def __init__(self, pairs: Sequence[tuple[Any, Any]], family: Family) -> None:
         super().__init__(pairs)
@@ -179,19 +186,27 @@ class T5Text(TextEncoders):
         (tokenizer,), (model,) = self.tokenizers, self.models
         prompts = [self._spelled_prompt(prompt) for prompt in prompts]
         with self._lock:
-            tokens = tokenize(tokenizer, prompts, length=self.length)
+            tokens = self._tokens(tokenizer, prompts)
         replacements = [
             (b, at, words[use.name][0])
             for b, prompt in enumerate(prompts)
             for use, at in zip(prompt.uses, tokens.positions[b], strict=True)
             if words and use.name in words
         ]
-        mask = tokens.mask.to(device)
         with word_vectors_replaced(model, replacements):
-            e = model(tokens.ids.to(device), attention_mask=mask)[0]
+            e = model(tokens.ids.to(device), attention_mask=tokens.mask.to(device))[0]
+        e, tokens = self._read(e, tokens)
         if any(p.weights for p in prompts):
             e = apply_emphasis(e, emphasis(tokens, prompts))
+        mask = tokens.mask.to(device)
         return Encoded(e.to(device), None, tuple(tokens.positions), mask.bool(), mask)
+
+    def _tokens(self, tokenizer: Any, prompts: Sequence[Prompt]) -> Tokens:
+        return tokenize(tokenizer, prompts, length=self.length)
+
+    def _read(self, e: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens]:
+        """Of the encodings (B, N, D), those that the denoiser reads, and their tokens."""
+        return e, tokens
 
     def needed_chunks(self, prompt: Prompt) -> int:
         return max(1, -(-self.count_tokens(prompt.text) // self.window))
@@ -199,7 +214,8 @@ class T5Text(TextEncoders):
     def check_clip_skip(self, clip_skip: int, name: str) -> None:
         if clip_skip > 1:
             raise BadRecipe(
-                f"clip_skip {clip_skip} is for CLIP, and the text encoder of '{name}' is T5: it is at most 1."
+                f"clip_skip {clip_skip} is for CLIP, and the text encoder of '{name}' is {self.kind}: it is at "
+                "most 1."
             )
 
     def spelled(self, text: str) -> str:
@@ -211,12 +227,57 @@ class T5Text(TextEncoders):
         text = prompt.text
         before = len(text.lower()) - len(text.lower().lstrip())
 
-        def moved(part: Any) -> Any:
-            start, end = (max(0, len(text[:at].lower()) - before) for at in (part.start, part.end))
-            return replace(part, start=start, end=end)
+        return _moved(prompt, self.spelled(text), lambda at: max(0, len(text[:at].lower()) - before))
 
-        uses, weights = (tuple(map(moved, parts)) for parts in (prompt.uses, prompt.weights))
-        return replace(prompt, text=self.spelled(text), uses=uses, weights=weights)
+
+class GemmaText(T5Text):
+    """Gemma: causal, with a token for the beginning; before the prompt it reads SANA's instruction.
+
+    The denoiser reads the first token and the last `length` - 1, which are those of the prompt: the instruction
+    is read by the prompt's tokens alone. Negative prompts have none (SANA, arXiv:2410.10629, section 3.1).
+
+    instruction  text before the prompt, as the stock pipeline of this diffusers has it
+    """
+
+    kind = "Gemma"
+
+    def __init__(self, pairs: Sequence[tuple[Any, Any]], family: Family, instruction: str) -> None:
+        super().__init__(pairs, family)
+        (tokenizer,) = self.tokenizers
+        tokenizer.padding_side = "right"  # as the stock pipelines set it at every call
+        self.instruction = instruction
+        # its last blank joins the prompt's first word; the token of the beginning is in `length`
+        self.n_instruction = len(tokenizer(instruction).input_ids) - 2
+
+    def word(self, text: str) -> str:
+        return f" {self.spelled(text)}"  # Gemma's tokens begin with the blank before a word
+
+    def _tokens(self, tokenizer: Any, prompts: Sequence[Prompt]) -> Tokens:
+        """Of one prompt or several, which are all negative or none."""
+        if prompts[0].negative:
+            return super()._tokens(tokenizer, prompts)
+        n, before = self.n_instruction, len(self.instruction)
+        instructed = [_moved(p, self.instruction + p.text, before.__add__) for p in prompts]
+        tokens = tokenize(tokenizer, instructed, length=self.length + n, instruction=n)
+        spans = [[(max(0, a - before), max(0, b - before)) for a, b in row] for row in tokens.spans]
+        return tokens._replace(spans=spans)
+
+    def _read(self, e: Tensor, tokens: Tokens) -> tuple[Tensor, Tokens]:
+        first = e.shape[1] - self.window  # of the last tokens that are read
+        keep = [0, *range(first, e.shape[1])]
+        positions = [tuple(tuple(k - first + 1 for k in at) for at in uses) for uses in tokens.positions]
+        spans = [[row[k] for k in keep] for row in tokens.spans]
+        return e[:, keep], Tokens(tokens.ids[:, keep], spans, positions, tokens.mask[:, keep])
+
+
+def _moved(prompt: Prompt, text: str, place: Callable[[int], int]) -> Prompt:
+    """The prompt with another text, and its concepts and weights at the places of their characters there."""
+
+    def moved(part: Any) -> Any:
+        return replace(part, start=place(part.start), end=place(part.end))
+
+    uses, weights = (tuple(map(moved, parts)) for parts in (prompt.uses, prompt.weights))
+    return replace(prompt, text=text, uses=uses, weights=weights)
 
 
 def text_encoders(pipe: Any, family: Family) -> TextEncoders:
@@ -224,4 +285,7 @@ def text_encoders(pipe: Any, family: Family) -> TextEncoders:
     pairs = [(pipe.tokenizer, pipe.text_encoder)]
     if getattr(pipe, "text_encoder_2", None) is not None:
         pairs.append((pipe.tokenizer_2, pipe.text_encoder_2))
-    return T5Text(pairs, family) if family.tokens else ClipText(pairs, family)
+    if family.text == "gemma":
+        call = inspect.signature(type(pipe).__call__).parameters
+        return GemmaText(pairs, family, "\n".join(call["complex_human_instruction"].default))
+    return T5Text(pairs, family) if family.text == "t5" else ClipText(pairs, family)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +125,14 @@ class AttachedConcepts(Concepts):
         self._check_ready()
         positives, negatives = self._prompts(prompt, _one_of(negative, negative_prompt))
         seconds = self._second_prompts(prompt_2, negative_prompt_2, positives, negatives)
-        if self.base.has_guidance_embedding:  # full LCM has no negative prompt
-            return {"prompt_embeds": self._conditioning([], positives, n, lock, gate, seconds)[0].kv}
+        if self.base.has_guidance_embedding:  # full LCM and SANA-Sprint have no negative prompt
+            negatives = []
         rows = self._conditioning(negatives, positives, n, lock, gate, seconds)
-        out: dict[str, Any] = (
-            {} if self.base.is_unet else {"negative_prompt": None}
-        )  # PixArt's default is a text
+        # the default of PixArt and SANA is a text
+        out: dict[str, Any] = {} if self.base.is_unet or not negatives else {"negative_prompt": None}
         for prefix, part in (("negative_", rows[: len(negatives)]), ("", rows[len(negatives) :])):
+            if not part:
+                continue
             out[f"{prefix}prompt_embeds"] = torch.cat([row.kv for row in part])
             for name in ("pooled", "mask"):
                 tensors = [t for row in part if (t := getattr(row, name)) is not None]
@@ -160,7 +162,8 @@ class AttachedConcepts(Concepts):
                 "prompt, and one negative prompt for all or one for each."
             )
         zeros = self.base.zeros_for_empty
-        return positives, [None if zeros and not text else self._parsed(text) for text in texts]
+        parsed = [None if zeros and not text else replace(self._parsed(text), negative=True) for text in texts]
+        return positives, parsed
 
     def _parsed(self, text: str) -> Prompt:
         prompt = parse(text, self.categories)

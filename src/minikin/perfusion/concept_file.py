@@ -37,6 +37,7 @@ from minikin.printable import without_controls
 
 FORMAT = 1
 MAX_BYTES = 100_000  # of the file with its preview
+MAX_HALF = 40_000  # value differences in float16, which with a gate are near MAX_BYTES; above it, in 8 bits
 MAX_VALUES = 400_000  # value differences; SDXL has 83,200
 MAX_LAYERS = 1_000
 MAX_WORDS = 75  # word vectors: the tokens of a prompt
@@ -49,6 +50,7 @@ SPEC = {
     "sdxl": "stable-diffusion-xl-v1-base/minikin",
     "pixart-alpha": "pixart-alpha/minikin",
     "pixart-sigma": "pixart-sigma/minikin",
+    "sana": "sana/minikin",
 }
 
 _PATH = re.compile(
@@ -111,7 +113,7 @@ def to_bytes(concept: Concept, *, int8: bool | None = None, metadata: dict[str, 
         raise BadConceptFile(f"Concept '{concept.name}' holds NaN or Inf; it was not written.")
     flat = torch.cat([d.float().flatten() for d in concept.delta.values()])
     tensors: dict[str, Tensor] = {}
-    if int8 if int8 is not None else concept.origin.architecture == "sdxl":
+    if int8 if int8 is not None else concept.origin.architecture == "sdxl" or len(flat) > MAX_HALF:
         tensors["delta"], tensors["scale"] = _quantize(concept.delta)
     else:
         tensors["delta"] = flat.half()

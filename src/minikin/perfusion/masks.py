@@ -25,7 +25,7 @@ from minikin.models.text import Encoded
 from minikin.perfusion.key_lock import prompt_for
 from minikin.recipes import MaskKind
 
-LEVELS = (300, 500, 700)  # timesteps at which attention is recorded
+LEVELS = (300, 500, 700)  # positions in the noise schedule at which attention is recorded
 BATCH = 8  # photos per call of the U-Net
 
 
@@ -48,7 +48,7 @@ def attention_masks(base: Base, latents: Tensor, category: str, seed: int = 0) -
         n, h, w = len(x0), *latents.shape[-2:]
         total = torch.zeros(n, h, w, device=latents.device)
         for level in LEVELS:
-            t = torch.full((n,), level, device=latents.device)
+            t = base.schedule.timesteps(torch.full((n,), level, device=latents.device))
             x_t = base.schedule.noised(x0, eps, t)
             for weights in _attention_maps(base, x_t, t, kv.expand(n, -1, -1), encoded):
                 total += _share(weights, position, (h, w))

@@ -125,7 +125,7 @@ class Batches:
         x0 = self.p.latents[photo, mirrored]
         mask = self.p.masks[photo, mirrored]
         eps = torch.randn(x0.shape, generator=g).to(x0)
-        t = t.to(x0.device)
+        t = self.schedule.timesteps(t).to(x0.device)
         x_t, target = self.schedule.noised(x0, eps, t), self.schedule.target(x0, eps, t)
         choices = [self.p.prompts[i] for i in photo.tolist()]
         prompts = [ps[c % len(ps)] for ps, c in zip(choices, choice, strict=True)]

@@ -71,6 +71,7 @@ class BatchSizer:
 def estimate(base: Base) -> float:
     """Bytes per pixel while an image is decoded."""
     config = base.vae.config
-    widths = config.block_out_channels  # the decoder's last level takes in the second of them at full size
-    half = base.vae.dtype.itemsize < 4 and not config.force_upcast
+    widths = config.get("decoder_block_out_channels") or config.block_out_channels
+    # the decoder's last level takes in the second of them at full size
+    half = base.vae.dtype.itemsize < 4 and not config.get("force_upcast")
     return float(COPIES * widths[min(1, len(widths) - 1)] * (2 if half else 4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ _NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
 _CONFIGS = {"scheduler": "scheduler_config.json", "tokenizer": "", "tokenizer_2": ""}  # of tokenizers, any
 _SENTENCEPIECE = ("sentencepiece", "protobuf")
 _FILES = ("diffusion_pytorch_model", "model")
+HALF_PRECISIONS = ("fp16", "bf16")
 
 
 def check(path: Path) -> None:
@@ -64,12 +66,19 @@ def _is_installed(package: str) -> bool:
 def variant(path: Path) -> dict[str, str]:
     """Options of `from_pretrained` for a folder that has half-precision weights alone (*.fp16.safetensors)."""
     weights = [_weights(path / part) for part in _NETWORKS if (path / part).is_dir()]
-    return {"variant": "fp16"} if any(".fp16." in f.name for files in weights for f in files) else {}
+    there = {precision(f.name) for files in weights for f in files}
+    return next(({"variant": half} for half in HALF_PRECISIONS if half in there), {})
+
+
+def precision(name: str) -> str:
+    """fp16, bf16 or another variant in the name of a file of weights or of their index; "" for none."""
+    match = re.search(r"\.(\w+)(?:-\d+-of-\d+)?\.(?:safetensors|json)$", name.replace(".safetensors.index", ""))
+    return match[1] if match else ""
 
 
 def _weights(folder: Path) -> list[Path]:
     """The safetensors files of a component: one, its shards, or those of half precision."""
-    for ending in ("", ".fp16"):
+    for ending in ("", *(f".{half}" for half in HALF_PRECISIONS)):
         for name in _FILES:
             if (single := folder / f"{name}{ending}.safetensors").is_file():
                 return [single]
@@ -115,7 +124,7 @@ def _refuse_other_kinds(path: Path, parts: dict[str, Any], denoiser: str) -> Non
         why = (
             f"its {'U-Net' if denoiser == 'unet' else denoiser} has {channels} input channels. {other}".strip()
         )
-    elif scheduler.startswith("EDM") or "FlowMatch" in scheduler:
+    elif denoiser == "unet" and (scheduler.startswith("EDM") or "FlowMatch" in scheduler):
         why = f"it samples with {scheduler}, in other noise levels than Stable Diffusion."
     elif vae.get("latents_mean"):
         why = "its latents have a scale of their own (latents_mean), as Playground 2.5."

@@ -45,11 +45,13 @@ OTHER_INPUTS = {
 
 # beside weights that are quantized: fp8 with scales and int8 of ComfyUI, and nf4 and int8 of bitsandbytes
 _SCALES = ("scaled_fp8", ".scale_weight", ".weight_scale", ".comfy_quant", ".absmax", ".SCB")
+_TRANSFORMER = "the transformer of PixArt or SANA alone: give the whole folder of diffusers"
 _OTHER_FILES = {  # names of tensors -> what a file without a U-Net looks like
     "lora": "a LoRA", "double_blocks.": "Flux", "joint_blocks.": "Stable Diffusion 3",
     "control_model.": "a ControlNet", "controlnet_cond_embedding.": "a ControlNet",
     "emb_params": "an embedding", "string_to_param": "an embedding", "clip_g": "an embedding",
     "decoder.conv_in.": "a VAE", "ip_adapter": "an IP-Adapter", "motion_modules.": "AnimateDiff",
+    "caption_projection.": _TRANSFORMER, "y_embedder.y_proj.": _TRANSFORMER,
     "model_ema.": "the averaged (EMA) weights alone",
     "down_blocks.": "the U-Net alone, as a diffusers folder has it: give the whole folder",
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""PixArt: from a folder to images with concepts, on miniatures; the published models' sizes without weights."""
+"""PixArt and SANA: from a folder to images with concepts, on miniatures; the published models' sizes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from minikin import Concept, Studio, attach
 from minikin.errors import BadModelFile, BadRecipe, BaseMismatch
@@ -25,8 +26,8 @@ from minikin.perfusion import concept_file
 from minikin.perfusion.conditioning import unpacked_delta
 from minikin.perfusion.export import export, import_embedding
 from minikin.recipes import Baseline, Distill, Paint
-from tests.conftest import TRANSFORMERS
-from tests.helpers import pixart
+from tests.conftest import TRANSFORMERS, build_pipeline
+from tests.helpers import pixart, sana
 
 SIZE: dict[str, Any] = {"width": 64, "height": 64, "steps": 2, "seed": 3}
 CATEGORIES = {"tom": "cat", "rex": "teddy bear"}
@@ -41,11 +42,15 @@ def concept(base: Base, name: str = "tom", scale: float = 3.0) -> Concept:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pixart") / "sigma"
-    pixart.miniature("pixart-sigma").save_pretrained(path)
+@pytest.fixture(scope="module", params=["pixart-sigma", "sana"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved miniature; its name is the family's."""
+    path = tmp_path_factory.mktemp("folder") / str(request.param)
+    build_pipeline(path.name, path).save_pretrained(path)
     return path
+
+
+of_pixart = pytest.mark.parametrize("folder", ["pixart-sigma"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +67,23 @@ def far(a: Any, b: Any) -> float:
 
 def test_a_folder_is_opened_and_added(folder: Path, studio: Studio, bases: dict[str, Base]) -> None:
     """Weights that T5 uses twice are in the file once; the identity is that of the pipeline that was saved."""
-    base = studio.base
-    assert base.architecture == "pixart-sigma" and add(folder, "mine").architecture == "pixart-sigma"
-    assert (base.fingerprint, base.text_hash) == (
-        bases["pixart-sigma"].fingerprint, bases["pixart-sigma"].text_hash,
-    )  # fmt: skip
+    base, saved = studio.base, bases[folder.name]
+    assert base.architecture == folder.name and add(folder, "mine").architecture == folder.name
+    assert (base.fingerprint, base.text_hash) == (saved.fingerprint, saved.text_hash)
     assert base.n_tokens == 300 and bases["pixart-alpha"].n_tokens == 120
 
 
+@pytest.mark.parametrize("folder", ["sana"], indirect=True)
+def test_a_folder_of_bfloat16_shards(folder: Path, tmp_path: Path) -> None:
+    """As SANA is published: the text encoder in shards of bfloat16 with their index."""
+    build_pipeline("sana", tmp_path).save_pretrained(tmp_path / "bf16", variant="bf16", max_shard_size="20KB")
+    names = {file.name for file in (tmp_path / "bf16" / "text_encoder").iterdir()}
+    assert "model.safetensors.index.bf16.json" in names
+    bases = [open_base(str(path), device="cpu", dtype="float32") for path in (folder, tmp_path / "bf16")]
+    assert bases[0].fingerprint == bases[1].fingerprint and bases[0].text_hash == bases[1].text_hash
+
+
+@of_pixart
 def test_folders_that_name_the_class_of_before(folder: Path, studio: Studio, tmp_path: Path) -> None:
     """PixArt-XL-2-1024-MS says Transformer2DModel, which diffusers maps to its class of today."""
     shutil.copytree(folder, tmp_path / "old")
@@ -86,6 +100,7 @@ def test_folders_that_name_the_class_of_before(folder: Path, studio: Studio, tmp
     assert base.fingerprint == studio.base.fingerprint and base.text_hash == studio.base.text_hash
 
 
+@of_pixart
 def test_a_tokenizer_of_sentencepiece_alone(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """As PixArt is published; without the packages that read it, the message names them."""
     shutil.copytree(folder, tmp_path / "old")
@@ -95,6 +110,7 @@ def test_a_tokenizer_of_sentencepiece_alone(folder: Path, tmp_path: Path, monkey
         open_base(str(tmp_path / "old"), device="cpu")
 
 
+@of_pixart
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -102,6 +118,7 @@ def test_a_tokenizer_of_sentencepiece_alone(folder: Path, tmp_path: Path, monkey
         ({"transformer": [None, None]}, "has no transformer .* full pipeline: transformer/"),
         ({"_class_name": "StableDiffusion3Pipeline"}, "is a StableDiffusion3Pipeline: its text .* every step"),
         ({"_class_name": "FluxPipeline"}, "is a FluxPipeline: its text passes through the transformer"),
+        ({"_class_name": "KolorsPipeline"}, "is a KolorsPipeline: it reads text by ChatGLM3"),
         ({"_class_name": "KandinskyPipeline"}, "is not a folder of diffusers with a model of the families"),
     ],
 )
@@ -123,11 +140,12 @@ def test_folders_that_cannot_be_opened(
 def test_pipelines_that_cannot_be_attached() -> None:
     from types import SimpleNamespace
 
-    joint = type("FluxPipeline", (SimpleNamespace,), {})()
-    with pytest.raises(BadModelFile, match="This pipeline is a FluxPipeline: its text"):
-        attach(joint)
-    other = type("SanaPipeline", (SimpleNamespace,), {})(transformer=None)
-    with pytest.raises(BadModelFile, match="This pipeline is a SanaPipeline. Open a model of"):
+    for name, why in (("Flux", "its text"), ("Kolors", "it reads text by ChatGLM3")):
+        refused = type(f"{name}Pipeline", (SimpleNamespace,), {})(unet=None)
+        with pytest.raises(BadModelFile, match=f"This pipeline is a {name}Pipeline: {why}"):
+            attach(refused)
+    other = type("LatteTransformerPipeline", (SimpleNamespace,), {})(transformer=None)
+    with pytest.raises(BadModelFile, match="This pipeline is a LatteTransformerPipeline. Open a model of"):
         attach(other)
     pipe = pixart.miniature("pixart-sigma")
     pipe.text_encoder = None
@@ -145,8 +163,10 @@ def test_positions_are_those_of_the_lower_case_text(studio: Studio) -> None:
     for source in ("a photo of <tom>, <rex>", "  İİ A PHOTO of <tom> and (a <rex>:1.3)"):
         prompt = parse(source, CATEGORIES)
         (positions,) = base.encode([prompt]).positions
-        ids = base.tokenizers[0](base.text.spelled(prompt.text)).input_ids
-        assert [base.tokenizers[0].decode([ids[i] for i in at]) for at in positions] == ["cat", "teddy bear"]
+        tokenizer = base.tokenizers[0]
+        ids = tokenizer(base.text.word(prompt.text)).input_ids
+        words = [tokenizer.decode([ids[i] for i in at]).strip() for at in positions]
+        assert words == ["cat", "teddy bear"]
 
 
 def test_word_vectors_reach_the_encoder_and_emphasis_its_tokens(studio: Studio) -> None:
@@ -156,7 +176,8 @@ def test_word_vectors_reach_the_encoder_and_emphasis_its_tokens(studio: Studio) 
     moved = base.encode([prompt], {"rex": [v + 1 for v in vectors]}).e - base.encode([prompt]).e
     assert moved.abs().max() > 1e-3
     weighted, plain = (base.encode([parse(f"a {word} of a cat", {})]).e for word in ("(photo:1.5)", "photo"))
-    assert (weighted - plain)[0, 1].abs().max() > 1e-4
+    photo = 1 + (base.family.text == "gemma")  # which has a token for the beginning
+    assert (weighted - plain)[0, photo].abs().max() > 1e-4
 
 
 def test_prompts_that_are_too_long(studio: Studio) -> None:
@@ -166,7 +187,7 @@ def test_prompts_that_are_too_long(studio: Studio) -> None:
     assert any("2 chunks of 299 tokens; the first is read and the rest is left out" in w for w in warnings)
     with pytest.raises(BadRecipe, match="longer than the 299 tokens that are read, and <tom> lies beyond"):
         studio.base.encode([parse(long + "<tom>", CATEGORIES)])
-    with pytest.raises(BadRecipe, match="is T5"):
+    with pytest.raises(BadRecipe, match="is (T5|Gemma)"):
         studio.paint("a cat", clip_skip=2, **SIZE)
 
 
@@ -205,7 +226,8 @@ def test_concepts_paint(studio: Studio, tmp_path: Path) -> None:
     assert far(plain, images["a photo of <tom:0>"]) == 0
     assert 0 < far(plain, images["a photo of <tom:0.5>"]) < far(plain, images["a photo of <tom>"])
     assert far(images["<tom> and <rex>"], images["<tom@left> and <rex@right>"]) > 0
-    for how in ({"scheduler": "DDIM"}, {"scheduler": "DPM++ 2M"}, {"guidance": 1.0}):
+    first = "Euler" if base.schedule.is_flow else "DDIM"
+    for how in ({"scheduler": first}, {"scheduler": "DPM++ 2M"}, {"guidance": 1.0}):
         assert far(studio.paint("a photo of <tom>", **SIZE, **how)[0], plain) > 0
 
 
@@ -217,11 +239,12 @@ def test_taught_concepts_keep_their_family(studio: Studio, photos: Any, bases: d
     )  # fmt: skip
     data = concept_file.to_bytes(tom)
     again = concept_file.from_bytes(data)
-    assert again.origin.architecture == "pixart-sigma" and list(again.delta) == [
+    family = studio.base.architecture
+    assert again.origin.architecture == family and list(again.delta) == [
         f"transformer_blocks.{k}.attn2" for k in range(2)
     ]
     for other in ("pixart-alpha", "sd15"):
-        with pytest.raises(BaseMismatch, match="taught on pixart-sigma .* cross-attention layers do not match"):
+        with pytest.raises(BaseMismatch, match=f"taught on {family} .* cross-attention layers do not match"):
             Studio(bases[other]).add(again)
     with pytest.raises(BaseMismatch, match="taught on tiny"):
         studio.add(
@@ -257,37 +280,65 @@ def test_what_needs_a_unet_is_refused(studio: Studio, tmp_path: Path, photos: An
         lambda: studio.paint("a cat", backend="compile", **SIZE),
     )
     for call in calls:
-        with pytest.raises(BadRecipe, match=r"works with U-Nets .* 'sigma' \(pixart-sigma\)"):
+        with pytest.raises(BadRecipe, match=rf"works with U-Nets .* '{base.name}' \({base.name}\)"):
             call()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("family", TRANSFORMERS)
+def test_refine_and_inpaint(family: str, bases: dict[str, Base]) -> None:
+    """At strength 1 refining is painting, to the bit; pixels outside the mask stay; concepts act in both."""
+    studio = Studio(bases[family])
+    studio.add(concept(studio.base))
+    how = {"steps": 2, "seed": 3}
+    image = studio.paint("a cat", width=64, height=64, steps=2, seed=5)[0]
+    plain, tom = (studio.refine(image, prompt=p, strength=0.5, **how)[0] for p in ("a cat", "<tom>"))
+    assert far(image, plain) > 0 and far(plain, tom) > 0
+    whole = studio.refine(image, prompt="<tom>", strength=1.0, **how)[0]
+    assert far(whole, studio.paint("<tom>", width=64, height=64, **how)[0]) == 0
+    mask = Image.fromarray(np.where(np.arange(64) < 32, 255, 0).astype(np.uint8)[None].repeat(64, 0))
+    new = np.asarray(studio.inpaint(image, mask, "<tom>", strength=0.7, feather=0, **how)[0])
+    old = np.asarray(image)
+    assert np.array_equal(new[:, 32:], old[:, 32:]) and not np.array_equal(new[:, :32], old[:, :32])
 
 
 # ---- true sizes -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", pixart.PUBLISHED)
+@pytest.mark.parametrize("name", [*pixart.PUBLISHED, *sana.PUBLISHED])
 def test_published_models(name: str) -> None:
-    """28 layers of 1152; a concept of mode value takes 64.5 KB in float16, 32.4 KB in 8 bits, and a header."""
-    from diffusers import PixArtTransformer2DModel
+    """PixArt and SANA 0.6B: 28 layers of 1152, 64.5 KB of value differences in float16, 32.4 KB in 8 bits; SANA
+    1.6B: 20 of 2240, 89.6 and 44.9 KB, stored in 8 bits. A gated concept of two words stays below 100 KB."""
+    import diffusers
 
+    in_sana = name in sana.PUBLISHED
+    kind = diffusers.SanaTransformer2DModel if in_sana else diffusers.PixArtTransformer2DModel
+    n, width = (sana.PUBLISHED[name].n_layers, sana.PUBLISHED[name].width) if in_sana else (28, 1152)
     with torch.device("meta"):
-        model = PixArtTransformer2DModel(**pixart.PUBLISHED[name].transformer)
+        model = kind(**(sana if in_sana else pixart).PUBLISHED[name].transformer)
         shape = layout(model)
         kv = pack(model, torch.empty(1, 120, shape.text_width), shape=shape)
-    assert [layer.width for layer in shape.layers] == [1152] * 28 and shape.text_width == 1152
-    assert kv.shape == (1, 120, 2 * 28 * 1152) and len(text_projection(model)) == 1
+    assert [layer.width for layer in shape.layers] == [width] * n and shape.text_width == width
+    assert kv.shape == (1, 120, 2 * n * width) and len(text_projection(model)) == 1 + in_sana
     delta = {layer.path: torch.randn(layer.width) for layer in shape.layers}
-    origin = Origin("pixart-sigma", "0" * 64, "0" * 64, "", "x " + "0" * 128)
+    origin = Origin("sana" if in_sana else "pixart-sigma", "0" * 64, "0" * 64, "", "x " + "0" * 128)
     tom = Concept("tom", "cat", "value", origin, (), torch.zeros(1), torch.zeros(1), delta)
-    half, eighth = (concept_file.to_bytes(tom, int8=int8) for int8 in (False, True))
-    assert 64_512 < len(half) < 66_500 and 32_256 + 112 < len(eighth) < 34_500
-    assert concept_file.from_bytes(half).n_values == 28 * 1152
+    half, eighth = (len(concept_file.to_bytes(tom, int8=int8)) for int8 in (False, True))
+    assert 2 * n * width < half < 2 * n * width + 2000 and n * (width + 4) < eighth < n * width + 2300
+    assert len(data := concept_file.to_bytes(tom)) == (eighth if width == 2240 else half)
+    assert concept_file.from_bytes(data).n_values == n * width
+    text = 2304 if in_sana else 4096
+    gated = replace(
+        tom, mode="gated", word_deltas=(torch.randn(2, text),), i_star=torch.randn(width),
+        dual=torch.randn(width),
+    )  # fmt: skip
+    assert len(concept_file.to_bytes(gated)) < concept_file.MAX_BYTES
 
 
 @pytest.mark.parametrize("family", TRANSFORMERS)
-def test_attached_pipelines_take_concepts(family: str) -> None:
+def test_attached_pipelines_take_concepts(family: str, tmp_path: Path) -> None:
     """A stock pipeline takes packed prompts with a concept, and is as it was after `detach`."""
-    pipe = pixart.miniature(family)
+    pipe = build_pipeline(family, tmp_path)
     minikin = attach(pipe)
     minikin.add(concept(minikin.base))
     how: dict[str, Any] = {"num_inference_steps": 2, "output_type": "np", "height": 64, "width": 64}
