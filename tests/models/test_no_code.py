@@ -255,6 +255,27 @@ def test_the_safety_checker_is_pulled_from_its_folder(monkeypatch: Any) -> None:
     assert [f.name for f in hub.plan("safety-checker").files] == [names[0], names[3]]
 
 
+def test_a_pull_takes_one_precision_of_sharded_weights(monkeypatch: Any) -> None:
+    """As in Sana_1600M_1024px_BF16_diffusers: bfloat16 where there is some, with its index; and T5's words."""
+    needed = [
+        "model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json",
+        "text_encoder/model.bf16-00001-of-00002.safetensors",
+        "text_encoder/model.bf16-00002-of-00002.safetensors", "text_encoder/model.safetensors.index.bf16.json",
+        "tokenizer/spiece.model", "tokenizer/tokenizer.json",
+        "transformer/config.json", "transformer/diffusion_pytorch_model.bf16.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]  # fmt: skip
+    others = [
+        "text_encoder/model-00001-of-00002.safetensors", "text_encoder/model-00002-of-00002.safetensors",
+        "text_encoder/model.safetensors.index.json", "transformer/diffusion_pytorch_model.int4.safetensors",
+        "transformer/diffusion_pytorch_model-00001-of-00002.safetensors",
+        "transformer/diffusion_pytorch_model.safetensors.index.json", "asset/x.safetensors",
+    ]  # fmt: skip
+    facts = {"sha": "ab" * 20, "siblings": [{"rfilename": n, "size": 1} for n in sorted(needed + others)]}
+    monkeypatch.setattr(hub, "_get", lambda url, repo: json.dumps(facts).encode())
+    assert [f.name for f in hub.plan("sana").files] == sorted(needed)
+
+
 def test_a_pull_can_be_pinned_to_a_revision(monkeypatch: Any) -> None:
     """To a commit, or to the pull request that brings safetensors; files are of the commit it stands for."""
     urls: list[str] = []

@@ -21,6 +21,7 @@ from minikin import events, strict_json
 from minikin.errors import BadModelFile, NoNetwork, StorageError, UnknownName
 from minikin.files import move_into_place
 from minikin.models import presets
+from minikin.models.loading.diffusers_folder import HALF_PRECISIONS, precision
 from minikin.models.loading.registry import PUBLISHED, add, models_folder
 from minikin.models.lora import adapters
 from minikin.models.presets import Source
@@ -28,7 +29,10 @@ from minikin.models.presets import Source
 CHUNK = 1 << 20
 TIMEOUT_S = 30
 MAX_ANSWER = 64 << 20  # bytes of a description; some repositories list 10,000 files
-_PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "")
+_PARTS = (
+    "unet", "transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "",
+)  # fmt: skip
+_VOCABULARIES = ("spiece.model", "tokenizer.model")  # of SentencePiece
 
 
 @dataclass(frozen=True)
@@ -150,26 +154,35 @@ def _only_pickles(name: str, repo: str, files: list[RemoteFile], auxiliary: Auxi
 
 
 def _needed_files(files: list[RemoteFile], auxiliary: AuxiliaryModel | None = None) -> Iterator[RemoteFile]:
-    """Configurations, tokenizers, and one safetensors file per part, in half precision if there is one.
+    """Configurations, tokenizers, and the safetensors files of each part, in half precision if there are any.
 
     auxiliary  set for a single model, None for a pipeline
     """
     flat = auxiliary is not None and not auxiliary.part
     parts = (auxiliary.part,) if auxiliary and auxiliary.part else _PARTS
-    names = {f.name for f in files}
+    halves = [(_folder(f), precision(f.name)) for f in files if f.name.endswith(".safetensors")]
     for f in files:
         path = PurePosixPath(f.name)
         if ".." in path.parts or path.is_absolute():
             continue
-        part = "" if len(path.parts) == 1 else path.parts[0]
+        part = _folder(f)
         if part not in parts or len(path.parts) > 2:
             continue
-        if path.suffix in (".json", ".txt"):
+        if ".safetensors" in path.name and precision(path.name) != _half_precision(part, halves):
+            continue
+        is_weights = path.suffix == ".safetensors" and bool(part) != flat and "non_ema" not in f.name
+        if is_weights or path.suffix in (".json", ".txt") or path.name in _VOCABULARIES:
             yield f
-        elif path.suffix == ".safetensors" and bool(part) != flat and "non_ema" not in f.name:
-            half = f.name.replace(".safetensors", ".fp16.safetensors")
-            if f.name.endswith(".fp16.safetensors") or half not in names:
-                yield f
+
+
+def _folder(f: RemoteFile) -> str:
+    """The component that a file belongs to; "" at the top of the repository."""
+    return f.name.partition("/")[0] if "/" in f.name else ""
+
+
+def _half_precision(part: str, files: list[tuple[str, str]]) -> str:
+    """fp16 or bf16, where a component has weights of it; else ""."""
+    return next((half for half in HALF_PRECISIONS if (part, half) in files), "")
 
 
 def pull(p: Plan) -> Iterator[events.Event]:
@@ -179,7 +192,7 @@ def pull(p: Plan) -> Iterator[events.Event]:
     total, before = p.size, 0
     for f in p.files:
         file = f"{p.name}.safetensors" if is_adapter else f.name
-        target = folder / file.replace(".fp16.safetensors", ".safetensors")
+        target = folder / re.sub(rf"\.({'|'.join(HALF_PRECISIONS)})\.safetensors$", ".safetensors", file)
         if not (target.is_file() and target.stat().st_size == f.size and _hash_matches(target, f)):
             for received in _download(p, f, target):
                 yield events.Progress("download", (before + received) >> 20, max(total >> 20, 1), f.name)

