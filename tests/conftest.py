@@ -29,7 +29,8 @@ from minikin.models.loading.architectures import ARCHITECTURES, shrunk, write_co
 from tests.helpers import pixart, sana
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
-torch.set_num_threads(1 if WORKER else min(2, len(os.sched_getaffinity(0))))
+THREADS = int(os.environ.get("OMP_NUM_THREADS") or min(2, len(os.sched_getaffinity(0))))
+torch.set_num_threads(1 if WORKER else THREADS)
 if WORKER:  # what children inherit: two workers with two threads each would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 FAMILIES = tuple(ARCHITECTURES)
@@ -152,6 +153,16 @@ def no_curves() -> Iterator[None]:
     """Drawing the learning curve takes a sixth of these short runs; training/test_trainer.py looks at it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("minikin.training.logger.curve", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def short_teaching() -> Iterator[None]:
+    """An evaluation of 2 examples, not 16, and samples of 2 steps, not 15: of teaching for two steps they take
+    nine tenths. Both are whole in perfusion/test_teaching.py and in what the demo teaches."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minikin.perfusion.train.EVALUATION", 2)
+        patch.setattr("minikin.studio.studio.SAMPLE_STEPS", 2)
         yield
 
 
@@ -320,6 +331,10 @@ def ray(tmp_path_factory: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def photos() -> list[Photo]:
+    return square_photos()
+
+
+def square_photos() -> list[Photo]:
     """Three small images with a coloured square as the subject, and its mask."""
     rng = np.random.default_rng(0)
     created = []

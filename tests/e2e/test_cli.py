@@ -17,24 +17,36 @@ from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from minikin import Concept
+from minikin import Concept, Studio
 from minikin.cli import display
 from minikin.cli.app import app
 from minikin.errors import BadRecipe
 from minikin.images import metadata
+from minikin.models.base import Base
+from tests.conftest import square_photos
 
+pytestmark = pytest.mark.usefixtures("short_teaching")
 QUICK = ["--mode", "value", "--steps", "2", "--batch", "2", "--sample-every", "0"]
 
 
+@pytest.fixture(scope="module")
+def trained(tiny: Base, short_teaching: None) -> Concept:
+    """A concept of tiny, one for this file."""
+    recipe: dict[str, Any] = {"mode": "value", "steps": 2, "batch": 2, "sample_every": 0}
+    return Studio(tiny).teach(square_photos(), name="tom", category="cat", **recipe)
+
+
 @pytest.fixture
-def tom(cli: Any, photo_folder: Path) -> Path:
+def tom(cli: Any, trained: Concept) -> Path:
+    """Its file in the folder where `cli` runs."""
+    return trained.save(Path("tom.safetensors"))
+
+
+def test_teach_paint_show_redo(cli: Any, photo_folder: Path) -> None:
+    """The whole path of a newcomer."""
     code, _, err = cli("teach", photo_folder, "--name", "tom", "--category", "cat", *QUICK)
     assert code == 0, err
-    return Path("tom.safetensors")
-
-
-def test_teach_paint_show_redo(cli: Any, tom: Path) -> None:
-    """The whole path of a newcomer."""
+    tom = Path("tom.safetensors")
     assert tom.stat().st_size < 100_000
     assert (Path("tom-teaching") / "masks.png").exists()
     code, *_ = cli("paint", "a photo of <tom> on the beach", "-n", 2, "--seed", 7, "--steps", 2)

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from minikin.evaluation.experiment import Painter
 
 PREVIEW = 96  # pixels: 2 to 3 KB inside a concept file
+SAMPLE_STEPS = 15  # of the images that show a concept while and after it is taught
 
 
 class Studio(ImageCommands):
@@ -130,7 +131,9 @@ class Studio(ImageCommands):
 
     def _samples(self, concept: PreparedConcept, seeds: list[int]) -> list[Image.Image]:
         name = concept.concept.name
-        recipe = Paint(prompt=f"a photo of <{name}>", base=self.base.name, steps=15, seed=1, points={})
+        recipe = Paint(
+            prompt=f"a photo of <{name}>", base=self.base.name, steps=SAMPLE_STEPS, seed=1, points={}
+        )
         request = resolve(self.base, recipe, {name: concept})
         return [generated.image for generated in generate(self.base, request, seeds)]
 
