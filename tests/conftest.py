@@ -8,6 +8,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from PIL import Image
 
 from minikin.images.photos import Photo
 from minikin.models.base import Base
-from minikin.models.loading.architectures import ARCHITECTURES, shrunk, write_configs
+from minikin.models.loading.architectures import ARCHITECTURES, Architecture, shrunk, write_configs
 from tests.helpers import pixart, sana
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
@@ -204,14 +205,25 @@ def cli(monkeypatch: Any, capsys: Any, tmp_path: Path) -> Any:
     return lambda *args: command(monkeypatch, capsys, *args)
 
 
-def build_pipeline(name: str, folder: Path, seed: int = 0) -> Any:
-    """A miniature pipeline with random weights; of U-Nets, the folder has the configurations."""
+def two_levels(a: Architecture) -> Architecture:
+    """Of a U-Net's levels the first and the last: a third of the layers, with every kind of block."""
+    names = "block_out_channels down_block_types up_block_types attention_head_dim transformer_layers_per_block"
+    lists = {k: a.unet[k] for k in names.split() if isinstance(a.unet.get(k), list)}
+    return replace(a, unet=a.unet | {k: [v[0], v[-1]] for k, v in lists.items()})
+
+
+def build_pipeline(name: str, folder: Path, seed: int = 0, *, flat: bool = False) -> Any:
+    """A miniature pipeline with random weights; of U-Nets, the folder has the configurations.
+
+    flat  with two levels only
+    """
     if name in TRANSFORMERS:
         return (sana if name in sana.PUBLISHED else pixart).miniature(name, seed)
     import diffusers
     import transformers
 
-    configs = write_configs(shrunk(ARCHITECTURES[name]), folder)
+    architecture = shrunk(ARCHITECTURES[name])
+    configs = write_configs(two_levels(architecture) if flat else architecture, folder)
     torch.manual_seed(seed)
     unet = diffusers.UNet2DConditionModel.from_config(
         diffusers.UNet2DConditionModel.load_config(configs / "unet")
@@ -256,6 +268,32 @@ def bases(request: pytest.FixtureRequest, tmp_path_factory: Any) -> dict[str, Ba
     return created
 
 
+class Flat(dict[str, Any]):
+    """Miniatures with two levels, by name; each is built when it is needed first."""
+
+    def __init__(self, request: pytest.FixtureRequest, folder: Path, as_base: bool) -> None:
+        self.request, self.folder, self.as_base = request, folder, as_base
+
+    def __missing__(self, name: str) -> Any:
+        with torch.random.fork_rng(devices=[]):  # the test that comes first has the numbers that others have
+            pipe = build_pipeline(name, self.folder / name, flat=True)
+        self[name] = Base(pipe, name) if self.as_base else pipe
+        share(self.request, [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)])
+        return self[name]
+
+
+@pytest.fixture(scope="session")
+def flat_pipelines(request: pytest.FixtureRequest, tmp_path_factory: Any) -> dict[str, Any]:
+    """`pipelines` with two levels, for what does not depend on how many there are."""
+    return Flat(request, tmp_path_factory.mktemp("flat-mini"), False)
+
+
+@pytest.fixture(scope="session")
+def flat_bases(request: pytest.FixtureRequest, tmp_path_factory: Any) -> dict[str, Base]:
+    """`bases` with two levels, and the weights of `flat_pipelines`."""
+    return Flat(request, tmp_path_factory.mktemp("flat-base"), True)
+
+
 @pytest.fixture(scope="session")
 def tiny(request: pytest.FixtureRequest) -> Base:
     """The embedded base, one for all tests."""
@@ -267,9 +305,11 @@ def tiny(request: pytest.FixtureRequest) -> Base:
 
 
 def share(request: pytest.FixtureRequest, modules: Sequence[torch.nn.Module]) -> None:
-    """Note what the weights of a fixture of all tests are."""
+    """Note what the weights of a fixture of all tests are, or what was added to it."""
     assert request.fixturename
-    request.config.stash.setdefault(SHARED, {})[request.fixturename] = list(modules), sums(modules)
+    noted = request.config.stash.setdefault(SHARED, {}).setdefault(request.fixturename, ([], []))
+    noted[0].extend(modules)
+    noted[1].extend(sums(modules))
 
 
 def sums(modules: Sequence[torch.nn.Module]) -> list[float]:

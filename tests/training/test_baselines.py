@@ -44,7 +44,7 @@ Results = dict[str, tuple[BaselineResult, Path]]
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: Any) -> Base:
     """A miniature of SD 1.5 of this module's own."""
-    return Base(build_pipeline("sd15", tmp_path_factory.mktemp("baselines")), "sd15")
+    return Base(build_pipeline("sd15", tmp_path_factory.mktemp("baselines"), flat=True), "sd15")
 
 
 @pytest.fixture
@@ -325,7 +325,7 @@ def test_stock_diffusers_paints_the_same(name: str, results: Results, base: Base
     tom, folder = results[name]
     with using(base, [(tom, 1.0)]):
         mine = image_of(base, tom.prompt("<tom> at night"))
-    stock = build_pipeline("sd15", tmp_path)
+    stock = build_pipeline("sd15", tmp_path, flat=True)
     text = tom.prompt("<tom> at night")
     if name == "textual-inversion":
         stock.load_textual_inversion(str(folder / "learned_embeds.safetensors"), token="<tom>")
@@ -485,7 +485,7 @@ def test_refusals(base: Base, bases: dict[str, Base], photos: list[Photo], tmp_p
 
 def test_half_precision_bases_are_taught_in_float32(photos: list[Photo], tmp_path: Path) -> None:
     """On a bfloat16 base the trained tensors are float32, and the result goes back on in bfloat16."""
-    pipe = build_pipeline("sd15", tmp_path / "p")
+    pipe = build_pipeline("sd15", tmp_path / "p", flat=True)
     for part in (pipe.unet, pipe.text_encoder):
         part.to(torch.bfloat16)
     half = Base(pipe, "half")

@@ -115,30 +115,31 @@ def test_end_to_end(bases: dict[str, Base], folder: Path, method: str) -> None:
     Turbo's data are LCM-LoRA's, images of the teacher; TDM's are the captions alone."""
     base, out = bases["sd15"], folder.parent / "out"
     data = captions_file(folder.parent, LINES)
-    done = run(base, out, data, method=method, concepts=str(folder))[-1]
-    assert isinstance(done, events.Done) and done.facts["steps"] == 4
+    done = run(base, out, data, method=method, concepts=str(folder), steps=2)[-1]
+    assert isinstance(done, events.Done) and done.facts["steps"] == 2
     plain = run(
         base,
         folder.parent / "plain",
         captions_file(folder.parent, [c.replace("<tom>", "cat").replace("<rex:0.6>", "cat") for c in LINES]),
         method=method,
+        steps=2,
     )[-1]
     assert isinstance(plain, events.Done) and not equal(result(out), result(folder.parent / "plain"))
     captions_file(folder.parent, LINES)
     moved = folder.rename(folder.parent / "elsewhere")
-    again = run(base, out, data, method=method, concepts=str(moved), resume=True, steps=6)[-1]
-    assert isinstance(again, events.Done) and again.facts["steps"] == 6, "the same concepts in another place"
+    again = run(base, out, data, method=method, concepts=str(moved), resume=True, steps=3)[-1]
+    assert isinstance(again, events.Done) and again.facts["steps"] == 3, "the same concepts in another place"
     folder = moved
     random_concept(base, "tom", 7, "value").save(folder / "tom.safetensors")
     with pytest.raises(BadRecipe, match="concepts"):
-        run(base, out, data, method=method, concepts=str(folder), resume=True, steps=8)
+        run(base, out, data, method=method, concepts=str(folder), resume=True, steps=4)
 
 
 def test_images_whose_captions_name_concepts(bases: dict[str, Base], folder: Path) -> None:
     images = image_folder(folder.parent / "p")
     (images / "0.txt").write_text("a <tom> on the beach")
-    done = run(bases["sd15"], folder.parent / "out", images, method="lcm-lora", concepts=str(folder))[-1]
-    assert isinstance(done, events.Done)
+    options = {"method": "lcm-lora", "concepts": str(folder), "steps": 1}
+    assert isinstance(run(bases["sd15"], folder.parent / "out", images, **options)[-1], events.Done)
 
 
 def test_without_it_captions_have_no_syntax(bases: dict[str, Base]) -> None:

@@ -276,7 +276,7 @@ def test_captions_alone_open_no_image(bases: dict[str, Base], tmp_path: Path, mo
 
 
 def test_size_the_unet_cannot_take_is_refused(bases: dict[str, Base], tmp_path: Path) -> None:
-    with pytest.raises(BadRecipe, match="size must be a multiple of 64 for this base, but it is 72; use 64"):
+    with pytest.raises(BadRecipe, match="size must be a multiple of 16 for this base, but it is 72; use 64"):
         loaded(bases["sd15"], str(image_folder(tmp_path / "p", 1)), tmp_path / "latents", size=72)
 
 
