@@ -25,11 +25,29 @@ from tests.helpers.distillings import CAPTIONS, captions_file, context, run
 
 
 @pytest.fixture(scope="module")
+def bases(flat_bases: dict[str, Base]) -> dict[str, Base]:
+    """Two levels: what is tried here does not depend on how many there are."""
+    return flat_bases
+
+
+@pytest.fixture(scope="module")
+def pipelines(flat_pipelines: dict[str, Any]) -> dict[str, Any]:
+    return flat_pipelines
+
+
+@pytest.fixture(scope="module")
 def student_file(bases: dict[str, Base], tmp_path_factory: Any) -> Path:
-    """A LoRA of `distill lcm --student lora`, after four steps at a high learning rate."""
+    """A LoRA of `distill lcm --student lora`, after two steps at a high learning rate."""
     out = tmp_path_factory.mktemp("lcm")
     received = run(
-        bases["sd15"], out, captions_file(out), method="lcm", student="lora", guidance="2-8", half=False
+        bases["sd15"],
+        out,
+        captions_file(out),
+        method="lcm",
+        student="lora",
+        guidance="2-8",
+        half=False,
+        steps=2,
     )
     assert isinstance(received[-1], events.Done)
     return Path(received[-1].result)
