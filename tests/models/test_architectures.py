@@ -21,6 +21,8 @@ from minikin.perfusion.compatibility import compatibility
 from minikin.recipes import Teach
 from tests.conftest import ALL_FAMILIES, FAMILIES, TRANSFORMERS, build_pipeline, changed
 
+pytestmark = pytest.mark.usefixtures("short_teaching")
+
 PROMPT, NEGATIVE = "a photo of a cat on the beach", "blurry"
 STEPS = 3
 

@@ -39,6 +39,12 @@ from minikin.training.trainer import StepContext, Trainer
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.fixture(scope="module")
+def bases(flat_bases: dict[str, Base]) -> dict[str, Base]:
+    """Two levels: what is tried here does not depend on how many there are."""
+    return flat_bases
+
+
 def identity(base: Base) -> Covariance:
     return Covariance(torch.eye(base.layout.text_width, dtype=torch.float64), 1, 1)
 
@@ -97,8 +103,8 @@ def test_a_checkpoint_of_version_0_1_is_continued(
     from safetensors.torch import save_file
 
     base, checkpoint = bases["sd15"], tmp_path / "c.safetensors"
-    whole = run(base, photos, max_steps=24).result
-    stopped_at(13, base, photos, checkpoint, max_steps=24)
+    whole = run(base, photos, max_steps=12).result
+    stopped_at(11, base, photos, checkpoint, max_steps=12)
     tensors, meta = checkpoints.read(checkpoint)
     old_names = {
         k: k.replace("model.", "student.", 1).replace(".words.", ".word.") for k in tensors
@@ -109,15 +115,15 @@ def test_a_checkpoint_of_version_0_1_is_continued(
     facts = {
         present_to_old.get(k, k): v for k, v in meta["facts"].items()
         if k in options or k in ("name", "category", "base", "text_encoder", "captions")
-    } | former_identity(base, photos, max_steps=24)  # fmt: skip
+    } | former_identity(base, photos, max_steps=12)  # fmt: skip
     header = {"progress": json.dumps({**state, "rate": 1.0}), "facts": json.dumps(facts)}
     save_file({old_names[k]: v for k, v in tensors.items()}, checkpoint, header)
-    resumed = run(base, photos, max_steps=24, checkpoint=checkpoint, resume=True)
-    assert resumed.facts["steps"] == 24
+    resumed = run(base, photos, max_steps=12, checkpoint=checkpoint, resume=True)
+    assert resumed.facts["steps"] == 12
     assert concept_file.to_bytes(resumed.result) == concept_file.to_bytes(whole)
     save_file({old_names[k]: v for k, v in tensors.items()}, checkpoint, header)
     with pytest.raises(BadRecipe, match="another run: value_lr is 0.03 there and 0.05 here"):
-        run(base, photos, max_steps=24, value_lr=0.05, checkpoint=checkpoint, resume=True)
+        run(base, photos, max_steps=12, value_lr=0.05, checkpoint=checkpoint, resume=True)
 
 
 def former_identity(base: Base, photos: list[Photo], **recipe: Any) -> dict[str, Any]:
@@ -131,7 +137,7 @@ def test_resuming_does_not_depend_on_the_machine(
 ) -> None:
     """Latents and covariance with other last bits, as on another machine, are the same run; other photos are
     not, nor are other captions."""
-    base, checkpoint, options = bases["sd15"], tmp_path / "c.safetensors", {"max_steps": 24}
+    base, checkpoint, options = bases["sd15"], tmp_path / "c.safetensors", {"max_steps": 12}
     stopped_at(5, base, photos, checkpoint, **options)
     encode = Base.to_latents
     monkeypatch.setattr(Base, "to_latents", lambda self, x: encode(self, x) * (1 + 1e-6))
@@ -151,7 +157,7 @@ def test_checkpoints_of_before_are_resumed_with_a_note_where_they_cannot_tell(
     bases: dict[str, Base], photos: list[Photo], tmp_path: Path, monkeypatch: Any, elsewhere: bool
 ) -> None:
     """Earlier checkpoints hold a hash of the latents: resumed here, and elsewhere with a warning."""
-    base, checkpoint, options = bases["sd15"], tmp_path / "c.safetensors", {"max_steps": 24}
+    base, checkpoint, options = bases["sd15"], tmp_path / "c.safetensors", {"max_steps": 12}
     stopped_at(5, base, photos, checkpoint, **options)
     tensors, meta = checkpoints.read(checkpoint)
     before = {k: v for k, v in meta["facts"].items() if k not in ("pixels", "corpus")}
@@ -208,7 +214,7 @@ def test_killed_teaching_resumes_to_the_same_file(photo_folder: Path, tmp_path: 
     The verb, in mode "gated"; random moments, in mode "value", are tests/robustness/test_kills.py's.
     """
     whole, broken = tmp_path / "whole.safetensors", tmp_path / "broken.safetensors"
-    how = ("--mode", "gated", "--max-steps", "34")
+    how = ("--mode", "gated", "--max-steps", "12")
     assert cli(*arguments(photo_folder, whole, *how))[0] == 0
     checkpoint = tmp_path / "broken-teaching" / "checkpoint.safetensors"
     command = [sys.executable, "-m", "minikin", *arguments(photo_folder, broken, *how)]
