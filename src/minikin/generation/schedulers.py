@@ -272,8 +272,12 @@ def _class(sampler: str, cls: str) -> Any:
 
     if sampler == "Euler a":
         return custom_timesteps.EulerAncestralCustomTimesteps
-    if sampler == "DPM++ 2S a":
-        return k_diffusion.DPMPP2SAncestral
+    ours = {
+        "DPM2": k_diffusion.DPM2, "DPM2 a": k_diffusion.DPM2Ancestral,
+        "DPM++ 2S a": k_diffusion.DPMPP2SAncestral,
+    }  # fmt: skip
+    if sampler in ours:
+        return ours[sampler]
     return k_diffusion.dpmpp_sde() if sampler == "DPM++ SDE" else flow.class_of(getattr(diffusers, cls))
 
 
