@@ -41,7 +41,7 @@ PAUSE = 0.01  # s in steps that take none, so that a kill meets them
 @cache
 def base() -> Base:
     with tempfile.TemporaryDirectory() as folder:
-        return Base(build_pipeline("sd15", Path(folder)), "sd15")
+        return Base(build_pipeline("sd15", Path(folder), flat=True), "sd15")
 
 
 def photos() -> list[Photo]:
@@ -56,7 +56,7 @@ def photos() -> list[Photo]:
 
 def _teach(folder: Path, done: Any) -> None:
     torch.set_num_threads(1)
-    recipe = Teach(name="tom", category="cat", mode="value", batch=2, steps=14)
+    recipe = Teach(name="tom", category="cat", mode="value", batch=2, steps=10)
     opened = base()
     done.value = 0
     run = teach(opened, photos(), recipe, None, checkpoint=folder / "checkpoint.safetensors", resume=True,
@@ -75,7 +75,7 @@ def _distill(folder: Path, done: Any) -> None:
     torch.set_num_threads(1)
     data = captions_file(folder)
     recipe = Distill.make(
-        data=str(data), base="sd15", method="lcm-lora", rank=4, batch=2, steps=8, teacher_steps=2,
+        data=str(data), base="sd15", method="lcm-lora", rank=4, batch=2, steps=5, teacher_steps=2,
         save_minutes=0, lr=1e-2,
     )  # fmt: skip
     out, opened = folder / "out", base()

@@ -20,9 +20,12 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -109,7 +112,19 @@ class Kills:
         self.problems += [f"{p.name} was left behind" for p in part.rglob(".minikin-*")]
 
 
-_context: Any = None
+@cache
+def forking() -> Any:
+    """The context of processes that are forked from one that has imported everything, with one thread each."""
+    root = str(Path(__file__).parents[2])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.helpers.killed"])
+    with pytest.MonkeyPatch.context() as patch:
+        places = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+        patch.setenv("PYTHONPATH", os.pathsep.join(dict.fromkeys(places)))
+        patch.setenv("MINIKIN_KILLS", "1")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        forkserver.ensure_running()
+    return context
 
 
 def _run_process(work: Work, folder: Path, after: float | None) -> tuple[int, int, float]:
@@ -117,16 +132,8 @@ def _run_process(work: Work, folder: Path, after: float | None) -> tuple[int, in
 
     Time counts from the work's sign that it has begun: starting the server and the first process takes longer.
     """
-    global _context
-    root = str(Path(__file__).parents[2])
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(
-        filter(None, [root, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    ))  # fmt: skip
-    if _context is None:
-        _context = multiprocessing.get_context("forkserver")
-        _context.set_forkserver_preload(["tests.helpers.killed"])
-    done = _context.Value("q", -1, lock=False)
-    process = _context.Process(target=work.begin, args=(folder, done))
+    done = forking().Value("q", -1, lock=False)
+    process = forking().Process(target=work.begin, args=(folder, done))
     process.start()
     while done.value < 0 and process.is_alive():
         time.sleep(0.002)

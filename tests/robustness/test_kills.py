@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,12 +12,6 @@ from tests.helpers.killed import PLANTED, WORKS
 from tests.helpers.kills import Kills, torn
 
 EACH = 4  # of five works: 20
-
-
-@pytest.fixture(autouse=True)
-def _in_the_server(monkeypatch: Any) -> None:
-    monkeypatch.setenv("MINIKIN_KILLS", "1")  # the server is started once, with the first child
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.mark.slow
