@@ -38,9 +38,10 @@ FAMILIES = tuple(ARCHITECTURES)
 TRANSFORMERS = ("pixart-alpha", "pixart-sigma", "sana", "sana-sprint")
 ALL_FAMILIES = (*FAMILIES, *TRANSFORMERS)
 LONGEST = (  # groups that are started first, so that no worker ends long after the other
-    "ray", "test_distilling.py", "test_page.py", "test_build.py", "test_teaching.py", "test_backends.py",
-    "test_demo.py", "test_cli.py", "test_schema.py", "test_kills.py", "test_load.py", "test_baselines.py",
-    "test_concept_captions.py", "test_compare.py", "test_page_work.py", "test_guidance_input.py",
+    "ray", "test_distilling.py", "test_page_work.py", "test_cli.py", "test_kills.py", "test_architectures.py",
+    "test_img2img.py", "test_backends.py", "test_compare.py", "test_page.py", "test_schema.py",
+    "test_teaching.py", "test_demo.py", "test_load.py", "test_build.py", "test_sweep.py", "test_resident.py",
+    "test_server_load.py",
 )  # fmt: skip
 HOMES = itertools.count()
 SHARED = pytest.StashKey[dict[str, tuple[list[torch.nn.Module], list[float]]]]()  # by fixture: modules, sums
