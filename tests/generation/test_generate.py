@@ -30,6 +30,8 @@ from minikin.models.base import Base
 from minikin.recipes import Paint
 from tests.conftest import equal
 
+pytestmark = pytest.mark.usefixtures("short_teaching")
+
 
 @pytest.fixture(scope="module")
 def studio(bases: dict[str, Base]) -> Studio:

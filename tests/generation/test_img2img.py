@@ -27,6 +27,8 @@ from minikin.recipes import Inpaint, Paint, Refine
 from tests.conftest import ALL_FAMILIES, FAMILIES, build_pipeline
 from tests.models.test_presets import STANDS_FOR, WORKS, Calls, provide
 
+pytestmark = pytest.mark.usefixtures("short_teaching")
+
 RED_CAR = "a photo of a red car in the snow"
 
 

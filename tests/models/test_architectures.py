@@ -269,9 +269,9 @@ def test_a_concept_fits_copies_of_its_base_in_any_precision(family: str, tmp_pat
     Also a bfloat16 copy made from the float16 one. Rounding twice differs, in the hash of the exact values, in
     6 % of the weights; a text encoder that differs by 2 % is another one all the same.
     """
-    copies = [Base(build_pipeline(family, tmp_path / "a").to(d)) for d in (torch.float32, torch.float16)]
-    copies += [Base(build_pipeline(family, tmp_path / "b").to(torch.bfloat16))]
-    copies += [Base(build_pipeline(family, tmp_path / "c").to(torch.float16).to(torch.bfloat16))]
+    pipes = [build_pipeline(family, tmp_path / name, flat=True) for name in "abcd"]
+    copies = [Base(pipe.to(d)) for pipe, d in zip(pipes, (torch.float32, torch.float16), strict=False)]
+    copies += [Base(pipes[2].to(torch.bfloat16)), Base(pipes[3].to(torch.float16).to(torch.bfloat16))]
     assert copies[0].text_hash == copies[1].text_hash and copies[0].fingerprint == copies[1].fingerprint
     assert copies[0].text_hash != copies[2].text_hash  # what the sketch is for
     theirs = [attach(b.pipe) for b in copies]
@@ -305,7 +305,8 @@ def test_damaged_sketches_match_nothing(bases: dict[str, Base]) -> None:
 def test_teach_and_paint_in_bfloat16(family: str, mode: str, photos: list[Photo], tmp_path: Any) -> None:
     """Half-precision weights, as on a GPU: no dtype meets another, results stay finite."""
     studio = Studio(Base(build_pipeline(family, tmp_path).to(torch.bfloat16), family))
-    concept = studio.teach(photos, name="tom", category="cat", mode=mode, steps=2, batch=2)
+    how: dict[str, Any] = {"mode": mode, "steps": 2, "batch": 2, "captions": _few_captions()}
+    concept = studio.teach(photos, name="tom", category="cat", **how)
     assert concept.is_finite()
     (image,) = studio.paint("<tom> and (a dog:1.2)", negative="blurry", steps=2)
     assert image.size == (64, 64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from minikin.perfusion import edit
 from minikin.perfusion.conditioning import unpacked_delta
 from minikin.perfusion.covariance import covariance
 from minikin.perfusion.key_lock import category_encoding
-from tests.conftest import build_pipeline
+from tests import conftest
 
+build_pipeline = partial(conftest.build_pipeline, flat=True)
 PROMPT, NEGATIVE = "a cat on the beach", "blurry"
 HOW: dict[str, Any] = {"num_inference_steps": 1, "guidance_scale": 5.0, "output_type": "latent"}
 HOW |= {"height": 64, "width": 64}

@@ -28,6 +28,8 @@ from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.servers import served
 from tests.helpers.sweeps import QUICK, ColourEncoder
 
+pytestmark = pytest.mark.usefixtures("short_teaching")
+
 WORD = "SENTINEL"
 TEACH = ("--name", "tom", "--category", "cat", "--mode", "value", "--steps", 2, "--batch", 2)
 

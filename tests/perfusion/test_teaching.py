@@ -257,8 +257,9 @@ def test_one_photo_is_enough(photo_folder: Path) -> None:
     assert tom.is_finite() and tom.recipe["photos"] == 1
 
 
-def test_preview_travels_in_the_file(photo_folder: Path, tmp_path: Path) -> None:
+def test_preview_travels_in_the_file(photo_folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """A taught concept shows itself: a small JPEG, within the file's cap, left out on request."""
+    monkeypatch.setattr(training, "EVALUATION", 1)
     recipe = {"name": "tom", "category": "cat", "steps": 1, "batch": 1, "mode": "value"}
     tom = Studio.open("tiny").teach(photo_folder, **recipe)
     path = tom.save(tmp_path / "tom.safetensors")

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("short_teaching")
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -27,7 +29,7 @@ def test_python_examples(page: str, n: int, tmp_path: Path, monkeypatch: Any) ->
     scope: dict[str, Any] = {}
     assert "steps=200)  # 40 seconds" in blocks[0]
     for block in blocks:
-        exec(block.replace("steps=200", "steps=20"), scope)
+        exec(block.replace("steps=200", "steps=4"), scope)
     assert (tmp_path / "pot.safetensors").stat().st_size < 100_000
     assert (tmp_path / "pot.png").exists()
     assert scope["image"].size == (128, 128)
