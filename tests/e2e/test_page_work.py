@@ -216,6 +216,59 @@ def test_names_are_completed_and_weighed(page: Any, server: Served) -> None:
     until(page, "document.querySelector('textarea').value.startsWith('a photo of cat and')")
 
 
+def drag(page: Any, area: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Drag with the mouse from a place of an element to another, in shares of its width and height."""
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
+    points = [(box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x, y in (start, end)]
+    page.mouse.move(*points[0])
+    page.mouse.down()
+    page.mouse.move(*points[1], steps=4)
+    page.mouse.up()
+
+
+def test_regions_are_proposed_drawn_moved_and_removed(page: Any, server: Served) -> None:
+    """What a box over the image says is in the prompt, by mouse, keyboard and a list of names."""
+    for name in ("tom", "rex"):
+        server.service.concept_store.put("local", concept(name, 1), None)
+    page.reload()
+    prompt = field(page, "Prompt")
+    button(page, "<rex>").wait_for()
+    prompt.fill("<tom:0.5> and <rex> in the snow")
+
+    def reads(text: str) -> None:
+        until(page, f"document.querySelector('textarea').value === {text!r}")
+
+    page.get_by_text("<tom> left, <rex> right?").wait_for()
+    button(page, "Place them so").click()
+    reads("<tom@left:0.5> and <rex@right> in the snow")
+    assert button(page, "Place tom in the image").get_attribute("aria-pressed") == "true"
+    area = page.locator(".regions")
+    regions = area.get_by_role("application")
+    assert regions.count() == 2
+    shot(page, "regions")
+    drag(page, regions.first, (0.5, 0.5), (1.0, 0.5))  # by a quarter of the image
+    reads("<tom@25,0,75,100:0.5> and <rex@right> in the snow")
+    tom = page.get_by_role("application", name="Region of tom")
+    drag(page, tom, (1.0, 1.0), (1.0, 0.5))  # its corner
+    reads("<tom@25,0,75,50:0.5> and <rex@right> in the snow")
+    tom.focus()
+    for key in ("ArrowRight", "Shift+ArrowDown"):
+        page.keyboard.press(key)
+    reads("<tom@27,0,77,52:0.5> and <rex@right> in the snow")
+    assert page.locator(".region-bar [role=status]").inner_text() == "27 to 77 % across, 0 to 52 % down"
+    page.keyboard.press("Delete")
+    reads("<tom:0.5> and <rex@right> in the snow")
+    drag(page, area, (0.05, 0.1), (0.4, 0.9))  # on bare ground: a box of the concept that is being placed
+    reads("<tom@5,10,40,90:0.5> and <rex@right> in the snow")
+    page.get_by_label("Place of <tom>").select_option("top-left")
+    reads("<tom@top-left:0.5> and <rex@right> in the snow")
+    page.get_by_label("Place of <tom>").select_option("anywhere")
+    button(page, "Done").click()
+    reads("<tom:0.5> and <rex@right> in the snow")
+    assert area.count() == 0
+
+
 def test_messages_are_for_a_page(page: Any, server: Served) -> None:
     press(page)
     says(page, "Type a prompt first", "error")

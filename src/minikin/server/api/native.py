@@ -19,6 +19,7 @@ from pydantic import AliasChoices, BaseModel, Field, create_model
 from starlette.concurrency import run_in_threadpool
 
 from minikin import __version__
+from minikin.models.regions import NAMED_BOXES
 from minikin.recipes import Paint
 from minikin.server import serializers
 from minikin.server.engine import JobInputs
@@ -205,13 +206,14 @@ async def result(request: Request, id: str) -> Response:
 
 @router.get("/capabilities")
 async def capabilities(request: Request) -> dict[str, Any]:
-    """What this server offers: job types, base, presets, samplers, LoRAs, limits."""
+    """What this server offers: job types, base, presets, samplers, LoRAs, limits; `regions`: the named boxes,
+    as shares of the image from its upper left corner (left, top, right, bottom)."""
     service = service_of(request)
     description = await run_in_threadpool(service.engine.describe)
     return {
         "version": __version__, "kinds": dict.fromkeys(JOB_TYPES, True), **description,
         "content_filter": service.filtering.mode if service.filtering else None,
-        "images": _lifetime(service), "one_library": service.concept_store.one_library,
+        "regions": NAMED_BOXES, "images": _lifetime(service), "one_library": service.concept_store.one_library,
         "limits": {**service.limits.__dict__, "pictures": service.limits.images},  # word: name in 0.1
     }  # fmt: skip
 

@@ -20,3 +20,26 @@ export function withName(prompt, name, at = prompt.length) {
   const [before, after] = [prompt.slice(0, at), prompt.slice(at)];
   return `${before}${before && !/\s$/.test(before) ? " " : ""}<${name}>${after}`;
 }
+
+// ---- regions: boxes as [left, top, right, bottom] in percent of the image
+
+/** The box of a concept in a prompt; null where it has none. named: the server's boxes by name, in shares. */
+export function boxOf(prompt, name, named = {}) {
+  const region = new RegExp(tag(name)).exec(prompt)?.[1].split("@")[1]?.trim();
+  if (!region) return null;
+  const box = named[region]?.map(share => share * 100) ?? region.split(",").map(Number);
+  return box.length === 4 && box.every(Number.isFinite) ? box : null;
+}
+/** The name of a box among the server's; else its numbers, as a prompt has them. */
+export function regionText(box, named = {}) {
+  const same = other => other.every((share, k) => Math.abs(share * 100 - box[k]) < 0.5);
+  return Object.keys(named).find(name => same(named[name])) ?? box.map(Math.round).join();
+}
+/** The prompt with a concept's region, a name or numbers; "" takes it away. */
+export const withRegion = (prompt, name, region) =>
+  prompt.replace(new RegExp(tag(name), "g"), (_, inside, weight) =>
+    `<${inside.split("@")[0]}${region && `@${region}`}${weight === undefined ? "" : `:${weight}`}>`);
+/** The concepts of these names that a prompt has, in its order. */
+export const namesIn = (prompt, names) =>
+  names.map(name => ({name, at: prompt.search(new RegExp(tag(name)))})).filter(({at}) => at >= 0)
+    .sort((a, b) => a.at - b.at).map(({name}) => name);

@@ -11,6 +11,7 @@ import {open} from "../router.js";
 import {Check, Field, html, Icon, Range, Select, sendsWithKeys, submits, useState} from "../ui.js";
 import {begin} from "./inpaint.js";
 import {PromptField} from "./prompt-field.js";
+import {inPrompt, placing, RegionBar, Regions} from "./regions.js";
 
 export const Paint = () => html`
   <div class="split paint">
@@ -77,10 +78,14 @@ function Stage() {
   const toInpaint = () => { begin({url: draft.url, id: draft.id}); open("inpaint"); };
   return html`<div class="stage">
     <figure class="image">
-      ${image ? html`<img class="shown" src=${image.src} alt=${image.alt} data-number=${image.live?.count}
-          data-prompt=${image.live?.prompt} data-seconds=${image.live?.seconds} />`
+      ${image || inPrompt.value.includes(placing.value) ? html`<div class="placed">
+          ${image ? html`<img class="shown" src=${image.src} alt=${image.alt} data-number=${image.live?.count}
+            data-prompt=${image.live?.prompt} data-seconds=${image.live?.seconds} />`
+            : html`<div class="shown blank" />`}
+          <${Regions} /></div>`
         : html`<p class="hint">Type a prompt; the image follows.</p>`}
       <figcaption>${image?.caption}</figcaption></figure>
+    <${RegionBar} />
     <${Message} work=${work} />
     ${draft && html`<div class="actions">
       <a class="button" href=${draft.url} download=${draft.name}>Download</a>

@@ -5,6 +5,7 @@ import {capabilities, concepts} from "../api.js";
 import {change, form, nameConcept, setStrength} from "../form.js";
 import {strengthOf, without} from "../prompt.js";
 import {html, useRef, useState} from "../ui.js";
+import {inPrompt, PlaceButton, Proposal} from "./regions.js";
 
 const MOST = 8; // names proposed at once
 const OPEN_TAG = /<([\w-]*)$/;
@@ -67,14 +68,15 @@ export function PromptField() {
 /** The concepts of the prompt, with a slider each; the others, to name them. */
 function Chips({field}) {
   const {prompt} = form.value;
-  const named = concepts.value.filter(c => strengthOf(prompt, c.name) !== null);
+  const named = inPrompt.value.map(name => concepts.value.find(c => c.name === name));
   const others = concepts.value.filter(c => !named.includes(c));
   const add = name => {
     nameConcept(name, field.current?.selectionStart);
     field.current?.focus();
   };
   return html`
-    ${named.map(c => html`<${Chip} key=${c.name} concept=${c} strength=${strengthOf(prompt, c.name) ?? 1} />`)}
+    ${named.map(c => c && html`<${Chip} key=${c.name} concept=${c} strength=${strengthOf(prompt, c.name) ?? 1} />`)}
+    <${Proposal} />
     ${others.length > 0 && html`<div class="names" role="group" aria-label="Concepts to name">
       ${others.map(c => html`<button key=${c.name} type="button" class="name" title=${c.category}
         onClick=${() => add(c.name)}>${`<${c.name}>`}</button>`)}</div>`}`;
@@ -86,5 +88,6 @@ const Chip = ({concept: {name, category}, strength}) => html`
     <input id=${`strength-${name}`} type="range" min="0" max="2" step="0.05" value=${strength}
       title=${`Strength of ${name}`} onInput=${e => setStrength(name, Number(e.target.value))} />
     <output>${strength.toFixed(2)}</output>
+    <${PlaceButton} name=${name} />
     <button type="button" class="bare" aria-label=${`Leave ${name} out of the prompt`}
       onClick=${() => change({prompt: without(form.value.prompt, name, category)})}>×</button></div>`;
