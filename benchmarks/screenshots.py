@@ -76,9 +76,8 @@ def paint(page: Any, prompt: str, *, preset: str, n: int) -> None:
 
 def inpaint(page: Any) -> None:
     """Mask the middle of the current draft and inpaint it."""
-    page.get_by_role("button", name="Inpaint", exact=True).click()
-    mask, form = page.locator("canvas[width='128']"), page.get_by_role("form", name="Inpaint")
-    form.get_by_label("What to put there").fill(AFTER)
+    page.get_by_role("button", name="Change", exact=True).click()
+    mask, form = page.locator("canvas[width='128']"), page.get_by_role("form", name="Change")
     form.get_by_label("Preset").select_option("quality")
     form.get_by_label("Seed").fill(SEED)
     mask.scroll_into_view_if_needed()
@@ -88,6 +87,7 @@ def inpaint(page: Any) -> None:
         page.mouse.down()
         page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + row * box["height"], steps=8)
         page.mouse.up()
+    form.get_by_label("What to put there").fill(AFTER)
     form.locator("button.main").click()
     page.get_by_role("link", name="Download").wait_for(timeout=240_000)
     page.wait_for_timeout(1000)

@@ -22,6 +22,7 @@ from tests.helpers.browsers import browsing
 from tests.helpers.pages import (
     button,
     drafts,
+    drag,
     field,
     large_image,
     live_image,
@@ -146,22 +147,15 @@ PREVIEWS = """() => {
 def test_inpainting_under_a_drawn_mask(page: Any, server: Served, monkeypatch: Any) -> None:
     paint(page)
     before = np.asarray(image_of(server, page).convert("RGB"))
-    button(page, "Inpaint").click()
+    button(page, "Change").click()
     mask = page.locator("canvas[width='128']")
     mask.wait_for()
-    field(page, "What to put there", "Inpaint").fill("a yellow duck")
-    field(page, "Preset", "Inpaint").select_option("turbo")
-    press(page, "Inpaint")
-    says(page, "Draw over")
-    box = mask.bounding_box()
-    at = [(box["x"] + box["width"] * a, box["y"] + box["height"] * b) for a, b in ((0.3, 0.5), (0.6, 0.6))]
-    page.mouse.move(*at[0])
-    page.mouse.down()
-    page.mouse.move(*at[1], steps=5)
-    page.mouse.up()
+    drag(page, mask, (0.3, 0.5), (0.6, 0.6))
+    field(page, "What to put there", "Change").fill("a yellow duck")
+    field(page, "Preset", "Change").select_option("turbo")
     page.evaluate(PREVIEWS)
     with held_until(monkeypatch) as observed:
-        press(page, "Inpaint")
+        press(page, "Change")
         until(page, "window.previews > 0")
         observed.set()
         page.get_by_role("link", name="Download").wait_for()
@@ -169,10 +163,10 @@ def test_inpainting_under_a_drawn_mask(page: Any, server: Served, monkeypatch: A
     changed = (before != after).any(-1)
     assert after.shape == before.shape and 100 < changed.sum() < 0.4 * changed.size
     assert not changed[:20].any() and not changed[:, -20:].any(), "far from the brush not a byte moves"
-    field(page, "Right", "Inpaint").fill("32")
     button(page, "Clear").click()
-    press(page, "Inpaint")
-    until(page, "document.querySelector('.result figcaption').textContent.includes('160x128')")
+    field(page, "Right", "Change").fill("32")
+    press(page, "Change")
+    until(page, "document.querySelector('.result .caption').textContent.includes('160x128')")
 
 
 def test_teaching_in_the_page(page: Any, server: Served) -> None:

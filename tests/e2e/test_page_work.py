@@ -25,6 +25,7 @@ from tests.helpers.pages import (
     VIEWS,
     button,
     drafts,
+    drag,
     field,
     form,
     large_image,
@@ -216,17 +217,6 @@ def test_names_are_completed_and_weighed(page: Any, server: Served) -> None:
     until(page, "document.querySelector('textarea').value.startsWith('a photo of cat and')")
 
 
-def drag(page: Any, area: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """Drag with the mouse from a place of an element to another, in shares of its width and height."""
-    area.scroll_into_view_if_needed()
-    box = area.bounding_box()
-    points = [(box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x, y in (start, end)]
-    page.mouse.move(*points[0])
-    page.mouse.down()
-    page.mouse.move(*points[1], steps=4)
-    page.mouse.up()
-
-
 def test_regions_are_proposed_drawn_moved_and_removed(page: Any, server: Served) -> None:
     """What a box over the image says is in the prompt, by mouse, keyboard and a list of names."""
     for name in ("tom", "rex"):
@@ -334,7 +324,7 @@ def test_files_dropped_beside_their_place_and_pasted(page: Any, server: Served) 
         )  # fmt: skip
         assert prevented, "else the browser opens the file"
         page.get_by_alt_text(f"Photo {count}").wait_for()
-    view(page, "Inpaint")
+    view(page, "Change")
     view(page, "Teach")
     assert page.locator(".photos figure").count() == 2, "what is in a view stays there"
 
@@ -410,7 +400,7 @@ def test_an_images_whole_recipe_comes_back(page: Any, server: Served) -> None:
 
 def test_the_mask_is_drawn_by_keyboard_too(page: Any, server: Served) -> None:
     paint(page)
-    button(page, "Inpaint").click()
+    button(page, "Change").click()
     mask = page.locator("canvas[width='64']")
     mask.focus()
     for key in ("ArrowRight", "ArrowDown", "Space"):
@@ -420,8 +410,78 @@ def test_the_mask_is_drawn_by_keyboard_too(page: Any, server: Served) -> None:
     pixels = f"""({alpha})(document.querySelector("canvas[width='64']"))"""
     until(page, f"{pixels} > 20")
     button(page, "Undo").click()
-    field(page, "What to put there", "Inpaint").focus()
+    field(page, "Preset", "Change").focus()
     until(page, f"{pixels} === 0")
+    mask.focus()
+    for key in ("l", "Space", "ArrowLeft", "ArrowLeft", "Space", "ArrowUp", "ArrowUp", "Space", "Enter"):
+        mask.press(key)
+    field(page, "Preset", "Change").focus()
+    until(page, f"{pixels} > 20")
+    mask.press("Control+z")
+    until(page, f"{pixels} < 20")  # the brush
+    mask.press("Control+y")
+    until(page, f"{pixels} > 20")
+    mask.press("]")
+    assert page.get_by_label("Size", exact=True).first.input_value() == "18"
+
+
+def test_one_canvas_refines_inpaints_and_extends(page: Any, server: Served) -> None:
+    """Nothing drawn is refining; a lasso, a word's mask or an edge that is dragged is inpainting. Zoomed, it is
+    moved by a drag."""
+    sent: list[tuple[str, Any]] = []
+    page.on("request", lambda r: sent.append((r.url.rsplit("/")[-1], r)) if r.method == "POST" else None)
+    view(page, "Change")
+    press(page, "Change")
+    says(page, "Choose an image first")
+    page.locator(".drop input").set_input_files(photo())
+    mask = page.locator("canvas[width='64']")
+    mask.wait_for()
+
+    def change() -> dict[str, Any]:
+        press(page, "Change")
+        page.get_by_role("link", name="Download").wait_for()
+        name, request = sent[-1]
+        return {"job": name, **request.post_data_json}
+
+    field(page, "What it shows", "Change").fill("a cat")
+    field(page, "Strength", "Change").fill("0.6")
+    field(page, "Size", "Change").select_option("2x")
+    body = change()
+    assert (body["job"], body["strength"], body["size"]) == ("refine", 0.6, "2x") and "mask" not in body
+    page.get_by_label("Share of before").fill("20")
+    shot(page, "refined")
+    button(page, "Lasso").click()
+    drag(page, mask, (0.2, 0.2), (0.8, 0.8))
+    drag(page, mask, (0.2, 0.8), (0.6, 0.8))
+    body = change()
+    assert (body["job"], body["strength"]) == ("inpaint", 1) and body["mask"] and "size" not in body
+    for _ in range(2):
+        button(page, "Undo").click()
+    assert form(page, "Change").locator("button.main").inner_text().startswith("Refine")
+    button(page, "Redo").click()
+    button(page, "Clear").click()
+    page.get_by_label("Mask what is a").fill("cat")
+    page.keyboard.press("Enter")
+    until(page, "document.querySelector('form[aria-label=Change] .main').innerText.startsWith('Inpaint')")
+    assert sent[-1][0] == "masks"
+    button(page, "Clear").click()
+    edge = page.locator(".edge.right")
+    box, frame = edge.bounding_box(), page.locator(".frame").bounding_box()
+    page.mouse.move(box["x"] + 6, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 6 + frame["width"] / 2, box["y"] + 20, steps=3)
+    page.mouse.up()
+    assert field(page, "Right", "Change").input_value() == "32"
+    shot(page, "extended")
+    body = change()
+    assert body["job"] == "inpaint" and body["extend"] == "right=32" and "mask" not in body
+    zoom = button(page, "Zoom")
+    zoom.click()
+    zoom.click()
+    button(page, "Move").click()
+    drag(page, page.locator(".easel-view"), (0.6, 0.6), (0.4, 0.4))
+    until(page, "(e => e.scrollLeft > 50 && e.scrollTop > 50)(document.querySelector('.easel-view'))")
+    shot(page, "zoomed")
 
 
 def tile_count(page: Any, count: int) -> None:
@@ -482,7 +542,7 @@ def test_the_gallery(page: Any, server: Served) -> None:
     assert drafts(page).first.get_by_role("checkbox").is_checked() and button(page, "Refine").is_enabled()
     view(page, "Gallery")
     tiles.first.click()
-    dialog.get_by_role("button", name="Inpaint").click()
+    dialog.get_by_role("button", name="Change").click()
     page.locator("canvas[width='64']").wait_for()
 
 
@@ -524,6 +584,8 @@ def test_the_viewer_stays_with_its_image(page: Any, server: Served) -> None:
     zoom = dialog.get_by_role("button", name="Zoom")
     zoom.click()
     page.keyboard.press("ArrowRight")
+    drag(page, dialog.locator(".zoom"), (0.7, 0.7), (0.5, 0.5))  # moves it, and is no click
+    assert page.evaluate("(e => e.scrollLeft > 50 && e.scrollTop > 50)(document.querySelector('.zoom'))")
     for _ in range(2):
         zoom.click()
     page.keyboard.press("ArrowLeft")

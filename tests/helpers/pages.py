@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from tests.helpers.servers import Served
 
-VIEWS = ("Paint", "Gallery", "Inpaint", "Concepts", "Teach", "Recipe")
+VIEWS = ("Paint", "Gallery", "Change", "Concepts", "Teach", "Recipe")
 DESKTOP, PHONE = {"width": 1200, "height": 860}, {"width": 390, "height": 844}
 TIMEOUT_MS = 120_000  # of waiting: a busy machine is no fault
 SHOTS = os.environ.get("MINIKIN_SHOTS")  # a folder for screenshots
@@ -99,6 +99,17 @@ def message(page: Any) -> str:
 def large_image(page: Any) -> Any:
     """The large image of a view."""
     return page.locator("img.shown")
+
+
+def drag(page: Any, area: Any, start: tuple[float, float], end: tuple[float, float]) -> None:
+    """Drag with the mouse from a place of an element to another, in shares of its width and height."""
+    area.scroll_into_view_if_needed()
+    box = area.bounding_box()
+    points = [(box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x, y in (start, end)]
+    page.mouse.move(*points[0])
+    page.mouse.down()
+    page.mouse.move(*points[1], steps=4)
+    page.mouse.up()
 
 
 def live_image(page: Any, after: int = 0) -> int:

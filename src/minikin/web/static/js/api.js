@@ -29,6 +29,7 @@ export function plain(text) {
     .replace(/Teach it with `?minikin teach`?, put its file into this folder,/,
       "Teach it under Teach, add its file under Concepts,")
     .replace(/:? ?`?minikin concepts (remove|add|import)[^.`]*`?/g, " under Concepts")
+    .replace(/: --prompt "\.\.\."/, "")
     .replace(/`(minikin [^`]*)`|--(no-)?([a-z][a-z-]*)/g, (_, command, no, name) => // only a terminal can do it
       command ? `${command} (in a terminal)` : `${no ? "no " : ""}${name.replaceAll("-", " ")}`)
     .replaceAll("`", "");

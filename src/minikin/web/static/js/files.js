@@ -22,7 +22,7 @@ export function useFiles(accept, take) {
 }
 function arrived(files) {
   const taker = [...takers].find(t => files.every(f => accepts(t.accept, f)));
-  notice.value = taker ? "" : "Files can be dropped and pasted in Inpaint, Concepts, Teach and Recipe.";
+  notice.value = taker ? "" : "Files can be dropped and pasted in Change, Concepts, Teach and Recipe.";
   taker?.take(files);
   return Boolean(taker);
 }

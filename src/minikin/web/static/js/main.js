@@ -8,16 +8,16 @@ import {addJob, load, selectLast} from "./images.js";
 import {look, lost, Queue} from "./jobs.js";
 import {view} from "./router.js";
 import {html, Icon, render, signal, useEffect} from "./ui.js";
+import {Change} from "./views/change.js";
 import {Concepts} from "./views/concepts.js";
 import {Gallery} from "./views/gallery.js";
-import {Inpaint} from "./views/inpaint.js";
 import {Paint} from "./views/paint.js";
 import {Recipe} from "./views/recipe.js";
 import {resume, Teach} from "./views/teach.js";
 
 const AGAIN_MS = 1000;
 const VIEWS = {
-  paint: Paint, gallery: Gallery, inpaint: Inpaint, concepts: Concepts, teach: Teach, recipe: Recipe,
+  paint: Paint, gallery: Gallery, change: Change, concepts: Concepts, teach: Teach, recipe: Recipe,
 };
 const title = name => name[0].toUpperCase() + name.slice(1);
 const warm = signal(false);

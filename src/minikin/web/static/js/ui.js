@@ -1,7 +1,7 @@
 // @ts-check
 // Preact, htm and signals under one name, and the small components that every view uses.
 
-import {useId} from "../vendor/hooks.mjs";
+import {useEffect, useId} from "../vendor/hooks.mjs";
 import {cloneElement, h} from "../vendor/preact.mjs";
 import htm from "../vendor/htm.mjs";
 
@@ -48,13 +48,39 @@ export function Sure({label, name = label, onClick}) {
   return html`<button type="button" class="small" aria-label=${name} onClick=${ask}>${label}</button>`;
 }
 
+/** How many times an image is enlarged, from one press to the next. */
+export const ZOOMS = [1, 2, 4];
+/** A drag moves what scrolls in an element; where `anyButton` is false, with the middle button alone. */
+export function usePan(area, anyButton = true) {
+  useEffect(() => {
+    const element = area.current;
+    const down = e => {
+      const isMeant = e.button === 1 || anyButton && e.button === 0;
+      if (!isMeant || e.pointerType === "touch") return; // a finger scrolls as it is
+      e.preventDefault();
+      const [x, y] = [element.scrollLeft + e.clientX, element.scrollTop + e.clientY];
+      const move = event => {
+        if (Math.hypot(event.clientX - e.clientX, event.clientY - e.clientY) > 4) {
+          element.setPointerCapture(e.pointerId); // not before: a click is the button's below it
+        }
+        element.scrollTo(x - event.clientX, y - event.clientY);
+      };
+      const ends = new AbortController();
+      element.addEventListener("pointermove", move, ends);
+      for (const end of ["pointerup", "pointercancel"]) addEventListener(end, () => ends.abort(), ends);
+    };
+    element.addEventListener("pointerdown", down);
+    return () => element.removeEventListener("pointerdown", down);
+  }, [anyButton]);
+}
+
 /** An icon of 24 x 24 units, drawn in the colour of the text. */
 export const Icon = ({name}) =>
   html`<svg class="icon" viewBox="0 0 24 24" aria-hidden="true"><path d=${ICONS[name]} /></svg>`;
 
 const ICONS = {
   paint: "M4 20c3 0 5-1 5-4a2.5 2.5 0 0 1 5 0M9 13 19 3l2 2-10 10",
-  inpaint: "M3 3h5M12 3h4M3 12v-4M3 16v5h5M21 8v4M16 21h-4M14 21l7-7M21 21h-1",
+  change: "M3 3h5M12 3h4M3 12v-4M3 16v5h5M21 8v4M16 21h-4M14 21l7-7M21 21h-1",
   concepts: "M12 3l2.6 5.6 6.1.7-4.5 4.2 1.2 6L12 16.5 6.6 19.5l1.2-6L3.3 9.3l6.1-.7z",
   teach: "M3 8h4l2-3h6l2 3h4v11H3zM12 17a4 4 0 1 0 0-8 4 4 0 0 0 0 8",
   recipe: "M6 3h9l4 4v14H6zM14 3v5h5M9 12h7M9 16h7",

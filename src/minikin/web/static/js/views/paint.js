@@ -2,6 +2,7 @@
 // Paint: the prompt and its settings, the image that follows, and the drafts.
 
 import {capabilities, presetOptions} from "../api.js";
+import {begin} from "../change.js";
 import {
   change, form, hidden, live, lock, paint, pick, rollSeed, setLive, setLock, stopTyping, useRecipe, work,
 } from "../form.js";
@@ -9,7 +10,6 @@ import * as images from "../images.js";
 import {Message, Progress} from "../jobs.js";
 import {open} from "../router.js";
 import {Check, Field, html, Icon, Range, Select, sendsWithKeys, submits, useState} from "../ui.js";
-import {begin} from "./inpaint.js";
 import {PromptField} from "./prompt-field.js";
 import {inPrompt, placing, RegionBar, Regions} from "./regions.js";
 
@@ -75,7 +75,7 @@ const Seed = () => html`<div class="field">
 
 function Stage() {
   const image = images.shown.value, draft = images.selected.value;
-  const toInpaint = () => { begin({url: draft.url, id: draft.id}); open("inpaint"); };
+  const toChange = () => { begin({url: draft.url, id: draft.id}); open("change"); };
   return html`<div class="stage">
     <figure class="image">
       ${image || inPrompt.value.includes(placing.value) ? html`<div class="placed">
@@ -89,7 +89,7 @@ function Stage() {
     <${Message} work=${work} />
     ${draft && html`<div class="actions">
       <a class="button" href=${draft.url} download=${draft.name}>Download</a>
-      <button type="button" onClick=${toInpaint}>Inpaint</button>
+      <button type="button" onClick=${toChange}>Change</button>
       <button type="button" onClick=${() => useRecipe(draft)}>Use its recipe</button></div>`}
   </div>`;
 }

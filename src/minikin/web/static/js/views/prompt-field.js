@@ -75,7 +75,8 @@ function Chips({field}) {
     field.current?.focus();
   };
   return html`
-    ${named.map(c => c && html`<${Chip} key=${c.name} concept=${c} strength=${strengthOf(prompt, c.name) ?? 1} />`)}
+    ${named.map(c => c && html`
+      <${Chip} key=${c.name} concept=${c} strength=${strengthOf(prompt, c.name) ?? 1} />`)}
     <${Proposal} />
     ${others.length > 0 && html`<div class="names" role="group" aria-label="Concepts to name">
       ${others.map(c => html`<button key=${c.name} type="button" class="name" title=${c.category}

@@ -1,11 +1,11 @@
 // @ts-check
 // Recipe: what an image says about how it was made.
 
+import {begin} from "../change.js";
 import {Drop, useFiles} from "../files.js";
 import {fill, formOf, readRecipe} from "../form.js";
 import {open} from "../router.js";
 import {html, signal} from "../ui.js";
-import {begin} from "./inpaint.js";
 
 const TYPES = "image/png,image/jpeg,image/webp,image/avif";
 const DID = {paint: "Painted", refine: "Refined", inpaint: "Inpainted"};
@@ -34,7 +34,7 @@ function Found({file, url, recipe}) {
     Prompt: recipe.prompt, ...(recipe.negative ? {"Negative prompt": recipe.negative} : {}), ...recipe.settings,
   };
   const toForm = () => { fill(formOf(recipe)); open("paint"); };
-  const toInpaint = () => { begin({url, file}); open("inpaint"); };
+  const toChange = () => { begin({url, file}); open("change"); };
   return html`<section class="split" aria-label="The image's recipe">
     <figure class="image"><img class="shown" src=${url} alt="The dropped image" /></figure>
     <div>
@@ -42,7 +42,7 @@ function Found({file, url, recipe}) {
       <dl class="facts">${Object.entries(facts).map(([name, value]) =>
         html`<dt>${name}</dt><dd>${String(value)}</dd>`)}</dl>
       <div class="actions"><button type="button" class="main" onClick=${toForm}>Put it into the form</button>
-        <button type="button" onClick=${toInpaint}>Inpaint it</button></div></div></section>`;
+        <button type="button" onClick=${toChange}>Change it</button></div></div></section>`;
 }
 function sentence({work, preset, seed, strength}) {
   const from = work === "refine" || work === "inpaint" ? `, strength ${strength}` : "";

@@ -5,15 +5,16 @@ import {change, paint, pick, rollSeed, setLock, useRecipe} from "../form.js";
 import {remove, toggleFavourite} from "../gallery.js";
 import {pickForRefining} from "../images.js";
 import {open} from "../router.js";
-import {html, Icon, useEffect, useRef, useState} from "../ui.js";
-import {begin} from "./inpaint.js";
-
-const ZOOMS = [1, 2, 4];
+import {html, Icon, useEffect, usePan, useRef, useState, ZOOMS} from "../ui.js";
+import {begin} from "../change.js";
+import {Pair} from "./pair.js";
 
 /** A dialog over the list: arrows step through the images, Escape closes. */
 export function Viewer({item, close, step}) {
   const dialog = useRef(/** @type {any} */ (null));
   const [zoom, setZoom] = useState(0);
+  const area = useRef(/** @type {any} */ (null));
+  usePan(area);
   useEffect(() => { dialog.current.showModal(); }, []);
   const shut = () => dialog.current?.close(); // so that the focus goes back to where it was
   const keys = e => {
@@ -44,10 +45,11 @@ export function Viewer({item, close, step}) {
     <div class="bar"><p class="hint">${facts.filter(Boolean).join(" · ")}</p>
       <button type="button" class="square" aria-label="Close" onClick=${shut}>
         <${Icon} name="close" /></button></div>
-    <div class="zoom" tabindex="0" role="group" aria-label="The image">
+    <div class="zoom" ref=${area} tabindex="0" role="group" aria-label="The image">
       <button type="button" class="bare" aria-label=${`Zoom, now ${ZOOMS[zoom]} times`}
         onClick=${() => setZoom((zoom + 1) % ZOOMS.length)}>
-        <img src=${item.url} alt=${item.about} style=${{width: `${ZOOMS[zoom] * 100}%`}} /></button></div>
+        <img src=${item.url} alt=${item.about} draggable=${false}
+          style=${{width: `${ZOOMS[zoom] * 100}%`}} /></button></div>
     <div class="actions">
       <button type="button" onClick=${() => step(-1)}>Previous</button>
       <button type="button" onClick=${() => step(1)}>Next</button>
@@ -57,21 +59,18 @@ export function Viewer({item, close, step}) {
         Use its recipe</button>
       <button type="button" onClick=${more}>More like this</button>
       <button type="button" onClick=${then("paint", () => pickForRefining(item))}>Refine</button>
-      <button type="button" onClick=${then("inpaint", () => begin({url: item.url, id: item.id}))}>
-        Inpaint</button>
+      <button type="button" onClick=${then("change", () => begin({url: item.url, id: item.id}))}>
+        Change</button>
       <a class="button" href=${item.url} download=${item.name}>Download</a>
       <button type="button" onClick=${drop}>Delete</button></div></dialog>`;
 }
 
 /** Two images on one place; the slider moves the line between them. */
 export function Compare({pair: [left, right], close}) {
-  const [share, setShare] = useState(50);
   const caption = image => `${image.about}, seed ${image.seed}`;
   return html`<section class="compare" aria-label="Compare">
     <div class="bar"><h2>Compare</h2><button type="button" onClick=${close}>Back to the gallery</button></div>
-    <div class="pair"><img src=${right.url} alt=${caption(right)} />
-      <img src=${left.url} alt=${caption(left)} style=${{clipPath: `inset(0 ${100 - share}% 0 0)`}} /></div>
-    <input type="range" aria-label="Share of the first image" min="0" max="100" value=${share}
-      onInput=${e => setShare(Number(e.target.value))} />
+    <${Pair} left=${{src: left.url, alt: caption(left)}} right=${{src: right.url, alt: caption(right)}}
+      label="Share of the first image" />
     <div class="bar"><p class="hint">${caption(left)}</p><p class="hint">${caption(right)}</p></div></section>`;
 }
