@@ -30,6 +30,7 @@ from tests.helpers.pages import (
     paint,
     press,
     says,
+    shot,
     tab,
     until,
     view,
@@ -185,7 +186,9 @@ def test_teaching_in_the_page(page: Any, server: Served) -> None:
     press(page, "Teach")
     says(page, "<pot> is taught", "good")
     assert page.get_by_role("group", name="Samples").get_by_role("img").count() >= 1
-    button(page, "Paint <pot>").click()
+    page.get_by_role("region", name="pot in six scenes").get_by_role("img").nth(5).wait_for()
+    shot(page, "sheet")
+    button(page, "Use it").click()
     strength = field(page, "<pot>")
     number = live_image(page)
     strength.fill("0.4")

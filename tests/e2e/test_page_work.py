@@ -58,6 +58,7 @@ class Engine(FakeEngine):
         if kind != "teach":
             yield from super().run(kind, prepared, inputs)
             return
+        self.photos = inputs.photos
         name = prepared.recipe.name  # type: ignore[attr-defined]
         step = 1
         while not self.go.wait(0.05) and not (inputs.stop and inputs.stop.is_set()):
@@ -345,6 +346,45 @@ def test_photos_keep_their_shape_and_heic_is_taken(page: Any, server: Served) ->
         name.fill(text)
         valid = "e => (new RegExp(e.pattern, 'v'), e.checkValidity())"
         assert name.evaluate(valid) is right, text
+
+
+def test_masks_are_corrected_and_captions_and_warnings_shown(page: Any, server: Served) -> None:
+    """A mask is drawn or corrected in a dialog; a photo that is small or like another has a warning; afterwards
+    the concept is in six scenes, at the strength of a slider."""
+    view(page, "Teach")
+    page.locator(".drop input").set_input_files([photo(), photo(), photo((32, 64), "small.png")])
+    page.get_by_text("Nearly the same as photo 1").first.wait_for()
+    page.get_by_text("Small: 32x64, the base paints 64 px").wait_for()
+    page.get_by_label("Caption of photo 2").fill("a cat on a chair")
+    button(page, "Draw the mask of photo 1").click()
+    dialog = page.get_by_role("dialog")
+    mask = dialog.locator("canvas")
+    drag(page, mask, (0.3, 0.3), (0.6, 0.6))
+    shot(page, "correct")
+    button(page, "Take this mask").click()
+    page.locator(".photos .mask").wait_for()
+    button(page, "Draw the mask of photo 1").click()
+    pixels = """document.querySelector('dialog canvas').getContext('2d').getImageData(0, 0, 64, 64).data
+        .filter((v, i) => i % 4 === 3 && v > 200).length"""
+    until(page, f"{pixels} > 100")
+    dialog.get_by_role("button", name="Close").click()
+    shot(page, "masks")
+    field(page, "Name", "Teach").fill("tom")
+    field(page, "What it is", "Teach").fill("cat")
+    press(page, "Teach")
+    sheet = page.get_by_role("region", name="tom in six scenes")
+    sheet.get_by_role("img").nth(5).wait_for()
+    engine: Any = server.service.engine
+    assert [p.caption for p in engine.photos] == ["", "a cat on a chair", ""]
+    assert [round(float(p.mask.mean()), 1) for p in engine.photos[1:]] == [1, 1]
+    assert 0.02 < engine.photos[0].mask.mean() < 0.5
+    sources = "[...document.querySelectorAll('.scenes img')].map(i => i.src)"
+    before = page.evaluate(sources)
+    sheet.get_by_label("Strength").fill("0.5")
+    shot(page, "sheet")
+    page.get_by_role("button", name="Use it").click()
+    until(page, "document.querySelector('textarea').value === 'a photo of <tom:0.5>'")
+    assert len(set(before)) == 6
 
 
 def test_a_concept_of_the_command_line_appears(page: Any, server: Served, tmp_path: Path) -> None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from minikin.images.photos import Photo
+from minikin.server.engine import JobInputs
+from minikin.server.image_metadata import load_inputs, save_inputs
 from minikin.server.limits import Limits
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.servers import Served, concept, served
@@ -114,3 +120,19 @@ def test_h12_a_form_that_cannot_be_read(server: Served) -> None:
             assert response.status_code in (400, 422) and response.json()["error"]["code"] != "invalid_json", (
                 response.text
             )
+
+
+def test_captions_of_photos(server: Served, tmp_path: Path) -> None:
+    """They go with their photos, also over a restart; a list of another length is refused."""
+    path = "/api/concepts/teach"
+    form = RIGHT[path][1]
+    with server.client() as c:
+        for captions in ('["a", "b"]', "[1]", '{"a": 1}', '["%s"]' % ("x" * 501)):
+            answer = c.post(path, files=[PHOTO], data={**form, "photo_captions": captions})
+            assert answer.status_code == 422 and answer.json()["error"]["param"] == "photo_captions", captions
+    photo = Photo("000.png", np.zeros((32, 32, 3), np.uint8), None, "a dog on a chair")
+    save_inputs(JobInputs(photos=[photo, replace(photo, name="001.png", caption="")], folder=tmp_path))
+    assert [p.caption for p in load_inputs(tmp_path, []).photos] == [photo.caption, ""]
+    with server.client() as c:
+        answer = c.post(path, files=[PHOTO], data={**form, "photo_captions": '["a dog"]'})
+        assert answer.status_code == 202

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from minikin.files import atomic_write
 from minikin.generation.output import LARGEST_MASK, parameters
 from minikin.images.encode import save_image
 from minikin.images.metadata import parameters_text, png_info, texts_of
@@ -58,6 +59,8 @@ def save_inputs(inputs: JobInputs) -> None:
         save_image(image, folder / f"{name}.png", info=_generation_texts(image), source_type=source_type)
     for k, photo in enumerate(inputs.photos):
         save_image(Image.fromarray(photo.pixels), folder / "photos" / f"{k:03}.png", source_type=NONE)
+        if photo.caption:
+            atomic_write(folder / "photos" / f"{k:03}.txt", photo.caption.encode())
         if photo.mask is not None:
             grey = (photo.mask * 255).round().astype(np.uint8)
             save_image(Image.fromarray(grey), folder / "photos" / "masks" / f"{k:03}.png", source_type=NONE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -33,6 +34,7 @@ from minikin.server.jobs import JobRequest
 from minikin.server.service import Service
 
 router = APIRouter(prefix="/api", tags=["native"], route_class=StrictRoute)
+MAX_CAPTION = 500  # characters
 
 
 @router.get("/concepts")
@@ -86,9 +88,11 @@ async def upload(request: Request, file: UploadFile = File(), name: str | None =
 async def teach(
     request: Request, photos: list[UploadFile] = File(),
     recipe: str = Form(description="JSON of the Teach recipe"),
-    masks: list[UploadFile] | None = File(None), wait: bool = False,
+    masks: list[UploadFile] | None = File(None),
+    photo_captions: str = Form("", description="JSON list with a text for each photo"), wait: bool = False,
 ) -> Response:  # fmt: skip
-    """Teach a concept from photos. masks: one for each photo, in their order, white where the subject is."""
+    """Teach a concept from photos. masks: one for each photo, in their order, white where the subject is.
+    photo_captions: what each shows, in their order, with the category's word in it; "" for no caption."""
     values = parse_json(recipe.encode())
     if not isinstance(values, dict):
         raise invalid_field("recipe", "recipe is a JSON object with name and category.")
@@ -100,7 +104,8 @@ async def teach(
         raise invalid_field(
             "recipe", "captions, device and dtype are set by the server: leave them out.", code="bad_recipe"
         )
-    inputs = JobInputs(photos=await photos_of(request, photos, masks))
+    captions = _captions(photo_captions, len(photos))
+    inputs = JobInputs(photos=await photos_of(request, photos, masks, captions))
     job = await submit(
         request, JobRequest("teach", client_of(request), "native", "", wait), values, None, inputs
     )
@@ -129,9 +134,10 @@ async def delete(request: Request, ref: str) -> dict[str, Any]:
 
 
 async def photos_of(
-    request: Request, photos: list[UploadFile], masks: list[UploadFile] | None = None
-) -> list[Photo]:
-    """Decoded photos for teaching, with their masks; raises RequestRejected."""
+    request: Request, photos: list[UploadFile], masks: list[UploadFile] | None = None,
+    captions: Sequence[str] = (),
+) -> list[Photo]:  # fmt: skip
+    """Decoded photos for teaching, with their masks and captions; raises RequestRejected."""
     service = service_of(request)
     if not 1 <= len(photos) <= service.limits.photos:
         message = f"Send 1 to {service.limits.photos} photos; 3 to 6 are best."
@@ -155,12 +161,26 @@ async def photos_of(
     mask_images = images[len(photos) :]
     return await run_in_threadpool(
         lambda: [
-            _photo(k, p, mask_images[k] if mask_images else None) for k, p in enumerate(images[: len(photos)])
+            _photo(k, p, mask_images[k] if mask_images else None, captions[k] if captions else "")
+            for k, p in enumerate(images[: len(photos)])
         ]
     )
 
 
-def _photo(k: int, image: Image.Image, mask_image: Image.Image | None) -> Photo:
+def _captions(text: str, count: int) -> list[str]:
+    """The captions of `count` photos; none where the text is empty. Raises RequestRejected."""
+    captions = parse_json(text.encode()) if text.strip() else []
+    texts = isinstance(captions, list) and all(isinstance(c, str) and len(c) <= MAX_CAPTION for c in captions)
+    if not texts or len(captions) not in (0, count):
+        raise invalid_field(
+            "photo_captions",
+            f"photo_captions is a JSON list of {count} texts of at most {MAX_CAPTION} characters, one for each "
+            'photo; "" stands for no caption.',
+        )
+    return list(captions)
+
+
+def _photo(k: int, image: Image.Image, mask_image: Image.Image | None, caption: str) -> Photo:
     """A photo for teaching, named by its number and not by the client's file."""
     mask = None
     if mask_image is not None:
@@ -168,4 +188,4 @@ def _photo(k: int, image: Image.Image, mask_image: Image.Image | None) -> Photo:
         mask = np.asarray(grey, np.float32) / 255
     else:
         mask = alpha_mask(image)
-    return Photo(f"{k:03}.png", np.asarray(on_white(image)).copy(), mask)
+    return Photo(f"{k:03}.png", np.asarray(on_white(image)).copy(), mask, caption.strip())

@@ -97,18 +97,24 @@ function recipe() {
   return filled({...trimmed, steps: number(steps), seed: number(seed), guidance: number(guidance),
     clip_skip: number(clip_skip)});
 }
+/** The steps to type with, of those that a preset's student takes; null for the preset's own. */
+const leastSteps = allowed =>
+  (allowed.length ? Math.min(...allowed.filter(n => n >= Math.min(LEAST, Math.max(...allowed)))) : null);
+/** Preset and steps of the quickest images; null while none is ready. */
+export function quickest() {
+  const preset = usable().find(p => p.name === capabilities.value?.live);
+  return preset ? {preset: preset.name, steps: leastSteps(preset.allowed ?? [])} : null;
+}
 /** A recipe of few steps, and of fewer for who types faster than it is painted: with the form's preset where
     that is quick, else with the quickest there is. */
 function liveRecipe() {
   const chosen = usable().find(p => p.name === form.value.preset);
-  const quickest = usable().find(p => p.name === capabilities.value?.live);
+  const fallback = usable().find(p => p.name === capabilities.value?.live);
   const all = {prompt: "", negative: "", steps: null, guidance: null, seed: 0, ...recipe()};
   const fits = chosen && (all.steps ?? chosen.steps) <= QUICK;
-  const preset = fits ? chosen : quickest;
+  const preset = fits ? chosen : fallback;
   if (!preset) return null;
-  const allowed = preset.allowed ?? [];
-  const least = allowed.length
-    ? Math.min(...allowed.filter(n => n >= Math.min(LEAST, Math.max(...allowed)))) : null;
+  const allowed = preset.allowed ?? [], least = leastSteps(allowed);
   const steps = fits && all.steps;
   return [
     {prompt: all.prompt, negative: all.negative, seed: all.seed, preset: preset.name, steps: steps || least,

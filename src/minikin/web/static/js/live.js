@@ -29,6 +29,12 @@ export class Live {
     if (this.socket?.readyState === WebSocket.OPEN) this.#send();
     else if (!this.socket || this.socket.readyState > WebSocket.OPEN) this.#open();
   }
+  close() {
+    clearInterval(this.timer);
+    if (this.socket) this.socket.onclose = this.socket.onmessage = null;
+    this.socket?.close();
+    this.socket = null;
+  }
   #open() {
     const scheme = location.protocol === "https:" ? "wss" : "ws";
     this.socket = new WebSocket(`${scheme}://${location.host}/api/live`);

@@ -53,7 +53,7 @@ export function Tools({drawn, setDrawn, canMove = true}) {
 }
 
 /** The canvas over an image of size [width, height]. drawn: its Strokes. */
-export function Mask({size: [width, height], drawn = EMPTY, setDrawn}) {
+export function Mask({size: [width, height], drawn = EMPTY, setDrawn, canMove = true}) {
   const canvas = useRef(/** @type {any} */ (null)), stroke = useRef(/** @type {any} */ (null));
   const [cursor, setCursor] = useState(/** @type {[number, number] | null} */ (null));
   const {size, tool} = brush.value;
@@ -104,7 +104,7 @@ export function Mask({size: [width, height], drawn = EMPTY, setDrawn}) {
     e.preventDefault();
   };
   return html`<canvas ref=${canvas} width=${width} height=${height} tabindex="0" role="application"
-    aria-label=${LABEL} class=${tool === "move" ? "passive" : ""}
+    aria-label=${LABEL} class=${canMove && tool === "move" ? "passive" : ""}
     onPointerDown=${down} onPointerMove=${move} onPointerUp=${end} onPointerCancel=${end} onKeyDown=${keys}
     onFocus=${() => setCursor(before => before ?? [width / 2, height / 2])} onBlur=${() => setCursor(null)} />`;
 }

@@ -4,15 +4,14 @@
 import {ask, loadConcepts, plain, upload} from "../api.js";
 import {Drop, IMAGES, useFiles} from "../files.js";
 import {Message, Progress, Work} from "../jobs.js";
-import {Check, computed, Field, html, jpeg, number, signal, submits, useState} from "../ui.js";
+import {addPhotos, photos, setMask, whole} from "../photos.js";
+import {computed, Field, html, jpeg, number, signal, submits} from "../ui.js";
 import {use} from "./concepts.js";
+import {PhotoCard} from "./photo-card.js";
+import {Sheet} from "./sheet.js";
 
-// by type, or by name where the system knows no type
-const PHOTO = /^image\/(png|jpeg|webp|avif|hei[cf])$|\.(hei[cf]|avif)$/i;
 const NAME = "[a-z][a-z0-9_\\-]{0,39}";
 const fields = signal({name: "", category: "", steps: "", every: "50"});
-/** @typedef {{file: File, url: string, mask: Blob | null, overlay: string, accepted: boolean}} Photo */
-const photos = signal(/** @type {Photo[]} */ ([]));
 const film = signal(/** @type {{data: string, label: string, step: number}[]} */ ([]));
 const taught = signal(""); // the name of the concept that this view taught last
 const work = new Work((data, job) => {
@@ -23,11 +22,7 @@ const work = new Work((data, job) => {
 const teaching = computed(() => Object.values(work.jobs.value).find(job => job.kind === "teach")?.id);
 
 function add(files) {
-  const isPhoto = f => PHOTO.test(f.type) || PHOTO.test(f.name);
-  const fresh = files.filter(isPhoto).map(file =>
-    ({file, url: URL.createObjectURL(file), mask: null, overlay: "", accepted: false}));
-  photos.value = [...photos.value, ...fresh];
-  const others = files.filter(f => !isPhoto(f)).map(f => f.name).join(", ");
+  const others = addPhotos(files).map(f => f.name).join(", ");
   work.say(others && `Left out, because they are not JPEG, PNG, WebP, AVIF or HEIC: ${others}.`, "note");
 }
 
@@ -42,34 +37,10 @@ async function findMasks() {
   const end = await work.run(() =>
     upload("/api/masks", [...asked.map(p => ["photos", p.file]), ["category", category]]));
   if (!end) return;
-  const masks = await Promise.all(end.results.map(async r => (await fetch(r.url)).blob()));
-  const overlays = await Promise.all(masks.map(inverted));
-  photos.value = photos.value.map(p => {
-    const k = asked.indexOf(p);
-    return k < 0 ? p : {...p, mask: masks[k], overlay: overlays[k], accepted: true};
-  });
+  for (const [k, {url}] of end.results.entries()) {
+    await setMask(asked[k].url, await (await fetch(url)).blob());
+  }
 }
-/** A canvas of this size and what is drawn on it. */
-function canvasOf(width, height, paint) {
-  const canvas = Object.assign(document.createElement("canvas"), {width, height});
-  paint(/** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d")));
-  return canvas;
-}
-/** The inverted mask as transparency, to dim what is not learned. */
-async function inverted(blob) {
-  const image = await createImageBitmap(blob);
-  return canvasOf(image.width, image.height, g => {
-    g.drawImage(image, 0, 0);
-    const data = g.getImageData(0, 0, image.width, image.height);
-    for (let i = 0; i < data.data.length; i += 4) data.data[i + 3] = 255 - data.data[i];
-    g.putImageData(data, 0, 0);
-  }).toDataURL();
-}
-/** The whole photo: for one whose mask was not accepted, beside others that were. */
-const whole = () => new Promise(done => canvasOf(64, 64, g => {
-  g.fillStyle = "white";
-  g.fillRect(0, 0, 64, 64);
-}).toBlob(done, "image/png"));
 
 // ---- the job
 
@@ -85,6 +56,9 @@ async function teach() {
     for (const {mask, accepted} of photos.value) {
       parts.push(["masks", mask && accepted ? mask : await whole(), "mask.png"]);
     }
+  }
+  if (photos.value.some(p => p.caption.trim())) {
+    parts.push(["photo_captions", JSON.stringify(photos.value.map(p => p.caption.trim()))]);
   }
   const steps = number(fields.value.steps);
   const recipe = {name, category, sample_every: number(fields.value.every) ?? 0, ...(steps ? {steps} : {})};
@@ -131,16 +105,16 @@ export function Teach() {
       </div>
       <${Progress} work=${work} />
       <${Message} work=${work} />
-      ${taught.value && html`<div class="actions"><button type="button" class="main"
-        onClick=${() => use(taught.value)}>${`Paint <${taught.value}>`}</button></div>`}
     </form>
     <div class="stage">
+      ${taught.value && html`<${Sheet} key=${taught.value} name=${taught.value} use=${use} />`}
       <${Drop} accept=${IMAGES} multiple take=${add}>
         <b>Drop three to six photos</b> of one thing, or choose files. They stay on this machine.<//>
       <div class="photos">${photos.value.map((p, k) =>
         html`<${PhotoCard} key=${p.url} photo=${p} number=${k + 1} />`)}</div>
       ${photos.value.some(p => p.mask) && html`<p class="hint">
-        What is dimmed is not learned. Untick a mask that is wrong: the whole photo counts then.</p>`}
+        What is dimmed is not learned. Correct a mask that is wrong, or untick it: the whole photo counts
+        then.</p>`}
       ${film.value.length > 0 && html`<${Film} samples=${film.value} />`}
     </div></div>`;
 }
@@ -151,19 +125,3 @@ const Film = ({samples}) => html`<div class="film" role="group" aria-label="Samp
 const Input = ({name, label, ...input}) => html`<${Field} label=${label}>
   <input type="text" value=${fields.value[name]} ...${input}
     onInput=${e => { fields.value = {...fields.value, [name]: e.target.value}; }} /><//>`;
-
-function PhotoCard({photo, number: k}) {
-  const [hidden, setHidden] = useState(false); // HEIC: sent, though not shown
-  const replace = more => { photos.value = photos.value.map(p => (p === photo ? {...p, ...more} : p)); };
-  const mask = photo.mask && photo.accepted && `url(${photo.overlay})`;
-  return html`<figure>
-    <div class="photo">
-      ${hidden ? html`<span class="unshown">${photo.file.name}</span>`
-        : html`<img src=${photo.url} alt=${`Photo ${k}`} onError=${() => setHidden(true)} />`}
-      ${mask && html`<div class="mask" style=${{maskImage: mask, webkitMaskImage: mask}} />`}</div>
-    <div class="inline">
-      ${photo.mask && html`<${Check} label="mask" checked=${photo.accepted}
-        onChange=${accepted => replace({accepted})} />`}
-      <button type="button" class="bare" aria-label=${`Leave out photo ${k}`}
-        onClick=${() => { photos.value = photos.value.filter(p => p !== photo); }}>×</button></div></figure>`;
-}
