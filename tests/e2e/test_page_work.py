@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -550,8 +551,12 @@ def test_the_gallery(page: Any, server: Served) -> None:
     page.get_by_role("searchbox").fill("")
     tile_count(page, 4)
     for name in ("a cat, seed 7", "a red car, seed 7"):
-        page.get_by_role("checkbox", name=f"Compare {name}").check()
-    button(page, "Compare 2 of 2").click()
+        page.get_by_role("checkbox", name=f"Choose {name}").check()
+    with page.expect_download() as download:
+        button(page, "Download 2").click()
+    with zipfile.ZipFile(download.value.path()) as file:
+        assert sorted(file.namelist()) == ["a-cat-7.png", "a-red-car-7.png", "recipes.json"]
+    button(page, "Compare").click()
     page.get_by_label("Share of the first image").fill("20")
     assert page.locator(".pair img").nth(1).evaluate("e => e.style.clipPath").startswith("inset(0px 80%")
     shot(page, "compare")
@@ -632,6 +637,35 @@ def test_the_viewer_stays_with_its_image(page: Any, server: Served) -> None:
     shows("a cat · seed 7")
     dialog.get_by_role("button", name="Close").click()
     until(page, "document.activeElement.matches('.tile .face')")
+
+
+def test_the_family_of_an_image_and_teaching_from_it(page: Any, server: Served) -> None:
+    """A draft, the image refined from it and the one inpainted from that; each opens from the others."""
+    with server.client() as c:
+        image = c.post("/api/paint?wait=true", json={"prompt": "a cat", "seed": 7}).json()["results"][0]
+        for kind in ("refine", "inpaint"):
+            body = {
+                "image": f"result:{image['id']}",
+                "seed": 7,
+                "extend": "right=8" if kind == "inpaint" else None,
+            }
+            body = {k: v for k, v in body.items() if v}
+            image = c.post(f"/api/{kind}?wait=true", json=body).json()["results"][0]
+    view(page, "Gallery")
+    tile_count(page, 3)
+    page.get_by_role("list").get_by_role("button", name="Open").first.click()
+    family = page.get_by_role("region", name="Family")
+    family.get_by_role("button").nth(2).wait_for()
+    names = "[...document.querySelectorAll('.family button')].map(b => b.getAttribute('aria-label'))"
+    assert page.evaluate(names) == [f"{kind}, seed 7" for kind in ("painted", "refined", "inpainted")]
+    assert page.locator(".family li li li").count() == 1, "each is made from the one before"
+    shot(page, "family")
+    family.get_by_role("button", name="painted, seed 7", exact=True).click()
+    dialog = page.get_by_role("dialog")
+    dialog.locator(".hint").filter(has_text="a cat · seed 7 · 64x64").wait_for()
+    until(page, "document.querySelector('.family [aria-current]').innerText === 'painted'")
+    dialog.get_by_role("button", name="Teach from it").click()
+    page.get_by_alt_text("Photo 1").wait_for()
 
 
 def test_the_gallery_says_what_failed_and_follows_other_tabs(page: Any, server: Served) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import pytest
 from PIL import Image
 
 from minikin.generation.content_filter import Filtering, Verdict
+from minikin.server.archive import zipped
+from minikin.server.errors import not_found
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.servers import Served, served
 
@@ -90,6 +94,56 @@ def test_without_its_folder_nothing_is_deleted(server: Served) -> None:
         assert not (folder / "a-boat-7.png").exists()
 
 
+def test_the_family_of_an_image(server: Served) -> None:
+    """What it was made from and what was made from that; deleted ones and other clients' are left out."""
+    with server.client() as c:
+
+        def image_of(kind: str, **body: Any) -> str:
+            (image,) = c.post(f"/api/{kind}?wait=true", json={"seed": 7, **body}).json()["results"]
+            return str(image["id"])
+
+        draft = image_of("paint", prompt="a tree")
+        refined = image_of("refine", image=f"result:{draft}")
+        first, second = (image_of("inpaint", image=f"result:{refined}", extend="left=8") for _ in range(2))
+        rows = [("", draft), (draft, refined), (refined, first), (refined, second)]
+        for id_ in (draft, first):
+            images = c.get(f"/api/images/{id_}/family").json()["images"]
+            assert [(image["parent"], image["id"]) for image in images] == rows
+        c.delete(f"/api/images/{refined}").raise_for_status()
+        images = c.get(f"/api/images/{second}/family").json()["images"]
+        assert [(image["parent"], image["id"]) for image in images] == [rows[0], *rows[2:]]
+        assert c.get(f"/api/images/{refined}/family").status_code == 404
+        other = {"X-Minikin-Client": "other"}
+        assert c.get(f"/api/images/{draft}/family", headers=other).status_code == 404
+
+
+def test_images_are_downloaded_as_one_file(server: Served) -> None:
+    """Each with its recipe inside, all recipes beside them; a name that comes twice gets a number."""
+    with server.client() as c:
+        body = {"prompt": "a ship", "seed": 7, "n": 2}
+        ids = [image["id"] for image in c.post("/api/paint?wait=true", json=body).json()["results"]]
+        answer = c.post("/api/images/archive", json={"ids": [*ids, ids[0]]})
+        with zipfile.ZipFile(io.BytesIO(answer.content)) as file:
+            assert file.testzip() is None
+            assert file.namelist() == ["a-ship-7.png", "a-ship-8.png", "recipes.json"]
+            assert Image.open(file.open("a-ship-8.png")).info["parameters"].startswith("a ship")
+            recipes = json.loads(file.read("recipes.json"))
+        assert [(r["prompt"], r["seed"]) for r in recipes.values()] == [("a ship", 7), ("a ship", 8)]
+        other = {"X-Minikin-Client": "other"}
+        assert c.post("/api/images/archive", json={"ids": ids}, headers=other).status_code == 404
+        for wrong in ([], ["x"] * 201):
+            assert c.post("/api/images/archive", json={"ids": wrong}).status_code == 422
+    parts = zipped([("a.png", {}, "1"), ("a.png", {}, "2"), ("b.png", {}, "gone")], read_but_gone)
+    with zipfile.ZipFile(io.BytesIO(b"".join(parts))) as file:
+        assert file.namelist() == ["a.png", "a-2.png", "recipes.json"]
+
+
+def read_but_gone(id_: str) -> bytes:
+    if id_ == "gone":
+        raise not_found("image", id_)
+    return id_.encode()
+
+
 class Flagging:
     """A content filter that objects to every second image."""
 
@@ -110,18 +164,18 @@ def test_the_content_filters_verdict_is_listed(tmp_path: Path) -> None:
         assert [image["filter"] and image["filter"]["action"] for image in images] == [None, "flagged"]
 
 
-def test_an_older_store_gets_favourites(tmp_path: Path) -> None:
-    """A store without the table, as earlier versions wrote it, is opened and completed."""
+def test_an_older_store_gets_favourites_and_families(tmp_path: Path) -> None:
+    """A store without the tables, as earlier versions wrote it, is opened and completed."""
     import sqlite3
 
     from minikin.server.job_store import JobStore
 
     JobStore(tmp_path / "db").close()
     with sqlite3.connect(tmp_path / "db") as db:
-        db.execute("DROP TABLE favourites")
+        db.executescript("DROP TABLE favourites; DROP TABLE parents")
     store = JobStore(tmp_path / "db")
     store.set_favourite("x", True)
-    assert store.gallery("local", "", True, 10, 0) == (0, [])
+    assert store.gallery("local", "", True, 10, 0) == (0, []) and store.family("local", "x") == []
     store.close()
 
 

@@ -85,6 +85,7 @@ class JobInputs:
     images  by field name: "image" and "mask"
     stop    when set, teaching ends early and keeps the concept as it is
     source  file name of the image it starts from, where that is known
+    parent  id of that image, where it is a result of this server
     """
 
     images: Mapping[str, Image.Image] = field(default_factory=dict)
@@ -92,6 +93,7 @@ class JobInputs:
     folder: Path | None = None
     stop: Flag | None = None
     source: str = ""
+    parent: str = ""
 
     @property
     def area(self) -> int:

@@ -48,7 +48,13 @@ CREATE TABLE {CONCEPTS} (
 """
 
 
-_FAVOURITES = "CREATE TABLE IF NOT EXISTS favourites (image TEXT PRIMARY KEY)"
+# tables that earlier versions did not have
+_LATER = (
+    "CREATE TABLE IF NOT EXISTS favourites (image TEXT PRIMARY KEY)",
+    "CREATE TABLE IF NOT EXISTS parents (job TEXT PRIMARY KEY, image TEXT NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS parents_by_image ON parents (image)",
+)
+MAX_FAMILY = 200  # images that are listed
 
 
 class StoredImage(NamedTuple):
@@ -82,7 +88,8 @@ class JobStore:
             if not version:
                 self._db.executescript(f"BEGIN;{_TABLES}PRAGMA user_version={VERSION};COMMIT;")
             if version <= VERSION:
-                self._db.execute(_FAVOURITES)
+                for sql in _LATER:
+                    self._db.execute(sql)
             problem = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
         except PROBLEMS as e:
             raise StorageError(
@@ -129,14 +136,16 @@ class JobStore:
 
     # ---- jobs --------------------------------------------------------------------------------
 
-    def accept(self, job: dict[str, Any]) -> None:
-        """Add a job; from here on it ends exactly once."""
+    def accept(self, job: dict[str, Any], parent: str = "") -> None:
+        """Add a job; from here on it ends exactly once. parent: the id of the image it starts from."""
         columns = {**job, "warnings": json.dumps(job["warnings"]), "concepts": json.dumps(job["concepts"])}
         with self._change() as db:
             db.execute(
                 f"INSERT INTO jobs ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
                 tuple(columns.values()),
             )
+            if parent:
+                db.execute("INSERT INTO parents VALUES (?, ?)", (job["id"], parent))
             _log(db, [job["id"]], "accepted")
 
     def start(self, ids: Sequence[str]) -> None:
@@ -232,8 +241,30 @@ class JobStore:
             f"SELECT p.*, j.kind, j.recipe, j.result, f.image IS NOT NULL AS favourite {images} "
             "ORDER BY p.made DESC, p.job, p.number LIMIT ? OFFSET ?", *values, limit, offset,
         )  # fmt: skip
-        parsed = ({name: _parsed(row[name]) for name in ("recipe", "result")} for row in rows)
-        return total, [{**row, **fields} for row, fields in zip(rows, parsed, strict=True)]
+        return total, _with_json(rows)
+
+    def family(self, client: str, id_: str) -> list[dict[str, Any]]:
+        """An image, those it was made from and all made from these, oldest first, as `gallery` has them.
+
+        Each has its `parent`, the id of the image it was made from; "" for none. Deleted ones are left out.
+        """
+        root, visited = id_, {id_}
+        while rows := self._rows(
+            f"SELECT r.image FROM {IMAGES} p JOIN parents r ON r.job=p.job WHERE p.id=?", root
+        ):
+            if rows[0]["image"] in visited:
+                break
+            root = rows[0]["image"]
+            visited.add(root)
+        rows = self._rows(
+            "WITH RECURSIVE tree (id, parent) AS (VALUES (?, '') UNION SELECT p.id, r.image FROM tree "
+            f"JOIN parents r ON r.image=tree.id JOIN {IMAGES} p ON p.job=r.job LIMIT {MAX_FAMILY}) "
+            "SELECT p.*, j.kind, j.recipe, j.result, f.image IS NOT NULL AS favourite, tree.parent FROM tree "
+            f"JOIN {IMAGES} p ON p.id=tree.id JOIN jobs j ON j.id=p.job "
+            "LEFT JOIN favourites f ON f.image=p.id WHERE j.client=? AND p.swept=0 ORDER BY p.made, p.number",
+            root, client,
+        )  # fmt: skip
+        return _with_json(rows)
 
     def set_favourite(self, id_: str, favourite: bool) -> None:
         """Mark an image as a favourite, or unmark it."""
@@ -261,7 +292,7 @@ class JobStore:
                 "SELECT id FROM jobs WHERE ended < ? AND NOT EXISTS "
                 f"(SELECT 1 FROM {IMAGES} WHERE job=jobs.id AND swept=0)", (before,),
             ).fetchall()  # fmt: skip
-            for table, key in (("jobs", "id"), (IMAGES, "job"), (EVENTS, "job")):
+            for table, key in (("jobs", "id"), (IMAGES, "job"), (EVENTS, "job"), ("parents", "job")):
                 db.executemany(f"DELETE FROM {table} WHERE {key}=?", [(row["id"],) for row in rows])
         if rows:
             self._rows("PRAGMA wal_checkpoint(TRUNCATE)")  # the WAL still has them
@@ -322,3 +353,8 @@ def _read(row: dict[str, Any]) -> dict[str, Any]:
         except ValueError:  # one job must not keep the others from being read
             parsed["damaged"] = True
     return {**row, **parsed}
+
+
+def _with_json(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of images with their job's recipe and result parsed."""
+    return [{**row, **{name: _parsed(row[name]) for name in ("recipe", "result")}} for row in rows]

@@ -232,7 +232,7 @@ class Service:
             with self.concept_store.files_locked(pinned), self._admission_lock:
                 self.queue.check(request.client)
                 self._check_input_memory(job)
-                self.store.accept(row)
+                self.store.accept(row, job.inputs.parent)
                 self._remember(job)
                 self.queue.put(job, forced=True)
         except BaseException:

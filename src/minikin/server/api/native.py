@@ -84,8 +84,8 @@ def _add(job_type: JobType) -> None:
             texts = {n: recipe_fields.pop(n, None) for n in (*job_type.required, *job_type.optional)}
             inputs = JobInputs(
                 {n: await _image(request, t, n) for n, t in texts.items() if t is not None},
-                source=await _file_name(request, texts["image"]),
-            )
+                source=await _file_name(request, texts["image"]), parent=_id_of(texts["image"]),
+            )  # fmt: skip
             base = service_of(request).engine.name
             recipe_fields = with_defaults_of(job_type.name, recipe_fields, inputs.images["image"], base)
         job_request = JobRequest(job_type.name, client_of(request), "native", extra["task"] or "", wait)
@@ -240,11 +240,16 @@ def _view(service: Service, client: str, id_: str, row: dict[str, Any] | None = 
     return serializers.stored_job_json(row, service.store.images(id_), service.writer.path)
 
 
+def _id_of(text: Any) -> str:
+    """The id of an image that is a result of this server; "" for others."""
+    return text.removeprefix("result:") if isinstance(text, str) and text.startswith("result:") else ""
+
+
 async def _file_name(request: Request, text: Any) -> str:
     """The file name of an image that is a result of this server; "" for others."""
-    if not (isinstance(text, str) and text.startswith("result:")):
+    service, id_ = service_of(request), _id_of(text)
+    if not id_:
         return ""
-    service, id_ = service_of(request), text.removeprefix("result:")
     row = await run_in_threadpool(service.store.image, id_, client_of(request))
     job = await run_in_threadpool(service.store.job, row["job"]) if row else None
     return file_name(service.writer.path(id_), job["kind"], job["recipe"], row["seed"]) if row and job else ""
@@ -253,7 +258,7 @@ async def _file_name(request: Request, text: Any) -> str:
 async def _image(request: Request, text: Any, what: str) -> Image.Image:
     """An image of a request's body: base64, or a result of this server."""
     service = service_of(request)
-    if isinstance(text, str) and text.startswith("result:"):
-        data = await run_in_threadpool(service.read, client_of(request), text.removeprefix("result:"))
+    if id_ := _id_of(text):
+        data = await run_in_threadpool(service.read, client_of(request), id_)
         return await decoded(request, data, what)
     return await decoded(request, text, what)

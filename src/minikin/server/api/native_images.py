@@ -6,11 +6,13 @@ import io
 from typing import Any
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from PIL import Image
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from minikin.server import serializers
+from minikin.server.archive import zipped
 from minikin.server.errors import not_found
 from minikin.server.http import Strict, StrictRoute, client_of, jpeg, service_of
 from minikin.server.image_folder import file_name
@@ -28,6 +30,12 @@ class ImageChange(Strict):
     favourite: bool = Field(description="whether it is one of your favourites")
 
 
+class Selection(Strict):
+    """Some images."""
+
+    ids: list[str] = Field(min_length=1, max_length=MAX_LISTED, description="ids of images")
+
+
 @router.get("/images")
 async def images(
     request: Request, search: str = Query("", max_length=400), favourite: bool = False,
@@ -43,13 +51,51 @@ async def images(
     return await run_in_threadpool(listed)
 
 
+def _row(service: Service, client: str, id_: str) -> dict[str, Any]:
+    """An image of the store with the kind and recipe of its job; raises RequestRejected (404)."""
+    row = service.store.image(id_, client)
+    job = service.store.job(row["job"]) if row else None
+    if row is None or job is None:
+        raise not_found("image", id_)
+    return {**row, "kind": job["kind"], "recipe": job["recipe"]}
+
+
+def _name(service: Service, row: dict[str, Any]) -> str:
+    return file_name(service.writer.path(row["id"]), row["kind"], row["recipe"], row["seed"])
+
+
 def _view(service: Service, row: dict[str, Any]) -> dict[str, Any]:
-    name = file_name(service.writer.path(row["id"]), row["kind"], row["recipe"], row["seed"])
+    name = _name(service, row)
     verdict = stored_verdict(row["result"], row["number"])
     return {
         **serializers.image_json(row, name, verdict=verdict), "kind": row["kind"], "created": row["made"],
         "about": serializers.about(row["kind"], row["recipe"]), "favourite": bool(row["favourite"]),
     }  # fmt: skip
+
+
+@router.get("/images/{id}/family")
+async def family(request: Request, id: str) -> dict[str, Any]:
+    """An image with those it was made from and all that were made from these, oldest first. `parent`: the id
+    of the image each was made from, "" for none. Of images sent in a request the server knows no parent."""
+    service, client = service_of(request), client_of(request)
+
+    def listed() -> list[dict[str, Any]]:
+        if service.store.image(id, client) is None:
+            raise not_found("image", id)
+        return [{**_view(service, row), "parent": row["parent"]} for row in service.store.family(client, id)]
+
+    return {"images": await run_in_threadpool(listed)}
+
+
+@router.post("/images/archive", response_class=StreamingResponse)
+async def archive(request: Request, body: Selection) -> Response:
+    """A ZIP of these images, each a PNG with its recipe inside, and all recipes in `recipes.json`."""
+    service, client = service_of(request), client_of(request)
+    rows = await run_in_threadpool(lambda: [_row(service, client, id_) for id_ in dict.fromkeys(body.ids)])
+    stream = zipped([(_name(service, row), row["recipe"] | {"seed": row["seed"]}, row["id"]) for row in rows],
+                    lambda id_: service.read(client, id_))  # fmt: skip
+    headers = {"Content-Disposition": 'attachment; filename="images.zip"'}
+    return StreamingResponse(stream, media_type="application/zip", headers=headers)
 
 
 @router.patch("/images/{id}")

@@ -3,6 +3,7 @@
 
 import {ask, patch} from "./api.js";
 import {forget} from "./images.js";
+import {addPhotos} from "./photos.js";
 import {signal} from "./ui.js";
 
 export const PAGE = 100;
@@ -22,7 +23,7 @@ export const failure = signal("");
 export const items = signal(/** @type {Record<number, Item>} */ ({}));
 /** The image that can be brought back. */
 export const deleted = signal(/** @type {Item | null} */ (null));
-/** Images to compare, two at most. */
+/** Images to compare, download or teach from. */
 export const chosen = signal(/** @type {Item[]} */ ([]));
 
 let requests = new Map(/** @type {[number, Promise<void>][]} */ ([])); // by page
@@ -96,3 +97,34 @@ export async function finishDeleting() {
   await reload();
 }
 addEventListener("pagehide", finishDeleting);
+
+/** Save images as one file, with their recipes. @param {Item[]} list */
+export async function download(list) {
+  failure.value = "";
+  try {
+    const answer = await fetch("/api/images/archive", {
+      method: "POST", headers: {"Content-Type": "application/json"},
+      body: JSON.stringify({ids: list.map(item => item.id)}),
+    });
+    if (!answer.ok) throw new Error((await answer.json()).error.message);
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(await answer.blob());
+    link.download = "images.zip";
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), UNDO_MS);
+  } catch (e) { failure.value = e.message; }
+}
+/** Add images to the photos of Teach; resolves with whether that was possible. @param {Item[]} list */
+export async function teachFrom(list) {
+  failure.value = "";
+  try {
+    addPhotos(await Promise.all(list.map(async ({url, name}) =>
+      new File([await (await fetch(url)).blob()], name, {type: "image/png"}))));
+    return true;
+  } catch (e) {
+    failure.value = e.message;
+    return false;
+  }
+}
+/** The image, those it was made from and those made from these; each names its parent. */
+export const family = async id => (await ask(`/api/images/${id}/family`)).images;

@@ -3,6 +3,7 @@
 
 import * as gallery from "../gallery.js";
 import {lost, queue} from "../jobs.js";
+import {open} from "../router.js";
 import {html, Icon, signal, useEffect, useRef, useState} from "../ui.js";
 import {Compare, Viewer} from "./viewer.js";
 
@@ -10,6 +11,7 @@ const GAP = 12, LEAST = 150; // px: between tiles, and the least width of one
 const LABEL = 30; // px under an image
 const MARGIN = 600; // px beyond the window that are drawn, too
 const SEARCH_MS = 200;
+const MOST_CHOSEN = 200; // that the server puts into one file
 
 const {chosen} = gallery;
 /** The image that is shown large, as it was listed last; null for the list alone. */
@@ -45,7 +47,8 @@ export function Gallery() {
     <${Tiles} />
     ${!gallery.total.value && html`<p class="hint">${gallery.search.value || gallery.onlyFavourites.value
       ? "No image fits." : "Images come here when they are painted."}</p>`}
-    ${item && html`<${Viewer} item=${item} close=${() => { current.value = null; }} step=${step} />`}
+    ${item && html`<${Viewer} item=${item} step=${step}
+      close=${() => { current.value = null; }} show=${other => { current.value = other; }} />`}
   </section>`;
 }
 
@@ -80,12 +83,24 @@ function Bar() {
         value=${gallery.search.value} onInput=${typed} />
       <button type="button" aria-pressed=${gallery.onlyFavourites.value} onClick=${toggle}>
         <${Icon} name="heart" />Favourites</button>
-      <button type="button" disabled=${chosen.value.length < 2} onClick=${() => { comparing.value = true; }}>
-        Compare ${chosen.value.length} of 2</button>
+      <${Chosen} />
     </div>
     <p class="hint" role="status">${gallery.deleted.value
       ? html`Deleted. <button type="button" class="small" onClick=${gallery.undo}>Undo</button>`
       : `${count} ${count === 1 ? "image" : "images"}`}</p></div>`;
+}
+
+/** What can be done with the chosen images. */
+function Chosen() {
+  const count = chosen.value.length;
+  const teach = async () => { if (await gallery.teachFrom(chosen.value)) open("teach"); };
+  if (!count) return null;
+  return html`<span class="joined" role="group" aria-label=${`${count} chosen`}>
+    <button type="button" disabled=${count !== 2} title="Choose two"
+      onClick=${() => { comparing.value = true; }}>Compare</button>
+    <button type="button" onClick=${() => gallery.download(chosen.value)}>Download ${count}</button>
+    <button type="button" onClick=${teach}>Teach from ${count}</button>
+    <button type="button" onClick=${() => { chosen.value = []; }}>Choose none</button></span>`;
 }
 
 /** A grid of which only the rows near the window are in the document. */
@@ -122,7 +137,8 @@ function Tile({item, side, left, top}) {
   if (!item) return html`<div class="tile" style=${style} role="listitem" />`;
   const isChosen = chosen.value.some(c => c.id === item.id);
   const choose = () => {
-    chosen.value = isChosen ? chosen.value.filter(c => c.id !== item.id) : [...chosen.value, item].slice(-2);
+    const others = chosen.value.filter(c => c.id !== item.id);
+    chosen.value = isChosen ? others : [...others, item].slice(-MOST_CHOSEN);
   };
   const name = `${item.about || item.name}, seed ${item.seed}`;
   const gone = gallery.deleted.value?.id === item.id;
@@ -132,7 +148,7 @@ function Tile({item, side, left, top}) {
       <img src=${`/api/images/${item.id}/thumbnail`} alt="" loading="lazy" width=${side} height=${side} />
     </button>
     <div class="under">
-      <label class="check"><input type="checkbox" checked=${isChosen} aria-label=${`Compare ${name}`}
+      <label class="check"><input type="checkbox" checked=${isChosen} aria-label=${`Choose ${name}`}
         onChange=${choose} /><span>${item.about || item.seed}</span></label>
       <button type="button" class="bare" aria-label=${`Favourite ${name}`} aria-pressed=${item.favourite}
         onClick=${() => gallery.toggleFavourite(item)}><${Icon} name="heart" /></button></div></div>`;

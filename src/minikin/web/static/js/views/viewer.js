@@ -2,7 +2,7 @@
 // One image large, with all that can be done with it; and two, compared under a slider.
 
 import {change, paint, pick, rollSeed, setLock, useRecipe} from "../form.js";
-import {remove, toggleFavourite} from "../gallery.js";
+import {family, remove, teachFrom, toggleFavourite} from "../gallery.js";
 import {pickForRefining} from "../images.js";
 import {open} from "../router.js";
 import {html, Icon, useEffect, usePan, useRef, useState, ZOOMS} from "../ui.js";
@@ -10,7 +10,7 @@ import {begin} from "../change.js";
 import {Pair} from "./pair.js";
 
 /** A dialog over the list: arrows step through the images, Escape closes. */
-export function Viewer({item, close, step}) {
+export function Viewer({item, close, step, show}) {
   const dialog = useRef(/** @type {any} */ (null));
   const [zoom, setZoom] = useState(0);
   const area = useRef(/** @type {any} */ (null));
@@ -27,6 +27,11 @@ export function Viewer({item, close, step}) {
     e.preventDefault();
   };
   const drop = () => { shut(); remove(item); };
+  const teach = async () => {
+    const isAdded = await teachFrom([item]);
+    shut();
+    if (isAdded) open("teach");
+  };
   const then = (view, act) => () => { act(); shut(); open(view); };
   const more = async () => {
     const isFilled = await useRecipe(item);
@@ -62,7 +67,33 @@ export function Viewer({item, close, step}) {
       <button type="button" onClick=${then("change", () => begin({url: item.url, id: item.id}))}>
         Change</button>
       <a class="button" href=${item.url} download=${item.name}>Download</a>
-      <button type="button" onClick=${drop}>Delete</button></div></dialog>`;
+      <button type="button" onClick=${teach}>Teach from it</button>
+      <button type="button" onClick=${drop}>Delete</button></div>
+    <${Family} item=${item} show=${show} /></dialog>`;
+}
+
+const DID = {paint: "painted", refine: "refined", inpaint: "inpainted"};
+/** What an image was made from, and what was made from that; nothing for one that stands alone. */
+function Family({item, show}) {
+  const [list, setList] = useState(/** @type {any[]} */ ([]));
+  useEffect(() => {
+    let isCurrent = true;
+    family(item.id).then(images => { if (isCurrent) setList(images); }, () => setList([]));
+    return () => { isCurrent = false; };
+  }, [item.id]);
+  if (list.length < 2 || !list.some(other => other.id === item.id)) return null;
+  const ids = new Set(list.map(other => other.id));
+  const branch = parents => html`<ul>${parents.map(other => {
+    const children = list.filter(child => child.parent === other.id);
+    return html`<li key=${other.id}>
+      <button type="button" class="bare" aria-current=${other.id === item.id ? "true" : null}
+        aria-label=${`${DID[other.kind]}, seed ${other.seed}`} onClick=${() => show(other)}>
+        <img src=${`/api/images/${other.id}/thumbnail`} alt="" width="56" height="56" />
+        <span>${DID[other.kind]}</span></button>
+      ${children.length > 0 && branch(children)}</li>`;
+  })}</ul>`;
+  return html`<section class="family" aria-label="Family">
+    ${branch(list.filter(other => !ids.has(other.parent)))}</section>`;
 }
 
 /** Two images on one place; the slider moves the line between them. */
