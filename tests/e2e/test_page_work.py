@@ -19,9 +19,11 @@ from minikin import events
 from minikin.events import Event
 from minikin.perfusion.concept_file import from_bytes
 from minikin.server.engine import JobInputs, PreparedRequest
+from tests.helpers import axe
 from tests.helpers.browsers import browsing
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.pages import (
+    DESKTOP,
     PHONE,
     VIEWS,
     button,
@@ -174,6 +176,32 @@ def test_drafts_have_other_seeds_unless_one_is_kept(page: Any, server: Served) -
     assert len(list(folder.path.glob("a-cat-*.png"))) == 12
 
 
+def test_styles_and_earlier_prompts(page: Any, server: Served) -> None:
+    """A style is added to the prompt, or put around it, when it is painted; both survive a reload."""
+    page.locator("summary", has_text="Styles").click()
+    for name, text in (("ink", "drawn in ink"), ("photo", "a photo of {prompt}")):
+        field(page, "Name of a new style").fill(name)
+        field(page, "What it adds to the prompt").fill(text)
+        button(page, "Add the style").click()
+    shot(page, "styles")
+    paint(page, "a cat")
+    opened(page, server)
+    page.locator("summary", has_text="Styles: ink, photo").click()
+    page.get_by_role("button", name="ink", exact=True).click()
+    paint(page, "a dog")
+    with server.client() as c:
+        jobs = c.get("/api/jobs").json()["jobs"]
+    assert [job["about"] for job in jobs] == ["a photo of a dog", "a photo of a cat, drawn in ink"]
+    page.get_by_label("Earlier prompts").select_option("a cat")
+    assert field(page, "Prompt").input_value() == "a cat"
+    drafts(page).first.get_by_role("button").click()
+    button(page, "Use its recipe").click()
+    until(page, "document.querySelector('textarea').value === 'a photo of a dog'")
+    assert page.locator("summary", has_text="Styles").inner_text() == "Styles", "the recipe's prompt has it"
+    button(page, "Delete the style photo").click()
+    assert page.get_by_role("group", name="Styles").get_by_role("button").count() == 2
+
+
 def test_a_reload_forgets_nothing(page: Any, server: Served) -> None:
     live = page.get_by_label("Paint as I type")
     live.uncheck()
@@ -182,7 +210,7 @@ def test_a_reload_forgets_nothing(page: Any, server: Served) -> None:
     drafts(page).nth(3).wait_for()
     drafts(page).nth(2).get_by_role("button").click()
     source = large_image(page).get_attribute("src")
-    more = page.locator("summary")
+    more = page.locator("summary", has_text="More")
     more.click()
     for text in ("2", "", "2"):
         field(page, "Clip skip").fill(text)
@@ -414,7 +442,7 @@ def test_a_concept_of_the_command_line_appears(page: Any, server: Served, tmp_pa
 def test_an_images_whole_recipe_comes_back(page: Any, server: Served) -> None:
     """Size, guidance, sampler and seed, of our own and of A1111's."""
     page.get_by_label("Paint as I type").uncheck()
-    page.locator("summary").click()
+    page.locator("summary", has_text="More").click()
     field(page, "Guidance").fill("9")
     field(page, "Size").fill("128x64")
     field(page, "Sampler").select_option("Euler a")
@@ -749,19 +777,66 @@ def test_by_keyboard(page: Any, server: Served) -> None:
     """The order of tabbing is that of reading, every stop shows its focus and has a name."""
     field(page, "Prompt").focus()
     order = []
-    for _ in range(10):
+    for _ in range(11):
         page.keyboard.press("Tab")
         label = "e => e.getAttribute('aria-label') ?? e.labels?.[0]?.innerText ?? e.innerText"
         order.append(page.locator(":focus").evaluate(label).split("\n")[0])
         outline = "getComputedStyle(document.activeElement).outlineStyle"
         assert page.evaluate(outline) == "solid", order[-1]
     assert order == [
-        "Negative prompt", "Preset", "Guidance", "Seed", "Another seed", "Keep the seed", "Images", "More",
-        "Paint", "Paint as I type",
+        "Negative prompt", "Styles", "Preset", "Guidance", "Seed", "Another seed", "Keep the seed", "Images",
+        "More", "Paint", "Paint as I type",
     ]  # fmt: skip
     for name in VIEWS:
         view(page, name)
         assert page.evaluate(UNNAMED) == [], name
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_axe_finds_nothing_grave(page: Any, server: Served, scheme: Any, size: dict[str, int]) -> None:
+    """On no view, with what one does there: regions, a canvas, a photo's mask, an image large, a recipe."""
+    planted = "document.body.insertAdjacentHTML('beforeend', '<img src=icon.svg>')"
+    page.evaluate(planted)
+    assert [problem.split(":")[0] for problem in axe.grave(page)] == ["image-alt"], "it finds what is planted"
+    page.emulate_media(color_scheme=scheme)
+    page.set_viewport_size(size)
+    for name in ("tom", "rex"):
+        server.service.concept_store.put("local", concept(name, 1), None)
+    page.reload()
+    button(page, "<rex>").wait_for()
+    page.locator("summary", has_text="Styles").click()
+    paint(page, "<tom> and <rex>")
+    button(page, "Place them so").click()
+    problems = {"Paint": axe.grave(page)}
+    drafts(page).first.get_by_role("button").click()
+    button(page, "Change").click()
+    page.locator("canvas[width='64']").wait_for()
+    problems["Change"] = axe.grave(page)
+    shot(page, "change")
+    view(page, "Gallery")
+    page.get_by_role("checkbox", name="Choose").check()
+    problems["Gallery"] = axe.grave(page)
+    shot(page, "gallery")
+    page.get_by_role("list").get_by_role("button", name="Open").click()
+    problems["viewer"] = axe.grave(page)
+    page.get_by_role("dialog").get_by_role("button", name="Teach from it").click()
+    button(page, "Draw the mask of photo 1").click()
+    problems["mask"] = axe.grave(page)
+    page.keyboard.press("Escape")
+    problems["Teach"] = axe.grave(page)
+    shot(page, "teach")
+    view(page, "Concepts")
+    problems["Concepts"] = axe.grave(page)
+    shot(page, "concepts")
+    view(page, "Recipe")
+    shot(page, "recipe")
+    image = next(server.service.writer.image_folder.path.iterdir())  # type: ignore[union-attr]
+    page.locator(".drop input").set_input_files(str(image))
+    button(page, "Put it into the form").wait_for()
+    problems["Recipe"] = axe.grave(page)
+    shot(page, "recipe-read")
+    assert {name: rules for name, rules in problems.items() if rules} == {}
 
 
 def test_on_a_phone_and_in_the_dark(page: Any, server: Served) -> None:

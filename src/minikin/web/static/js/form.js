@@ -6,6 +6,7 @@ import {addJob, select, show} from "./images.js";
 import {busy, Work} from "./jobs.js";
 import {Live} from "./live.js";
 import {withName, withStrength} from "./prompt.js";
+import {remember, styled, styles} from "./styles.js";
 import {jpeg, number, randomSeed, signal} from "./ui.js";
 
 const STORED = "minikin.paint";
@@ -26,6 +27,8 @@ export const form = signal({...EMPTY});
 export const live = signal(true);
 /** Keep the seed for the next drafts. */
 export const lock = signal(false);
+/** The names of the styles that the prompt is painted with. */
+export const chosenStyles = signal(/** @type {string[]} */ ([]));
 /** Live images are shown until a job or a pick has another shown. */
 let typing = false;
 
@@ -50,6 +53,7 @@ export function fill(recipe) {
   const texts = Object.fromEntries(
     Object.keys(EMPTY).filter(name => name in recipe).map(name => [name, String(recipe[name] ?? "")]));
   if ("seed" in texts) lock.value = texts.seed !== ""; // painted again, it is the same image
+  if ("prompt" in texts) chosenStyles.value = []; // they are in it
   form.value = {...form.value, ...texts};
   if (!form.value.preset) form.value = {...form.value, preset: usable()[0]?.name ?? ""};
   if (!form.value.seed) form.value = {...form.value, seed: String(randomSeed())};
@@ -58,6 +62,11 @@ export function fill(recipe) {
 /** Another seed, which is kept no longer than any. */
 export function rollSeed() {
   form.value = {...form.value, seed: String(randomSeed())};
+  typed();
+}
+export function toggleStyle(name) {
+  const others = chosenStyles.value.filter(s => s !== name);
+  chosenStyles.value = others.length < chosenStyles.value.length ? others : [...others, name];
   typed();
 }
 export function setLive(on) { live.value = on; typed(); }
@@ -76,15 +85,19 @@ export const hidden = () =>
 // ---- kept over a reload
 
 function keep() {
-  localStorage.setItem(STORED, JSON.stringify({...form.value, live: live.value, lock: lock.value}));
+  const {value: chosen} = chosenStyles;
+  localStorage.setItem(STORED, JSON.stringify({...form.value, live: live.value, lock: lock.value, chosen}));
 }
 /** The form as it was; a seed only if it was to be kept. */
 export function restore() {
-  let before = {};
+  let before = /** @type {any} */ ({});
   try { before = JSON.parse(localStorage.getItem(STORED) ?? "{}"); } catch { /* of another version */ }
-  const {live: painting = true, lock: locked = false, seed, ...recipe} = before;
+  const {live: painting = true, lock: locked = false, chosen, seed, ...recipe} = before;
   live.value = painting;
   fill(locked ? {...recipe, seed} : recipe);
+  if (Array.isArray(chosen)) {
+    chosenStyles.value = styles.value.map(s => s.name).filter(name => chosen.includes(name));
+  }
 }
 
 // ---- live
@@ -94,7 +107,8 @@ const usable = () => (capabilities.value?.presets ?? []).filter(p => p.ready !==
 function recipe() {
   const {steps, seed, guidance, clip_skip, n: _, ...texts} = form.value;
   const trimmed = Object.fromEntries(Object.entries(texts).map(([name, text]) => [name, text.trim()]));
-  return filled({...trimmed, steps: number(steps), seed: number(seed), guidance: number(guidance),
+  const prompt = trimmed.prompt && styled(trimmed.prompt, chosenStyles.value);
+  return filled({...trimmed, prompt, steps: number(steps), seed: number(seed), guidance: number(guidance),
     clip_skip: number(clip_skip)});
 }
 /** The steps to type with, of those that a preset's student takes; null for the preset's own. */
@@ -145,6 +159,7 @@ export async function paint() {
   const body = {...recipe(), seed: number(form.value.seed) ?? randomSeed(), n: number(form.value.n) ?? 1};
   if (!lock.value) form.value = {...form.value, seed: String(randomSeed())}; // the next drafts are others
   keep();
+  remember(form.value.prompt.trim());
   const end = await work.run(() => post("/api/paint", body));
   if (end) pick(addJob(end));
 }

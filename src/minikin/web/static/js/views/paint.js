@@ -12,6 +12,7 @@ import {open} from "../router.js";
 import {Check, Field, html, Icon, Range, Select, sendsWithKeys, submits, useState} from "../ui.js";
 import {PromptField} from "./prompt-field.js";
 import {inPrompt, placing, RegionBar, Regions} from "./regions.js";
+import {Styles} from "./styles.js";
 
 export const Paint = () => html`
   <div class="split paint">
@@ -35,6 +36,7 @@ function Settings() {
   const more = hidden(), [isOpen, setOpen] = useState(false);
   return html`
     <${Input} name="negative" label="Negative prompt" type="text" placeholder="what should not be seen" />
+    <${Styles} />
     <div class="fields">
       <${Select} label="Preset" value=${form.value.preset} options=${presetOptions()}
         onInput=${set("preset")} />

@@ -6,6 +6,7 @@ import {change, form, nameConcept, setStrength} from "../form.js";
 import {strengthOf, without} from "../prompt.js";
 import {html, useRef, useState} from "../ui.js";
 import {inPrompt, PlaceButton, Proposal} from "./regions.js";
+import {History} from "./styles.js";
 
 const MOST = 8; // names proposed at once
 const OPEN_TAG = /<([\w-]*)$/;
@@ -49,7 +50,7 @@ export function PromptField() {
     e.stopPropagation();
   };
   return html`<div class="prompt">
-    <label class="label" for="prompt">Prompt</label>
+    <div class="bar tight"><label class="label" for="prompt">Prompt</label><${History} /></div>
     <textarea id="prompt" ref=${field} rows="3" placeholder="a photo of a cat on the beach" spellcheck="false"
       value=${form.value.prompt} onKeyDown=${keys} onBlur=${() => setList([])}
       aria-autocomplete="list" aria-controls="prompt-names"
