@@ -95,7 +95,7 @@ function Chosen() {
   const count = chosen.value.length;
   const teach = async () => { if (await gallery.teachFrom(chosen.value)) open("teach"); };
   if (!count) return null;
-  return html`<span class="joined" role="group" aria-label=${`${count} chosen`}>
+  return html`<span class="inline" role="group" aria-label=${`${count} chosen`}>
     <button type="button" disabled=${count !== 2} title="Choose two"
       onClick=${() => { comparing.value = true; }}>Compare</button>
     <button type="button" onClick=${() => gallery.download(chosen.value)}>Download ${count}</button>

@@ -35,7 +35,7 @@ function Found({file, url, recipe}) {
   };
   const toForm = () => { fill(formOf(recipe)); open("paint"); };
   const toChange = () => { begin({url, file}); open("change"); };
-  return html`<section class="split" aria-label="The image's recipe">
+  return html`<section class="split read" aria-label="The image's recipe">
     <figure class="image"><img class="shown" src=${url} alt="The dropped image" /></figure>
     <div>
       <ol class="chain">${recipe.chain.map(step => html`<li>${sentence(step)}</li>`)}</ol>
