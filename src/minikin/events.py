@@ -38,6 +38,7 @@ class ImageReady:
 
     verdict  of the content filter (`generation.content_filter`); None where it has no objection
     record   how a result was generated, for its metadata (`generation.request`); None for other images
+    subject_fidelity  of a sample while a concept is taught: mean cosine to its photos; None where it is unknown
     """
 
     image: Any
@@ -45,6 +46,7 @@ class ImageReady:
     seed: int | None = None
     verdict: dict[str, Any] | None = None
     record: dict[str, Any] | None = field(default=None, repr=False)
+    subject_fidelity: float | None = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -186,6 +187,8 @@ def test_teaching_in_the_page(page: Any, server: Served) -> None:
     press(page, "Teach")
     says(page, "<pot> is taught", "good")
     assert page.get_by_role("group", name="Samples").get_by_role("img").count() >= 1
+    scores = page.get_by_label("Subject fidelity: ").get_attribute("aria-label")
+    assert re.fullmatch(r"Subject fidelity: 0\.\d\d at step 3, 0\.\d\d at step 6", scores)
     page.get_by_role("region", name="pot in six scenes").get_by_role("img").nth(5).wait_for()
     shot(page, "sheet")
     button(page, "Use it").click()

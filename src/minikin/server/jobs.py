@@ -73,6 +73,7 @@ class Job:
     files: dict[int, StoredImage] = field(default_factory=dict)
     infotexts: dict[int, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    samples: list[dict[str, float]] = field(default_factory=list)  # of teaching: step and subject fidelity
     version: int = 0
     previews_allowed: bool = True  # before the content filter has seen the image
 

@@ -33,7 +33,7 @@ def job_json(service: Service, job: Job) -> dict[str, Any]:
                        job.infotexts.get(p.number), job.verdict(p.number))
             for p in job.images if not is_gone(service.writer.path(p.id))
         ],
-        "result": job.result, "warnings": list(job.notes), "error": error,
+        "result": job.result, "warnings": list(job.notes), "error": error, "samples": list(job.samples),
         "about": about(job.request.kind, recipe),
         "concepts": {name: pinned.sha256 for name, pinned in job.prepared.concepts.items()},
     }  # fmt: skip
@@ -54,7 +54,7 @@ def stored_job_json(
             for p in images if not p["swept"] and not is_gone(path(p["id"]))
         ],
         "about": about(row["kind"], row["recipe"]), "result": row["result"], "warnings": row["warnings"],
-        "error": error, "concepts": row["concepts"],
+        "error": error, "concepts": row["concepts"], "samples": [],
     }  # fmt: skip
 
 

@@ -181,6 +181,9 @@ class Worker(threading.Thread):
                         job.notes.append(event.text)
                 elif isinstance(event, events.ImageReady):
                     if job.request.kind == "teach":  # a sample on the way: shown, not saved
+                        if event.subject_fidelity is not None:
+                            score = round(event.subject_fidelity, 3)
+                            job.samples.append({"step": job.done, "subject_fidelity": score})
                         job.step(job.done, _constant(event.image))
                     else:
                         self.writer.save(job, number, event.image)

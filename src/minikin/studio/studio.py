@@ -25,7 +25,6 @@ from minikin.generation.request import resolve
 from minikin.generation.sampler import generate
 from minikin.images import xmp
 from minikin.images.photos import Photo, load_photos
-from minikin.images.sheet import contact_sheet
 from minikin.models.prompt import concept_tags
 from minikin.perfusion import library
 from minikin.perfusion.concept import Concept, check_category, check_name
@@ -38,6 +37,7 @@ from minikin.perfusion.train import teach
 from minikin.recipes import Baseline, Compare, ConceptSettings, Distill, Paint, Sweep, Teach
 from minikin.stream import stream
 from minikin.studio.generation import ImageCommands, last
+from minikin.studio.samples import Samples
 
 if TYPE_CHECKING:
     from minikin.baselines.result import BaselineResult
@@ -80,6 +80,7 @@ class Studio(ImageCommands):
             c: Covariance | None = None
             if recipe.mode == "gated":
                 c = yield from self._covariance(recipe)
+            samples = Samples(self.base, loaded, self._sample)
             run = teach(
                 self.base,
                 loaded,
@@ -88,9 +89,9 @@ class Studio(ImageCommands):
                 checkpoint=checkpoint,
                 resume=resume,
                 stop=stop,
-                sample=self._sample,
+                sample=samples.sheet,
             )
-            for event in run:
+            for event in samples.scored(run):
                 if isinstance(event, events.Done):
                     event = yield from self._use_concept(event, recipe)
                 yield event
@@ -125,9 +126,8 @@ class Studio(ImageCommands):
         image.convert("RGB").resize((PREVIEW, PREVIEW)).save(preview, "JPEG", quality=80)
         return events.Done(replace(concept, preview=preview.getvalue()), done.facts)
 
-    def _sample(self, concept: Concept) -> Image.Image:
-        """A few images of a concept that is still being taught; it does not come into use by that."""
-        return contact_sheet(self._samples(prepare_concept(self.base, concept), [1, 2, 3]), columns=3)
+    def _sample(self, concept: Concept) -> list[Image.Image]:
+        return self._samples(prepare_concept(self.base, concept), [1, 2, 3])
 
     def _samples(self, concept: PreparedConcept, seeds: list[int]) -> list[Image.Image]:
         name = concept.concept.name

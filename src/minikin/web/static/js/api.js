@@ -9,7 +9,8 @@ import {signal} from "./ui.js";
  * @typedef {{step: number, steps: number, stage: string, eta_s: number | null}} Steps
  * @typedef {{id: string, kind: string, status: string, queue_position: number | null, created: number,
  *   progress: Steps, results: Result[], result: any, warnings: string[], error: {message: string} | null,
- *   about: string, preview?: string}} Job
+ *   about: string, preview?: string,
+ *   samples: {step: number, subject_fidelity: number}[]}} Job
  * @typedef {{name: string, sha256: string, category: string, mine: boolean, newest: boolean, preview: boolean,
  *   points: Record<string, Record<string, any>>}} Concept
  */

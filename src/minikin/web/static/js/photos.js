@@ -31,9 +31,12 @@ export function addPhotos(files) {
 export function changePhoto(url, more) {
   photos.value = photos.value.map(p => (p.url === url ? {...p, ...more} : p));
 }
-/** Give a photo its mask, or take it away with null. */
-export const setMask = async (url, mask) =>
-  changePhoto(url, {mask, overlay: mask ? await inverted(mask) : "", accepted: Boolean(mask)});
+/** Give photos, by their addresses, their masks, all at once; null takes one away. @param {any[][]} pairs */
+export async function setMasks(pairs) {
+  const changes = await Promise.all(pairs.map(async ([url, mask]) =>
+    ({url, mask, overlay: mask ? await inverted(mask) : "", accepted: Boolean(mask)})));
+  photos.value = photos.value.map(p => ({...p, ...changes.find(change => change.url === p.url)}));
+}
 
 /** Take the measures of a photo that was loaded into an image element. */
 export function measure(url, image) {

@@ -1,7 +1,7 @@
 // @ts-check
 // A photo of Teach: its mask, its caption, what may be wrong with it; and the dialog that corrects its mask.
 
-import {changePhoto, measure, photos, setMask, warning} from "../photos.js";
+import {changePhoto, measure, photos, setMasks, warning} from "../photos.js";
 import {EMPTY, maskOf, strokeOf} from "../strokes.js";
 import {Check, html, Icon, useEffect, useRef, useState} from "../ui.js";
 import {Mask, Tools} from "./mask.js";
@@ -40,7 +40,7 @@ function MaskDialog({photo, number, close}) {
   }, []);
   const width = `min(100%, ${60 * photo.size[0] / photo.size[1]}vh)`;
   const done = async () => {
-    await setMask(photo.url, await maskOf(drawn, photo.size));
+    await setMasks([[photo.url, await maskOf(drawn, photo.size)]]);
     dialog.current?.close();
   };
   return html`<dialog ref=${dialog} class="viewer" aria-label=${`The mask of photo ${number}`} onClose=${close}>

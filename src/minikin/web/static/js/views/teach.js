@@ -4,7 +4,7 @@
 import {ask, loadConcepts, plain, upload} from "../api.js";
 import {Drop, IMAGES, useFiles} from "../files.js";
 import {Message, Progress, Work} from "../jobs.js";
-import {addPhotos, photos, setMask, whole} from "../photos.js";
+import {addPhotos, photos, setMasks, whole} from "../photos.js";
 import {computed, Field, html, jpeg, number, signal, submits} from "../ui.js";
 import {use} from "./concepts.js";
 import {PhotoCard} from "./photo-card.js";
@@ -13,8 +13,11 @@ import {Sheet} from "./sheet.js";
 const NAME = "[a-z][a-z0-9_\\-]{0,39}";
 const fields = signal({name: "", category: "", steps: "", every: "50"});
 const film = signal(/** @type {{data: string, label: string, step: number}[]} */ ([]));
+/** Subject fidelity of the samples, of the whole teaching, also after a reload. */
+const scores = signal(/** @type {{step: number, subject_fidelity: number}[]} */ ([]));
 const taught = signal(""); // the name of the concept that this view taught last
 const work = new Work((data, job) => {
+  if (job.samples.length !== scores.value.length) scores.value = job.samples;
   if (film.value[film.value.length - 1]?.data === data) return; // the same sample
   const {stage, step} = job.progress;
   film.value = [...film.value, {data, step, label: stage === "teaching" ? String(step) : "masks"}];
@@ -37,9 +40,8 @@ async function findMasks() {
   const end = await work.run(() =>
     upload("/api/masks", [...asked.map(p => ["photos", p.file]), ["category", category]]));
   if (!end) return;
-  for (const [k, {url}] of end.results.entries()) {
-    await setMask(asked[k].url, await (await fetch(url)).blob());
-  }
+  await setMasks(await Promise.all(end.results.map(async ({url}, k) =>
+    [asked[k].url, await (await fetch(url)).blob()])));
 }
 
 // ---- the job
@@ -67,9 +69,11 @@ async function teach() {
 /** Show a teaching to its end; `send` resolves with its job. */
 async function follow(send) {
   film.value = [];
+  scores.value = [];
   taught.value = "";
   const end = await work.run(send);
   if (!end) return;
+  scores.value = end.samples;
   const {name, bytes} = end.result.concept;
   const size = `${(bytes / 1000).toFixed(1)} KB`;
   work.say([`<${name}> is taught: ${size}.`, ...end.warnings.map(plain)].join(" "), "good");
@@ -116,12 +120,31 @@ export function Teach() {
         What is dimmed is not learned. Correct a mask that is wrong, or untick it: the whole photo counts
         then.</p>`}
       ${film.value.length > 0 && html`<${Film} samples=${film.value} />`}
+      ${scores.value.length > 1 && html`<${Fidelity} rows=${scores.value} />`}
     </div></div>`;
 }
 const Film = ({samples}) => html`<div class="film" role="group" aria-label="Samples" tabindex="0">
   ${samples.map(({data, step, label}) => html`<figure>
     <img src=${jpeg(data)} alt=${`Sample after ${step} steps`} />
-    <figcaption>${label}</figcaption></figure>`)}</div>`;
+    <figcaption>${[label, scoreAt(step)].filter(Boolean).join(" · ")}</figcaption></figure>`)}</div>`;
+const scoreAt = step => scores.value.find(row => row.step === step)?.subject_fidelity.toFixed(2);
+
+const WIDTH = 640, HEIGHT = 90, EDGE = 8;
+/** How near the samples are to the photos, over the steps; the scale is from 0 to 1. */
+function Fidelity({rows}) {
+  const last = rows[rows.length - 1];
+  const at = ({step, subject_fidelity: value}) => [
+    EDGE + step / last.step * (WIDTH - 2 * EDGE), HEIGHT - EDGE - Math.max(0, value) * (HEIGHT - 2 * EDGE),
+  ];
+  const text = rows.map(row => `${row.subject_fidelity.toFixed(2)} at step ${row.step}`).join(", ");
+  return html`<figure class="fidelity"><svg viewBox=${`0 0 ${WIDTH} ${HEIGHT}`} role="img"
+      aria-label=${`Subject fidelity: ${text}`}>
+    <path class="axis" d=${`M${EDGE} ${EDGE}V${HEIGHT - EDGE}H${WIDTH - EDGE}`} />
+    <path class="front" d=${`M${rows.map(row => at(row).join()).join("L")}`} />
+    ${rows.map(row => html`<circle class="dot point" cx=${at(row)[0]} cy=${at(row)[1]} r="3" />`)}</svg>
+    <figcaption>Subject fidelity of the samples over the steps, now ${last.subject_fidelity.toFixed(2)}:
+      the mean cosine to the photos, 1 is the same</figcaption></figure>`;
+}
 const Input = ({name, label, ...input}) => html`<${Field} label=${label}>
   <input type="text" value=${fields.value[name]} ...${input}
     onInput=${e => { fields.value = {...fields.value, [name]: e.target.value}; }} /><//>`;
