@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from minikin.generation.content_filter import Filtering, Verdict
+from minikin.server import job_store
 from minikin.server.archive import zipped
 from minikin.server.errors import not_found
 from tests.helpers.fake_engine import FakeEngine
@@ -94,7 +95,7 @@ def test_without_its_folder_nothing_is_deleted(server: Served) -> None:
         assert not (folder / "a-boat-7.png").exists()
 
 
-def test_the_family_of_an_image(server: Served) -> None:
+def test_the_family_of_an_image(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it was made from and what was made from that; deleted ones and other clients' are left out."""
     with server.client() as c:
 
@@ -107,8 +108,18 @@ def test_the_family_of_an_image(server: Served) -> None:
         first, second = (image_of("inpaint", image=f"result:{refined}", extend="left=8") for _ in range(2))
         rows = [("", draft), (draft, refined), (refined, first), (refined, second)]
         for id_ in (draft, first):
-            images = c.get(f"/api/images/{id_}/family").json()["images"]
-            assert [(image["parent"], image["id"]) for image in images] == rows
+            answer = c.get(f"/api/images/{id_}/family").json()
+            assert [(image["parent"], image["id"]) for image in answer["images"]] == rows
+            assert answer["more"] is False
+        with monkeypatch.context() as few:
+            few.setattr(job_store, "MAX_FAMILY", 3)  # the image itself and its ancestors are among them
+            for id_, others in ((draft, rows[:3]), (second, [*rows[:2], rows[3]])):
+                answer = c.get(f"/api/images/{id_}/family").json()
+                assert [(image["parent"], image["id"]) for image in answer["images"]] == others
+                assert answer["more"] is True
+            few.setattr(job_store, "MAX_FAMILY", 2)
+            answer = c.get(f"/api/images/{second}/family").json()
+            assert [image["id"] for image in answer["images"]] == [refined, second]
         c.delete(f"/api/images/{refined}").raise_for_status()
         images = c.get(f"/api/images/{second}/family").json()["images"]
         assert [(image["parent"], image["id"]) for image in images] == [rows[0], *rows[2:]]
@@ -118,7 +129,8 @@ def test_the_family_of_an_image(server: Served) -> None:
 
 
 def test_images_are_downloaded_as_one_file(server: Served) -> None:
-    """Each with its recipe inside, all recipes beside them; a name that comes twice gets a number."""
+    """Each with its recipe inside, all recipes beside them; a name that comes twice gets a number, and what is
+    not there any more is named."""
     with server.client() as c:
         body = {"prompt": "a ship", "seed": 7, "n": 2}
         ids = [image["id"] for image in c.post("/api/paint?wait=true", json=body).json()["results"]]
@@ -129,13 +141,18 @@ def test_images_are_downloaded_as_one_file(server: Served) -> None:
             assert Image.open(file.open("a-ship-8.png")).info["parameters"].startswith("a ship")
             recipes = json.loads(file.read("recipes.json"))
         assert [(r["prompt"], r["seed"]) for r in recipes.values()] == [("a ship", 7), ("a ship", 8)]
+        (server.folder.parent / "images" / "a-ship-7.png").unlink()
+        answer = c.post("/api/images/archive", json={"ids": ["0" * 32, *ids]})
+        with zipfile.ZipFile(io.BytesIO(answer.content)) as file:
+            assert file.namelist() == ["a-ship-8.png", "recipes.json", "missing.txt"]
+            assert file.read("missing.txt").decode().split("\n")[1:] == ["0" * 32, "a-ship-7.png", ""]
         other = {"X-Minikin-Client": "other"}
         assert c.post("/api/images/archive", json={"ids": ids}, headers=other).status_code == 404
         for wrong in ([], ["x"] * 201):
             assert c.post("/api/images/archive", json={"ids": wrong}).status_code == 422
     parts = zipped([("a.png", {}, "1"), ("a.png", {}, "2"), ("b.png", {}, "gone")], read_but_gone)
     with zipfile.ZipFile(io.BytesIO(b"".join(parts))) as file:
-        assert file.namelist() == ["a.png", "a-2.png", "recipes.json"]
+        assert file.namelist() == ["a.png", "a-2.png", "recipes.json", "missing.txt"]
 
 
 def read_but_gone(id_: str) -> bytes:
@@ -175,7 +192,7 @@ def test_an_older_store_gets_favourites_and_families(tmp_path: Path) -> None:
         db.executescript("DROP TABLE favourites; DROP TABLE parents")
     store = JobStore(tmp_path / "db")
     store.set_favourite("x", True)
-    assert store.gallery("local", "", True, 10, 0) == (0, []) and store.family("local", "x") == []
+    assert store.gallery("local", "", True, 10, 0) == (0, []) and store.family("local", "x") == ([], False)
     store.close()
 
 

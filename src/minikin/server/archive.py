@@ -31,25 +31,30 @@ class _Pipe(io.RawIOBase):
 
 
 def zipped(
-    images: Sequence[tuple[str, dict[str, Any], str]], read: Callable[[str], bytes]
+    images: Sequence[tuple[str, dict[str, Any], str]], read: Callable[[str], bytes],
+    missing: Sequence[str] = (),
 ) -> Iterator[bytes]:  # fmt: skip
-    """The bytes of the ZIP, part by part.
+    """The bytes of the ZIP, part by part. What is missing is listed in its `missing.txt`.
 
-    images  file name, recipe and id of each
-    read    the file of an id; an image that it refuses (RequestRejected), deleted meanwhile, is left out
+    images   file name, recipe and id of each
+    read     the file of an id; an image that it refuses (RequestRejected), deleted meanwhile, is missing
+    missing  ids of further images that are missing
     """
-    pipe, recipes = _Pipe(), dict[str, Any]()
+    pipe, recipes, left_out = _Pipe(), dict[str, Any](), list(missing)
     with zipfile.ZipFile(pipe, "w") as file:
         for name, recipe, id_ in images:
             try:
                 data = read(id_)
             except RequestRejected:
+                left_out.append(name)
                 continue
             name = _free(name, recipes)
             recipes[name] = recipe
             file.writestr(name, data)
             yield pipe.take()
         file.writestr("recipes.json", json.dumps(recipes, indent=1))
+        if left_out:
+            file.writestr("missing.txt", "\n".join(["These images are not there any more:", *left_out, ""]))
     yield pipe.take()
 
 

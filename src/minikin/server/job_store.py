@@ -243,28 +243,32 @@ class JobStore:
         )  # fmt: skip
         return total, _with_json(rows)
 
-    def family(self, client: str, id_: str) -> list[dict[str, Any]]:
-        """An image, those it was made from and all made from these, oldest first, as `gallery` has them.
+    def family(self, client: str, id_: str) -> tuple[list[dict[str, Any]], bool]:
+        """An image, those it was made from and all made from these, oldest first, as `gallery` has them; and
+        whether there are more than MAX_FAMILY: then it, its ancestors and the nearest to the first are listed.
 
         Each has its `parent`, the id of the image it was made from; "" for none. Deleted ones are left out.
         """
-        root, visited = id_, {id_}
-        while rows := self._rows(
-            f"SELECT r.image FROM {IMAGES} p JOIN parents r ON r.job=p.job WHERE p.id=?", root
-        ):
-            if rows[0]["image"] in visited:
-                break
-            root = rows[0]["image"]
-            visited.add(root)
-        rows = self._rows(
-            "WITH RECURSIVE tree (id, parent) AS (VALUES (?, '') UNION SELECT p.id, r.image FROM tree "
-            f"JOIN parents r ON r.image=tree.id JOIN {IMAGES} p ON p.job=r.job LIMIT {MAX_FAMILY}) "
-            "SELECT p.*, j.kind, j.recipe, j.result, f.image IS NOT NULL AS favourite, tree.parent FROM tree "
-            f"JOIN {IMAGES} p ON p.id=tree.id JOIN jobs j ON j.id=p.job "
-            "LEFT JOIN favourites f ON f.image=p.id WHERE j.client=? AND p.swept=0 ORDER BY p.made, p.number",
-            root, client,
+        ancestors = self._rows(
+            "WITH RECURSIVE line (id) AS (VALUES (?) UNION SELECT r.image FROM line "
+            f"JOIN {IMAGES} p ON p.id=line.id JOIN parents r ON r.job=p.job) SELECT id FROM line", id_,
         )  # fmt: skip
-        return _with_json(rows)
+        line = [row["id"] for row in ancestors]  # from the image itself to the first
+        tree = self._rows(
+            "WITH RECURSIVE tree (id, parent) AS (VALUES (?, '') UNION SELECT p.id, r.image FROM tree JOIN "
+            f"parents r ON r.image=tree.id JOIN {IMAGES} p ON p.job=r.job LIMIT ?) SELECT * FROM tree",
+            line[-1], MAX_FAMILY + 1,
+        )  # fmt: skip
+        parents = dict(zip(line, [*line[1:], ""], strict=True))
+        parents |= {row["id"]: row["parent"] for row in tree if row["id"] not in parents}
+        listed = list(parents)[:MAX_FAMILY]
+        rows = self._rows(
+            f"SELECT p.*, j.kind, j.recipe, j.result, f.image IS NOT NULL AS favourite FROM {IMAGES} p "
+            "JOIN jobs j ON j.id=p.job LEFT JOIN favourites f ON f.image=p.id WHERE j.client=? AND p.swept=0 "
+            f"AND p.id IN ({', '.join('?' * len(listed))}) ORDER BY p.made, p.number", client, *listed,
+        )  # fmt: skip
+        rows = [{**row, "parent": parents[row["id"]]} for row in rows]
+        return _with_json(rows), len(parents) > MAX_FAMILY
 
     def set_favourite(self, id_: str, favourite: bool) -> None:
         """Mark an image as a favourite, or unmark it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -13,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from minikin.server import serializers
 from minikin.server.archive import zipped
-from minikin.server.errors import not_found
+from minikin.server.errors import RequestRejected, not_found
 from minikin.server.http import Strict, StrictRoute, client_of, jpeg, service_of
 from minikin.server.image_folder import file_name
 from minikin.server.jobs import stored_verdict
@@ -75,25 +76,38 @@ def _view(service: Service, row: dict[str, Any]) -> dict[str, Any]:
 
 @router.get("/images/{id}/family")
 async def family(request: Request, id: str) -> dict[str, Any]:
-    """An image with those it was made from and all that were made from these, oldest first. `parent`: the id
-    of the image each was made from, "" for none. Of images sent in a request the server knows no parent."""
+    """An image with those it was made from and all that were made from these, oldest first; at most 200, the
+    nearest, and `more` says whether there are others. `parent`: the id of the image each was made from, "" for
+    none. Of images sent in a request the server knows no parent."""
     service, client = service_of(request), client_of(request)
 
-    def listed() -> list[dict[str, Any]]:
+    def listed() -> dict[str, Any]:
         if service.store.image(id, client) is None:
             raise not_found("image", id)
-        return [{**_view(service, row), "parent": row["parent"]} for row in service.store.family(client, id)]
+        rows, more = service.store.family(client, id)
+        return {"images": [{**_view(service, row), "parent": row["parent"]} for row in rows], "more": more}
 
-    return {"images": await run_in_threadpool(listed)}
+    return await run_in_threadpool(listed)
 
 
 @router.post("/images/archive", response_class=StreamingResponse)
 async def archive(request: Request, body: Selection) -> Response:
-    """A ZIP of these images, each a PNG with its recipe inside, and all recipes in `recipes.json`."""
+    """A ZIP of these images, each a PNG with its recipe inside, and all recipes in `recipes.json`; images that
+    are not there any more are listed in `missing.txt`."""
     service, client = service_of(request), client_of(request)
-    rows = await run_in_threadpool(lambda: [_row(service, client, id_) for id_ in dict.fromkeys(body.ids)])
-    stream = zipped([(_name(service, row), row["recipe"] | {"seed": row["seed"]}, row["id"]) for row in rows],
-                    lambda id_: service.read(client, id_))  # fmt: skip
+
+    def images() -> list[tuple[str, dict[str, Any], str]]:
+        rows = []
+        for id_ in dict.fromkeys(body.ids):
+            with suppress(RequestRejected):
+                rows.append(_row(service, client, id_))
+        return [(_name(service, row), row["recipe"] | {"seed": row["seed"]}, row["id"]) for row in rows]
+
+    there = await run_in_threadpool(images)
+    if not there:
+        raise not_found("image", body.ids[0])
+    missing = sorted(set(body.ids) - {id_ for _, _, id_ in there})
+    stream = zipped(there, lambda id_: service.read(client, id_), missing)
     headers = {"Content-Disposition": 'attachment; filename="images.zip"'}
     return StreamingResponse(stream, media_type="application/zip", headers=headers)
 
