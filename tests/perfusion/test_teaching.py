@@ -30,7 +30,7 @@ from minikin.perfusion.category import unknown_word_warning
 from minikin.perfusion.covariance import Covariance
 from minikin.perfusion.key_lock import LOCK_TEMPLATES, category_encoding, prompt_for
 from minikin.perfusion.objective import TrainableConcept
-from minikin.perfusion.train import Batches, prepare, teach
+from minikin.perfusion.train import Batches, prepare, teach, unused_captions
 from minikin.recipes import Teach
 from minikin.tiny import vocabulary
 from minikin.training import checkpoint as checkpoints
@@ -150,6 +150,18 @@ def test_resuming_does_not_depend_on_the_machine(
     for changed in (replace(photos[0], pixels=other), replace(photos[0], caption="a red <tom> on a hill")):
         with pytest.raises(BadRecipe, match="another run: pixels is .* there and .* here"):
             run(base, [changed, *photos[1:]], **options, checkpoint=checkpoint, resume=True)
+
+
+def test_captions_that_are_not_used_are_quoted(photos: list[Photo]) -> None:
+    """Those without the category or the concept's name, of which there is one or there are many."""
+    recipe = Teach.make(name="tom", category="cat")
+
+    def warning(*captions: str) -> str:
+        return unused_captions([replace(photos[0], caption=c) for c in captions], recipe)
+
+    assert warning("", "a cat on a chair", "<tom> sleeps", "a photo of {}") == ""
+    assert "do not say 'cat', or <tom> once: 'a dog', 'cats'. Add" in warning("a cat", "a dog", "cats")
+    assert "'1', '2', '3' and 2 more." in warning(*"12345")
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])

@@ -29,7 +29,14 @@ from minikin.models.base import Base
 from minikin.models.prompt import Prompt, parse
 from minikin.perfusion.concept import check_category, check_name
 from minikin.perfusion.objective import Batch
-from minikin.perfusion.train import Batches, Prepared, photos_digest, prepare, unverified_note
+from minikin.perfusion.train import (
+    Batches,
+    Prepared,
+    photos_digest,
+    prepare,
+    unused_captions,
+    unverified_note,
+)
 from minikin.perfusion.train import check as check_base
 from minikin.recipes import Baseline, Teach
 from minikin.training.config import StepContext, TrainingConfig
@@ -68,6 +75,8 @@ def teach(
             student.unet.enable_gradient_checkpointing()
         n_trained = sum(p.numel() for p in trainable_parameters(student))
         yield events.Note(f"{r.method}: {n_trained:,} numbers, {len(photos)} photos as '{phrase}'.")
+        if r.captions and (warning := unused_captions(photos, _as_teach(r))):
+            yield events.Note(warning, warning=True)
 
         def result(step: int) -> BaselineResult:
             facts = {**r.model_dump(mode="json", exclude=FREE), "steps": step, "photos": len(photos)}

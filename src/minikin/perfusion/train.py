@@ -89,6 +89,19 @@ def _prompts(photo: Photo, recipe: Teach) -> list[Prompt]:
     return [prompt_for(t, recipe.name, recipe.category) for t in TEMPLATES]
 
 
+def unused_captions(photos: Sequence[Photo], recipe: Teach) -> str:
+    """A warning that quotes the captions which `_prompts` passes over; "" where it passes over none."""
+    unused = [p.caption for p in photos if p.caption.strip() and len(_prompts(p, recipe)) > 1]
+    if not unused:
+        return ""
+    quoted = ", ".join(f"'{caption[:60]}'" for caption in unused[:3])
+    others = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+    return (
+        f"These captions are not used, since they do not say '{recipe.category}', or <{recipe.name}> once: "
+        f"{quoted}{others}. Add the word, or leave them out."
+    )
+
+
 class Batches:
     """Deterministic batches: those of step `k` depend on (seed, k) alone."""
 
@@ -150,7 +163,7 @@ def teach(
         check(base, recipe)
         yield events.Note(MODE_NOTES[recipe.mode])
         prepared = prepare(base, photos, recipe)
-        yield from _about_photos(base, prepared, recipe)
+        yield from _about_photos(base, photos, prepared, recipe)
         category = category_encoding(base, recipe.category)
         with opening():
             concept = TrainableConcept(base, recipe, category, c.inverse if c else None)
@@ -181,12 +194,16 @@ def teach(
         yield events.Done(concept.to_concept(c_hash, record | {"steps": s.step}), measured)
 
 
-def _about_photos(base: Base, prepared: Prepared, recipe: Teach) -> Iterator[events.Event]:
-    """Notes on masks and category, and the masks as an image."""
+def _about_photos(
+    base: Base, photos: Sequence[Photo], prepared: Prepared, recipe: Teach
+) -> Iterator[events.Event]:
+    """Notes on masks, category and captions, and the masks as an image."""
     n, with_mask = len(prepared.fits), sum(f.mask is not None for f in prepared.fits)
     others = f"; the others' masks: {recipe.mask}." if with_mask < n else "."
     yield events.Note(f"Photos: {n}, {with_mask} with a mask of their own{others}")
     if warning := unknown_word_warning(base, recipe.category):
+        yield events.Note(warning, warning=True)
+    if warning := unused_captions(photos, recipe):
         yield events.Note(warning, warning=True)
     overlay = masking.overlay_sheet([f.pixels for f in prepared.fits], prepared.masks[:, 0, 0].cpu())
     yield events.ImageReady(xmp.with_source_type(overlay, xmp.NONE), "masks")
