@@ -199,7 +199,16 @@ def test_styles_and_earlier_prompts(page: Any, server: Served) -> None:
     until(page, "document.querySelector('textarea').value === 'a photo of a dog'")
     assert page.locator("summary", has_text="Styles").inner_text() == "Styles", "the recipe's prompt has it"
     button(page, "Delete the style photo").click()
-    assert page.get_by_role("group", name="Styles").get_by_role("button").count() == 2
+    button(page, "Delete the style photo").click()  # really
+    styles = page.get_by_role("group", name="Styles").get_by_role("button")
+    assert styles.count() == 2
+    tab = opened(page.context.new_page(), server)
+    tab.locator("summary", has_text="Styles").click()
+    field(tab, "Name of a new style").fill("oil")
+    field(tab, "What it adds to the prompt").fill("in oil")
+    button(tab, "Add the style").click()
+    styles.nth(3).wait_for()
+    tab.close()
 
 
 def test_a_reload_forgets_nothing(page: Any, server: Served) -> None:
@@ -287,6 +296,9 @@ def test_regions_are_proposed_drawn_moved_and_removed(page: Any, server: Served)
     button(page, "Done").click()
     reads("<tom:0.5> and <rex@right> in the snow")
     assert area.count() == 0
+    written = "import('/studio/js/prompt.js').then(p => [p.boxOf('<tom@constructor>', 'tom'), "
+    written += "p.boxOf('<tom@-3,0,5,100>', 'tom'), p.withRegion('<tom@left>, <tom@right>', 'tom', 'top')])"
+    assert page.evaluate(written) == [None, None, "<tom@top>, <tom@right>"]
 
 
 def test_messages_are_for_a_page(page: Any, server: Served) -> None:
@@ -397,9 +409,19 @@ def test_masks_are_corrected_and_captions_and_warnings_shown(page: Any, server: 
         .filter((v, i) => i % 4 === 3 && v > 200).length"""
     until(page, f"{pixels} > 100")
     dialog.get_by_role("button", name="Close").click()
-    shot(page, "masks")
     field(page, "Name", "Teach").fill("tom")
     field(page, "What it is", "Teach").fill("cat")
+    page.get_by_label("Caption of photo 3").fill("a dog on a chair")
+    page.get_by_text('The caption is used only with the word "cat" in it').wait_for()
+    page.get_by_label("Caption of photo 3").fill("")
+    overlays = "[...document.querySelectorAll('.photos .mask')].map(e => e.style.maskImage)"
+    by_hand = page.evaluate(overlays)
+    button(page, "Show masks").click()
+    until(page, f"{overlays}.length === 3")
+    assert page.evaluate(overlays)[:1] == by_hand, "what was drawn by hand stays"
+    shot(page, "masks")
+    for k in (1, 2):
+        page.get_by_label("mask", exact=True).nth(k).uncheck()
     press(page, "Teach")
     sheet = page.get_by_role("region", name="tom in six scenes")
     sheet.get_by_role("img").nth(5).wait_for()
@@ -497,9 +519,8 @@ def test_the_mask_is_drawn_by_keyboard_too(page: Any, server: Served) -> None:
 def test_one_canvas_refines_inpaints_and_extends(page: Any, server: Served) -> None:
     """Nothing drawn is refining; a lasso, a word's mask or an edge that is dragged is inpainting. Zoomed, it is
     moved by a drag."""
-    sent: list[tuple[str, Any]] = []
-    page.on("request", lambda r: sent.append((r.url.rsplit("/")[-1], r)) if r.method == "POST" else None)
-    view(page, "Change")
+    main = "document.querySelector('form[aria-label=Change] .main')"
+    page.evaluate("location.hash = 'inpaint'")  # the view's name before, in a bookmark
     press(page, "Change")
     says(page, "Choose an image first")
     page.locator(".drop input").set_input_files(photo())
@@ -507,10 +528,11 @@ def test_one_canvas_refines_inpaints_and_extends(page: Any, server: Served) -> N
     mask.wait_for()
 
     def change() -> dict[str, Any]:
-        press(page, "Change")
+        with page.expect_request(lambda r: r.method == "POST") as sending:
+            press(page, "Change")
+        until(page, f"!{main}.disabled")
         page.get_by_role("link", name="Download").wait_for()
-        name, request = sent[-1]
-        return {"job": name, **request.post_data_json}
+        return {"job": sending.value.url.rsplit("/")[-1], **sending.value.post_data_json}
 
     field(page, "What it shows", "Change").fill("a cat")
     field(page, "Strength", "Change").fill("0.6")
@@ -523,16 +545,19 @@ def test_one_canvas_refines_inpaints_and_extends(page: Any, server: Served) -> N
     drag(page, mask, (0.2, 0.2), (0.8, 0.8))
     drag(page, mask, (0.2, 0.8), (0.6, 0.8))
     body = change()
-    assert (body["job"], body["strength"]) == ("inpaint", 1) and body["mask"] and "size" not in body
+    assert (body["job"], body["strength"]) == ("inpaint", 1) and "size" not in body
+    mask_image = Image.open(io.BytesIO(base64.b64decode(body["mask"]))).convert("RGB")
+    counts = sorted(mask_image.getcolors(), reverse=True)
+    assert mask_image.size == (64, 64) and {colour for _, colour in counts[:2]} == {(0, 0, 0), (255, 255, 255)}
     for _ in range(2):
         button(page, "Undo").click()
     assert form(page, "Change").locator("button.main").inner_text().startswith("Refine")
     button(page, "Redo").click()
     button(page, "Clear").click()
     page.get_by_label("Mask what is a").fill("cat")
-    page.keyboard.press("Enter")
-    until(page, "document.querySelector('form[aria-label=Change] .main').innerText.startsWith('Inpaint')")
-    assert sent[-1][0] == "masks"
+    with page.expect_request("**/api/masks"):
+        page.keyboard.press("Enter")
+    until(page, f"{main}.innerText.startsWith('Inpaint')")
     button(page, "Clear").click()
     edge = page.locator(".edge.right")
     box, frame = edge.bounding_box(), page.locator(".frame").bounding_box()
@@ -551,6 +576,19 @@ def test_one_canvas_refines_inpaints_and_extends(page: Any, server: Served) -> N
     drag(page, page.locator(".easel-view"), (0.6, 0.6), (0.4, 0.4))
     until(page, "(e => e.scrollLeft > 50 && e.scrollTop > 50)(document.querySelector('.easel-view'))")
     shot(page, "zoomed")
+    go_on = halted(server)
+    press(page, "Change")
+    page.locator(".result .shown[src^=data]").wait_for()  # its preview
+    button(page, "Another image").click()
+    page.locator(".drop input").set_input_files(photo())
+    mask.wait_for()
+    go_on()
+    until(page, f"!{main}.disabled")
+    assert page.locator(".result").count() == 0, "what was made of one image is not shown beside another"
+    whole, part = "[[0, 0], [64, 0], [64, 64], [0, 64]]", "[[9, 9], [40, 9], [40, 40]]"
+    erased = f"[{{kind: 'lasso', points: {part}}}, {{kind: 'lasso', points: {whole}, erase: true}}]"
+    of = f"import('/studio/js/strokes.js').then(s => s.maskOf({{strokes: {erased}, undone: []}}, [64, 64]))"
+    assert page.evaluate(of) is None
 
 
 def tile_count(page: Any, count: int) -> None:
@@ -681,6 +719,9 @@ def test_the_family_of_an_image_and_teaching_from_it(page: Any, server: Served) 
             image = c.post(f"/api/{kind}?wait=true", json=body).json()["results"][0]
     view(page, "Gallery")
     tile_count(page, 3)
+    page.get_by_role("button", name="Favourite a cat, seed 7").first.click()
+    button(page, "Favourites").click()
+    tile_count(page, 1)
     page.get_by_role("list").get_by_role("button", name="Open").first.click()
     family = page.get_by_role("region", name="Family")
     family.get_by_role("button").nth(2).wait_for()
@@ -692,6 +733,10 @@ def test_the_family_of_an_image_and_teaching_from_it(page: Any, server: Served) 
     dialog = page.get_by_role("dialog")
     dialog.locator(".hint").filter(has_text="a cat · seed 7 · 64x64").wait_for()
     until(page, "document.querySelector('.family [aria-current]').innerText === 'painted'")
+    heart = dialog.get_by_role("button", name="Favourite")  # of an image that the list does not have
+    for pressed in ("true", "false"):
+        heart.click()
+        dialog.locator(f"[aria-pressed={pressed}]").wait_for()
     dialog.get_by_role("button", name="Teach from it").click()
     page.get_by_alt_text("Photo 1").wait_for()
 

@@ -123,10 +123,12 @@ def drafts(page: Any) -> Any:
 
 
 def paint(page: Any, prompt: str = "a red car in the snow", n: int = 1, seed: str = "7") -> None:
-    """Paint drafts in few steps, and wait for them."""
+    """Paint drafts in few steps, and wait until their job has ended and the first of them is shown."""
     field(page, "Preset").select_option("turbo")
     field(page, "Seed").fill(seed)
     field(page, "Images").fill(str(n))
     field(page, "Prompt").fill(prompt)
-    page.keyboard.press("Control+Enter")
+    with page.expect_response(lambda r: r.url.endswith("/api/paint")):
+        page.keyboard.press("Control+Enter")
+    until(page, "!document.querySelector('form[aria-label=Paint] .main').disabled")
     page.get_by_role("link", name="Download").wait_for()

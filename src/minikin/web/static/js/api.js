@@ -36,20 +36,25 @@ export function plain(text) {
     .replaceAll("`", "");
 }
 
-/** A request; its answer, or an Error whose message is the server's sentence. */
-export async function ask(path, options = {}) {
-  let answer;
+/** A request; what `read` makes of its answer, or an Error whose message is the server's sentence. */
+async function request(path, options, read) {
+  let answer, body;
   try {
     answer = await fetch(path, options);
+    body = await (answer.ok ? read(answer) : answer.text());
   } catch {
     throw new Error("The server does not answer. Was it ended in its terminal?");
   }
-  const text = await answer.text();
-  let body = {};
-  try { body = JSON.parse(text); } catch { /* no JSON: the status says it */ }
   if (answer.ok) return body;
-  throw new Error(plain(body.error?.message ?? `The server refused this (${answer.status}).`));
+  throw new Error(plain(parsed(body).error?.message ?? `The server refused this (${answer.status}).`));
 }
+function parsed(text) {
+  try { return JSON.parse(text); } catch { return {}; } // no JSON: the status says it
+}
+/** A request and its answer. */
+export const ask = async (path, options = {}) => parsed(await request(path, options, a => a.text()));
+/** The file at an address of this server, or of the page's own (blob:). @returns {Promise<Blob>} */
+export const blobOf = (path, options = {}) => request(path, options, a => a.blob());
 const json = (method, path, body) =>
   ask(path, {method, headers: {"Content-Type": "application/json"}, body: JSON.stringify(body)});
 export const post = (path, body) => json("POST", path, body);

@@ -1,7 +1,7 @@
 // @ts-check
 // The form of Paint: its fields, which survive a reload, live generation while one types, and its jobs.
 
-import {capabilities, filled, plain, post, upload} from "./api.js";
+import {blobOf, capabilities, filled, plain, post, upload} from "./api.js";
 import {addJob, select, show} from "./images.js";
 import {busy, Work} from "./jobs.js";
 import {Live} from "./live.js";
@@ -169,8 +169,7 @@ export function pick(draft) { typing = false; if (draft) select(draft); }
 /** The metadata of an image here, in the form; resolves with whether it could be read. */
 export async function useRecipe(result) {
   try {
-    const file = await (await fetch(result.url)).blob();
-    fill(formOf(await readRecipe(file)));
+    fill(formOf(await readRecipe(await blobOf(result.url))));
     return true;
   } catch (e) {
     work.say(e.message);

@@ -1,7 +1,7 @@
 // @ts-check
 // All images of this person, as the gallery lists them: pages are fetched as they come into view.
 
-import {ask, patch} from "./api.js";
+import {ask, blobOf, patch} from "./api.js";
 import {forget} from "./images.js";
 import {addPhotos} from "./photos.js";
 import {signal} from "./ui.js";
@@ -25,6 +25,8 @@ export const items = signal(/** @type {Record<number, Item>} */ ({}));
 export const deleted = signal(/** @type {Item | null} */ (null));
 /** Images to compare, download or teach from. */
 export const chosen = signal(/** @type {Item[]} */ ([]));
+/** Whether the file of chosen images is on its way. */
+export const collecting = signal(false);
 
 let requests = new Map(/** @type {[number, Promise<void>][]} */ ([])); // by page
 let version = 0, filled = 0, timer = 0; // filled: the version that `items` is of
@@ -63,13 +65,18 @@ async function fetchPage(page) {
   }
 }
 
+/** Mark or unmark an image; resolves with what it is now, undefined where that failed. */
 export async function toggleFavourite(item) {
   failure.value = "";
   try {
     const {favourite} = await patch(`/api/images/${item.id}`, {favourite: !item.favourite});
     items.value = Object.fromEntries(Object.entries(items.value).map(([k, other]) =>
       [k, other.id === item.id ? {...other, favourite} : other]));
-  } catch (e) { failure.value = e.message; }
+    return favourite;
+  } catch (e) {
+    failure.value = e.message;
+    return undefined;
+  }
 }
 
 /** Take an image out of the list; it is deleted on the server when its time to come back is over. */
@@ -101,30 +108,30 @@ addEventListener("pagehide", finishDeleting);
 /** Save images as one file, with their recipes. @param {Item[]} list */
 export async function download(list) {
   failure.value = "";
+  collecting.value = true;
   try {
-    const answer = await fetch("/api/images/archive", {
+    const file = await blobOf("/api/images/archive", {
       method: "POST", headers: {"Content-Type": "application/json"},
       body: JSON.stringify({ids: list.map(item => item.id)}),
     });
-    if (!answer.ok) throw new Error((await answer.json()).error.message);
     const link = document.createElement("a");
-    link.href = URL.createObjectURL(await answer.blob());
+    link.href = URL.createObjectURL(file);
     link.download = "images.zip";
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), UNDO_MS);
-  } catch (e) { failure.value = e.message; }
+  } catch (e) { failure.value = e.message; } finally { collecting.value = false; }
 }
 /** Add images to the photos of Teach; resolves with whether that was possible. @param {Item[]} list */
 export async function teachFrom(list) {
   failure.value = "";
   try {
     addPhotos(await Promise.all(list.map(async ({url, name}) =>
-      new File([await (await fetch(url)).blob()], name, {type: "image/png"}))));
+      new File([await blobOf(url)], name, {type: "image/png"}))));
     return true;
   } catch (e) {
     failure.value = e.message;
     return false;
   }
 }
-/** The image, those it was made from and those made from these; each names its parent. */
-export const family = async id => (await ask(`/api/images/${id}/family`)).images;
+/** The image, those it was made from and those made from these; each names its parent; more: not all. */
+export const family = id => ask(`/api/images/${id}/family`);

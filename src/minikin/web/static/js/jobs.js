@@ -41,8 +41,9 @@ export class Work {
     const {[id]: _, "": __, ...others} = this.jobs.value;
     this.jobs.value = job ? {...others, [id]: job} : others;
   }
-  /** send starts the job and resolves with it; resolves with the completed job, or null. */
-  async run(send) {
+  /** send starts the job and resolves with it, preview hears its previews; resolves with the completed job, or
+      null. */
+  async run(send, preview = this.preview) {
     this.say("");
     this.#set("", {}); // a sign before the first answer: an upload may take a while
     let id = "";
@@ -52,7 +53,7 @@ export class Work {
       look();
       const end = await watch(id, now => {
         this.#set(id, now);
-        if (now.preview) this.preview(now.preview, now);
+        if (now.preview) preview(now.preview, now);
       });
       if (end.status === "failed") throw new Error(plain(end.error?.message ?? "This did not work."));
       if (end.status === "cancelled") this.say("Cancelled.", "cancelled");

@@ -10,14 +10,16 @@ const WAIT_MS = 1000; // then the page says why nothing comes
 export class Live {
   /**
    * @param {(message: any) => void} shown  hears each image
-   * @param {(text: string) => void} problem
+   * @param {(text: string, prompt?: string) => void} problem  prompt: of the request that it is about
    * @param {() => void} waits  is called every second while an answer is missing
+   * @param {string} again  what opens a lost connection again
    */
-  constructor(shown, problem, waits) {
+  constructor(shown, problem, waits, again = "type on") {
     this.shown = shown;
     this.problem = problem;
     this.waits = waits;
-    this.sent = {}; // the server keeps what it was told
+    this.again = again;
+    this.sent = /** @type {Record<string, any>} */ ({}); // the server keeps what it was told
     this.socket = /** @type {WebSocket | null} */ (null);
     this.since = 0;
     this.timer = 0;
@@ -42,17 +44,17 @@ export class Live {
     this.since = 0;
     this.socket.onopen = () => this.#send();
     this.socket.onmessage = e => {
-      const message = JSON.parse(e.data);
+      const message = JSON.parse(e.data), {prompt} = this.sent;
       this.since = 0;
       clearInterval(this.timer);
       this.#send();
-      this.problem(message.problem ?? "");
+      this.problem(message.problem ?? "", prompt);
       if (!message.problem) this.shown(message);
     };
     this.socket.onclose = e => {
       clearInterval(this.timer);
       if (e.code >= 4000) this.problem(e.reason || "Live painting is not possible just now.");
-      else if (e.code === 1006) this.problem("The connection was lost; type on to open it again.");
+      else if (e.code === 1006) this.problem(`The connection was lost; ${this.again} to open it again.`);
     };
   }
   #send() {

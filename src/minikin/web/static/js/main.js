@@ -23,7 +23,8 @@ const title = name => name[0].toUpperCase() + name.slice(1);
 const warm = signal(false);
 
 function App() {
-  const name = view.value in VIEWS ? view.value : "paint";
+  const asked = view.value === "inpaint" ? "change" : view.value; // its name before
+  const name = Object.hasOwn(VIEWS, asked) ? asked : "paint";
   useEffect(() => {
     document.title = `${title(name)} · Minikin`;
     loadConcepts().catch(() => {}); // the notice says why

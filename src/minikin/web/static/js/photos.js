@@ -11,9 +11,9 @@ const HASH = 16; // side of the grey image that photos are compared by
 const SIMILAR = 6; // mean difference of its grey levels
 
 /**
- * size is null and hash empty for a photo that this browser does not show.
- * @typedef {{file: File, url: string, mask: Blob | null, overlay: string, accepted: boolean, caption: string,
- *   size: [number, number] | null, hash: Uint8ClampedArray | null}} Photo
+ * size is null and hash empty for a photo that this browser does not show; drawn: its mask was drawn by hand.
+ * @typedef {{file: File, url: string, mask: Blob | null, drawn: boolean, overlay: string,
+ *   accepted: boolean, caption: string, size: [number, number] | null, hash: Uint8ClampedArray | null}} Photo
  */
 export const photos = signal(/** @type {Photo[]} */ ([]));
 
@@ -21,8 +21,8 @@ export const photos = signal(/** @type {Photo[]} */ ([]));
 export function addPhotos(files) {
   const isPhoto = f => PHOTO.test(f.type) || PHOTO.test(f.name);
   const fresh = files.filter(isPhoto).map(file => ({
-    file, url: URL.createObjectURL(file), mask: null, overlay: "", accepted: false, caption: "", size: null,
-    hash: null,
+    file, url: URL.createObjectURL(file), mask: null, drawn: false, overlay: "", accepted: false, caption: "",
+    size: null, hash: null,
   }));
   photos.value = [...photos.value, ...fresh];
   return files.filter(f => !isPhoto(f));
@@ -31,11 +31,15 @@ export function addPhotos(files) {
 export function changePhoto(url, more) {
   photos.value = photos.value.map(p => (p.url === url ? {...p, ...more} : p));
 }
-/** Give photos, by their addresses, their masks, all at once; null takes one away. @param {any[][]} pairs */
-export async function setMasks(pairs) {
-  const changes = await Promise.all(pairs.map(async ([url, mask]) =>
-    ({url, mask, overlay: mask ? await inverted(mask) : "", accepted: Boolean(mask)})));
-  photos.value = photos.value.map(p => ({...p, ...changes.find(change => change.url === p.url)}));
+/** Give photos, by their addresses, their masks, all at once; null takes one away. drawn: by hand; a proposed
+    one does not replace such a mask. @param {any[][]} pairs */
+export async function setMasks(pairs, drawn = false) {
+  const changes = await Promise.all(pairs.map(async ([url, mask]) => ({
+    url, mask, drawn: drawn && Boolean(mask), accepted: Boolean(mask),
+    overlay: mask ? await inverted(mask) : "",
+  })));
+  photos.value = photos.value.map(p =>
+    (p.drawn && !drawn ? p : {...p, ...changes.find(change => change.url === p.url)}));
 }
 
 /** Take the measures of a photo that was loaded into an image element. */
@@ -46,8 +50,18 @@ export function measure(url, image) {
   }).getContext("2d")?.getImageData(0, 0, HASH, HASH).data.filter((_, i) => i % 4 === 0);
   changePhoto(url, {size: [image.naturalWidth, image.naturalHeight], hash: grey});
 }
-/** What may be wrong with a photo, in a few words; "" where nothing is. @param {Photo} photo */
-export function warning(photo) {
+/** Whether teaching can use a caption: it has the concept's name or its category. */
+function isUsable(caption, name, category) {
+  const word = category.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&");
+  return caption.includes("{}") || (name && caption.includes(`<${name}>`))
+    || new RegExp(`(?<![\\p{L}\\p{N}_])${word}(?![\\p{L}\\p{N}_])`, "u").test(caption);
+}
+/** What may be wrong with a photo of a concept, in a few words; "" where nothing is. @param {Photo} photo */
+export function warning(photo, name, category) {
+  const {caption} = photo;
+  if (caption.trim() && category && !isUsable(caption, name, category)) {
+    return `The caption is used only with the word "${category}" in it`;
+  }
   const side = capabilities.value?.base.side ?? 0, least = photo.size ? Math.min(...photo.size) : side;
   if (least < side) return `Small: ${photo.size?.join("x")}, the base paints ${side} px`;
   const earlier = photos.value.slice(0, photos.value.indexOf(photo));

@@ -27,17 +27,20 @@ export function withName(prompt, name, at = prompt.length) {
 export function boxOf(prompt, name, named = {}) {
   const region = new RegExp(tag(name)).exec(prompt)?.[1].split("@")[1]?.trim();
   if (!region) return null;
-  const box = named[region]?.map(share => share * 100) ?? region.split(",").map(Number);
-  return box.length === 4 && box.every(Number.isFinite) ? box : null;
+  const box = Object.hasOwn(named, region) ? named[region].map(share => share * 100)
+    : region.split(",").map(Number);
+  const [left, top, right, bottom] = box;
+  return box.length === 4 && 0 <= left && left < right && right <= 100 && 0 <= top && top < bottom
+    && bottom <= 100 ? box : null;
 }
 /** The name of a box among the server's; else its numbers, as a prompt has them. */
 export function regionText(box, named = {}) {
   const same = other => other.every((share, k) => Math.abs(share * 100 - box[k]) < 0.5);
   return Object.keys(named).find(name => same(named[name])) ?? box.map(Math.round).join();
 }
-/** The prompt with a concept's region, a name or numbers; "" takes it away. */
+/** The prompt with a concept's region, a name or numbers, where it is named first; "" takes it away. */
 export const withRegion = (prompt, name, region) =>
-  prompt.replace(new RegExp(tag(name), "g"), (_, inside, weight) =>
+  prompt.replace(new RegExp(tag(name)), (_, inside, weight) =>
     `<${inside.split("@")[0]}${region && `@${region}`}${weight === undefined ? "" : `:${weight}`}>`);
 /** The concepts of these names that a prompt has, in its order. */
 export const namesIn = (prompt, names) =>

@@ -14,13 +14,18 @@ function stored(key) {
 }
 
 /** @typedef {{name: string, text: string}} Style */
-export const styles = signal(/** @type {Style[]} */ (
-  stored(STYLES).filter(s => typeof s?.name === "string" && typeof s?.text === "string")));
+/** @returns {Style[]} */
+const storedStyles = () =>
+  stored(STYLES).filter(s => typeof s?.name === "string" && typeof s?.text === "string");
+/** @returns {string[]} */
+const storedPrompts = () => stored(PROMPTS).filter(p => typeof p === "string");
+
+export const styles = signal(storedStyles());
 /** Save a style; of a name that is there, the new text. */
 export function saveStyle(name, text) {
-  setStyles([...styles.value.filter(s => s.name !== name), {name, text}]);
+  setStyles([...storedStyles().filter(s => s.name !== name), {name, text}]);
 }
-export function deleteStyle(name) { setStyles(styles.value.filter(s => s.name !== name)); }
+export function deleteStyle(name) { setStyles(storedStyles().filter(s => s.name !== name)); }
 function setStyles(list) {
   styles.value = list;
   localStorage.setItem(STYLES, JSON.stringify(list));
@@ -37,8 +42,14 @@ export function styled(prompt, names) {
 }
 
 /** Prompts, the latest first. */
-export const prompts = signal(/** @type {string[]} */ (stored(PROMPTS).filter(p => typeof p === "string")));
+export const prompts = signal(storedPrompts());
 export function remember(prompt) {
-  prompts.value = [prompt, ...prompts.value.filter(p => p !== prompt)].slice(0, MOST);
+  prompts.value = [prompt, ...storedPrompts().filter(p => p !== prompt)].slice(0, MOST);
   localStorage.setItem(PROMPTS, JSON.stringify(prompts.value));
 }
+
+// another tab changed them
+addEventListener("storage", e => {
+  if (e.key === STYLES) styles.value = storedStyles();
+  if (e.key === PROMPTS) prompts.value = storedPrompts();
+});

@@ -1,9 +1,8 @@
 // @ts-check
 // The canvas of Change: the image with its mask, zoomed and moved; its edges are dragged to extend it.
 
-import {added, EMPTY, strokeOf} from "../strokes.js";
 import {html, signal, useEffect, useRef, usePan, ZOOMS} from "../ui.js";
-import {drawn, findMask, image, margins, setMargin, SIDES, size, unshown, word, work} from "../change.js";
+import {drawn, image, margins, maskByWord, setMargin, SIDES, size, unshown, word, work} from "../change.js";
 import {brush, Mask, Tools} from "./mask.js";
 
 const GRID = 8; // px: an extension by dragging is a multiple
@@ -26,7 +25,7 @@ export function Easel() {
   const setDrawn = strokes => { drawn.value = strokes; }, factor = ZOOMS[zoom.value];
   return html`<div class="easel">
     <${Tools} drawn=${drawn.value} setDrawn=${setDrawn} />
-    <div class="bar tight"><${ByWord} setDrawn=${setDrawn} />
+    <div class="bar tight"><${ByWord} />
       <div class="inline"><button type="button" aria-label=${`Zoom, now ${factor} times`}
           onClick=${() => { zoom.value = (zoom.value + 1) % ZOOMS.length; }}>Zoom ${factor}×</button>
         <button type="button" onClick=${() => { image.value = null; }}>Another image</button></div></div>
@@ -36,16 +35,12 @@ export function Easel() {
 }
 
 /** The mask of what a word names. */
-function ByWord({setDrawn}) {
-  const find = async () => {
-    const mask = await findMask();
-    if (mask) setDrawn(added(drawn.value ?? EMPTY, await strokeOf(mask)));
-  };
-  const keys = e => { if (e.key === "Enter") { e.preventDefault(); e.stopPropagation(); find(); } };
+function ByWord() {
+  const keys = e => { if (e.key === "Enter") { e.preventDefault(); e.stopPropagation(); maskByWord(); } };
   return html`<div class="inline"><label for="mask-word">Mask what is a</label>
     <input id="mask-word" type="text" class="short" placeholder="cat" value=${word.value} onKeyDown=${keys}
       onInput=${e => { word.value = e.target.value; }} />
-    <button type="button" disabled=${work.busy.value} onClick=${find}>Find it</button></div>`;
+    <button type="button" disabled=${work.busy.value} onClick=${maskByWord}>Find it</button></div>`;
 }
 
 function Frame() {

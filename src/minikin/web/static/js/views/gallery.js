@@ -47,11 +47,16 @@ export function Gallery() {
     <${Tiles} />
     ${!gallery.total.value && html`<p class="hint">${gallery.search.value || gallery.onlyFavourites.value
       ? "No image fits." : "Images come here when they are painted."}</p>`}
-    ${item && html`<${Viewer} item=${item} step=${step}
+    ${item && html`<${Viewer} item=${item} step=${step} mark=${mark}
       close=${() => { current.value = null; }} show=${other => { current.value = other; }} />`}
   </section>`;
 }
 
+/** Mark an image, listed or not; it may have been closed or stepped on from meanwhile. */
+async function mark(item) {
+  const favourite = await gallery.toggleFavourite(item);
+  if (favourite !== undefined && current.value?.id === item.id) current.value = {...item, favourite};
+}
 /** Show the next image, or the one before, that is not being deleted. */
 async function step(by) {
   const id = current.value?.id;
@@ -98,7 +103,9 @@ function Chosen() {
   return html`<span class="inline" role="group" aria-label=${`${count} chosen`}>
     <button type="button" disabled=${count !== 2} title="Choose two"
       onClick=${() => { comparing.value = true; }}>Compare</button>
-    <button type="button" onClick=${() => gallery.download(chosen.value)}>Download ${count}</button>
+    <button type="button" disabled=${gallery.collecting.value}
+      onClick=${() => gallery.download(chosen.value)}>
+      ${gallery.collecting.value ? "Collecting" : "Download"} ${count}</button>
     <button type="button" onClick=${teach}>Teach from ${count}</button>
     <button type="button" onClick=${() => { chosen.value = []; }}>Choose none</button></span>`;
 }

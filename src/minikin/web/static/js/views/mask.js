@@ -6,7 +6,6 @@ import {html, signal, useEffect, useRef, useState} from "../ui.js";
 
 const LABEL = "Mask: draw with the mouse or a finger; with the keyboard, arrows move the brush, space paints, "
   + "and with the lasso sets a corner; Enter closes it";
-const COLOUR = "rgb(194, 65, 12)";
 const ARROWS = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]};
 const LEAST = 2, MOST = 64; // of the brush
 const TOOLS = {brush: "b", erase: "e", lasso: "l", move: "h"};
@@ -60,7 +59,7 @@ export function Mask({size: [width, height], drawn = EMPTY, setDrawn, canMove = 
   const thickness = size / 128 * Math.max(8, width); // the same share of every image, whatever its size
   const paint = () => {
     const open = stroke.current;
-    draw(canvas.current, open ? [...drawn.strokes, open] : drawn.strokes, COLOUR);
+    draw(canvas.current, open ? [...drawn.strokes, open] : drawn.strokes);
     const isLasso = tool === "lasso";
     if (cursor && (!open || isLasso)) drawCursor(canvas.current, cursor, isLasso ? width / 32 : thickness);
   };

@@ -11,13 +11,16 @@ const TYPES = "image/png,image/jpeg,image/webp,image/avif";
 const DID = {paint: "Painted", refine: "Refined", inpaint: "Inpainted"};
 const problem = signal("");
 const read = signal(/** @type {{file: File, url: string, recipe: any} | null} */ (null));
+let latest = /** @type {File | null} */ (null);
 
 async function take([file]) {
   problem.value = "";
   read.value = null;
-  try {
-    read.value = {file, url: URL.createObjectURL(file), recipe: await readRecipe(file)};
-  } catch (e) { problem.value = e.message; }
+  latest = file;
+  const [recipe, why] = await readRecipe(file).then(answer => [answer, ""], e => [null, e.message]);
+  if (file !== latest) return; // another one was dropped meanwhile
+  problem.value = why;
+  if (recipe) read.value = {file, url: URL.createObjectURL(file), recipe};
 }
 
 export function Recipe() {

@@ -89,8 +89,8 @@ function Box({name, box, at, drag}) {
   };
   const size = (/** @type {number[]} */ [i, j]) => e => drag(e, name, ([u, v]) => {
     const next = [...box];
-    next[i] = i === 0 ? clamp(snap(u), 0, right - LEAST) : clamp(snap(u), left + LEAST);
-    next[j] = j === 1 ? clamp(snap(v), 0, bottom - LEAST) : clamp(snap(v), top + LEAST);
+    next[i] = i === 0 ? clamp(snap(u), 0, Math.max(0, right - LEAST)) : clamp(snap(u), left + LEAST);
+    next[j] = j === 1 ? clamp(snap(v), 0, Math.max(0, bottom - LEAST)) : clamp(snap(v), top + LEAST);
     return next;
   });
   const keys = e => {
@@ -129,7 +129,7 @@ export function RegionBar() {
   if (!inPrompt.value.includes(name)) return null;
   const box = boxIn(form.value.prompt, name), region = box ? regionText(box, boxes()) : "";
   const options = [["", "anywhere"], ...Object.keys(boxes()).map(word => [word, word.replace("-", " ")]),
-    ...(region && !(region in boxes()) ? [[region, "as drawn"]] : [])];
+    ...(region && !Object.hasOwn(boxes(), region) ? [[region, "as drawn"]] : [])];
   return html`<div class="actions region-bar">
     <${Select} label=${`Place of <${name}>`} value=${region} options=${options}
       onInput=${word => setRegion(name, word)} />

@@ -3,11 +3,11 @@
 
 import {change, chosenStyles, form, toggleStyle} from "../form.js";
 import {deleteStyle, prompts, saveStyle, styles} from "../styles.js";
-import {Field, html, useState} from "../ui.js";
+import {Field, html, Sure, useState} from "../ui.js";
 
 export function Styles() {
   const [draft, setDraft] = useState({name: "", text: ""});
-  const names = chosenStyles.value;
+  const names = chosenStyles.value.filter(name => styles.value.some(s => s.name === name));
   const add = () => {
     if (!draft.name.trim() || !draft.text.trim()) return;
     saveStyle(draft.name.trim(), draft.text.trim());
@@ -30,8 +30,8 @@ export function Styles() {
         ${styles.value.map(({name, text}) => html`<span key=${name} class="joined">
           <button type="button" class="small" aria-pressed=${names.includes(name)} title=${text}
             onClick=${() => toggleStyle(name)}>${name}</button>
-          <button type="button" class="small" aria-label=${`Delete the style ${name}`}
-            onClick=${() => remove(name)}>×</button></span>`)}</div>`}
+          <${Sure} label="×" name=${`Delete the style ${name}`} onClick=${() => remove(name)} /></span>`)}
+        </div>`}
       <div class="fields">${input("name", "Name of a new style", "watercolour")}
         ${input("text", "What it adds to the prompt", "a watercolour painting")}</div>
       <div class="actions"><button type="button" class="small" onClick=${add}>Add the style</button></div>

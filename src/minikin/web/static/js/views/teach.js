@@ -1,7 +1,7 @@
 // @ts-check
 // Teach: photos with their masks, a name, and samples while it learns.
 
-import {ask, loadConcepts, plain, upload} from "../api.js";
+import {ask, blobOf, loadConcepts, plain, upload} from "../api.js";
 import {Drop, IMAGES, useFiles} from "../files.js";
 import {Message, Progress, Work} from "../jobs.js";
 import {addPhotos, photos, setMasks, whole} from "../photos.js";
@@ -31,17 +31,19 @@ function add(files) {
 
 // ---- masks
 
-/** Have masks proposed by the base's attention. */
+/** Have masks proposed by the base's attention, for photos without one that was drawn by hand. */
 async function findMasks() {
   const category = fields.value.category.trim();
   if (!photos.value.length) { work.say("Drop some photos first."); return; }
   if (!category) { work.say("Say what it is first, for example cat: the masks show where that is."); return; }
-  const asked = photos.value;
+  const asked = photos.value.filter(p => !p.drawn);
+  if (!asked.length) { work.say("Every mask here was drawn by hand; these stay.", "note"); return; }
   const end = await work.run(() =>
     upload("/api/masks", [...asked.map(p => ["photos", p.file]), ["category", category]]));
   if (!end) return;
-  await setMasks(await Promise.all(end.results.map(async ({url}, k) =>
-    [asked[k].url, await (await fetch(url)).blob()])));
+  try {
+    await setMasks(await Promise.all(end.results.map(async ({url}, k) => [asked[k].url, await blobOf(url)])));
+  } catch (e) { work.say(e.message); }
 }
 
 // ---- the job
@@ -115,7 +117,8 @@ export function Teach() {
       <${Drop} accept=${IMAGES} multiple take=${add}>
         <b>Drop three to six photos</b> of one thing, or choose files. They stay on this machine.<//>
       <div class="photos">${photos.value.map((p, k) =>
-        html`<${PhotoCard} key=${p.url} photo=${p} number=${k + 1} />`)}</div>
+        html`<${PhotoCard} key=${p.url} photo=${p} number=${k + 1} name=${fields.value.name.trim()}
+          category=${fields.value.category.trim()} />`)}</div>
       ${photos.value.some(p => p.mask) && html`<p class="hint">
         What is dimmed is not learned. Correct a mask that is wrong, or untick it: the whole photo counts
         then.</p>`}

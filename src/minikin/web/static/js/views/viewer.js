@@ -2,7 +2,7 @@
 // One image large, with all that can be done with it; and two, compared under a slider.
 
 import {change, paint, pick, rollSeed, setLock, useRecipe} from "../form.js";
-import {family, remove, teachFrom, toggleFavourite} from "../gallery.js";
+import {failure, family, remove, teachFrom} from "../gallery.js";
 import {pickForRefining} from "../images.js";
 import {open} from "../router.js";
 import {html, Icon, useEffect, usePan, useRef, useState, ZOOMS} from "../ui.js";
@@ -10,7 +10,7 @@ import {begin} from "../change.js";
 import {Pair} from "./pair.js";
 
 /** A dialog over the list: arrows step through the images, Escape closes. */
-export function Viewer({item, close, step, show}) {
+export function Viewer({item, close, step, show, mark}) {
   const dialog = useRef(/** @type {any} */ (null));
   const [zoom, setZoom] = useState(0);
   const area = useRef(/** @type {any} */ (null));
@@ -21,7 +21,7 @@ export function Viewer({item, close, step, show}) {
     if (e.ctrlKey || e.metaKey || e.altKey) return; // the browser's
     const by = {ArrowLeft: -1, ArrowRight: 1}[e.key];
     if (by && zoom === 0) step(by); // else they scroll
-    else if (e.key === "f") toggleFavourite(item);
+    else if (e.key === "f") mark(item);
     else if (e.key === "Delete") drop();
     else return;
     e.preventDefault();
@@ -58,7 +58,7 @@ export function Viewer({item, close, step, show}) {
     <div class="actions">
       <button type="button" onClick=${() => step(-1)}>Previous</button>
       <button type="button" onClick=${() => step(1)}>Next</button>
-      <button type="button" aria-pressed=${item.favourite} onClick=${() => toggleFavourite(item)}>
+      <button type="button" aria-pressed=${item.favourite} onClick=${() => mark(item)}>
         <${Icon} name="heart" />Favourite</button>
       <button type="button" onClick=${then("paint", () => { pick(item); useRecipe(item); })}>
         Use its recipe</button>
@@ -69,16 +69,18 @@ export function Viewer({item, close, step, show}) {
       <a class="button" href=${item.url} download=${item.name}>Download</a>
       <button type="button" onClick=${teach}>Teach from it</button>
       <button type="button" onClick=${drop}>Delete</button></div>
+    <p class="message" role="status">${failure.value}</p>
     <${Family} item=${item} show=${show} /></dialog>`;
 }
 
 const DID = {paint: "painted", refine: "refined", inpaint: "inpainted"};
 /** What an image was made from, and what was made from that; nothing for one that stands alone. */
 function Family({item, show}) {
-  const [list, setList] = useState(/** @type {any[]} */ ([]));
+  const [{images: list, more}, setFamily] = useState({images: /** @type {any[]} */ ([]), more: false});
   useEffect(() => {
     let isCurrent = true;
-    family(item.id).then(images => { if (isCurrent) setList(images); }, () => setList([]));
+    family(item.id).catch(() => ({images: [], more: false}))
+      .then(answer => { if (isCurrent) setFamily(answer); });
     return () => { isCurrent = false; };
   }, [item.id]);
   if (list.length < 2 || !list.some(other => other.id === item.id)) return null;
@@ -93,7 +95,8 @@ function Family({item, show}) {
       ${children.length > 0 && branch(children)}</li>`;
   })}</ul>`;
   return html`<section class="family" aria-label="Family">
-    ${branch(list.filter(other => !ids.has(other.parent)))}</section>`;
+    ${branch(list.filter(other => !ids.has(other.parent)))}
+    ${more && html`<p class="hint">There are more; these are the nearest.</p>`}</section>`;
 }
 
 /** Two images on one place; the slider moves the line between them. */
