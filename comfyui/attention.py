@@ -6,10 +6,13 @@ hands the additions that the entries of the CONDITIONING brought to the patches,
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
+from uuid import uuid4
 
 import torch
+import torch.nn.functional as F
 from comfy.ldm.modules.attention import optimized_attention, optimized_attention_masked
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
@@ -21,7 +24,8 @@ from minikin.models.unet_names import original_name
 from .concepts import ConceptInUse
 from .conditioning import KEY, Additions
 
-MOST_ENTRIES = 64  # whose regions are remembered; each sampling has a few
+ROUNDING = 0.01  # of encodings that ComfyUI holds in bfloat16
+MOST_ENTRIES = 16  # whose regions are remembered; each sampling has a few
 Block = tuple[str, int, int]  # ComfyUI's: input, middle or output, its number, the transformer layer in it
 
 
@@ -83,8 +87,7 @@ class ConceptAttention:
             for name, gate in entry.additions.gates.items() if entry else ():
                 difference = getattr(entry.additions, kind)[name].get(self.path)
                 if difference is not None:
-                    repeated = gate.repeat(part.shape[1] // len(gate))  # as ComfyUI repeats a shorter prompt
-                    part = part + (repeated[:, None] * difference).to(part)
+                    part = part + (entry.tokens(gate, part.shape[1])[:, None] * difference).to(part)
             parts.append(part)
         return torch.cat(parts)
 
@@ -121,10 +124,16 @@ class ConceptAttention:
 class Entry:
     """The additions of one entry of a CONDITIONING while it is sampled, with the state of its regions."""
 
-    def __init__(self, additions: Additions) -> None:
+    def __init__(self, additions: Additions, length: int) -> None:
         self.additions = additions
+        self.length = length  # tokens of the entry; more than those of the prompt after ConditioningConcat
         self.regions: dict[tuple[int, ...], RegionBias | None] = {}  # by rows and size of the latents
         self.sigma: float | None = None
+
+    def tokens(self, x: Tensor, n: int) -> Tensor:
+        """Values of the prompt's tokens (..., N) for n tokens: ComfyUI repeats a shorter entry of a batch."""
+        padded = F.pad(x, (0, self.length - x.shape[-1]))
+        return padded.repeat(*[1] * (x.ndim - 1), n // self.length)
 
     def step(self, sigma: float, share: float) -> None:
         """Called before every call of the model, with the share of the steps done."""
@@ -144,18 +153,18 @@ class Entry:
         if regions is None:
             return None
         bias = regions.bias(rows, q.shape[1], q)
-        n = len(self.additions.regions[0].tokens)
         if isinstance(regions, AttentionRegions):
             heads = options["n_heads"]
-            regions.observe(_by_head(q, heads), _by_head(k[:, :n], heads))
-        return None if bias is None else bias[:, 0].repeat(1, 1, k.shape[1] // n)
+            regions.observe(_by_head(q, heads), _by_head(k[:, : self.additions.e.shape[1]], heads))
+        return None if bias is None else self.tokens(bias[:, 0], k.shape[1])
 
 
 class AdditionsByEntry:
     """The wrapper around each call of the model: additions by the uuid of the entries that brought them."""
 
     def __init__(self) -> None:
-        self.entries: dict[Any, Entry] = {}
+        self.entries: dict[Any, Entry] = {}  # by uuid, the last ones used
+        self.checked: dict[tuple[Any, int], bool] = {}  # by uuid and encodings: are they the additions' own
 
     def __call__(
         self,
@@ -166,18 +175,48 @@ class AdditionsByEntry:
         timestep: Tensor,
         options: dict[str, Any],
     ) -> Any:
-        for entry in (c for cond in conds if cond is not None for c in cond if KEY in c):
-            self.entries.setdefault(entry["uuid"], Entry(entry[KEY]))
-        while len(self.entries) > MOST_ENTRIES:
+        conds = [cond and [self._own(c) for c in cond] for cond in conds]
+        here = [c for cond in conds for c in cond or () if KEY in c]
+        for c in here:  # the last ones used stay: a sampler may ask for each prompt in a call of its own
+            entry = self.entries.pop(c["uuid"], None) or Entry(c[KEY], _encodings(c).shape[1])
+            self.entries[c["uuid"]] = entry
+        while len(self.entries) > max(MOST_ENTRIES, len(here)):
             del self.entries[next(iter(self.entries))]
         transformer = options.get("transformer_options", {})
         sigma, sigmas = float(timestep[0]), transformer.get("sample_sigmas")
         share = 0.0 if sigmas is None else float((sigmas > sigma).sum()) / max(1, len(sigmas) - 1)
-        for entry in self.entries.values():
-            entry.step(sigma, share)
+        for c in here:
+            self.entries[c["uuid"]].step(sigma, share)
         return call(
             model, conds, x, timestep, {**options, "transformer_options": {**transformer, KEY: self.entries}}
         )
+
+    def _own(self, c: dict[str, Any]) -> dict[str, Any]:
+        """The entry without additions and with another uuid, if its encodings are not those they belong to.
+
+        Nodes copy an entry's options to other encodings: ConditioningZeroOut, ConditioningAverage, and ComfyUI
+        itself, which gives the negative prompt the area of the positive one.
+        """
+        if KEY not in c:
+            return c
+        which = c["uuid"], id(_encodings(c))
+        if which not in self.checked:
+            e = c[KEY].e
+            difference = (_encodings(c)[:, : e.shape[1]].to(e) - e).abs().max()
+            self.checked = {} if len(self.checked) > MOST_ENTRIES else self.checked
+            self.checked[which] = bool(difference <= ROUNDING * e.abs().max())
+            if not self.checked[which]:
+                logging.info(
+                    "Minikin: encodings that were changed after its node are painted without concepts."
+                )
+        if self.checked[which]:
+            return c
+        return {name: value for name, value in c.items() if name != KEY} | {"uuid": uuid4()}
+
+
+def _encodings(c: dict[str, Any]) -> Tensor:
+    e: Tensor = c["model_conds"]["c_crossattn"].cond
+    return e
 
 
 def _by_head(x: Tensor, heads: int) -> Tensor:
@@ -198,7 +237,16 @@ def _resnets(model: Any) -> int:
 def _check(model: Any, use: ConceptInUse) -> None:
     """Raise BaseMismatch unless the model has the cross-attention layers that the concept was taught on."""
     unet = model.get_model_object("diffusion_model")
-    there = {name: m.to_v.out_features for name, m in unet.named_modules() if name.endswith("attn2")}
+    if not hasattr(unet, "num_res_blocks"):
+        raise BaseMismatch(
+            f"This model is a {type(unet).__name__}; concepts for ComfyUI are of U-Nets: Stable Diffusion 1.x, "
+            "2.x and XL. Load a checkpoint of one of these."
+        )
+    there = {
+        name: m.to_v.out_features
+        for name, m in unet.named_modules()
+        if name.endswith("attn2") and hasattr(m, "to_v")
+    }
     concept = use.concept
     taught = {original_name(path, _resnets(model)): d.numel() for path, d in concept.delta.items()}
     if there != taught:

@@ -23,19 +23,20 @@ from .text import ClipText
 
 KEY = "minikin"  # of the additions in an entry of a CONDITIONING and in transformer_options
 SAME_ENCODER = 0.99  # cosine of a concept's encoding here and where it was taught
-JUST_BEFORE = 1e-5  # share of the timesteps; one entry ends so far before the next one starts
 
 
 @dataclass(frozen=True)
 class Additions:
     """What the concepts of one prompt add to keys and values.
 
+    e        (1, N, D), the edited encodings that they go with, on the CPU
     gates    by concept: how far its gate is open at each token (N,), float32
     deltas   by concept: by layer path, the value difference (width,)
     keys     by concept: key differences in the same form; {} where keys are locked
     regions  of the concepts, with their tokens
     """
 
+    e: Tensor
     gates: dict[str, Tensor]
     deltas: dict[str, dict[str, Tensor]]
     keys: dict[str, dict[str, Tensor]]
@@ -62,8 +63,7 @@ def encode(clip: Any, text: str, uses: tuple[ConceptInUse, ...]) -> list[list[An
         names = {use.concept.name for use in at(tuple(acting), start)}
         for e, options in _entries(encoder, prompt, {n: prepared[n] for n in names}):
             if len(bounds) > 2:
-                last = end == 1
-                options |= {"start_percent": start, "end_percent": 1.0 if last else end - JUST_BEFORE}
+                options |= {"start_percent": start, "end_percent": end}
             out.append([e, options])
     return out
 
@@ -82,13 +82,15 @@ def _entries(
         positions = (tuple(encoding.positions[0][k] for k in kept),)
         result = edited(encoding._replace(positions=positions), now, prepared)
         concepts = {name: p.concept for name, p in prepared.items()}
+        e = result.values_from.to(encoding.e)
         additions = Additions(
+            e.cpu(),
             {name: gate[0].float().cpu() for name, gate in result.gates.items()},
             {name: c.delta for name, c in concepts.items()},
             {name: c.keys for name, c in concepts.items()},
             result.regions,
         )
-        out.append((result.values_from.to(encoding.e), {**options, KEY: additions}))
+        out.append((e, {**options, KEY: additions}))
     return out
 
 

@@ -34,7 +34,12 @@ def modules() -> list[Path]:
 
 
 def write(folder: Path) -> None:
-    """Write the pack; files of an earlier one are replaced."""
+    """Write the pack; files of an earlier one are replaced, and a folder with anything else is refused."""
+    if folder.exists() and any(folder.iterdir()) and not (folder / "nodes_v3.py").is_file():
+        sys.exit(
+            f"{folder} holds something else than the node pack. Give a new folder, for example "
+            "ComfyUI/custom_nodes/minikin."
+        )
     shutil.rmtree(folder / "lib", ignore_errors=True)
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "comfyui", folder, dirs_exist_ok=True, ignore=ignored)

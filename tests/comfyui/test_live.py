@@ -36,7 +36,11 @@ pytestmark = pytest.mark.skipif(not CHECKOUT, reason="MINIKIN_COMFYUI names no c
 @pytest.fixture(scope="module")
 def comfyui(tmp_path_factory: Any) -> Any:
     """ComfyUI's modules, a miniature of SD 1.5 in them and as a base, and the pack as ComfyUI imports it."""
-    patch = pytest.MonkeyPatch()
+    with pytest.MonkeyPatch.context() as patch:
+        yield _set_up(patch, tmp_path_factory)
+
+
+def _set_up(patch: pytest.MonkeyPatch, tmp_path_factory: Any) -> SimpleNamespace:
     patch.syspath_prepend(CHECKOUT)
     from comfy.cli_args import args
 
@@ -76,11 +80,10 @@ def comfyui(tmp_path_factory: Any) -> Any:
     pack = sys.modules["minikin_live"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(pack)
     cpu = torch.device("cpu")
-    yield SimpleNamespace(
+    return SimpleNamespace(
         nodes=nodes, sample=comfy.sample, samplers=comfy.samplers, clip=clip, pack=pack,
         base=Base(pipe, "sd15"), model=model_patcher.ModelPatcher(model, cpu, cpu), pipe=pipe,
     )  # fmt: skip
-    patch.undo()
 
 
 def sigmas(comfyui: Any) -> Any:
@@ -159,6 +162,29 @@ def test_without_a_concept_nothing_changes(comfyui: Any) -> None:
     model, _ = comfyui.pack.nodes_v3.nodes.encode_prompt(comfyui.model, comfyui.clip, "<tom>", (none,))
     patched = SimpleNamespace(**vars(comfyui) | {"model": model})
     assert torch.equal(plain, by_comfyui(patched, x, "a photo of a cat on the beach", patched=False))
+
+
+def test_areas_and_zeroed_prompts_stay_as_they_are(comfyui: Any) -> None:
+    """ComfyUI's own nodes that copy an entry's options do not carry the concept along."""
+    nodes, x = comfyui.nodes, torch.randn(1, 4, 8, 8, generator=torch.manual_seed(3))
+    use = comfyui.pack.concepts.ConceptInUse(concept_of(comfyui.base, "value"))
+    model, positive = comfyui.pack.nodes_v3.nodes.encode_prompt(
+        comfyui.model, comfyui.clip, "<tom> runs", (use,)
+    )
+    negative = nodes.CLIPTextEncode().encode(comfyui.clip, "blurry")[0]
+
+    def latents(positive: Any, negative: Any) -> Tensor:
+        out: Tensor = comfyui.sample.sample_custom(
+            model, x, GUIDANCE, comfyui.samplers.sampler_object("euler"), sigmas(comfyui).sigmas, positive,
+            negative, torch.zeros_like(x), disable_pbar=True,
+        )  # fmt: skip
+        return out
+
+    whole = nodes.ConditioningSetArea().append(positive, 64, 64, 0, 0, 1.0)[0]
+    assert torch.allclose(latents(whole, negative), latents(positive, negative), atol=1e-2)
+    zero = nodes.ConditioningZeroOut().zero_out
+    plain = nodes.CLIPTextEncode().encode(comfyui.clip, "a cat runs")[0]
+    assert torch.equal(latents(positive, zero(positive)[0]), latents(positive, zero(plain)[0]))
 
 
 def test_comfyui_takes_the_nodes(comfyui: Any) -> None:

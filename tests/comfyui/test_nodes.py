@@ -111,10 +111,40 @@ def test_values_change_at_the_categorys_token_alone(pack: Any, bases: dict[str, 
     long = clip_of(base).encode_from_tokens_scheduled(clip_of(base).tokenize("word " * 100))
     chained.sample([[e, options]], long, [2.0, 0.0], rows=2)
     for layer, value in zip(base.layout.layers, values, strict=True):
-        expected = base.denoiser.get_submodule(layer.path).to_v(e)
-        expected = expected + gate[:, None] * concept.delta[layer.path]
-        for image in value.chunk(2)[1]:
-            assert torch.equal(image, expected[0].repeat(len(image) // e.shape[1], 1))
+        repeats = value.shape[1] // e.shape[1]
+        context = torch.cat(
+            [long[0][0].repeat(2, value.shape[1] // long[0][0].shape[1], 1), e.repeat(2, repeats, 1)]
+        )
+        expected = base.denoiser.get_submodule(layer.path).to_v(context)
+        expected[2:] += gate.repeat(repeats)[:, None] * concept.delta[layer.path]
+        assert torch.equal(value, expected)
+
+
+def test_other_encodings_do_not_get_the_concept(pack: Any, bases: dict[str, Base]) -> None:
+    """Nodes of ComfyUI copy an entry's options to other encodings; ComfyUI itself does for areas."""
+    base, clip = bases["sd15"], clip_of(bases["sd15"])
+    use = pack.concepts.ConceptInUse(concept_of(base, "value"))
+    model, positive = pack.nodes_v3.nodes.encode_prompt(comfy.Model(comfy.UNet(base)), clip, TEXT, (use,))
+    (e, options), negative = positive[0], clip.encode_from_tokens_scheduled(clip.tokenize("blurry"))
+    plain = {name: value for name, value in options.items() if name != "minikin"}
+
+    def first(positive: Any, negative: Any) -> list[Tensor]:
+        return model.sample(positive, negative, SIGMAS)[0]
+
+    normal = first([[e, options]], negative)
+    zero = first([[e, options]], [[torch.zeros_like(e), options]])
+    assert all(map(torch.equal, zero, first([[e, options]], [[torch.zeros_like(e), plain]])))
+    area = first([[e, {**options, "area": (4, 4, 0, 0)}]], negative)
+    for a, b in zip(area, normal, strict=True):
+        assert torch.allclose(a[1], b[0], atol=1e-5) and torch.allclose(a[2], b[1], atol=1e-5)
+    average = first([[0.5 * e + 0.5 * negative[0][0], options]], negative)
+    assert all(map(torch.equal, average, first([[0.5 * e + 0.5 * negative[0][0], plain]], negative)))
+    joined = torch.cat([e, e], 1)  # ConditioningConcat: the concept's token of the first half alone is its own
+    half = pack.attention.Entry(options["minikin"], 154).tokens(options["minikin"].gates["tom"], 308)
+    assert half.nonzero().flatten().tolist() == [n + half.nonzero()[0].item() for n in (0, 154)]
+    assert not torch.allclose(
+        first([[joined, options]], negative)[0][1], first([[joined, plain]], negative)[0][1]
+    )
 
 
 def test_two_concepts_and_regions(pack: Any, bases: dict[str, Base]) -> None:
@@ -176,6 +206,10 @@ def test_what_does_not_fit_is_said(pack: Any, bases: dict[str, Base]) -> None:
         BaseMismatch, match=r"which has \d+ cross-attention layers; this model has \d+, or others"
     ):
         pack.attention.patched(comfy.Model(comfy.UNet(other)), (use,))
+    transformer = comfy.Model(comfy.UNet(base))
+    transformer.unet = torch.nn.Linear(1, 1)  # type: ignore[assignment]
+    with pytest.raises(BaseMismatch, match=r"is a Linear; .* Stable Diffusion 1.x, 2.x and XL"):
+        pack.attention.patched(transformer, (use,))
     gated = pack.concepts.ConceptInUse(concept_of(base, "gated"))
     with pytest.raises(BaseMismatch, match="Load a checkpoint of its family"):
         pack.conditioning.encode(clip_of(other), TEXT, (gated,))

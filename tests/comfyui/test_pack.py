@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tools import comfyui_pack
 
 import minikin
@@ -40,6 +41,14 @@ print(concept_file.load({str(tmp_path / "tom.safetensors")!r}).name)
     files = [p for p in (tmp_path / "pack").rglob("*") if p.is_file()]
     assert sum(p.stat().st_size for p in files) < 300_000
     assert not [p for p in files if p.suffix == ".pyc"] and (tmp_path / "pack" / "LICENSE").is_file()
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "python.so").touch()
+    with pytest.raises(SystemExit, match="something else"):
+        comfyui_pack.write(tmp_path)
+    assert (tmp_path / "lib" / "python.so").exists()
 
 
 def test_the_packs_version_and_workflow_are_of_today(monkeypatch: Any, tmp_path: Path) -> None:

@@ -180,10 +180,10 @@ class Model:
 
     def sample(self, positive: list[Any], negative: list[Any], sigmas: list[float], rows: int = 1) -> list[Any]:
         """Outputs of all layers in each step: entry by entry, negative first, `rows` images each."""
-        conds = [
-            [{**options, "cross_attn": e, "uuid": uuid.uuid4()} for e, options in of]
-            for of in (negative, positive)
-        ]
+        conds = [[_entry(e, options) for e, options in of] for of in (negative, positive)]
+        for entry in conds[1]:
+            if "area" in entry:  # as ComfyUI, which gives the negative prompt the positive one's areas
+                conds[0].append({**entry, "model_conds": conds[0][0]["model_conds"]})
         return [self._call(conds, sigma, sigmas, rows) for sigma in sigmas[:-1]]
 
     def _call(self, conds: list[Any], sigma: float, sigmas: list[float], rows: int) -> Any:
@@ -198,15 +198,19 @@ class Model:
 
     def _batch(self, model: Any, conds: Any, x: Tensor, timestep: Tensor, options: dict[str, Any]) -> Any:
         entries = [entry for cond in conds for entry in cond]
-        longest = math.lcm(*(entry["cross_attn"].shape[1] for entry in entries))
-        e = [
-            entry["cross_attn"].repeat(len(x), longest // entry["cross_attn"].shape[1], 1) for entry in entries
-        ]
+        context = [entry["model_conds"]["c_crossattn"].cond for entry in entries]
+        longest = math.lcm(*(e.shape[1] for e in context))
+        e = [e.repeat(len(x), longest // e.shape[1], 1) for e in context]
         transformer = options["transformer_options"] | {
             "uuids": [entry["uuid"] for entry in entries], "sigmas": timestep,
             "original_shape": [len(e) * len(x), *x.shape[1:]],
         }  # fmt: skip
         return self.unet.run(torch.cat(e), transformer)
+
+
+def _entry(e: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+    model_conds = {"c_crossattn": SimpleNamespace(cond=e)}
+    return {**options, "cross_attn": e, "model_conds": model_conds, "uuid": uuid.uuid4()}
 
 
 def _wrapped(wrapper: Any, call: Any) -> Any:

@@ -85,7 +85,7 @@ def _check_preset(base: Base, preset: Preset, ready: set[str], source: Source | 
         )
     if preset.name in {"quality", *ready} or source is not None:
         return
-    if preset.name == "lcm":
+    if preset.name == "lcm" and base.is_unet:
         raise BadRecipe(
             f"Preset 'lcm' is for full latent consistency models, whose U-Net takes guidance as an input; "
             f"'{base.name}' is none. Use --preset lcm-lora, or a base such as lcm-dreamshaper."

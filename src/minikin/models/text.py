@@ -211,7 +211,7 @@ def word_vectors_replaced(
             if len(positions) != len(vectors):
                 raise BadRecipe(
                     f"The concept has {len(vectors)} word vectors, but its category takes "
-                    f"{len(positions)} tokens in this prompt."
+                    f"{len(positions)} tokens in this prompt. Put a word before it, such as 'the'."
                 )
             out[b, list(positions)] = vectors.to(out) * scale.to(out)
         return out
