@@ -75,8 +75,8 @@ def loop(k: int, url: str, until: float, tally: Tally, least: int = 0) -> None:
 
 @pytest.mark.slow
 def test_l1_thirty_two_callers_in_a_loop(server: Running) -> None:
-    """All dialects, 1 to 4 images, ten names: nothing lost, nothing mixed up, no 5xx, memory stays. How late
-    answers come is measured in `make soak`, on a machine of its own."""
+    """All dialects, 1 to 4 images, ten names: nothing lost, nothing mixed up, no 5xx. How late answers come,
+    and whether memory stays, is measured in `make soak`, on a machine of its own."""
     thirty_two(server, 4.0)
 
 
@@ -92,7 +92,7 @@ def thirty_two(r: Running, seconds: float) -> tuple[float, float, float]:
     """32 callers for so long, two requests each at least: half of the answers, and 99 % of them, came within
     so many seconds; so did 99 % of the answers to the simplest question."""
     until = time.monotonic() + seconds
-    memory: list[int] = []
+    memory = [r.memory()]
 
     def look(tally: Tally) -> None:
         while time.monotonic() < until:
@@ -108,7 +108,8 @@ def thirty_two(r: Running, seconds: float) -> tuple[float, float, float]:
           f"{memory[-1] >> 20} MiB")  # fmt: skip
     assert not tally.wrong, tally.wrong[:5]
     assert {t.status for t in tally.outcomes} == {200} and tally.images >= 64
-    assert memory[-1] < 1.1 * memory[len(memory) // 2]
+    if seconds >= 60:  # before that a server that has just started still warms up
+        assert memory[-1] < 1.1 * memory[len(memory) // 2]
     return half, full, lag
 
 
@@ -120,6 +121,7 @@ def churn(url: str, names: int, requests: int, callers: int) -> Tally:
 
     An answer may show any content that was not replaced before its request was begun.
     """
+    limit = max(60, requests / 8)  # s
     contents = defaultdict[str, list[list[Any]]](list)  # hash, and when its upload was answered
     left, over, ready = iter(range(requests)), threading.Event(), threading.Event()
 
@@ -163,25 +165,26 @@ def churn(url: str, names: int, requests: int, callers: int) -> Tally:
 
     def all_callers(tally: Tally) -> None:
         try:
-            tally.outcomes += together([lambda t, k=k: call(k, t) for k in range(callers)], 60).outcomes  # type: ignore[misc]
+            tally.outcomes += together([lambda t, k=k: call(k, t) for k in range(callers)], limit).outcomes  # type: ignore[misc]
         finally:
             over.set()
 
-    tally = together([change, all_callers], 90)
+    tally = together([change, all_callers], limit + 30)
     assert sum(map(len, contents.values())) > names, "nothing was replaced"
     return tally
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_disk")
-def test_l6_concepts_that_change_all_the_time(tmp_path: Path, monkeypatch: Any) -> None:
-    """64 callers, 50 names, room for 4, one replaced every 100 ms: 1,000 images of what was uploaded last."""
+@pytest.mark.parametrize("requests", [256, pytest.param(4096, marks=pytest.mark.soak)])
+def test_l6_concepts_that_change_all_the_time(tmp_path: Path, monkeypatch: Any, requests: int) -> None:
+    """64 callers, 50 names, room for 4, one replaced every 100 ms: 4 images each of what was uploaded last."""
     monkeypatch.setattr(concept_store, "MAX_PARSED", 4)
     limits = Limits(waiting=200, waiting_per_client=200, concepts_per_client=4000)
     with served(ContentEngine(), tmp_path / "s", limits=limits) as r:
-        tally = churn(r.url, 50, 256, 64)
+        tally = churn(r.url, 50, requests, 64)
     assert not tally.wrong, tally.wrong[:3]
-    assert tally.images > 960, tally.images
+    assert tally.images > 3.75 * requests, tally.images
 
 
 class ByName(ContentEngine):

@@ -127,7 +127,7 @@ def test_the_generated_requests_find_planted_faults(tmp_path: Path) -> None:
     statuses: list[int] = []
     with served(Falling(steps=1), tmp_path / "s", limits=SMALL) as s:
         (paint,) = (o for o in operations(s) if o.label == "POST /v1/images/generations")
-        send_examples(paint, 30, lambda case, response: statuses.append(response.status_code))
+        send_examples(paint, 20, lambda case, response: statuses.append(response.status_code))
     assert 500 in statuses
 
 
