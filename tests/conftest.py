@@ -7,8 +7,8 @@ import gc
 import itertools
 import os
 import shutil
+import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from PIL import Image
 
 from minikin.images.photos import Photo
 from minikin.models.base import Base
-from minikin.models.loading.architectures import ARCHITECTURES, Architecture, shrunk, write_configs
+from minikin.models.loading.architectures import ARCHITECTURES, shrunk, write_configs
 from tests.helpers import pixart, sana
+from tests.helpers.flat import two_levels
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0] or min(2, len(os.sched_getaffinity(0))))
@@ -58,6 +59,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Workers are given groups in LONGEST's order: pytest-xdist's own begins with those of most tests, so that
     a group of one long test came last, with the other worker idle."""
     config.option.loadscopereorder = False
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell: children inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -204,13 +207,6 @@ def cli(monkeypatch: Any, capsys: Any, tmp_path: Path) -> Any:
     """`cli("paint", ...)` as typed in an empty folder: exit code, standard output, standard error."""
     monkeypatch.chdir(tmp_path)
     return lambda *args: command(monkeypatch, capsys, *args)
-
-
-def two_levels(a: Architecture) -> Architecture:
-    """Of a U-Net's levels the first and the last: a third of the layers, with every kind of block."""
-    names = "block_out_channels down_block_types up_block_types attention_head_dim transformer_layers_per_block"
-    lists = {k: a.unet[k] for k in names.split() if isinstance(a.unet.get(k), list)}
-    return replace(a, unet=a.unet | {k: [v[0], v[-1]] for k, v in lists.items()})
 
 
 def build_pipeline(name: str, folder: Path, seed: int = 0, *, flat: bool = False) -> Any:

@@ -337,6 +337,7 @@ def test_c12_nothing_is_unpacked() -> None:
         "tools/tiny_training/art.py",
         "tools/tiny_training/hard_negatives.py",
         "tiny/sprites.py",
+        "server/archive.py",  # writes one
     }
     words = ("import zipfile", "from zipfile", "import tarfile", "unpack_archive")
     matches = {

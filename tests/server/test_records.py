@@ -125,6 +125,6 @@ def test_photos_are_taken_as_on_the_command_line(server: Served, tmp_path: Path)
         answer = c.post("/api/masks", files=files, data={"category": "cat"})
         assert answer.status_code == 422 and "is animated" in answer.text
     image, grey = (decode.decode(f.getvalue(), "image", Limits()) for f in (still, mask))
-    assert native_concepts._photo(0, image, None).mask is None
-    photo = native_concepts._photo(0, image, grey)
+    assert native_concepts._photo(0, image, None, "").mask is None
+    photo = native_concepts._photo(0, image, grey, "")
     assert photo.mask is not None and photo.mask.mean() == 0.5 and photo.mask.max() == 1

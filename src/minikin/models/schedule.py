@@ -10,11 +10,12 @@ schedulers, which are built from the same configuration (`generation.schedulers`
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from minikin.errors import BadRecipe
+
+if TYPE_CHECKING:  # the server's gateway asks here what a base is, without PyTorch
+    from torch import Tensor
 
 
 class NoiseSchedule:
