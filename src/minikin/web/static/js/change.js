@@ -73,7 +73,7 @@ export async function run() {
     mask = size.value && await maskOf(drawn.value, size.value);
   } catch (e) { return work.say(e.message); }
   if (job === "inpaint" && !mask && !extend) {
-    return work.say("All that was drawn is erased. Draw over what is to change, or clear it to refine.");
+    return work.say("The mask is empty. Draw over what is to change, or clear it to refine the whole.");
   }
   const options = job === "refine" ? {size: newSize}
     : {mask: mask && await base64(mask), extend, feather: number(feather), only_masked: onlyMasked};
