@@ -77,7 +77,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     }
     skipped = ", ".join(name for name, gone in missing.items() if gone) or "nothing"
     reporter.write_line(
-        "The whole suite takes 20 to 25 minutes on two cores with -n 2, as `make test` runs it."
+        "The whole suite takes about 14 minutes on two cores with -n 2, as `make test` runs it."
     )
     reporter.write_line(
         f"Skipped here: {skipped}. Soak, controls and numeric have `make` targets of their own."
