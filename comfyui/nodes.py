@@ -20,7 +20,7 @@ ABOUT = {
 }
 HELP = {
     "file": "A concept file in models/minikin.",
-    "strength": "Likeness against prompt: 0 is the plain category, 1 as taught, up to 2.",
+    "strength": "Subject fidelity against prompt fidelity: 0 is the plain category, 1 as taught, up to 2.",
     "start": "Share of the timesteps before which the plain category is painted; later follows it more.",
     "end": "Share of the timesteps after which the plain category is painted.",
     "region": "Where in the image the concept may appear.",
